@@ -1,0 +1,1 @@
+"""Config-driven experiments with recurrent language models."""
