@@ -1,0 +1,267 @@
+"""Documents to lanes to windows: which token stands at which position of which batch.
+
+A lane is a queue of documents read end to end; a window is the next `bptt` positions of
+every lane. What differs between the protocols is where a lane is reset:
+
+- `document`: before every document, `sentence`: before every line. A unit (document or line)
+  of n tokens takes n + 1 positions: a reset position, then inputs `[<eos>, x_1 .. x_{n-1}]`
+  with targets `[x_1 .. x_n]`.
+- `stream`: never. The text is cut into `num_lanes` contiguous pieces of (almost) equal length;
+  the first input of a piece is the token before it.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from lmkit.store import TokenStore
+
+Protocol = Literal["document", "sentence", "stream"]
+PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
+
+Integers = npt.NDArray[np.int64]
+
+
+class Window(NamedTuple):
+    """One batch; every tensor is (batch, time).
+
+    tokens, targets: int64 ids. resets: bool, the state is zero after this position.
+    mask: bool, the target counts. weight: float32, the factor of a position's nll in the loss.
+    index: place of the window in its epoch; at 0 every lane starts from the zero state.
+    """
+
+    tokens: Tensor
+    targets: Tensor
+    resets: Tensor
+    mask: Tensor
+    weight: Tensor
+    index: int
+
+
+@dataclass(frozen=True)
+class Lanes:
+    """The reading order of one epoch; lane l reads units `lane_units[l]:lane_units[l + 1]`.
+
+    unit_starts, unit_lengths: first token and number of tokens of each unit, in reading order.
+    lead: positions before the first token of a unit, 1 where units are reset, else 0.
+    """
+
+    unit_starts: Integers
+    unit_lengths: Integers
+    lane_units: Integers
+    lead: int
+
+    @property
+    def num_lanes(self) -> int:
+        return len(self.lane_units) - 1
+
+    @property
+    def unit_ends(self) -> Integers:
+        """Where each unit ends when the lanes are laid end to end, in positions."""
+        return np.cumsum(self.unit_lengths + self.lead)
+
+    @property
+    def lane_starts(self) -> Integers:
+        """Where each lane starts when the lanes are laid end to end, and where the last ends."""
+        return np.concatenate([[0], self.unit_ends])[self.lane_units]
+
+    @property
+    def lengths(self) -> Integers:
+        """Positions of each lane."""
+        return np.diff(self.lane_starts)
+
+    @property
+    def efficiency(self) -> float:
+        """Share of all positions, up to the end of the longest lane, that are real targets."""
+        return float(self.unit_lengths.sum() / (self.num_lanes * self.lengths.max()))
+
+    def num_targets(self, bptt: int) -> Integers:
+        """Real targets of each window of `bptt` positions."""
+        lengths = self.lengths
+        windows = np.arange(-(-int(lengths.max()) // bptt))
+        # Lanes still running at a position, summed over the window, less its reset positions.
+        ended = np.sort(lengths)
+        filled = np.concatenate([[0], np.cumsum(ended)])
+        edges = np.append(windows, len(windows)) * bptt
+        shorter = np.searchsorted(ended, edges)
+        read = filled[shorter] + (self.num_lanes - shorter) * edges
+        counts = np.diff(read)
+        if self.lead:
+            lane_of_unit = np.repeat(np.arange(self.num_lanes), np.diff(self.lane_units))
+            begins = self.unit_ends - self.unit_lengths - self.lead
+            counts -= np.bincount(
+                (begins - self.lane_starts[lane_of_unit]) // bptt, minlength=len(windows)
+            )
+        return counts
+
+
+def plan_lanes(
+    ends: npt.ArrayLike, num_lanes: int, rng: np.random.Generator | None = None
+) -> Lanes:
+    """Put units into lanes, longest first into the emptiest lane, then shuffle each lane.
+
+    ends: exclusive token end of each unit. Without `rng` the order in a lane is that of the
+    text and the lanes are sorted by length, longest first. The lengths of the lanes, and so
+    the number of windows, do not depend on `rng`.
+    """
+    ends = np.asarray(ends, dtype=np.int64)
+    lengths = np.diff(ends, prepend=0)
+    ties = np.arange(len(lengths)) if rng is None else rng.permutation(len(lengths))
+    longest_first = np.lexsort((ties, -lengths))
+    lane_of_unit = np.empty(len(lengths), dtype=np.int64)
+    filled = [(0, lane) for lane in range(num_lanes)]
+    for unit, length in zip(
+        longest_first.tolist(), lengths[longest_first].tolist(), strict=True
+    ):
+        load, lane = filled[0]
+        lane_of_unit[unit] = lane
+        heapq.heapreplace(filled, (load + length + 1, lane))
+    if rng is None:
+        place = np.empty(num_lanes, dtype=np.int64)
+        place[[lane for _, lane in sorted(filled, key=lambda lane: -lane[0])]] = np.arange(num_lanes)
+        lane_of_unit = place[lane_of_unit]
+        order = np.argsort(lane_of_unit, kind="stable")
+    else:
+        order = np.lexsort((rng.permutation(len(lengths)), lane_of_unit))
+    lane_units = np.searchsorted(lane_of_unit[order], np.arange(num_lanes + 1))
+    return Lanes((ends - lengths)[order], lengths[order], lane_units, lead=1)
+
+
+def cut_stream(num_tokens: int, num_lanes: int) -> Lanes:
+    """Cut the text into contiguous lanes whose lengths differ by at most one, longest first."""
+    bounds = np.append(0, np.cumsum((num_tokens + np.arange(num_lanes)[::-1]) // num_lanes))
+    return Lanes(bounds[:-1], np.diff(bounds), np.arange(num_lanes + 1), lead=0)
+
+
+class WindowLoader:
+    """Iterates over the windows of one split, this process's rows of them; resumes exactly.
+
+    A training loader keeps all rows to the end and shuffles by (seed, epoch); an evaluation
+    loader keeps the order and drops the rows that have ended. Every pass is the next epoch,
+    except the first after `load_state_dict`, which goes on where the state was taken.
+    """
+
+    def __init__(
+        self,
+        store: TokenStore,
+        *,
+        eos_id: int,
+        protocol: Protocol,
+        num_lanes: int,
+        bptt: int,
+        seed: int | None,
+        rank: int = 0,
+        world_size: int = 1,
+        accumulate: int = 1,
+    ) -> None:
+        """`seed` None makes an evaluation loader; `accumulate` windows share one update."""
+        self.store = store
+        self.eos_id = eos_id
+        self.protocol = protocol
+        self.num_lanes = num_lanes
+        self.bptt = bptt
+        self.seed = seed
+        self.rows = slice(rank, None, world_size)
+        if seed is not None:
+            share = num_lanes // world_size
+            self.rows = slice(rank * share, (rank + 1) * share)
+        self.accumulate = accumulate
+        self.world_size = world_size
+        lanes = self.lanes(0)
+        self.efficiency = lanes.efficiency
+        read = lanes.lengths.max() if seed is not None else lanes.lengths[self.rows].max(initial=0)
+        self._num_windows = -(-int(read) // bptt)
+        self.epoch = -1  # read to its end, so that the first pass is epoch 0
+        self.position = self._num_windows
+        self._resumed = False
+
+    def __len__(self) -> int:
+        return self._num_windows
+
+    def lanes(self, epoch: int) -> Lanes:
+        """The lanes of an epoch over all processes: a pure function of (seed, epoch)."""
+        if self.protocol == "stream":
+            return cut_stream(self.store.num_tokens, self.num_lanes)
+        ends = self.store.document_ends if self.protocol == "document" else self.store.line_ends
+        rng = None if self.seed is None else np.random.default_rng([self.seed, epoch])
+        return plan_lanes(ends, self.num_lanes, rng)
+
+    def __iter__(self) -> Iterator[Window]:
+        # Lightning may call iter() without ever asking for an item: as a generator, nothing
+        # here happens before the first one.
+        if not self._resumed or self.position >= len(self):
+            self.epoch += 1
+            self.position = 0
+        self._resumed = False
+        reader = _Reader(self, self.lanes(self.epoch))
+        while self.position < len(self):
+            window = reader.window(self.position)
+            self.position += 1
+            yield window
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the pass stands: windows already handed out, and the epoch."""
+        return {"epoch": self.epoch, "position": self.position}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.epoch = state["epoch"]
+        self.position = state["position"]
+        self._resumed = True
+
+
+class _Reader:
+    """Gathers the windows of one epoch out of the token map."""
+
+    def __init__(self, loader: WindowLoader, lanes: Lanes) -> None:
+        self.bptt = loader.bptt
+        self.eos_id = loader.eos_id
+        self.tokens = np.asarray(loader.store.tokens)
+        self.lead = lanes.lead
+        self.unit_ends = lanes.unit_ends
+        # Token index minus position, for every position of a unit.
+        self.shift = lanes.unit_starts + lanes.unit_lengths - self.unit_ends
+        self.unit_starts = lanes.unit_starts
+        self.lane_starts = lanes.lane_starts[:-1][loader.rows]
+        self.lengths = lanes.lengths[loader.rows]
+        self.drop_ended = loader.seed is None
+        self.longest = int((self.lengths if self.drop_ended else lanes.lengths).max(initial=0))
+        counts = lanes.num_targets(self.bptt)
+        groups = np.arange(len(counts)) // loader.accumulate
+        self.normaliser = np.bincount(groups, counts)[groups]
+        # Lightning divides by `accumulate`, DDP by the number of processes.
+        self.scale = loader.accumulate * loader.world_size
+
+    def window(self, index: int) -> Window:
+        begin = index * self.bptt
+        rows = int((self.lengths > begin).sum()) if self.drop_ended else len(self.lengths)
+        time = min(self.bptt, self.longest - begin)
+        lengths = self.lengths[:rows, None]
+        place = np.arange(begin, begin + time)[None, :]  # (1, time)
+        inside = place < lengths  # (rows, time)
+        position = self.lane_starts[:rows, None] + np.minimum(place, np.maximum(lengths - 1, 0))
+        unit = np.searchsorted(self.unit_ends, position, side="right")
+        unit = np.minimum(unit, len(self.unit_ends) - 1)  # the empty lanes at the end
+        token = position + self.shift[unit]
+        first = token - self.unit_starts[unit]  # place in the unit; -1 at a reset position
+        resets = inside & (first < 0)
+        mask = inside & (first >= 0)
+        fresh = first <= 0 if self.lead else token == 0
+        targets = np.where(mask, self.tokens.take(token, mode="clip"), self.eos_id)
+        tokens = np.where(mask & ~fresh, self.tokens.take(token - 1, mode="clip"), self.eos_id)
+        weight = mask * (self.scale / max(self.normaliser[index], 1))
+        return Window(
+            torch.from_numpy(tokens.astype(np.int64)),
+            torch.from_numpy(targets.astype(np.int64)),
+            torch.from_numpy(resets),
+            torch.from_numpy(mask),
+            torch.from_numpy(weight.astype(np.float32)),
+            index,
+        )
