@@ -1,0 +1,250 @@
+"""The language models: tokens, resets and state to hidden vectors and the next state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lmkit.recurrent import (
+    ElmanLayer,
+    GRULayer,
+    LSTMLayer,
+    Nonlinearity,
+    RecurrentInit,
+    RecurrentLayer,
+    State,
+)
+
+States = tuple[State, ...]
+
+
+def detached(states: States) -> States:
+    """The same state, cut from the graph: where truncated BPTT truncates."""
+    return tuple(tuple(tensor.detach() for tensor in layer) for layer in states)
+
+
+class LanguageModel(nn.Module):
+    """What the head and the task know of a model.
+
+    `embedding` is the look-up E of shape (vocabulary_size, embedding_size); with `tie_weights`
+    the head uses it as its matrix too (Press and Wolf 2017; Inan et al. 2017).
+    """
+
+    def __init__(
+        self,
+        vocabulary_size: int,
+        embedding_size: int,
+        hidden_size: int,
+        tie_weights: bool,
+        init_range: float,
+    ) -> None:
+        super().__init__()
+        self.vocabulary_size = vocabulary_size
+        self.hidden_size = hidden_size
+        self.tie_weights = tie_weights
+        self.init_range = init_range
+        self.embedding = nn.Embedding(vocabulary_size, embedding_size)
+        nn.init.uniform_(self.embedding.weight, -init_range, init_range)
+
+    @staticmethod
+    def check(**config: Any) -> list[str]:
+        """Mistakes that only the values together show."""
+        if config["tie_weights"] and config["hidden_size"] != config["embedding_size"]:
+            return [
+                f"model.hidden_size={config['hidden_size']} but model.embedding_size="
+                f"{config['embedding_size']}: tied weights need them equal; set "
+                "model.tie_weights=false or make them equal"
+            ]
+        return []
+
+    def initial_state(self, num_lanes: int) -> States:
+        """The zero state h_0: a tuple per layer of tensors whose dimension 0 is the lane."""
+        raise NotImplementedError
+
+    def forward(self, tokens: Tensor, resets: Tensor, state: States) -> tuple[Tensor, States]:
+        """tokens int64 and resets bool, both (batch, time) -> hidden (batch, time, hidden_size)
+        and the state after the last position."""
+        raise NotImplementedError
+
+
+class Recurrent(LanguageModel):
+    """Embedding, a stack of recurrent layers, dropout on every connection that is not
+    recurrent (Zaremba et al. 2014).
+
+    `embedding_dropout` and `output_dropout` are `dropout` unless given. `init_range` bounds
+    the uniform start of embedding and head, `recurrent_init` is that of the layers.
+    """
+
+    layer: type[RecurrentLayer]
+
+    def __init__(
+        self,
+        vocabulary_size: int,
+        *,
+        embedding_size: int = 200,
+        hidden_size: int = 200,
+        num_layers: int = 2,
+        dropout: float = 0.0,
+        embedding_dropout: float | None = None,
+        output_dropout: float | None = None,
+        tie_weights: bool = False,
+        init_range: float = 0.1,
+        recurrent_init: RecurrentInit = "uniform",
+    ) -> None:
+        super().__init__(vocabulary_size, embedding_size, hidden_size, tie_weights, init_range)
+        self.dropout = dropout
+        self.embedding_dropout = dropout if embedding_dropout is None else embedding_dropout
+        self.output_dropout = dropout if output_dropout is None else output_dropout
+        self.layers = nn.ModuleList(
+            self.layer(hidden_size if index else embedding_size, hidden_size, recurrent_init)
+            for index in range(num_layers)
+        )
+
+    def initial_state(self, num_lanes: int) -> States:
+        return tuple(layer.initial_state(num_lanes) for layer in self.layers)
+
+    def forward(self, tokens: Tensor, resets: Tensor, state: States) -> tuple[Tensor, States]:
+        hidden = F.dropout(self.embedding(tokens), self.embedding_dropout, self.training)
+        states = []
+        for index, layer in enumerate(self.layers):
+            if index:
+                hidden = F.dropout(hidden, self.dropout, self.training)
+            hidden, layer_state = layer(hidden, resets, state[index])
+            states.append(layer_state)
+        return F.dropout(hidden, self.output_dropout, self.training), tuple(states)
+
+
+class GRU(Recurrent):
+    """Gated recurrent units (Cho et al. 2014)."""
+
+    layer = GRULayer
+
+
+class LSTM(Recurrent):
+    """Long short-term memory; `forget_gate_bias`, when given, is the bias of every forget gate
+    at the start (Gers et al. 2000; Jozefowicz et al. 2015 use 1)."""
+
+    layer = LSTMLayer
+
+    def __init__(
+        self,
+        vocabulary_size: int,
+        *,
+        embedding_size: int = 200,
+        hidden_size: int = 200,
+        num_layers: int = 2,
+        dropout: float = 0.0,
+        embedding_dropout: float | None = None,
+        output_dropout: float | None = None,
+        tie_weights: bool = False,
+        init_range: float = 0.1,
+        recurrent_init: RecurrentInit = "uniform",
+        forget_gate_bias: float | None = None,
+    ) -> None:
+        super().__init__(
+            vocabulary_size,
+            embedding_size=embedding_size,
+            hidden_size=hidden_size,
+            num_layers=num_layers,
+            dropout=dropout,
+            embedding_dropout=embedding_dropout,
+            output_dropout=output_dropout,
+            tie_weights=tie_weights,
+            init_range=init_range,
+            recurrent_init=recurrent_init,
+        )
+        if forget_gate_bias is not None:
+            for layer in self.layers:
+                forget = slice(hidden_size, 2 * hidden_size)
+                nn.init.constant_(layer.bias_ih.data[forget], forget_gate_bias)
+                nn.init.zeros_(layer.bias_hh.data[forget])
+
+
+class Elman(Recurrent):
+    """The simple recurrent network of Elman 1990 with the chosen `nonlinearity`."""
+
+    layer = ElmanLayer
+
+    def __init__(
+        self,
+        vocabulary_size: int,
+        *,
+        embedding_size: int = 200,
+        hidden_size: int = 200,
+        num_layers: int = 2,
+        dropout: float = 0.0,
+        embedding_dropout: float | None = None,
+        output_dropout: float | None = None,
+        tie_weights: bool = False,
+        init_range: float = 0.1,
+        recurrent_init: RecurrentInit = "uniform",
+        nonlinearity: Nonlinearity = "tanh",
+    ) -> None:
+        super().__init__(
+            vocabulary_size,
+            embedding_size=embedding_size,
+            hidden_size=hidden_size,
+            num_layers=num_layers,
+            dropout=dropout,
+            embedding_dropout=embedding_dropout,
+            output_dropout=output_dropout,
+            tie_weights=tie_weights,
+            init_range=init_range,
+            recurrent_init=recurrent_init,
+        )
+        for layer in self.layers:
+            layer.nonlinearity = nonlinearity
+
+
+class Window(LanguageModel):
+    """A fixed window of the `context` previous words (Bengio et al. 2003, equation 1, without
+    the direct connections): hidden = tanh(H [e_{t-n+1}; ..; e_t] + d).
+
+    What lies before the start of a document is the zero vector. The state is the last
+    `context` - 1 tokens, -1 where there is none.
+    """
+
+    def __init__(
+        self,
+        vocabulary_size: int,
+        *,
+        context: int = 5,
+        embedding_size: int = 200,
+        hidden_size: int = 200,
+        dropout: float = 0.0,
+        tie_weights: bool = False,
+        init_range: float = 0.1,
+    ) -> None:
+        super().__init__(vocabulary_size, embedding_size, hidden_size, tie_weights, init_range)
+        self.context = context
+        self.dropout = dropout
+        self.projection = nn.Linear(context * embedding_size, hidden_size)
+
+    def initial_state(self, num_lanes: int) -> States:
+        device = self.embedding.weight.device
+        return ((torch.full((num_lanes, self.context - 1), -1, device=device),),)
+
+    def forward(self, tokens: Tensor, resets: Tensor, state: States) -> tuple[Tensor, States]:
+        ((past,),) = state
+        time = tokens.shape[1]
+        # A reset position holds no word, and hides every word before it.
+        words = torch.cat([past, tokens.masked_fill(resets, -1)], dim=1)
+        offset = past.shape[1]
+        place = torch.arange(words.shape[1], device=words.device)
+        reset_at = F.pad(resets, (offset, 0)) * place
+        last_reset = reset_at.cummax(dim=1).values  # (batch, context - 1 + time)
+        embedded = self.embedding(words.clamp_min(0))
+        embedded = F.dropout(embedded, self.dropout, self.training)
+        slots = []
+        for back in range(self.context - 1, -1, -1):
+            begin = offset - back
+            word = words[:, begin : begin + time]
+            hidden_by_reset = place[begin : begin + time] < last_reset[:, offset:]
+            absent = (word < 0) | hidden_by_reset
+            slots.append(embedded[:, begin : begin + time].masked_fill(absent[..., None], 0.0))
+        hidden = torch.tanh(self.projection(torch.cat(slots, dim=-1)))
+        kept = words[:, time:].masked_fill(place[time:] < last_reset[:, -1:], -1)
+        return F.dropout(hidden, self.dropout, self.training), ((kept,),)

@@ -1,0 +1,118 @@
+"""The fused loss against plain PyTorch, forward and backward."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lmkit.head import FullSoftmax
+
+
+def plain_loss(head, hidden, targets, weight):
+    logits = F.linear(hidden, head.weight, head.bias)
+    nll = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+    return (nll * weight.flatten()).sum()
+
+
+def case(vocabulary=37, size=10, batch=3, time=7, **kwargs):
+    torch.manual_seed(0)
+    head = FullSoftmax(size, vocabulary, **kwargs)
+    if head.bias is not None:
+        nn.init.normal_(head.bias)
+    hidden = torch.randn(batch, time, size, requires_grad=True)
+    targets = torch.randint(vocabulary, (batch, time))
+    weight = torch.rand(batch, time) * (torch.rand(batch, time) > 0.3)
+    return head, hidden, targets, weight
+
+
+def gradients(loss, head, hidden):
+    inputs = [hidden, *head.parameters()]
+    return torch.autograd.grad(loss, inputs)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 4, 21, 100, None])
+@pytest.mark.parametrize("bias", [True, False])
+def test_fused_equals_plain(chunk_size, bias):
+    head, hidden, targets, weight = case(chunk_size=chunk_size, bias=bias)
+    fused, plain = (
+        f(*args)
+        for f, args in (
+            (head.loss, (hidden, targets, weight)),
+            (plain_loss, (head, hidden, targets, weight)),
+        )
+    )
+    torch.testing.assert_close(fused, plain)
+    for one, other in zip(
+        gradients(3 * fused, head, hidden), gradients(3 * plain, head, hidden), strict=True
+    ):
+        torch.testing.assert_close(one, other)
+
+
+def test_bf16_stays_near_fp32():
+    head, hidden, targets, weight = case(size=64)
+    exact = head.loss(hidden, targets, weight)
+    expected = gradients(exact, head, hidden)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        fused = head.loss(hidden, targets, weight)
+    torch.testing.assert_close(fused, exact, rtol=1e-2, atol=1e-2)
+    for one, other in zip(gradients(fused, head, hidden), expected, strict=True):
+        assert one.dtype == other.dtype
+        assert F.cosine_similarity(one.flatten(), other.flatten(), dim=0) > 0.999
+
+
+def test_nll_and_log_prob_agree_with_the_loss():
+    head, hidden, targets, weight = case(chunk_size=4)
+    nll = head.nll(hidden, targets)
+    torch.testing.assert_close((nll * weight).sum(), head.loss(hidden, targets, weight))
+    chunks = list(head.log_prob(hidden))
+    assert max(map(len, chunks)) == 4
+    log_prob = torch.cat(chunks)
+    torch.testing.assert_close(log_prob.exp().sum(1), torch.ones(targets.numel()))
+    torch.testing.assert_close(-log_prob.gather(1, targets.flatten()[:, None])[:, 0], nll.flatten())
+
+
+def test_masked_positions_are_never_read():
+    head, hidden, targets, weight = case()
+    spoilt = hidden.detach().clone()
+    spoilt[weight == 0] = 1e4
+    torch.testing.assert_close(
+        head.loss(hidden, targets, weight), head.loss(spoilt, targets, weight)
+    )
+
+
+def test_gradient_accumulation_and_retained_graphs():
+    head, hidden, targets, weight = case()
+    expected = gradients(plain_loss(head, hidden, targets, weight), head, hidden)
+    loss = head.loss(hidden, targets, weight)
+    loss.backward(retain_graph=True)
+    loss.backward()
+    torch.testing.assert_close(head.weight.grad, 2 * expected[1])
+    head.weight.grad.zero_()
+    loss = head.loss(hidden, targets, weight)
+    loss.backward(retain_graph=True)
+    head.weight.grad.mul_(100)  # as clipping does; what backward keeps must not be this tensor
+    head.weight.grad.zero_()
+    loss.backward()
+    torch.testing.assert_close(head.weight.grad, expected[1])
+
+
+def test_tied_weight_gets_both_gradients():
+    torch.manual_seed(0)
+    embedding = nn.Embedding(11, 6)
+    head = FullSoftmax(6, 11, weight=embedding.weight)
+    assert head.weight is embedding.weight
+    tokens, targets = torch.randint(11, (2, 2, 5))
+    weight = torch.rand(2, 5)
+    (fused,) = torch.autograd.grad(
+        head.loss(embedding(tokens).tanh(), targets, weight), [embedding.weight]
+    )
+    (plain,) = torch.autograd.grad(
+        plain_loss(head, embedding(tokens).tanh(), targets, weight), [embedding.weight]
+    )
+    torch.testing.assert_close(fused, plain)
+
+
+def test_differentiating_twice_is_refused():
+    head, hidden, targets, weight = case()
+    with pytest.raises(RuntimeError, match="has no second derivative"):
+        torch.autograd.grad(head.loss(hidden, targets, weight), [hidden], create_graph=True)

@@ -1,0 +1,190 @@
+"""The native kernels with resets against cells written as loops, and against lone documents."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lmkit.model import GRU, LSTM, Elman, Window, detached
+
+VOCABULARY = 13
+
+
+def build(kind, **kwargs):
+    torch.manual_seed(3)
+    sizes = {"embedding_size": 6, "hidden_size": 7, "init_range": 1.0, **kwargs}
+    if kind == "window":
+        return Window(VOCABULARY, context=4, **sizes)
+    sizes = {"num_layers": 2, **sizes}
+    if kind == "lstm":
+        return LSTM(VOCABULARY, **sizes)
+    if kind == "gru":
+        return GRU(VOCABULARY, **sizes)
+    return Elman(VOCABULARY, nonlinearity=kind, **sizes)
+
+
+KINDS = ["lstm", "gru", "tanh", "relu", "sigmoid", "window"]
+
+
+def slow_cell(kind, layer, x, state):
+    """One step of one layer as the formulas have it; x (input_size,)."""
+    gates = layer.weight_ih @ x + layer.bias_ih
+    h = state[0]
+    past = layer.weight_hh @ h + layer.bias_hh
+    if kind == "lstm":
+        i, f, g, o = (gates + past).chunk(4)
+        c = f.sigmoid() * state[1] + i.sigmoid() * g.tanh()
+        return (o.sigmoid() * c.tanh(), c)
+    if kind == "gru":
+        (r, z, n), (pr, pz, pn) = gates.chunk(3), past.chunk(3)
+        z = (z + pz).sigmoid()
+        n = (n + (r + pr).sigmoid() * pn).tanh()
+        return ((1 - z) * n + z * h,)
+    return (getattr(torch, kind)(gates + past),)
+
+
+def slow_hidden(kind, model, document):
+    """Hidden vectors (n, hidden) of one document of inputs from the zero state, by loops."""
+    if kind == "window":
+        embedded = [model.embedding.weight[token] for token in document]
+        padding = [torch.zeros_like(embedded[0])] * (model.context - 1)
+        padded = padding + embedded
+        return torch.stack(
+            [
+                torch.tanh(model.projection(torch.cat(padded[t : t + model.context])))
+                for t in range(len(document))
+            ]
+        )
+    inputs = [model.embedding.weight[token] for token in document]
+    for layer in model.layers:
+        state = tuple(torch.zeros(layer.hidden_size) for _ in range(layer.num_states))
+        outputs = []
+        for x in inputs:
+            state = slow_cell(kind, layer, x, state)
+            outputs.append(state[0])
+        inputs = outputs
+    return torch.stack(inputs)
+
+
+def laid_out(documents, num_lanes):
+    """Documents dealt into lanes, a reset position before each: tokens, resets, places."""
+    lanes = [[] for _ in range(num_lanes)]
+    for index, document in enumerate(documents):
+        lane = lanes[index % num_lanes]
+        lane.append((0, True, None))
+        lane.extend((token, False, (index, t)) for t, token in enumerate(document))
+    time = max(map(len, lanes))
+    lanes = [lane + [(5, False, None)] * (time - len(lane)) for lane in lanes]
+    tokens = torch.tensor([[item[0] for item in lane] for lane in lanes])
+    resets = torch.tensor([[item[1] for item in lane] for lane in lanes])
+    return tokens, resets, [[item[2] for item in lane] for lane in lanes]
+
+
+def run_in_windows(model, tokens, resets, bptt):
+    state, parts = model.initial_state(len(tokens)), []
+    for begin in range(0, tokens.shape[1], bptt):
+        window = slice(begin, begin + bptt)
+        hidden, state = model(tokens[:, window], resets[:, window], state)
+        state = detached(state)
+        parts.append(hidden)
+    return torch.cat(parts, dim=1)
+
+
+document_lists = st.lists(
+    st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=8), min_size=1, max_size=6
+)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(document_lists, st.integers(1, 3), st.integers(1, 9))
+@settings(max_examples=25)
+def test_hidden_is_that_of_the_document_alone(kind, documents, num_lanes, bptt):
+    model = build(kind)
+    tokens, resets, places = laid_out(documents, num_lanes)
+    with torch.no_grad():
+        hidden = run_in_windows(model, tokens, resets, bptt)
+        alone = [slow_hidden(kind, model, document) for document in documents]
+    for lane, row in enumerate(places):
+        for t, place in enumerate(row):
+            if place is not None:
+                expected = alone[place[0]][place[1]]
+                torch.testing.assert_close(hidden[lane, t], expected, atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_are_those_of_the_loops(kind):
+    model = build(kind)
+    documents = [[1, 2, 3, 4], [5, 6], [7, 8, 9, 1, 2], [3]]
+    tokens, resets, places = laid_out(documents, 2)
+    cotangents = [torch.randn(len(d), model.hidden_size) for d in documents]
+    hidden, _ = model(tokens, resets, model.initial_state(2))
+    sum(
+        (hidden[lane, t] * cotangents[place[0]][place[1]]).sum()
+        for lane, row in enumerate(places)
+        for t, place in enumerate(row)
+        if place is not None
+    ).backward()
+    fast = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    sum(
+        (slow_hidden(kind, model, d) * c).sum() for d, c in zip(documents, cotangents, strict=True)
+    ).backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(fast[name], parameter.grad, atol=2e-5, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nothing_leaks_across_a_reset(kind, dtype):
+    """Other tokens before the reset: not one bit after it changes; the gradient is exactly 0."""
+    model = build(kind)
+    tokens, resets, _ = laid_out([[1, 2, 3, 4, 5], [6, 7, 8]], 1)
+    other = tokens.clone()
+    other[0, 1:6] = torch.tensor([9, 10, 11, 12, 1])
+    with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
+        first, _ = model(tokens, resets, model.initial_state(1))
+        second, _ = model(other, resets, model.initial_state(1))
+        assert torch.equal(first[:, 7:], second[:, 7:])
+        assert not torch.equal(first[:, 1:6], second[:, 1:6])
+        model.zero_grad()
+        first[:, 7:].float().square().sum().backward()
+    rows = model.embedding.weight.grad.abs().sum(1)
+    assert (rows[1:6] == 0).all()
+    assert (rows[6:8] > 0).all()
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru", "relu", "sigmoid"])
+def test_the_state_of_a_reset_is_exactly_zero(kind):
+    model = build(kind)
+    tokens, resets, _ = laid_out([[1, 2, 3], [4, 5, 6]], 1)
+    _, state = model(tokens[:, :5], resets[:, :5], model.initial_state(1))
+    assert all(bool((s == 0).all()) for layer in state for s in layer)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_constants_of_the_reset_are_no_parameters(kind):
+    model = build(kind)
+    assert set(model.state_dict()) == {name for name, _ in model.named_parameters()}
+    if kind == "lstm":
+        layers = 4 * 7 * (6 + 7 + 2) + 4 * 7 * (7 + 7 + 2)
+        assert sum(p.numel() for p in model.parameters()) == VOCABULARY * 6 + layers
+
+
+def test_forget_gate_bias_and_initialisers():
+    model = build("lstm", forget_gate_bias=1.0)
+    for layer in model.layers:
+        assert (layer.bias_ih + layer.bias_hh)[7:14].tolist() == [1.0] * 7
+    block = build("lstm", recurrent_init="orthogonal").layers[0].weight_hh.chunk(4)[2]
+    torch.testing.assert_close(block @ block.T, torch.eye(7))
+
+
+def test_dropout_is_zero_in_evaluation_and_on_every_connection_in_training():
+    for kind in KINDS:
+        model = build(kind, dropout=0.5)
+        tokens, resets, _ = laid_out([[1, 2, 3, 4]], 1)
+        model.eval()
+        a, b = (model(tokens, resets, model.initial_state(1))[0] for _ in range(2))
+        assert torch.equal(a, b)
+        model.train()
+        a, b = (model(tokens, resets, model.initial_state(1))[0] for _ in range(2))
+        assert not torch.equal(a, b)
