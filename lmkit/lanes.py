@@ -36,6 +36,7 @@ class Window(NamedTuple):
     tokens, targets: int64 ids. resets: bool, the state is zero after this position.
     mask: bool, the target counts. weight: float32, the factor of a position's nll in the loss.
     index: place of the window in its epoch; at 0 every lane starts from the zero state.
+    num_targets: targets that count in the rows of all processes.
     """
 
     tokens: Tensor
@@ -44,6 +45,7 @@ class Window(NamedTuple):
     mask: Tensor
     weight: Tensor
     index: int
+    num_targets: int
 
 
 @dataclass(frozen=True)
@@ -118,15 +120,15 @@ def plan_lanes(
     longest_first = np.lexsort((ties, -lengths))
     lane_of_unit = np.empty(len(lengths), dtype=np.int64)
     filled = [(0, lane) for lane in range(num_lanes)]
-    for unit, length in zip(
-        longest_first.tolist(), lengths[longest_first].tolist(), strict=True
-    ):
+    for unit, length in zip(longest_first.tolist(), lengths[longest_first].tolist(), strict=True):
         load, lane = filled[0]
         lane_of_unit[unit] = lane
         heapq.heapreplace(filled, (load + length + 1, lane))
     if rng is None:
         place = np.empty(num_lanes, dtype=np.int64)
-        place[[lane for _, lane in sorted(filled, key=lambda lane: -lane[0])]] = np.arange(num_lanes)
+        place[[lane for _, lane in sorted(filled, key=lambda lane: -lane[0])]] = np.arange(
+            num_lanes
+        )
         lane_of_unit = place[lane_of_unit]
         order = np.argsort(lane_of_unit, kind="stable")
     else:
@@ -233,9 +235,9 @@ class _Reader:
         self.lengths = lanes.lengths[loader.rows]
         self.drop_ended = loader.seed is None
         self.longest = int((self.lengths if self.drop_ended else lanes.lengths).max(initial=0))
-        counts = lanes.num_targets(self.bptt)
-        groups = np.arange(len(counts)) // loader.accumulate
-        self.normaliser = np.bincount(groups, counts)[groups]
+        self.num_targets = lanes.num_targets(self.bptt)
+        updates = np.arange(len(self.num_targets)) // loader.accumulate
+        self.targets_of_update = np.bincount(updates, self.num_targets)[updates]
         # Lightning divides by `accumulate`, DDP by the number of processes.
         self.scale = loader.accumulate * loader.world_size
 
@@ -256,7 +258,7 @@ class _Reader:
         fresh = first <= 0 if self.lead else token == 0
         targets = np.where(mask, self.tokens.take(token, mode="clip"), self.eos_id)
         tokens = np.where(mask & ~fresh, self.tokens.take(token - 1, mode="clip"), self.eos_id)
-        weight = mask * (self.scale / max(self.normaliser[index], 1))
+        weight = mask * (self.scale / max(self.targets_of_update[index], 1))
         return Window(
             torch.from_numpy(tokens.astype(np.int64)),
             torch.from_numpy(targets.astype(np.int64)),
@@ -264,4 +266,5 @@ class _Reader:
             torch.from_numpy(mask),
             torch.from_numpy(weight.astype(np.float32)),
             index,
+            int(self.num_targets[index]),
         )

@@ -27,9 +27,9 @@ class Text:
         self.line_ends = np.cumsum([n for lines in self.documents for n in lines]).astype(np.uint64)
 
 
-texts = st.lists(
-    st.lists(st.integers(1, 9), min_size=1, max_size=4), min_size=1, max_size=12
-).map(Text)
+texts = st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=4), min_size=1, max_size=12).map(
+    Text
+)
 layouts = st.fixed_dictionaries(
     {
         "protocol": st.sampled_from(PROTOCOLS),
@@ -130,6 +130,7 @@ def test_weights_make_the_mean_over_the_tokens_of_an_update(text, layout, accumu
 def test_counting_targets_needs_no_reading(text, layout):
     windows = loader(text, **layout)
     counted = [int(w.mask.sum()) for w in windows]
+    assert [w.num_targets for w in windows] == counted
     lanes = windows.lanes(0)
     assert lanes.num_targets(layout["bptt"]).tolist() == counted
     assert sum(counted) / (lanes.num_lanes * lanes.lengths.max()) == pytest.approx(

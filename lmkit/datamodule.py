@@ -1,0 +1,128 @@
+"""Prepared stores to Lightning: one window loader per split."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+
+from lmkit.corpus import Source
+from lmkit.lanes import Protocol, WindowLoader
+from lmkit.store import Prepared, prepare
+from lmkit.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
+
+# Below this share of real targets a training batch is mostly padding.
+LOW_EFFICIENCY = 0.9
+
+
+class DataModule(pl.LightningDataModule):
+    """Windows of `batch_size` lanes by `bptt` positions, over all processes.
+
+    `eval_batch_size` and `eval_bptt` are those of training unless given: under `stream` the
+    number of lanes is part of the protocol, elsewhere both change speed alone.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        tokenizer: Tokenizer,
+        *,
+        cache: Path,
+        seed: int = 1,
+        trained: bool = False,
+        protocol: Protocol = "document",
+        batch_size: int = 20,
+        bptt: int = 35,
+        eval_batch_size: int | None = None,
+        eval_bptt: int | None = None,
+    ) -> None:
+        """`trained` says that the tokenizer is a run's own and must stay as it is."""
+        super().__init__()
+        self.source = source
+        self.untrained = tokenizer
+        self.cache = cache
+        self.seed = seed
+        self.trained = trained
+        self.protocol = protocol
+        self.batch_size = batch_size
+        self.bptt = bptt
+        self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
+        self.eval_bptt = bptt if eval_bptt is None else eval_bptt
+        self._prepared: Prepared | None = None
+
+    @staticmethod
+    def check(**config: Any) -> list[str]:
+        """Sizes that cannot be."""
+        return [
+            f"data.{key}={config[key]}: must be at least 1"
+            for key in ("batch_size", "bptt", "eval_batch_size", "eval_bptt")
+            if config.get(key) is not None and config[key] < 1
+        ]
+
+    @property
+    def prepared(self) -> Prepared:
+        """The stores and the tokenizer, made or found in the cache on first use."""
+        if self._prepared is None:
+            self._prepared = prepare(self.source, self.untrained, self.cache, trained=self.trained)
+        return self._prepared
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.prepared.tokenizer
+
+    def loader(
+        self, split: str, *, train: bool = False, accumulate: int = 1, **layout: Any
+    ) -> WindowLoader:
+        """Windows of a split; `layout` may give protocol, num_lanes, bptt, rank, world_size."""
+        defaults = {
+            "protocol": self.protocol,
+            "num_lanes": self.batch_size if train else self.eval_batch_size,
+            "bptt": self.bptt if train else self.eval_bptt,
+        }
+        return WindowLoader(
+            self.prepared.stores[split],
+            eos_id=self.tokenizer.eos_id,
+            seed=self.seed if train else None,
+            accumulate=accumulate,
+            **{**defaults, **layout},
+        )
+
+    def _rank(self) -> dict[str, int]:
+        trainer = self.trainer
+        return {"rank": trainer.global_rank, "world_size": trainer.world_size} if trainer else {}
+
+    def train_dataloader(self) -> WindowLoader:
+        accumulate = self.trainer.accumulate_grad_batches if self.trainer else 1
+        loader = self.loader("train", train=True, accumulate=accumulate, **self._rank())
+        if loader.efficiency < LOW_EFFICIENCY:
+            self._warn_of_padding(loader)
+        return loader
+
+    def val_dataloader(self) -> WindowLoader | list[WindowLoader]:
+        return self.loader("valid", **self._rank()) if "valid" in self.prepared.stores else []
+
+    def test_dataloader(self) -> WindowLoader | list[WindowLoader]:
+        return self.loader("test", **self._rank()) if "test" in self.prepared.stores else []
+
+    def _warn_of_padding(self, loader: WindowLoader) -> None:
+        store = loader.store
+        ends = store.document_ends if self.protocol == "document" else store.line_ends
+        lengths = np.diff(np.asarray(ends, dtype=np.int64), prepend=0)
+        longest = int(lengths.argmax())
+        name = f" ({store.document_id(longest)})" if self.protocol == "document" else ""
+        log.warning(
+            "only %.0f%% of the positions in a training epoch are real targets: %d %ss over "
+            "data.batch_size=%d lanes, the longest %s tokens%s; lower data.batch_size, or use "
+            "data.protocol=stream",
+            100 * loader.efficiency,
+            len(lengths),
+            self.protocol,
+            self.batch_size,
+            f"{lengths[longest]:,}",
+            name,
+        )

@@ -1,0 +1,176 @@
+"""The LightningModule: windows to losses, with the state carried from window to window."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.accelerators import MPSAccelerator
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from lmkit.head import Head
+from lmkit.lanes import Window
+from lmkit.metrics import TokenNLL, bits_per_byte, perplexity
+from lmkit.model import LanguageModel, States, detached
+from lmkit.optim import WarmupCosine, WarmupLinear
+
+MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
+MakeScheduler = Callable[[Optimizer, int], LRScheduler | None]
+
+
+class Task(pl.LightningModule):
+    """Truncated BPTT, one window a batch, under automatic optimisation.
+
+    The state of each stage lives outside the registered buffers (DDP would broadcast them),
+    detached, and starts from zero at window 0 of every pass. Training values are logged every
+    `trainer.log_every_n_steps` updates, over the tokens since the last time, and nothing
+    waits for the device in between.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        head: Head,
+        make_optimizer: MakeOptimizer,
+        make_scheduler: MakeScheduler = lambda optimizer, num_steps: None,
+        num_bytes: dict[str, int] | None = None,
+    ) -> None:
+        """num_bytes: UTF-8 bytes of the splits `val` and `test` when the tokenizer loses nothing
+        (bits per byte is logged for these)."""
+        super().__init__()
+        self.model = model
+        self.head = head
+        self.make_optimizer = make_optimizer
+        self.make_scheduler = make_scheduler
+        self.num_bytes = num_bytes or {}
+        self.tokens_seen = 0
+        self.metrics = nn.ModuleDict({"val": TokenNLL(), "test": TokenNLL()})
+        self._states: dict[str, States] = {}
+        # Since training values were last logged: this process's nll, all processes' targets.
+        self._nll_sum = torch.zeros(())
+        self._num_targets = 0
+        self._seconds = 0.0
+        self._started = 0.0
+
+    def setup(self, stage: str) -> None:
+        if isinstance(self.trainer.accelerator, MPSAccelerator):  # it has no float64
+            self.metrics = nn.ModuleDict({s: TokenNLL(torch.float32) for s in self.metrics})
+
+    def hidden(self, stage: str, window: Window) -> Tensor:
+        """Hidden vectors of a window, going on from the state of the stage's last one."""
+        num_lanes = len(window.tokens)
+        if window.index == 0:
+            self._states[stage] = self.model.initial_state(num_lanes)
+        # Evaluation drops the rows that have ended, always the last ones.
+        state = tuple(
+            tuple(tensor[:num_lanes] for tensor in layer) for layer in self._states[stage]
+        )
+        hidden, state = self.model(window.tokens, window.resets, state)
+        self._states[stage] = detached(state)
+        return hidden
+
+    def training_step(self, window: Window, batch_idx: int) -> Tensor:
+        loss = self.head.loss(self.hidden("train", window), window.targets, window.weight)
+        # `weight` is one number at every target, so this is the sum of their nll.
+        self._nll_sum = self._nll_sum.to(loss) + loss.detach() / window.weight.max().clamp_min(1e-9)
+        self._num_targets += window.num_targets
+        self.tokens_seen += window.num_targets
+        return loss
+
+    def on_train_batch_start(self, batch: Window, batch_idx: int) -> None:
+        self._started = self._started or time.perf_counter()
+
+    def on_train_batch_end(self, outputs: Any, batch: Window, batch_idx: int) -> None:
+        now = time.perf_counter()
+        self._seconds += now - self._started
+        self._started = now
+        trainer = self.trainer
+        if (batch_idx + 1) % trainer.accumulate_grad_batches and not trainer.is_last_batch:
+            return
+        if trainer.global_step % trainer.log_every_n_steps == 0:
+            values = self._values(trainer.strategy.reduce(self._nll_sum, reduce_op="sum"))
+            for logger in trainer.loggers:
+                logger.log_metrics(values, step=trainer.global_step)
+            self._nll_sum = torch.zeros_like(self._nll_sum)
+            self._num_targets = 0
+            self._seconds = 0.0
+
+    def running(self) -> dict[str, float]:
+        """Training values since the last logging, as this process sees them; waits for the
+        device, so not for every step."""
+        if not self._num_targets:
+            return {}
+        return self._values(self._nll_sum * self.trainer.world_size)
+
+    def _values(self, nll_sum: Tensor) -> dict[str, float]:
+        nll = float(nll_sum) / self._num_targets
+        return {
+            "train/nll": nll,
+            "train/perplexity": perplexity(nll),
+            "train/tokens_per_second": self._num_targets / max(self._seconds, 1e-9),
+            "lr": self.trainer.optimizers[0].param_groups[0]["lr"],
+        }
+
+    def on_validation_start(self) -> None:
+        self._started = 0.0  # training's clock stands still
+
+    def validation_step(self, window: Window, batch_idx: int) -> None:
+        self._evaluate("val", window)
+
+    def test_step(self, window: Window, batch_idx: int) -> None:
+        self._evaluate("test", window)
+
+    def on_validation_epoch_end(self) -> None:
+        self._report("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._report("test")
+
+    def _evaluate(self, stage: str, window: Window) -> None:
+        nll = self.head.nll(self.hidden(stage, window), window.targets)
+        self.metrics[stage].update(nll, window.mask)
+
+    def _report(self, stage: str) -> None:
+        nll_sum, num_tokens = self.metrics[stage].compute()
+        self.metrics[stage].reset()
+        nll = nll_sum / num_tokens if num_tokens else math.nan
+        values = {f"{stage}/nll": nll, f"{stage}/perplexity": perplexity(nll)}
+        if stage in self.num_bytes and getattr(self.trainer, f"limit_{stage}_batches") == 1.0:
+            values[f"{stage}/bits_per_byte"] = bits_per_byte(nll_sum, self.num_bytes[stage])
+        self.log_dict(values)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.make_optimizer(self.parameters())
+        scheduler = self.make_scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
+        if scheduler is None:
+            return optimizer
+        by_step = isinstance(scheduler, WarmupCosine | WarmupLinear)
+        config: dict[str, Any] = {
+            "scheduler": scheduler,
+            "interval": "step" if by_step else "epoch",
+        }
+        if isinstance(scheduler, ReduceLROnPlateau):
+            config["monitor"] = "val/nll"
+        return {"optimizer": optimizer, "lr_scheduler": config}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["lmkit_task"] = {
+            "state": self._states.get("train"),
+            "tokens_seen": self.tokens_seen,
+            "nll_sum": self._nll_sum,
+            "num_targets": self._num_targets,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        saved = checkpoint["lmkit_task"]
+        if saved["state"] is not None:
+            self._states["train"] = saved["state"]
+        self.tokens_seen = saved["tokens_seen"]
+        self._nll_sum = saved["nll_sum"]
+        self._num_targets = saved["num_targets"]
