@@ -157,10 +157,10 @@ def test_training_values_are_means_over_the_tokens_since_the_last_row(tmp_path):
     logger = Collected(tmp_path)
     trainer = make_trainer(max_epochs=1, logger=logger, log_every_n_steps=2)
     task = make_task(lr=0.0)
-    trainer.fit(task, loader(text), loader(text, seed=None))
+    trainer.fit(task, loader(text, bptt=3), loader(text, seed=None))
     twin = make_task(lr=0.0)
     expected, total, count = [], 0.0, 0
-    for window in loader(text):
+    for window in loader(text, bptt=3):
         with torch.no_grad():
             nll = twin.head.nll(twin.hidden("train", window), window.targets)
         total += float(nll[window.mask].sum())
