@@ -1,16 +1,16 @@
 """The sources of text: Python's own documents, files, datasets of the hub, the memory probe."""
 
-import importlib.util
 import itertools
 import platform
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from lmkit import probe_corpus, pydocs, readers
 from lmkit.errors import UserError
+from lmkit.hub import HuggingFace
 from lmkit.source import SPLITS, Document, Source
 
 __all__ = [
@@ -142,6 +142,7 @@ class Files(_Files):
     ) -> None:
         """`heading` is the pattern of the lines that open a document, with unit=heading."""
         self._cutter = readers.cutter(unit, heading)
+        self._finer = ("cut finer with data.unit",) if unit == "file" else ()
         super().__init__(
             {"train": path, "valid": valid_path, "test": test_path},
             {"unit": unit, "heading": heading},
@@ -150,10 +151,6 @@ class Files(_Files):
 
     def _records(self, file: Path) -> Iterator[tuple[int, str]]:
         return self._cutter(readers.text_lines(file))
-
-    def _remedy(self, split: str) -> str:
-        finer = "cut finer with data.unit, " if self._settings["unit"] == "file" else ""
-        return finer + super()._remedy(split)
 
 
 class Jsonl(_Files):
@@ -246,92 +243,6 @@ def _wikitext_file(directory: Path, split: str) -> str:
             f"data=wikitext needs one file for {split}"
         )
     return str(directory / found[0])
-
-
-class HuggingFace(Source):
-    """A dataset of the hub, or local files, through `datasets`; a document is a row.
-
-    Where rows are lines (`Salesforce/wikitext`), `heading` is the pattern of the rows that open
-    a document.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        *,
-        subset: str | None = None,
-        revision: str | None = None,
-        data_files: str | dict[str, str] | None = None,
-        column: str = "text",
-        heading: str | None = None,
-        valid_fraction: float = 0.1,
-        test_fraction: float = 0.1,
-    ) -> None:
-        """`name`, `subset`, `revision`, `data_files` go to `datasets.load_dataset`."""
-        if importlib.util.find_spec("datasets") is None:
-            raise UserError(
-                "data=huggingface needs the package `datasets`: pip install 'lmkit[huggingface]'"
-            )
-        if name == "text":
-            raise UserError(
-                "data.name=text: `datasets` makes each line, or all of a file, one document; "
-                "take data=files, which cuts by data.unit"
-            )
-        self._column = column
-        self._cutter = None if heading is None else readers.cutter("heading", heading)
-        self._request = {
-            **{"path": name, "name": subset, "revision": revision},
-            **{"data_files": data_files},
-        }
-        super().__init__(
-            f"data.name={name}",
-            {**self._request, "column": column, "heading": heading},
-            {"valid": valid_fraction, "test": test_fraction},
-        )
-
-    @cached_property
-    def _datasets(self) -> dict[str, Any]:
-        import datasets
-
-        try:
-            loaded = datasets.load_dataset(**self._request)
-        except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
-            raise UserError(f"{self._where}: `datasets` cannot load it: {error}") from error
-        found = {
-            readers.SPLIT_NAMES[name]: dataset
-            for name, dataset in loaded.items()
-            if name in readers.SPLIT_NAMES
-        }
-        for split, dataset in found.items():
-            if self._column not in dataset.column_names:
-                raise UserError(
-                    f"{self._where}, {split} has no column {self._column!r}: it has "
-                    f"{readers.listed(dataset.column_names)}; set data.column"
-                )
-        if "train" not in found:
-            raise UserError(
-                f"{self._where} has no split train: it has {readers.listed(list(loaded))}; "
-                "name files by split with data.data_files"
-            )
-        return found
-
-    def _own_splits(self) -> Iterable[str]:
-        return self._datasets
-
-    def _read(self, split: str) -> Iterator[Document]:
-        texts = self._texts(split)
-        rows: Iterator[tuple[int, str]] = enumerate(texts, 1)
-        if self._cutter is not None:
-            rows = self._cutter(text.removesuffix("\n") + "\n" for text in texts)
-        for number, text in rows:
-            yield Document(f"{split}:{number}", text)
-
-    def _texts(self, split: str) -> Iterator[str]:
-        rows = self._datasets[split].select_columns(self._column)
-        for number, row in enumerate(rows, 1):
-            yield readers.as_text(
-                row[self._column], f"{self._where}, {split}, row {number}, {self._column!r}"
-            )
 
 
 class MemoryProbe(Source):

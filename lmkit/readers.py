@@ -52,39 +52,43 @@ def find_files(path: str, key: str, suffixes: tuple[str, ...] = ()) -> dict[str,
     """
     if not path:
         raise UserError(f"{key} is empty: name a file, a directory or a glob")
-    literal = located(path)
-    if literal.is_file():
-        return {literal.name: literal}
-    if literal.is_dir():
-        base, found = literal, list(literal.rglob("*"))
-    elif literal.exists():
-        raise UserError(f"{key}={path} is neither a file nor a directory: save it to a file first")
-    elif glob.has_magic(path):
-        # Path.glob raises on patterns such as a**.
-        names = glob.glob(str(literal), recursive=True)  # noqa: PTH207
-        base, found, suffixes = Path(*_before_magic(literal)), [Path(name) for name in names], ()
-    else:
-        raise UserError(f"{key}={path} does not exist; {nearby(literal)}")
-    files = {}
-    for file in sorted(found):
-        parts = file.relative_to(base).parts
-        if (
-            not any(part.startswith(".") for part in parts)
-            and file.name.endswith(suffixes or "")
-            and file.is_file()
-        ):
-            files["/".join(parts)] = file
-    if not files:
-        expected = f" named *{', *'.join(suffixes)}" if suffixes else ""
-        raise UserError(f"{key}={path} names no files{expected}; {nearby(base / '*')}")
+    try:
+        base, rest, found = _expand(located(path))
+        if found is None:
+            raise UserError(f"{key}={path} does not exist; {nearby(base / rest)}")
+        named = {"/".join(file.relative_to(base).parts): file for file in sorted(found)}
+        files = {
+            name: file
+            for name, file in named.items()
+            if file.is_file() and (rest or _belongs(name, suffixes))
+        }
+        if not files:
+            expected = f" that end in {' or '.join(suffixes)}" if suffixes and not rest else ""
+            near = nearby(base / (rest or "*"))
+            raise UserError(f"{key}={path} names no files{expected}; {near}")
+    except OSError as error:
+        raise UserError(f"{key}={path} cannot be read: {error.strerror}") from error
     return files
 
 
-def _before_magic(pattern: Path) -> Iterator[str]:
-    for part in pattern.parts:
-        if glob.has_magic(part):
-            return
-        yield part
+def _belongs(name: str, suffixes: tuple[str, ...]) -> bool:
+    hidden = any(part.startswith(".") for part in name.split("/"))
+    return not hidden and (not suffixes or name.endswith(suffixes))
+
+
+def _expand(path: Path) -> tuple[Path, str, list[Path] | None]:
+    """The directory that exists, what follows it, and the paths meant (None: no such path)."""
+    if path.is_dir():
+        return path, "", list(path.rglob("*"))
+    if path.exists():
+        return path.parent, path.name, [path]
+    base = next(parent for parent in path.parents if parent.is_dir())
+    rest = str(path.relative_to(base))
+    if not glob.has_magic(rest):
+        return base, rest, None
+    # Path.glob raises on patterns such as a**.
+    names = glob.glob(f"{glob.escape(str(base))}/{rest}", recursive=True)  # noqa: PTH207
+    return base, rest, [Path(name) for name in names]
 
 
 def split_files(files: Mapping[str, Path], path: str, key: str) -> dict[str, dict[str, Path]]:
@@ -224,7 +228,7 @@ def json_fields(path: Path, field: str) -> Iterator[tuple[int, str]]:
         if line.isspace():
             continue
         try:
-            record = json.loads(line)
+            record = json.loads(line.removesuffix("\n"))
         except json.JSONDecodeError as error:
             raise UserError(
                 f"{path}, line {number} is not JSON: {error.msg} at column {error.colno}"

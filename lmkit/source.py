@@ -28,6 +28,8 @@ class Document:
 class Source(ABC):
     """Documents by split; the constructor's arguments are the keys of the config group `data`."""
 
+    _finer: tuple[str, ...] = ()
+
     def __init__(
         self, where: str, settings: Mapping[str, object], cut: Mapping[str, float]
     ) -> None:
@@ -90,17 +92,17 @@ class Source(ABC):
                 "name text that has words"
             )
         if empty := [name for name in SPLITS if counts.get(name) == 0]:
-            remedy = " ".join(self._remedy(name) for name in empty)
             found = ", ".join(f"{counts[name]} {name}" for name in SPLITS if name in counts)
+            remedies = (*self._finer, *(self._remedy(name) for name in empty))
             raise UserError(
-                f"{self._where} has {total} documents, too few to cut by their hash ({found}): "
-                f"{remedy}"
+                f"{self._where}: {total} documents are too few to cut by their hash ({found}): "
+                + "; ".join(remedies)
             )
 
     def _remedy(self, split: str) -> str:
         if split == "train":
             return "lower data.valid_fraction and data.test_fraction"
-        return f"raise data.{split}_fraction, or set it to 0 to go without"
+        return f"raise data.{split}_fraction or set it to 0 to go without"
 
     @abstractmethod
     def _own_splits(self) -> Iterable[str]: ...

@@ -1,0 +1,93 @@
+"""Datasets of the Hugging Face hub as a source, through the extra package `datasets`."""
+
+import importlib.util
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from typing import Any
+
+from lmkit import readers
+from lmkit.errors import UserError
+from lmkit.readers import SPLIT_NAMES
+from lmkit.source import Document, Source
+
+
+class HuggingFace(Source):
+    """A dataset of the hub, or local files, through `datasets`; a document is a row.
+
+    Where rows are lines (`Salesforce/wikitext`), `heading` is the pattern of the rows that open
+    a document.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        subset: str | None = None,
+        revision: str | None = None,
+        data_files: str | dict[str, str] | None = None,
+        column: str = "text",
+        heading: str | None = None,
+        valid_fraction: float = 0.1,
+        test_fraction: float = 0.1,
+    ) -> None:
+        """`name`, `subset`, `revision`, `data_files` go to `datasets.load_dataset`."""
+        if importlib.util.find_spec("datasets") is None:
+            raise UserError(
+                "data=huggingface needs the package `datasets`: pip install 'lmkit[huggingface]'"
+            )
+        self._column = column
+        self._cutter = None if heading is None else readers.cutter("heading", heading)
+        chosen: dict[str, object] = {"revision": revision, "data_files": data_files}
+        self._request: dict[str, Any] = {"path": name, "name": subset, **chosen}
+        settings = {"name": name, "subset": subset, **chosen, "column": column, "heading": heading}
+        cut = {"valid": valid_fraction, "test": test_fraction}
+        super().__init__(f"data.name={name}", settings, cut)
+
+    @cached_property
+    def _datasets(self) -> dict[str, Any]:
+        import datasets
+
+        try:
+            loaded = datasets.load_dataset(**self._request)
+        except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+            raise UserError(f"{self._where}: `datasets` cannot load it: {error}") from error
+        found = {SPLIT_NAMES[name]: loaded[name] for name in loaded if name in SPLIT_NAMES}
+        if "train" not in found:
+            raise UserError(
+                f"{self._where} has no split train: it has {readers.listed(list(loaded))}; "
+                "name files by split with data.data_files"
+            )
+        for split, dataset in found.items():
+            self._check_rows(split, dataset)
+        return found
+
+    def _check_rows(self, split: str, dataset: Any) -> None:
+        if self._column not in dataset.column_names:
+            raise UserError(
+                f"{self._where}, {split} has no column {self._column!r}: it has "
+                f"{readers.listed(dataset.column_names)}; set data.column"
+            )
+        # `sample_by="document"` of `datasets` would make all of a file one document.
+        if dataset.builder_name == "text" and self._cutter is None:
+            raise UserError(
+                f"{self._where} is plain text, whose rows are lines: set data.heading to the "
+                "pattern that opens a document ('' for one a line), or take data=files"
+            )
+
+    def _own_splits(self) -> Iterable[str]:
+        return self._datasets
+
+    def _read(self, split: str) -> Iterator[Document]:
+        texts = self._texts(split)
+        rows: Iterator[tuple[int, str]] = enumerate(texts, 1)
+        if self._cutter is not None:
+            rows = self._cutter(text.removesuffix("\n") + "\n" for text in texts)
+        for number, text in rows:
+            yield Document(f"{split}:{number}", text)
+
+    def _texts(self, split: str) -> Iterator[str]:
+        number = 0
+        for batch in self._datasets[split].select_columns(self._column).iter(batch_size=1000):
+            for value in batch[self._column]:
+                number += 1
+                yield readers.as_text(value, f"{self._where}, {split}, row {number}")
