@@ -1,0 +1,109 @@
+"""Which class a `_target_` may name: a config must never be able to run code of its choosing."""
+
+import importlib
+import os
+from dataclasses import dataclass
+from types import ModuleType
+
+from lmkit.errors import UserError
+
+PREFIXES = ("lmkit", "lightning", "torch", "torchmetrics")
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place in the config that holds objects: their base class and what the code passes."""
+
+    base: str
+    given: tuple[str, ...] = ()
+
+
+SLOTS = {
+    "data": Slot("lmkit.source.Source"),
+    "tokenizer": Slot("lmkit.tokenizer.Tokenizer"),
+    "model": Slot("lmkit.model.LanguageModel", ("vocabulary_size",)),
+    "head": Slot("lmkit.head.Head", ("hidden_size", "vocabulary_size", "weight", "init_range")),
+    "optimizer": Slot("torch.optim.Optimizer", ("params",)),
+    "scheduler": Slot("torch.optim.lr_scheduler.LRScheduler", ("optimizer", "num_steps")),
+    "trainer": Slot(
+        "lightning.pytorch.Trainer",
+        (
+            "callbacks",
+            "default_root_dir",
+            "enable_checkpointing",
+            "enable_model_summary",
+            "enable_progress_bar",
+            "logger",
+            "plugins",
+            "use_distributed_sampler",
+        ),
+    ),
+    "logger": Slot("lightning.pytorch.loggers.Logger", ("save_dir", "version")),
+    "callbacks": Slot("lightning.pytorch.callbacks.Callback", ("generate", "path")),
+}
+
+
+def allowed_prefixes() -> tuple[str, ...]:
+    """lmkit's own list and the user's, from the environment: a config found on disk cannot add."""
+    users = os.environ.get("LMKIT_ALLOW", "").split(",")
+    return (*PREFIXES, *(prefix.strip() for prefix in users if prefix.strip()))
+
+
+def resolve_target(
+    path: object, bases: tuple[type, ...] = (), *, prefixes: tuple[str, ...] | None = None
+) -> type:
+    """The class that `path` names, if it really lives in an allowed package and fits `bases`.
+
+    Raises UserError for anything else: functions, modules, and classes that a module merely
+    imported from elsewhere. Without `bases`, the class must fit some slot of the config.
+    """
+    prefixes = prefixes or allowed_prefixes()
+    if not isinstance(path, str) or not path:
+        raise UserError(f"{path!r} is not the dotted name of a class")
+    if not _under(path, prefixes) or any(part.startswith("_") for part in path.split(".")):
+        raise UserError(
+            f"{path} is not allowed: a class must come from {', '.join(prefixes)}; "
+            "allow a package of yours with the environment variable LMKIT_ALLOW=package"
+        )
+    found = _look_up(path)
+    if not isinstance(found, type) or not _under(found.__module__, prefixes):
+        raise UserError(f"{path} is not a class of {', '.join(prefixes)}")
+    if bases and not issubclass(found, bases):
+        wanted = " or ".join(f"{base.__module__}.{base.__qualname__}" for base in bases)
+        raise UserError(f"{path} is not a {wanted}")
+    if not bases and not any(issubclass(found, slot_bases(slot)) for slot in SLOTS):
+        raise UserError(f"{path} fits no group of the config")
+    return found
+
+
+def slot_bases(slot: str) -> tuple[type, ...]:
+    """The base class of a slot, imported."""
+    base = _look_up(SLOTS[slot].base)
+    assert isinstance(base, type)
+    return (base,)
+
+
+def _under(path: str, prefixes: tuple[str, ...]) -> bool:
+    return any(path == prefix or path.startswith(f"{prefix}.") for prefix in prefixes)
+
+
+def _look_up(path: str) -> object:
+    """The object at a dotted path; imports only modules below its own first package."""
+    first, *rest = path.split(".")
+    name, found = first, _import(first)
+    for part in rest:
+        name = f"{name}.{part}"
+        if isinstance(found, ModuleType) and not hasattr(found, part):
+            found = _import(name)
+        elif hasattr(found, part):
+            found = getattr(found, part)
+        else:
+            raise UserError(f"{name} does not exist")
+    return found
+
+
+def _import(name: str) -> object:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise UserError(f"{name} does not exist: {error}") from error

@@ -1,0 +1,313 @@
+"""Config nodes against the signatures they will be called with: bind all first, build later."""
+
+import inspect
+import os
+import re
+import sys
+import types
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, is_dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from lmkit.allow import resolve_target
+from lmkit.errors import UserError
+
+SECRET = re.compile(r"\$\{oc\.env:\s*(?P<name>[^,}\s]+)\s*(?:,(?P<default>[^}]*))?\}")
+# Callables whose keys a node holds, each with the arguments that the code passes itself.
+Owners = Mapping[Callable[..., Any], Collection[str]]
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key of a signature: the type of its value and whether it has a default."""
+
+    hint: Any
+    required: bool
+
+
+class Group(dict[str, Any]):
+    """An annotation: a mapping that is checked elsewhere, against its own classes."""
+
+
+class MisfitError(Exception):
+    """A value that is not what an annotation asks for; the message is what it asks for."""
+
+
+def signature_keys(target: Callable[..., Any]) -> dict[str, Key]:
+    """The arguments `target` names; **kwargs, which cannot be checked, are none."""
+    try:
+        function = target.__init__ if isinstance(target, type) else target  # type: ignore[misc]
+        hints = get_type_hints(function)
+    except NameError:  # annotations that only a type checker can resolve, as WandbLogger's are
+        hints = {}
+    keys = {}
+    for name, parameter in inspect.signature(target).parameters.items():
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+            hint = hints.get(name, parameter.annotation)
+            keys[name] = Key(hint, parameter.default is parameter.empty)
+    return keys
+
+
+def bind_node(
+    path: str,
+    node: Any,
+    bases: tuple[type, ...],
+    mistakes: list[str],
+    given: Collection[str] = (),
+    beside: Owners | None = None,
+) -> dict[str, Any]:
+    """Bind an object node to the constructor its `_target_` names; return it with values fitted.
+
+    `given` are arguments that the code passes itself; the node may also hold keys of `beside`.
+    """
+    if not isinstance(node, Mapping) or "_target_" not in node:
+        mistakes.append(f"{path}: expected an object with a _target_, found {_kind(node)}")
+        return {}
+    try:
+        target = resolve_target(node["_target_"], bases)
+    except UserError as error:
+        mistakes.append(f"{path}._target_: {error}")
+        return {}
+    values = {key: value for key, value in node.items() if key != "_target_"}
+    return {
+        "_target_": node["_target_"],
+        **bind(path, values, {target: given, **(beside or {})}, mistakes, node["_target_"]),
+    }
+
+
+def bind(
+    path: str, values: Mapping[str, Any], owners: Owners, mistakes: list[str], called: str = ""
+) -> dict[str, Any]:
+    """`values` fitted to the keys of `owners`, `called` so in messages.
+
+    Unknown, missing and misfitting keys are noted and left out; where there are none of the
+    last two, the owners' own `check(**values) -> list of mistakes` is asked too.
+    """
+    keys = {
+        name: key
+        for owner, given in reversed(list(owners.items()))
+        for name, key in signature_keys(owner).items()
+        if name not in given
+    }
+    at = f"{path}." if path else ""
+    by = f" by {called}" if called else ""
+    set_elsewhere = next(iter(owners.values()))
+    fitted: dict[str, Any] = {}
+    spoiled = set()
+    for name, value in values.items():
+        if name not in keys:
+            mistakes.append(unknown(at, str(name), keys, called, set_elsewhere))
+        elif value != "???":
+            before = len(mistakes)
+            fitted[name] = _fit_noting(f"{at}{name}", value, keys[name].hint, mistakes)
+            if len(mistakes) > before:
+                spoiled.add(name)
+    missing = [n for n, key in keys.items() if key.required and n not in fitted]
+    mistakes += [f"{at}{name} is required{by}; set {at}{name}=..." for name in missing]
+    fitted = {name: value for name, value in fitted.items() if name not in spoiled}
+    for owner, given in owners.items() if not (missing or spoiled) else ():
+        mistakes += _impossible_values(path, owner, fitted, given)
+    return fitted
+
+
+def unknown(
+    at: str, name: str, keys: Collection[str], called: str = "", given: Collection[str] = ()
+) -> str:
+    """The mistake of a key that is none of what is `called` so, with the nearest that is."""
+    if name in ("_args_", "_partial_", "_recursive_", "_convert_"):
+        return f"{at}{name} is not supported; write the arguments as keys"
+    if name in given:
+        return f"{at}{name} is set by lmkit itself and cannot be configured"
+    close = get_close_matches(name, list(keys), n=1)
+    remedy = f"did you mean {at}{close[0]}?" if close else f"there are: {', '.join(keys)}"
+    return f"{at}{name} is not a key{f' of {called}' if called else ''}; {remedy}"
+
+
+def fit(value: Any, hint: Any) -> Any:
+    """`value` as `hint` wants it: exact types first, then what a user plainly means by it.
+
+    An int is fit for a float, "1e-3" for a number and 1e3 for an int. Raises MisfitError.
+    """
+    origin, arguments = get_origin(hint) or hint, get_args(hint)
+    if hint in (Any, inspect.Parameter.empty):
+        return value
+    if origin in (Union, types.UnionType):
+        return _fit_any_of(value, arguments)
+    if origin is Literal:
+        if any(value == option and type(value) is type(option) for option in arguments):
+            return value
+    elif hint in (None, types.NoneType):
+        if value is None:
+            return value
+    elif hint in (bool, int, float, str):
+        return _fit_plain(value, hint)
+    elif origin in (list, tuple, Sequence, Iterable, set, Collection):
+        if isinstance(value, list | tuple):
+            return _fit_items(value, origin, arguments)
+    elif hint is Group:
+        if isinstance(value, Mapping):
+            return value
+    elif origin in (dict, Mapping):
+        if isinstance(value, Mapping):
+            inner = arguments[1] if arguments else Any
+            return {key: fit(item, inner) for key, item in value.items()}
+    elif hint is Path and isinstance(value, str):
+        return value
+    raise MisfitError(describe(hint))
+
+
+def describe(hint: Any) -> str:
+    """An annotation in the words of an error message."""
+    origin, arguments = get_origin(hint) or hint, get_args(hint)
+    if origin in (Union, types.UnionType):
+        plain = [a for a in arguments if not _is_object(a)]
+        return " | ".join(dict.fromkeys(map(describe, plain or arguments)))
+    if origin is Literal:
+        return " | ".join(str(option) for option in arguments)
+    if hint is types.NoneType:
+        return "null"
+    if hint is Group or is_dataclass(hint):
+        return "a mapping"
+    if arguments and origin in (list, tuple, Sequence, Iterable, set, Collection):
+        return f"a list of {' and '.join(dict.fromkeys(map(describe, arguments)))}"
+    return str(getattr(hint, "__name__", hint))
+
+
+def build(node: Mapping[str, Any], *, bases: tuple[type, ...] = (), **given: Any) -> Any:
+    """Call the class that a checked node names, nested nodes first and secrets filled in.
+
+    Of `given`, the class gets what its signature has: a scheduler need not take `num_steps`.
+    Raises UserError where the allowlist forbids the class.
+    """
+    target = resolve_target(node["_target_"], bases)
+    keys = signature_keys(target)
+    arguments = {
+        name: _value(value, keys[name].hint if name in keys else Any)
+        for name, value in node.items()
+        if name != "_target_"
+    }
+    return target(**arguments, **{name: given[name] for name in given if name in keys})
+
+
+def reveal(text: str) -> str:
+    """`text` with every `${oc.env:NAME}` replaced; raises UserError for one that is not set."""
+
+    def read(match: re.Match[str]) -> str:
+        found = os.environ.get(match["name"], match["default"])
+        if found is None:
+            raise UserError(f"the environment variable {match['name']} is not set")
+        return found
+
+    return SECRET.sub(read, text)
+
+
+def _value(value: Any, hint: Any) -> Any:
+    if isinstance(value, Mapping):
+        if "_target_" in value:
+            return build(value, bases=_object_bases(hint))
+        return {key: _value(inner, Any) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_value(inner, hint) for inner in value]
+    return reveal(value) if isinstance(value, str) else value
+
+
+def _fit_noting(path: str, value: Any, hint: Any, mistakes: list[str]) -> Any:
+    arms = (hint, *get_args(hint))
+    record = next((arm for arm in arms if isinstance(arm, type) and is_dataclass(arm)), None)
+    if isinstance(value, Mapping) and record:
+        return bind(path, value, {record: ()}, mistakes)
+    if isinstance(value, Mapping) and "_target_" in value and Group not in arms:
+        if bases := _object_bases(hint):
+            return bind_node(path, value, bases, mistakes)
+        mistakes.append(f"{path}: expected {describe(hint)}, found an object with a _target_")
+        return value
+    try:
+        revealed = reveal(value) if isinstance(value, str) else value
+        fitted = fit(revealed, hint)
+        return fitted if revealed == value else value
+    except UserError as error:
+        mistakes.append(f"{path}={value}: {error}")
+    except MisfitError as misfit:
+        shown = "null" if value is None else value
+        close = get_close_matches(str(value), _options(hint), n=1)
+        remedy = f"; did you mean {close[0]}?" if close else ""
+        mistakes.append(f"{path}={shown}: expected {misfit}, found {_kind(value)}{remedy}")
+    return value
+
+
+def _fit_any_of(value: Any, hints: Sequence[Any]) -> Any:
+    for hint in hints:
+        if type(value) is hint:
+            return value
+    for hint in hints:
+        try:
+            return fit(value, hint)
+        except MisfitError:
+            continue
+    raise MisfitError(describe(Union[tuple(hints)]))  # noqa: UP007 - built at run time
+
+
+def _fit_plain(value: Any, hint: type) -> Any:
+    """A number, string or bool; bool is never taken for a number."""
+    if type(value) is hint:
+        return value
+    if hint is str and type(value) in (int, float):
+        return str(value)
+    if hint in (int, float) and isinstance(value, str | int | float) and type(value) is not bool:
+        try:
+            number = float(value)
+        except ValueError:
+            raise MisfitError(describe(hint)) from None
+        if hint is float or number.is_integer():
+            return hint(number)
+    raise MisfitError(describe(hint))
+
+
+def _fit_items(value: Sequence[Any], origin: Any, hints: tuple[Any, ...]) -> list[Any]:
+    if origin is tuple and hints and hints[-1] is not Ellipsis:
+        if len(value) != len(hints):
+            raise MisfitError(f"a list of {len(hints)}")
+        return [fit(item, hint) for item, hint in zip(value, hints, strict=True)]
+    return [fit(item, hints[0] if hints else Any) for item in value]
+
+
+def _impossible_values(
+    path: str, owner: Callable[..., Any], fitted: Mapping[str, Any], given: Collection[str]
+) -> list[str]:
+    """What `owner.check` says of the values, each key written with its path."""
+    check = getattr(owner, "check", None)
+    if check is None:
+        return []
+    parameters = inspect.signature(owner).parameters
+    values = {n: p.default for n, p in parameters.items() if p.default is not p.empty}
+    values |= {name: value for name, value in fitted.items() if name in parameters}
+    values = {name: value for name, value in values.items() if name not in given}
+    names = re.compile(rf"(?<![\w.])({'|'.join(parameters)})(?==)")
+    return [names.sub(rf"{path}.\1", mistake) for mistake in check(**values)]
+
+
+def _options(hint: Any) -> list[str]:
+    """The strings that the Literals of an annotation allow."""
+    if get_origin(hint) is Literal:
+        return [str(option) for option in get_args(hint)]
+    return [option for argument in get_args(hint) for option in _options(argument)]
+
+
+def _object_bases(hint: Any) -> tuple[type, ...]:
+    """The classes an annotation names that a config can only write as an object."""
+    inner = [base for argument in get_args(hint) for base in _object_bases(argument)]
+    return tuple([hint, *inner] if _is_object(hint) else inner)
+
+
+def _is_object(hint: Any) -> bool:
+    """Whether an annotation is a class that a config can only write as a `_target_`."""
+    if not isinstance(hint, type) or get_origin(hint) or hint is Group or is_dataclass(hint):
+        return False
+    return hint.__module__.partition(".")[0] not in sys.stdlib_module_names
+
+
+def _kind(value: Any) -> str:
+    names = {types.NoneType: "null", dict: "a mapping", list: "a list", str: "text"}
+    return names.get(type(value), type(value).__name__)

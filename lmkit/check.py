@@ -1,0 +1,145 @@
+"""The whole composed config, checked before anything is built and before data is touched."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+
+from lmkit import hardware
+from lmkit.allow import SLOTS, slot_bases
+from lmkit.binding import Group, Owners, bind, bind_node, build, signature_keys, unknown
+from lmkit.config import Composition, nearest, report
+from lmkit.contradictions import contradictions
+from lmkit.datamodule import DataModule
+from lmkit.errors import UserError
+from lmkit.source import Source
+
+PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
+DATAMODULE: Owners = {DataModule: frozenset({"source", "tokenizer", "cache", "seed", "trained"})}
+
+
+@dataclass
+class Root:
+    """The root keys of a config; a group is a mapping that its own class checks."""
+
+    outputs: str
+    name: str
+    run_id: str | None
+    seed: int
+    data: Group
+    tokenizer: Group
+    model: Group
+    head: Group
+    optimizer: Group
+    scheduler: Group | None
+    trainer: Group
+    logger: Group | None
+    callbacks: Group | None
+
+
+def check(
+    composition: Composition, command: Callable[..., Any] | None = None, *, trains: bool = True
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The config, with every value fitted to its type and `auto` decided, and the own keys.
+
+    Raises one UserError with all mistakes. With `trains`, what contradicts another group or
+    this machine is a mistake too, and so is what the constructors of cheap parts reject.
+    """
+    mistakes = list(composition.mistakes)
+    config, own = composition.config, composition.own
+    given = _positional(command) if command else set()
+    if config:
+        names = [*(f.name for f in fields(Root)), *(_keys(command) - given)]
+        mistakes += [unknown("", key, names) for key in config if key not in names]
+        config = {key: value for key, value in config.items() if key in names}
+        _decide(config, mistakes)
+        config, sound = _bind_config(config, mistakes)
+        if trains:
+            source = _make_cheap_parts(config, sound, mistakes)
+            mistakes += contradictions(config, source.splits if source else None)
+    if command:
+        own = bind("", own, {command: given}, mistakes)
+    if mistakes:
+        raise UserError(report(mistakes))
+    return config, own
+
+
+def split_data(node: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The `data` group as its source's node and the keys of DataModule."""
+    settings = _keys(DataModule) - set(DATAMODULE[DataModule])
+    source = {key: value for key, value in node.items() if key not in settings}
+    return source, {key: value for key, value in node.items() if key in settings}
+
+
+def _keys(target: Callable[..., Any] | None) -> set[str]:
+    return set(signature_keys(target)) if target else set()
+
+
+def _positional(command: Callable[..., Any]) -> set[str]:
+    """What the command line passes by itself: the run and the config."""
+    parameters = inspect.signature(command).parameters.values()
+    return {p.name for p in parameters if p.kind is not p.KEYWORD_ONLY}
+
+
+def _decide(config: Mapping[str, Any], mistakes: list[str]) -> None:
+    """Replace the `auto` values of the trainer, which depend on the machine, by what they mean."""
+    trainer = config.get("trainer")
+    if not isinstance(trainer, dict):
+        return
+    name = hardware.accelerator(str(trainer.get("accelerator", "auto")))
+    trainer["accelerator"] = name
+    if trainer.setdefault("precision", "auto") == "auto":
+        trainer["precision"] = hardware.precision(name)
+    elif trainer["precision"] not in PRECISIONS:
+        found = trainer.pop("precision")
+        mistakes.append(f"trainer.precision={found}: {nearest(str(found), PRECISIONS)}")
+    if trainer.setdefault("devices", "auto") == "auto":
+        trainer["devices"] = hardware.num_devices(trainer)
+
+
+def _bind_config(
+    composed: Mapping[str, Any], mistakes: list[str]
+) -> tuple[dict[str, Any], set[str]]:
+    """Every object of the config bound to its signature, and the groups without a mistake."""
+    config: dict[str, Any] = bind("", composed, {Root: ()}, mistakes)
+    sound = set()
+    for name, slot in SLOTS.items():
+        before = len(mistakes)
+        node = config.get(name)
+        if name in ("logger", "callbacks"):
+            named = {key: inner for key, inner in (node or {}).items() if inner is not None}
+            config[name] = {
+                key: bind_node(f"{name}.{key}", inner, slot_bases(name), mistakes, slot.given)
+                for key, inner in named.items()
+            }
+        elif name == "scheduler" and not node:
+            config[name] = None
+        elif name in config:
+            beside = DATAMODULE if name == "data" else None
+            config[name] = bind_node(name, node, slot_bases(name), mistakes, slot.given, beside)
+            if len(mistakes) == before:
+                sound.add(name)
+    return config, sound
+
+
+def _make_cheap_parts(
+    config: Mapping[str, Any], sound: set[str], mistakes: list[str]
+) -> Source | None:
+    """Note what the constructors of source, tokenizer, optimiser and schedule reject."""
+    made: dict[str, Any] = {}
+    given = {"params": [torch.nn.Parameter(torch.zeros(1))], "num_steps": 1}
+    for name in ("data", "tokenizer", "optimizer", "scheduler"):
+        if name not in sound or (name == "scheduler" and "optimizer" not in made):
+            continue
+        node = split_data(config[name])[0] if name == "data" else config[name]
+        try:
+            made[name] = build(node, bases=slot_bases(name), **given, **made)
+        except UserError as error:
+            mistakes.append(str(error))
+        except ValueError as error:  # torch's own checks, as of a negative learning rate
+            mistakes.append(f"{name}: {error}")
+    return made.get("data")

@@ -1,0 +1,278 @@
+"""Command line and YAML groups -> one plain nested config, with every mistake on the way noted."""
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf._utils import get_yaml_loader
+from omegaconf.errors import OmegaConfBaseException
+
+from lmkit.errors import UserError
+
+CONF = next(
+    directory
+    for directory in (Path(__file__).parent / "conf", Path(__file__).parents[1] / "conf")
+    if directory.is_dir()
+)
+# Hydra's grammar rejects commas, quotes and brackets, which texts and paths are free to hold.
+VERBATIM = re.compile(r"(text|file|outputs|(\w+\.)*prompt|(\w+\.)+\w*path)$")
+ASSIGNMENT = re.compile(r"(?P<sign>\+\+|\+|~)?(?P<key>[\w./@$:-]+)=(?P<value>.*)$", re.DOTALL)
+
+
+@dataclass
+class Composition:
+    """What the command line asks for: a config, the command's own keys, the mistakes so far."""
+
+    config: dict[str, Any] = field(default_factory=dict)
+    own: dict[str, Any] = field(default_factory=dict)
+    overrides: list[str] = field(default_factory=list)
+    mistakes: list[str] = field(default_factory=list)
+
+
+def compose(
+    argv: Sequence[str], base: Path | None = None, own: Collection[str] | None = ()
+) -> Composition:
+    """Compose `conf/train.yaml`, or an existing run's `config.yaml` as `base`, with `argv`.
+
+    `own` names the root keys that belong to the command and not to the config; with None all
+    of them do, and nothing is composed.
+    """
+    arguments = parse_flags(argv)
+    folders = config_folders(arguments.config_dir)
+    done = Composition(overrides=list(arguments.overrides))
+    groups, values, mine = _sort_overrides(arguments.overrides, folders, own, done.mistakes)
+    try:
+        done.own = _plain(_merge(OmegaConf.create(), mine))
+        if own is None:
+            pass
+        elif base is None:
+            name = arguments.config_name or "train"
+            lines = [o.input_line or "" for o in (*groups, *values)]
+            done.config = _plain(_hydra(folders, name, lines))
+        else:
+            config = _merge(_fresh_groups(_read(base), groups, folders, done.mistakes), values)
+            done.config = _plain(config)
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise UserError(report([*done.mistakes, _first_lines(error)])) from error
+    _anchor_paths(done.config)
+    return done
+
+
+def parse_flags(argv: Sequence[str]) -> Any:
+    """Hydra's own flags apart from the `key=value` arguments (`.overrides`)."""
+    arguments = get_args_parser().parse_intermixed_args(list(argv))
+    if arguments.multirun or arguments.experimental_rerun:
+        raise UserError("--multirun and --experimental-rerun are not supported: start each run")
+    if arguments.config_path:
+        raise UserError("--config-path would hide lmkit's groups: add yours with --config-dir")
+    return arguments
+
+
+def hydra_arguments(argv: Sequence[str]) -> list[str]:
+    """`argv` with its `key=value` arguments in Hydra's grammar; raises UserError."""
+    arguments = parse_flags(argv)
+    folders = config_folders(arguments.config_dir)
+    mistakes: list[str] = []
+    _sort_overrides(arguments.overrides, folders, (), mistakes)
+    if mistakes:
+        raise UserError(report(mistakes))
+    options = group_options(folders)
+    return [normalise(a, options) if a in arguments.overrides else a for a in argv]
+
+
+def config_folders(config_dir: str | None) -> list[Path]:
+    """The folders that hold config groups: lmkit's own and the user's `--config-dir`."""
+    if config_dir is None:
+        return [CONF]
+    if not Path(config_dir).is_dir():
+        raise UserError(f"--config-dir {config_dir}: no such directory")
+    return [CONF, Path(config_dir).resolve()]
+
+
+def group_options(folders: Sequence[Path]) -> dict[str, list[str]]:
+    """The config groups, in alphabetical order, and the options of each."""
+    found: dict[str, set[str]] = {}
+    for folder in folders:
+        for file in folder.glob("*/**/*.yaml"):
+            found.setdefault(file.parent.relative_to(folder).as_posix(), set()).add(file.stem)
+    return {group: sorted(found[group]) for group in sorted(found)}
+
+
+def normalise(argument: str, groups: Collection[str]) -> str:
+    """`argument` as Hydra reads it: verbatim keys quoted, keys that name no group forced in."""
+    match = ASSIGNMENT.match(argument)
+    if match is None:
+        return argument
+    sign, key, value = match["sign"], match["key"], match["value"]
+    if VERBATIM.match(key) and sign != "~":
+        return f"++{key}={QuotedString(_literal(value), Quote.double).with_quotes()}"
+    is_group = key.partition("@")[0] in groups and not value.startswith("{")
+    return argument if sign or is_group else f"++{argument}"
+
+
+def nearest(name: str, names: Collection[str]) -> str:
+    """`; did you mean ...?`, or the list of what there is."""
+    close = get_close_matches(name, list(names), n=1)
+    return f"did you mean {close[0]}?" if close else f"there are: {', '.join(sorted(names))}"
+
+
+def report(mistakes: Sequence[str]) -> str:
+    """All mistakes, one a line, under their count."""
+    count = len(mistakes)
+    lines = [f"{count} mistake{'s' * (count > 1)} in the config:"]
+    return "\n".join([*lines, *(f"  {mistake}" for mistake in mistakes)])
+
+
+def _sort_overrides(
+    arguments: Sequence[str],
+    folders: Sequence[Path],
+    own: Collection[str] | None,
+    mistakes: list[str],
+) -> tuple[list[Override], list[Override], list[Override]]:
+    """Choices of a group, values of the config, values of the command; the wrong ones noted."""
+    options = group_options(folders)
+    parser = OverridesParser.create()
+    chosen: list[Override] = []
+    values: list[Override] = []
+    mine: list[Override] = []
+    for argument in arguments:
+        if ASSIGNMENT.match(argument) is None and not argument.startswith("~"):
+            mistakes.append(f"{argument}: expected key=value")
+            continue
+        try:
+            override = parser.parse_override(normalise(argument, options))
+        except HydraException as error:
+            remedy = "put the value in quotes within the shell's, as 'key=\"value\"'"
+            mistakes.append(f"{argument}: {_first_lines(error)}; {remedy}")
+            continue
+        key = override.key_or_group
+        if override.is_sweep_override():
+            mistakes.append(f"{argument}: a run takes one value; write a list as [a,b]")
+        elif own is None or key.partition(".")[0] in own:
+            mine.append(override)
+        elif key in options and not isinstance(override.value(), dict):
+            if not (wrong := _unknown_options(override, options[key])):
+                chosen.append(override)
+            mistakes += wrong
+        else:
+            values.append(override)
+    return chosen, values, mine
+
+
+def _unknown_options(override: Override, options: list[str]) -> list[str]:
+    if override.is_delete():
+        return []
+    value = override.value()
+    names = value if isinstance(value, list) else [value]
+    group = override.key_or_group
+    return [
+        f"{group}={name}: no such option of {group}; {nearest(str(name), options)}"
+        for name in map(_option_name, names)
+        if name not in options
+    ]
+
+
+def _option_name(value: object) -> str:
+    return "null" if value is None else str(value).removesuffix(".yaml")
+
+
+def _hydra(folders: Sequence[Path], name: str, overrides: list[str]) -> DictConfig:
+    search = [QuotedString(f"file://{f}", Quote.double).with_quotes() for f in folders[1:]]
+    with initialize_config_dir(str(folders[0]), job_name="lmkit", version_base="1.3"):
+        return hydra_compose(name, [f"hydra.searchpath=[{','.join(search)}]", *overrides])
+
+
+def _fresh_groups(
+    config: DictConfig, groups: list[Override], folders: Sequence[Path], mistakes: list[str]
+) -> DictConfig:
+    """`config` with each chosen group composed afresh, untouched by the default experiment."""
+    usable = [o for o in groups if o.key_or_group in config]
+    mistakes += [
+        f"{o.input_line}: sets up a new run; an existing run takes {', '.join(config)}"
+        for o in groups
+        if o not in usable
+    ]
+    if usable:
+        fresh = _hydra(folders, "train", ["~experiment", *(o.input_line or "" for o in usable)])
+        for override in usable:
+            config[override.key_or_group] = fresh[override.key_or_group]
+    return config
+
+
+def _merge(config: DictConfig, overrides: list[Override]) -> DictConfig:
+    for override in overrides:
+        parent, _, key = override.key_or_group.rpartition(".")
+        if override.is_delete():
+            node = OmegaConf.select(config, parent) if parent else config
+            if not isinstance(node, DictConfig) or key not in node:
+                raise ValueError(f"{override.input_line}: there is no {override.key_or_group}")
+            del node[key]
+        else:
+            OmegaConf.update(config, override.key_or_group, override.value(), force_add=True)
+    return config
+
+
+def _plain(config: DictConfig) -> dict[str, Any]:
+    """Plain containers with every interpolation resolved except secrets (`${oc.env:...}`)."""
+    raw = OmegaConf.to_container(config, resolve=False)
+    guarded = OmegaConf.create(_map_strings(raw, lambda s: s.replace("${oc.env:", "\\${oc.env:")))
+    plain = OmegaConf.to_container(guarded, resolve=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def _read(path: Path) -> DictConfig:
+    """A run's config, whose only interpolations are secrets: any other `${` stands for itself."""
+    try:
+        loaded = yaml.load(path.read_text(encoding="utf-8"), Loader=get_yaml_loader())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: not a readable config: {_first_lines(error)}") from error
+    if not isinstance(loaded, dict):
+        raise UserError(f"{path}: not a config: expected a mapping")
+    return OmegaConf.create(_map_strings(loaded, _literal))
+
+
+def _literal(text: str) -> str:
+    """`text` written so that OmegaConf reads it back as it is, secrets excepted."""
+    return re.sub(r"(\\*)\$\{(?!oc\.env:)", lambda m: m[1] * 2 + "\\${", text)
+
+
+def _map_strings(value: Any, change: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _map_strings(inner, change) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_map_strings(inner, change) for inner in value]
+    return change(value) if isinstance(value, str) else value
+
+
+def _anchor_paths(config: dict[str, Any]) -> None:
+    """Make paths that exist absolute, so that the run is found again from anywhere."""
+    if isinstance(config.get("outputs"), str):
+        config["outputs"] = str(Path(config["outputs"]).expanduser().absolute())
+    for group in ("data", "tokenizer"):
+        node = config.get(group)
+        if not isinstance(node, dict):
+            continue
+        for key, value in node.items():
+            if key.endswith("path") and isinstance(value, str) and value != "???":
+                glob = re.match(r"(?:([^*?\[]*)/)?[^*?\[/]*[*?\[]", value)
+                if Path(value).exists() or (glob and Path(glob[1] or ".").is_dir()):
+                    node[key] = str(Path(value).absolute())
+
+
+def _first_lines(error: Exception) -> str:
+    """The message of an error of Hydra, YAML or OmegaConf, without its pointers to the web."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    kept = [line for line in lines if line and not line.startswith(("See https", "Config search"))]
+    return " ".join(line for line in kept if "provider=" not in line)

@@ -1,0 +1,129 @@
+"""What is right group by group and wrong together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from lmkit import hardware
+
+LEAST = {
+    "accumulate_grad_batches": 1,
+    "devices": 1,
+    "gradient_clip_val": 0,
+    "log_every_n_steps": 1,
+    "max_epochs": -1,
+    "max_steps": -1,
+    "num_nodes": 1,
+}
+
+
+def contradictions(config: Mapping[str, Any], splits: tuple[str, ...] | None) -> list[str]:
+    """Every contradiction of a config whose groups are right by themselves.
+
+    splits: those of the source, when it could be made.
+    """
+    groups = ("data", "trainer", "scheduler", "callbacks")
+    data, trainer, scheduler, callbacks = (config.get(name) or {} for name in groups)
+    return [
+        *_machine(trainer),
+        *_length(trainer, scheduler),
+        *_lanes(data, trainer),
+        *_monitors(trainer, scheduler, callbacks, splits),
+        *_callbacks(callbacks),
+    ]
+
+
+def _machine(trainer: Mapping[str, Any]) -> Iterator[str]:
+    name, precision = trainer.get("accelerator", "cpu"), trainer.get("precision")
+    if not hardware.is_available(name):
+        yield f"trainer.accelerator={name}: PyTorch sees none here; set trainer=cpu"
+        return
+    here, wanted = hardware.num_here(name), hardware.num_devices(trainer)
+    if here is not None and wanted > here:
+        yield f"trainer.devices={wanted}: this machine has {here}; set trainer.devices={here}"
+    if precision == "16-mixed" and name == "cpu":
+        yield (
+            f"trainer.precision=16-mixed but trainer.accelerator={name}: fp16 needs a GPU; set "
+            "trainer.precision=bf16-mixed or 32-true"
+        )
+    if precision == "bf16-mixed" and name == "cuda" and not hardware.fast_bf16(name):
+        yield (
+            "trainer.precision=bf16-mixed but this GPU or its cuDNN cannot compute recurrent "
+            "layers in bf16; set trainer.precision=16-mixed or 32-true"
+        )
+
+
+def _length(trainer: Mapping[str, Any], scheduler: Mapping[str, Any]) -> Iterator[str]:
+    for key, least in LEAST.items():
+        value = trainer.get(key)
+        if isinstance(value, int | float) and value < least:
+            yield f"trainer.{key}={value}: must be at least {least}"
+    if trainer.get("fast_dev_run"):
+        return
+    epochs, steps = trainer.get("max_epochs", -1), trainer.get("max_steps", -1)
+    endless = epochs in (-1, None) and steps == -1
+    if endless and trainer.get("max_time") is None:
+        yield (
+            f"trainer.max_epochs={'null' if epochs is None else epochs} and trainer.max_steps=-1: "
+            "training would never end; set one of them, or trainer.max_time"
+        )
+    warmup = scheduler.get("warmup_steps", 0)
+    if 0 < steps <= warmup:
+        yield (
+            f"scheduler.warmup_steps={warmup} but trainer.max_steps={steps}: the learning rate "
+            "would never leave its warm-up; lower the one or raise the other"
+        )
+
+
+def _lanes(data: Mapping[str, Any], trainer: Mapping[str, Any]) -> Iterator[str]:
+    processes = hardware.num_processes(trainer)
+    for key in ("batch_size", "eval_batch_size"):
+        lanes = data.get(key)
+        if lanes is None or lanes < 1 or processes < 1 or lanes % processes == 0:
+            continue
+        below = lanes // processes * processes
+        near = f"{below} or {below + processes}" if below else str(processes)
+        divide = [str(n) for n in range(1, lanes + 1) if lanes % n == 0]
+        yield (
+            f"data.{key}={lanes} but there are {processes} processes: the lanes must divide by "
+            f"their number; set data.{key}={near}, or the processes to one of {', '.join(divide)}"
+        )
+
+
+def _monitors(
+    trainer: Mapping[str, Any],
+    scheduler: Mapping[str, Any],
+    callbacks: Mapping[str, Any],
+    splits: tuple[str, ...] | None,
+) -> Iterator[str]:
+    if trainer.get("limit_val_batches") == 0:
+        why = "trainer.limit_val_batches=0"
+    elif splits is not None and "valid" not in splits:
+        why = f"data has no valid split (it has {', '.join(splits)})"
+    else:
+        return
+    if scheduler.get("_target_", "").endswith("ReduceLROnPlateau"):
+        yield f"scheduler watches val/nll but {why}; validate, or set scheduler=constant"
+    for key, node in callbacks.items():
+        monitor = node.get("monitor")
+        if node.get("_target_", "").startswith("lmkit."):  # these do without
+            continue
+        if isinstance(monitor, str) and monitor.startswith("val/"):
+            yield (
+                f"callbacks.{key}.monitor={monitor} but {why}; validate, or set "
+                f"callbacks.{key}=null"
+            )
+
+
+def _callbacks(callbacks: Mapping[str, Any]) -> Iterator[str]:
+    """Lightning's own checkpoint callback raises late where both are set."""
+    for key, node in callbacks.items():
+        if not node.get("_target_", "").endswith(".ModelCheckpoint"):
+            continue
+        steps, epochs = node.get("every_n_train_steps"), node.get("every_n_epochs")
+        if steps and epochs:
+            yield (
+                f"callbacks.{key}.every_n_train_steps={steps} and callbacks.{key}.every_n_epochs="
+                f"{epochs}: only one can be; set the other to null"
+            )

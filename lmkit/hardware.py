@@ -1,0 +1,73 @@
+"""What this machine can compute with, and what the `auto` values of a config mean on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+# Before cuDNN 9.13 its recurrent kernels reject bf16.
+CUDNN_BF16 = 91300
+
+
+def accelerator(name: str) -> str:
+    """`cpu`, `cuda` or `mps`, of which `auto` is the best there is; `gpu` is `cuda`."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return "cuda"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    return "cuda" if name == "gpu" else name
+
+
+def is_available(name: str) -> bool:
+    """Whether an accelerator, as `accelerator` names it, is here."""
+    if name == "cuda":
+        return torch.cuda.is_available()
+    return name == "cpu" or (name == "mps" and torch.backends.mps.is_available())
+
+
+def num_here(name: str) -> int | None:
+    """Devices of an accelerator on this machine; None where processes may share the one."""
+    if name == "cpu":
+        return None
+    return torch.cuda.device_count() if name == "cuda" else 1
+
+
+def fast_bf16(name: str) -> bool:
+    """Whether an accelerator multiplies bf16 natively, in its recurrent kernels too."""
+    if name == "cuda":
+        return (
+            torch.cuda.is_available()
+            and torch.cuda.is_bf16_supported(including_emulation=False)
+            and (torch.backends.cudnn.version() or 0) >= CUDNN_BF16
+        )
+    if name == "cpu":
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return False
+
+
+def precision(name: str) -> str:
+    """What `trainer.precision=auto` means on an accelerator: the fastest that trains well."""
+    if fast_bf16(name):
+        return "bf16-mixed"
+    return "16-mixed" if name == "cuda" else "32-true"
+
+
+def num_devices(trainer: Mapping[str, Any]) -> int:
+    """Processes on this node: one for each device of the composed `trainer` group."""
+    devices = trainer.get("devices", "auto")
+    if isinstance(devices, list):
+        return len(devices)
+    if isinstance(devices, str) and devices != "auto":
+        numbers = [number for number in devices.split(",") if number.strip()]
+        devices = len(numbers) if "," in devices else int(numbers[0])
+    if devices in ("auto", -1):
+        name = accelerator(str(trainer.get("accelerator", "auto")))
+        return max(torch.cuda.device_count(), 1) if name == "cuda" else 1
+    return int(devices)
+
+
+def num_processes(trainer: Mapping[str, Any]) -> int:
+    """Processes on all nodes, over which the lanes are divided."""
+    return num_devices(trainer) * int(trainer.get("num_nodes", 1))
