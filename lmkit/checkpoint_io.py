@@ -1,0 +1,191 @@
+"""Checkpoint files: written whole or not at all, checked before use, and they run no code."""
+
+import hashlib
+import json
+import logging
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any, BinaryIO, cast
+
+import lightning
+import torch
+from lightning.fabric.plugins import CheckpointIO
+
+from lmkit.errors import UserError
+from lmkit.run import sync_directory, write_atomically
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+
+
+class AtomicCheckpointIO(CheckpointIO):
+    """Lightning's checkpoint files, each with a manifest `<stem>.json` that is renamed last.
+
+    identity: hashes of what the weights belong to (config, tokenizer, store), for the manifest.
+    """
+
+    def __init__(self, identity: Mapping[str, str] | None = None) -> None:
+        self.identity = dict(identity or {})
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
+    ) -> None:
+        target = Path(path)
+        # Beside the target: $TMPDIR may be another file system, where a rename is a copy.
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        try:
+            with temporary.open("wb") as file:
+                writer = _Hashing(file)
+                torch.save(checkpoint, cast(IO[bytes], writer))
+                file.flush()
+                os.fsync(file.fileno())
+            # Whatever a callback put in that only a pickle could give back fails here.
+            torch.load(temporary, map_location="cpu", weights_only=True, mmap=True)
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+        manifest = {
+            "format": FORMAT,
+            "step": checkpoint["global_step"],
+            "epoch": checkpoint["epoch"],
+            "sha256": writer.hash.hexdigest(),
+            "bytes": writer.size,
+            "lightning": lightning.__version__,
+            "torch": str(torch.__version__),
+            **self.identity,
+        }
+        write_atomically(manifest_path(target), json.dumps(manifest, indent=2).encode())
+
+    def load_checkpoint(
+        self,
+        path: str | os.PathLike[str],
+        map_location: Any = "cpu",
+        weights_only: bool | None = None,
+    ) -> dict[str, Any]:
+        return load_checkpoint(path, map_location=map_location)
+
+    def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
+        manifest_path(Path(path)).unlink(missing_ok=True)
+        Path(path).unlink(missing_ok=True)
+
+
+class _Hashing:
+    """A file that hashes what is written to it, so that it need not be read again."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.hash = hashlib.sha256()
+        self.size = 0
+
+    def write(self, data: Any) -> int:
+        self.hash.update(data)
+        self.size += len(data)
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def manifest_path(checkpoint: Path) -> Path:
+    return checkpoint.with_suffix(".json")
+
+
+def load_checkpoint(path: str | os.PathLike[str], *, map_location: Any = "cpu") -> dict[str, Any]:
+    """The plain values and tensors of a checkpoint; running code from it is impossible.
+
+    Raises UserError when it is missing, damaged, of a newer format, or not plain.
+    """
+    path = Path(path).resolve()  # of last.ckpt, what it stands for
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint")
+    if manifest_path(path).is_file() and (reason := damage(path)):
+        raise UserError(f"checkpoint {path} {reason}; give another one")
+    try:
+        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+    except Exception as error:  # torch raises whatever the bytes lead it to
+        code = re.search(r"unsupported global:? GLOBAL (\S+)", str(error), re.IGNORECASE)
+        kind = f"is refused: it asks for {code[1]}" if code else "cannot be read as one"
+        raise UserError(f"checkpoint {path} {kind}; give another one") from error
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise UserError(f"checkpoint {path} has no state_dict; give another one")
+    return checkpoint
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint by its manifest, as the end of a sentence.
+
+    Raises UserError for one that is sound but of a newer format.
+    """
+    try:
+        manifest = json.loads(manifest_path(path).read_text(encoding="utf-8"))
+        version, size, sha256 = (manifest[key] for key in ("format", "bytes", "sha256"))
+    except FileNotFoundError:
+        return "has no manifest: its writing was cut short"
+    except (ValueError, KeyError, TypeError):
+        return "has a damaged manifest"
+    if version > FORMAT:
+        raise UserError(
+            f"checkpoint {path} has format {version}, this lmkit reads up to {FORMAT}: update lmkit"
+        )
+    if (found := path.stat().st_size) != size:
+        return f"has {found} bytes where its manifest says {size}"
+    with path.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+            return "differs from its manifest in its SHA-256"
+    return None
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Manifest of a checkpoint, with the hashes it was written with; empty if there is none."""
+    try:
+        return json.loads(manifest_path(path.resolve()).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+
+
+def latest_checkpoint(directory: Path) -> Path | None:
+    """The newest sound checkpoint of a run's `checkpoints/`; None when none was ever written.
+
+    Damaged newer ones are set aside as `<name>.damaged`, with a warning that says why.
+    """
+    reasons: list[str] = []
+    for path in reversed(steps(directory)):
+        reason = damage(path)
+        if reason is None:
+            if reasons:
+                link(directory / "last.ckpt", path)
+                if not (directory / "best.ckpt").is_file():
+                    (directory / "best.ckpt").unlink(missing_ok=True)  # it was the damaged one
+            return path
+        log.warning("checkpoint %s %s; set aside, going on from the one before", path, reason)
+        reasons.append(f"{path.name} {reason}")
+        path.replace(path.with_name(f"{path.name}.damaged"))
+        manifest_path(path).unlink(missing_ok=True)
+    if reasons:
+        raise UserError(f"no checkpoint in {directory} can be used: {'; '.join(reasons)}")
+    return None
+
+
+def best_checkpoint(directory: Path) -> Path:
+    """The one to use in a run's `checkpoints/`: the best, or the last where none was judged."""
+    for name in ("best.ckpt", "last.ckpt"):
+        if (directory / name).is_file():
+            return directory / name
+    raise UserError(f"{directory} holds no checkpoint: train the run first")
+
+
+def steps(directory: Path) -> list[Path]:
+    """The checkpoints of a run by step, oldest first."""
+    return sorted(directory.glob("step-*.ckpt"))
+
+
+def link(name: Path, target: Path) -> None:
+    """Make `name` a link to its neighbour `target`, replacing another at one stroke."""
+    temporary = name.with_name(f".{name.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target.name)
+    temporary.replace(name)
+    sync_directory(name.parent)

@@ -1,0 +1,128 @@
+"""Callbacks that end training in order: on a signal, and before a loss that is not a number."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lmkit.checkpoint import Checkpoint
+from lmkit.signals import Stopped, StopSignals
+
+
+class StopOnSignal(Callback):
+    """Stops all processes between the same two steps, saved there, by raising `Stopped`.
+
+    During a validation it stops between two of its batches; the run then continues with that
+    validation. Not `trainer.should_stop`, which would validate and log off schedule first.
+    """
+
+    def __init__(self, signals: StopSignals) -> None:
+        self.signals = signals
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.signals.install()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.signals.install()
+        self.signals.deferred = True
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if batch_idx % trainer.accumulate_grad_batches == 0:
+            self._stop_if_asked(trainer)
+
+    def on_validation_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        if fitting and not trainer.fit_loop._should_accumulate():
+            self._stop_if_asked(trainer)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.signals.deferred = False
+        if self.signals.received is not None:  # in the last step, and saved
+            raise Stopped(self.signals.received)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        self.signals.deferred = False
+
+    def _stop_if_asked(self, trainer: Trainer) -> None:
+        received = self.signals.received or 0
+        if trainer.world_size > 1:
+            here = torch.tensor(received, device=trainer.strategy.root_device)
+            received = int(trainer.strategy.reduce(here, reduce_op="max"))
+        if received:
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, Checkpoint):
+                    callback.save(trainer)
+            raise Stopped(received)
+
+
+HINT = (
+    "; the last checkpoint is from before that: go on from it with a lower optimizer.lr or a "
+    "trainer.gradient_clip_val"
+)
+
+
+class NonFiniteError(ArithmeticError):
+    """Training has diverged."""
+
+
+class StopOnNonFinite(Callback):
+    """Raises NonFiniteError, on every process, when a loss is NaN or infinite on any.
+
+    On CPU before the update. An accelerator is not waited for at each step: the first bad window
+    is noted on the device and looked for every `log_every_n_steps` updates and before every
+    checkpoint. No checkpoint is written after a bad loss, nor with a weight that is not finite.
+    """
+
+    def __init__(self) -> None:
+        self._first: Tensor | None = None  # int64 scalar: the first bad window of all epochs, or -1
+
+    def on_before_backward(
+        self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
+    ) -> None:
+        loss = loss.detach()
+        if self._first is None:
+            self._first = torch.full((), -1, device=loss.device)
+        fresh = (self._first < 0) & ~torch.isfinite(loss)
+        self._first = torch.where(fresh, trainer.fit_loop.total_batch_idx, self._first)
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        now = (trainer.global_step + 1) % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+        if now or pl_module.device.type == "cpu":
+            self._look(trainer)
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._look(trainer)
+        for name, parameter in pl_module.named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise NonFiniteError(f"{name} is not finite after step {trainer.global_step}{HINT}")
+
+    def _look(self, trainer: Trainer) -> None:
+        if self._first is None:
+            return
+        first = self._first
+        if trainer.world_size > 1:
+            first = trainer.strategy.reduce(first, reduce_op="max")
+        if (window := int(first)) >= 0:
+            epoch, place = divmod(window, int(trainer.num_training_batches))
+            step = window // trainer.accumulate_grad_batches + 1
+            raise NonFiniteError(
+                f"the loss is not finite at step {step} (epoch {epoch}, window {place}){HINT}"
+            )

@@ -1,0 +1,151 @@
+"""What a person sees on stderr while a run trains: the model's size, then how far it is."""
+
+import math
+import time
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+from torch import nn
+
+BAR_SECONDS = 0.5  # reading the running loss waits for the device: at most this often
+LINE_SECONDS = 10.0
+
+
+class Progress(Callback):
+    """Epoch, loss, perplexity, tokens per second and time left, over all training steps.
+
+    A bar on a terminal; elsewhere a plain line after each validation and every ten seconds.
+    """
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True)
+        self._bar: Bar | None = None
+        self._total = math.inf  # updates of the whole run
+        self._shown = 0.0
+        self._began = (0, 0.0)  # step and time at which this process began
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            self.console.print(summary(pl_module))
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._total = trainer.estimated_stepping_batches
+        self._shown = time.monotonic()
+        self._began = (trainer.global_step, self._shown)
+        if self.console.is_terminal and trainer.is_global_zero:
+            self._bar = Bar(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=None),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[values]}"),
+                TimeRemainingColumn(),
+                console=self.console,
+                auto_refresh=False,
+            )
+            total = None if math.isinf(self._total) else self._total
+            self._bar.add_task(
+                self._epoch(trainer), total=total, completed=trainer.global_step, values=""
+            )
+            self._bar.start()
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        if trainer.world_size > 1:  # `running` is a collective: at the same step everywhere
+            due = trainer.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+        else:
+            due = time.monotonic() - self._shown >= (BAR_SECONDS if self._bar else LINE_SECONDS)
+        if due:
+            self._shown = time.monotonic()
+            values = describe(pl_module.running(), "train/")  # type: ignore[operator]
+            if self._bar:
+                self._update(trainer, values)
+            elif trainer.is_global_zero:
+                step, began = self._began
+                rate = (trainer.global_step - step) / max(self._shown - began, 1e-9)
+                left = (self._total - trainer.global_step) / max(rate, 1e-9)
+                self._line(trainer, values, "" if math.isinf(left) else f"{left:,.0f} s left")
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._bar:
+            self._update(trainer, "validating")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        if fitting and trainer.is_global_zero:
+            values = {key: float(value) for key, value in trainer.callback_metrics.items()}
+            self._line(trainer, "validation", describe(values, "val/"))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._close(trainer)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        self._close(trainer)
+
+    def _close(self, trainer: Trainer) -> None:
+        if self._bar:
+            self._update(trainer, "")
+            self._bar.stop()
+            self._bar = None
+
+    def _update(self, trainer: Trainer, values: str) -> None:
+        assert self._bar is not None
+        self._bar.update(
+            self._bar.task_ids[0],
+            completed=trainer.global_step,
+            description=self._epoch(trainer),
+            values=values,
+            refresh=True,
+        )
+
+    def _line(self, trainer: Trainer, *parts: str) -> None:
+        total = "" if math.isinf(self._total) else f"/{self._total:.0f}"
+        words = (self._epoch(trainer), f"step {trainer.global_step}{total}", *parts)
+        self.console.print("  ".join(filter(None, words)), highlight=False, soft_wrap=True)
+
+    def _epoch(self, trainer: Trainer) -> str:
+        last = trainer.max_epochs if (trainer.max_epochs or -1) > 0 else None
+        return f"epoch {trainer.current_epoch + 1}" + (f"/{last}" if last else "")
+
+
+def describe(values: dict[str, float], stage: str) -> str:
+    """`loss 5.123  perplexity 167.8  2,400 tokens/s` of the values under `stage`."""
+    forms = {
+        "nll": "loss {:.3f}",
+        "perplexity": "perplexity {:,.2f}",
+        "bits_per_byte": "{:.3f} bits/byte",
+        "tokens_per_second": "{:,.0f} tokens/s",
+    }
+    shown = [form.format(values[stage + k]) for k, form in forms.items() if stage + k in values]
+    return "  ".join(shown)
+
+
+def summary(module: nn.Module) -> Table:
+    """Parameters by the module that holds them; a shared one counts where it is met first."""
+    table = Table("module", "class", "parameters", title_justify="left", box=None)
+    table.columns[2].justify = "right"
+    seen: set[int] = set()
+    total = 0
+    for name, part in module.named_modules():
+        own = list(part.parameters(recurse=False))
+        if not own:
+            continue
+        count = sum(p.numel() for p in own if id(p) not in seen)
+        shared = any(id(p) in seen for p in own)
+        seen.update(map(id, own))
+        total += count
+        table.add_row(name, type(part).__name__, f"{count:,}" + (" + shared" if shared else ""))
+    table.add_row("total", "", f"{total:,}")
+    return table

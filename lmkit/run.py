@@ -1,0 +1,277 @@
+"""The run directory: who holds it, what was asked for, where it ran and how it ended."""
+
+import fcntl
+import json
+import math
+import os
+import re
+import secrets
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml  # type: ignore[import-untyped]
+
+from lmkit.environment import environment, mask
+from lmkit.errors import UserError
+
+Status = Literal["running", "finished", "failed", "stopped"]
+
+# What a run may be continued with: more length, other devices, other logging.
+FREE = re.compile(
+    r"(outputs|run_id|logger|samples|callbacks\.progress"
+    r"|trainer\.(min_epochs|max_epochs|min_steps|max_steps|max_time|accelerator|devices|num_nodes"
+    r"|strategy|profiler|log_every_n_steps|enable_\w+))(\.|$)"
+)
+
+
+class Run:
+    """One directory `outputs/<name>/<id>`; `start` makes this process its holder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.id = path.name
+        self.name = path.parent.name
+        self.continued = False
+        self._lock: int | None = None
+
+    @classmethod
+    def create(
+        cls,
+        outputs: str | Path,
+        name: str,
+        run_id: str | None,
+        config: Mapping[str, Any],
+        overrides: Sequence[str] = (),
+        command: Sequence[str] = (),
+    ) -> Self:
+        """A new run, or the one of this `run_id` continued, held by this process.
+
+        Raises UserError when the directory cannot be written, is held, or has another config.
+        """
+        for key, value in (("name", name), ("run_id", run_id)):
+            if value is not None:
+                _check_name(key, str(value))
+        run = cls(Path(outputs).absolute() / str(name) / str(run_id or mint_id()))
+        run.start(config, overrides, command)
+        return run
+
+    @classmethod
+    def all(cls, outputs: str | Path) -> list[Self]:
+        """Every run under `outputs`, by the time it was last started, oldest first."""
+        runs = [cls(file.parent) for file in Path(outputs).absolute().glob("*/*/config.yaml")]
+        return sorted(runs, key=lambda run: (run.status().get("started", ""), run.id))
+
+    @classmethod
+    def find(cls, outputs: str | Path, which: str) -> Self:
+        """The run that a directory, an id, the beginning of one, or `latest` names."""
+        if (Path(which) / "config.yaml").is_file():
+            return cls(Path(which).resolve())
+        runs = cls.all(outputs)
+        if which == "latest":
+            found = runs[-1:]
+        else:
+            found = [run for run in runs if which in (run.id, f"{run.name}/{run.id}")]
+            found = found or [run for run in runs if run.id.startswith(which)]
+        if len(found) == 1:
+            return found[0]
+        listed = "".join(f"\n  {run.name}/{run.id}" for run in (found or runs)[-10:])
+        if found:
+            raise UserError(f"RUN={which} names {len(found)} runs in {outputs}; say which:{listed}")
+        there = f"; there are:{listed}" if runs else ", which has no runs"
+        raise UserError(f"RUN={which} names no run in {outputs}{there}")
+
+    def start(
+        self,
+        config: Mapping[str, Any],
+        overrides: Sequence[str] = (),
+        command: Sequence[str] = (),
+    ) -> None:
+        """Hold the directory and write down what is about to run there."""
+        try:
+            (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
+            self._hold()
+            self.continued = (self.path / "config.yaml").is_file()
+            if self.continued:
+                self._check_same(config)
+            self.write("overrides.yaml", list(map(mask, overrides)))
+            self.write("environment.json", environment(command))
+            self.write_status("running")
+            self.write("config.yaml", dict(config))
+        except OSError as error:
+            self.release()
+            raise UserError(
+                f"cannot write the run directory {self.path}: {error.strerror}; "
+                "give another place with outputs=DIR"
+            ) from error
+        except UserError:
+            self.release()
+            raise
+
+    def release(self) -> None:
+        """Let go of the directory; the kernel does so itself when the process dies."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def config(self) -> dict[str, Any]:
+        """The resolved config, secrets unresolved."""
+        return self.read("config.yaml")
+
+    def write_status(
+        self, status: Status, reason: str | None = None, exit_code: int | None = None
+    ) -> None:
+        """How the run stands; `started` and `ended` are those of the holding process."""
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        before = self.read("status.json")
+        running = status == "running"
+        value = {
+            "status": status,
+            "reason": reason,
+            "exit_code": exit_code,
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "created": before.get("created", now),
+            "started": now if running else before.get("started", now),
+            "ended": None if running else now,
+        }
+        self.write("status.json", value)
+
+    def status(self) -> dict[str, Any]:
+        """status.json as it is true now: a run whose process died without a word has failed."""
+        status = self.read("status.json")
+        if status.get("status") == "running" and not self.held():
+            return status | {"status": "failed", "reason": "its process died"}
+        return status
+
+    def held(self) -> bool:
+        """Whether some process, this one included, holds the directory."""
+        try:
+            lock = os.open(self.path / ".lock", os.O_RDONLY)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(lock)
+        return False
+
+    def write(self, name: str, value: Any) -> None:
+        """Write a `.json` (strict) or `.yaml` file of plain values, whole or not at all."""
+        if name.endswith(".json"):
+            text = strict_json(value, indent=2) + "\n"
+        else:
+            text = yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
+        write_atomically(self.path / name, text.encode())
+
+    def read(self, name: str) -> dict[str, Any]:
+        """A file's values; empty when there is no such file."""
+        try:
+            text = (self.path / name).read_text(encoding="utf-8")
+            value = json.loads(text) if name.endswith(".json") else yaml.safe_load(text)
+        except FileNotFoundError:
+            return {}
+        except (ValueError, yaml.YAMLError) as error:
+            raise UserError(f"{self.path / name} is damaged: {error}") from error
+        return value
+
+    def _hold(self) -> None:
+        lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        for patience in range(10, -1, -1):  # somebody else's `held` takes it for a moment
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if patience:
+                    time.sleep(0.02)
+        else:
+            holder = os.read(lock, 1000).decode().strip() or "another process"
+            os.close(lock)
+            raise UserError(
+                f"run_id={self.id} is held by {holder} ({self.path}): "
+                "wait for it, stop it, or choose another run_id"
+            )
+        os.ftruncate(lock, 0)
+        os.write(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        self._lock = lock
+
+    def _check_same(self, config: Mapping[str, Any]) -> None:
+        then, now = _flat(self.config()), _flat(config)
+        keys = [key for key in [*then, *(now.keys() - then.keys())] if not FREE.match(key)]
+        changes = [
+            f"\n  {key}: {then.get(key, 'absent')} there, {now.get(key, 'absent')} now"
+            for key in keys
+            if then.get(key, "absent") != now.get(key, "absent")
+        ]
+        if changes:
+            raise UserError(
+                f"run_id={self.id} has another config ({self.path}):{''.join(changes)}\n"
+                "only length, devices and logging may change; choose another run_id for the rest"
+            )
+
+
+def mint_id() -> str:
+    """A new run id: sorts by time (UTC), and differs within a second."""
+    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+
+
+def _check_name(key: str, value: str) -> None:
+    if not re.fullmatch(r"[^\W_][\w.+=,@-]*", value) or value == "latest":
+        raise UserError(
+            f"{key}={value}: expected letters, digits and any of ._+=,@- after the first letter "
+            "or digit (it names a directory inside outputs), and not `latest`"
+        )
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Leaves by dotted key; an empty node is a leaf, lists are leaves."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def strict_json(value: Any, indent: int | None = None) -> str:
+    """JSON that every reader takes: a number that is not finite becomes null."""
+    return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Put `data` at `path`: after a crash at any moment it is there whole, or the old is."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the renames within a directory survive a power cut."""
+    directory = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
