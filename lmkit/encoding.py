@@ -1,0 +1,207 @@
+"""What every tokenizer is: documents in, token ids with their document and line ends out."""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import json
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from lmkit.errors import UserError
+
+FORMAT = "lmkit tokenizer 1"
+FILE = "tokenizer.json"
+
+Ids = npt.NDArray[np.uint32]
+Positions = npt.NDArray[np.int64]
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Some documents as one run of token ids.
+
+    ids: (tokens,). document_ends: (documents,) and line_ends: (lines,), exclusive token
+    positions, strictly increasing, each document's end being a line's. num_bytes: (documents,)
+    of UTF-8 text. num_unknown: tokens that `<unk>` stands in for.
+    """
+
+    ids: Ids
+    document_ends: Positions
+    line_ends: Positions
+    num_bytes: Positions
+    num_unknown: int
+
+
+class Tokenizer(ABC):
+    """Text to ids and back; `name` is what the config and the saved file call it.
+
+    lossless: `decode` gives back every text exactly, so that bits per byte mean something.
+    trainable: `train` must see the train split before anything is encoded.
+    """
+
+    name: ClassVar[str]
+    trainable: ClassVar[bool]
+    lossless: bool
+    eos_id: int
+    unk_id: int | None
+    vocabulary_size: int
+
+    @abstractmethod
+    def train(self, texts: Iterable[str]) -> None:
+        """Learn the vocabulary from the documents of the train split."""
+
+    @abstractmethod
+    def encode(self, texts: Sequence[str]) -> Encoded:
+        """One or more whole documents, each closed with `<eos>`, so that none is left empty."""
+
+    @abstractmethod
+    def encode_text(self, text: str) -> list[int]:
+        """A prompt: as `encode`, but nothing is added at its end."""
+
+    @abstractmethod
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+    @abstractmethod
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """The surface of each token; joined they are `decode(ids)`.
+
+        A character cut by token ends is the surface of the token that completes it.
+        """
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+
+    @abstractmethod
+    def _state(self) -> dict[str, Any]:
+        """All that `_restore` needs, as JSON values."""
+
+    @classmethod
+    @abstractmethod
+    def _restore(cls, state: dict[str, Any]) -> Self: ...
+
+    def _payload(self) -> bytes:
+        state = {"format": FORMAT, "name": self.name, **self._state()}
+        return json.dumps(state, ensure_ascii=False).encode()
+
+    def save(self, directory: Path) -> None:
+        """Write `tokenizer.json` into `directory`, whole or not at all."""
+        write_whole(Path(directory) / FILE, self._payload())
+
+    def hash(self) -> str:
+        """SHA-256 of what `save` writes."""
+        return hashlib.sha256(self._payload()).hexdigest()
+
+
+class Flat(NamedTuple):
+    """Documents as ids without `<eos>`: counts (documents,), newline_ends after each newline."""
+
+    ids: Ids
+    counts: Positions
+    newline_ends: Positions
+    num_unknown: int
+
+
+class DocumentTokenizer(Tokenizer):
+    """A tokenizer that closes a document, not a line, with `<eos>`; `decode` gives it no text."""
+
+    @abstractmethod
+    def _flat(self, texts: Sequence[str]) -> Flat: ...
+
+    def encode(self, texts: Sequence[str]) -> Encoded:
+        flat = self._flat(texts)
+        closings = np.cumsum(flat.counts)
+        document_ends = closings + np.arange(1, len(texts) + 1)
+        newline_ends = flat.newline_ends + np.searchsorted(closings, flat.newline_ends)
+        # The closing <eos> joins the last line: it is never a line of its own.
+        inner = np.setdiff1d(newline_ends, document_ends - 1)
+        return Encoded(
+            ids=np.insert(flat.ids, closings, np.uint32(self.eos_id)),
+            document_ends=document_ends,
+            line_ends=np.union1d(inner, document_ends),
+            num_bytes=np.fromiter((len(text.encode()) for text in texts), np.int64, len(texts)),
+            num_unknown=flat.num_unknown,
+        )
+
+    def encode_text(self, text: str) -> list[int]:
+        return self._flat([text]).ids.tolist()
+
+
+class ByteSurfaces(DocumentTokenizer):
+    """A tokenizer whose tokens are runs of bytes: `surfaces[id]`, empty for `<eos>`."""
+
+    lossless = True
+    surfaces: list[bytes]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return b"".join(self.surfaces[i] for i in ids).decode(errors="replace")
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        pieces = [decoder.decode(self.surfaces[i]) for i in ids]
+        if pieces:
+            pieces[-1] += decoder.decode(b"", final=True)
+        return pieces
+
+
+def by_frequency(
+    counts: dict[str, int], *, min_frequency: int, max_size: int | None, specials: Sequence[str]
+) -> list[str]:
+    """The vocabulary, most frequent first, ties by first appearance (the order of `counts`).
+
+    The last of `specials` is the unknown token: it counts what it stands in for.
+    """
+    ordinary = {token: n for token, n in counts.items() if n >= min_frequency}
+    for special in specials:
+        ordinary.pop(special, None)
+    kept = {*ordinary, *specials}
+    if max_size is not None:
+        ranked = sorted(ordinary, key=ordinary.__getitem__, reverse=True)  # stable, reversed or not
+        kept = {*ranked[: max_size - len(specials)], *specials}
+    encoded = {token: n for token, n in counts.items() if token in kept}
+    replaced = sum(counts.values()) - sum(encoded.values())
+    for special in specials:
+        encoded.setdefault(special, 0)
+    encoded[specials[-1]] += replaced
+    return sorted(encoded, key=encoded.__getitem__, reverse=True)
+
+
+def in_batches(
+    items: Iterable[Item], length: Callable[[Item], int], size: int = 1 << 22
+) -> Iterator[list[Item]]:
+    """Runs of items of together at least `size` characters (the last may be shorter)."""
+    batch: list[Item] = []
+    total = 0
+    for item in items:
+        batch.append(item)
+        total += length(item)
+        if total >= size:
+            yield batch
+            batch, total = [], 0
+    if batch:
+        yield batch
+
+
+def at_least(setting: str, value: int | None, minimum: int, why: str) -> None:
+    """Refuse a tokenizer's setting below `minimum`."""
+    if value is not None and value < minimum:
+        raise UserError(f"tokenizer.{setting}={value}: must be at least {minimum} ({why})")
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file so that a crash leaves the old one or the new one."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

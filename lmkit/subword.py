@@ -1,0 +1,225 @@
+"""Subwords, through the `tokenizers` library: byte-level BPE of one's own, or any tokenizer.json.
+
+The library is told never to read a special token out of the text of a document.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from lmkit.encoding import ByteSurfaces, DocumentTokenizer, Flat, at_least, in_batches
+from lmkit.errors import UserError
+
+if TYPE_CHECKING:
+    import tokenizers
+
+EOS = "<eos>"
+USUAL_EOS = (EOS, "</s>", "<|endoftext|>", "<|end_of_text|>", "[EOS]", "<EOS>", "[SEP]")
+# Before a space that follows a word, no match of the byte-level pattern goes on: cut there.
+SAFE_CUT = re.compile(r"(?<=\S) ")
+PIECE = 1 << 16
+PROBE = (
+    "A  b\t\n\n c\r\n \u00a0don't \u00dcn\u00ef e\u0301 \u4f60\u597d \U0001f642 \x00 <eos> </s>\n"
+)
+"""Text in which a tokenizer that loses anything (case, spaces, accents, ...) loses it."""
+
+
+class ByteLevelBPE(ByteSurfaces):
+    """Byte-level byte-pair encoding (Sennrich et al. 2016, over bytes as in GPT-2), no losses.
+
+    vocabulary_size is an upper bound, met where the text has pairs enough.
+    """
+
+    name = "bpe"
+    trainable = True
+    unk_id = None
+
+    def __init__(self, vocabulary_size: int = 8000, min_frequency: int = 2) -> None:
+        at_least("vocabulary_size", vocabulary_size, 257, "all bytes and <eos>")
+        at_least("min_frequency", min_frequency, 1, "every pair of the text occurs once")
+        self.wanted_size = vocabulary_size
+        self.min_frequency = min_frequency
+
+    def train(self, texts: Iterable[str]) -> None:
+        from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+        library = Tokenizer(models.BPE())
+        library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+        library.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=self.wanted_size,
+            min_frequency=self.min_frequency,
+            special_tokens=[EOS],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        library.train_from_iterator(chain.from_iterable(map(_cut_safely, texts)), trainer)
+        self._adopt(library)
+
+    def _adopt(self, library: tokenizers.Tokenizer) -> None:
+        library.encode_special_tokens = True
+        self._library = library
+        vocabulary = library.get_vocab()
+        self.eos_id = vocabulary[EOS]
+        self.vocabulary_size = len(vocabulary)
+        byte_of = _byte_of_character()
+        self.surfaces = [
+            b"" if token == EOS else bytes(byte_of[character] for character in token)
+            for token in sorted(vocabulary, key=vocabulary.__getitem__)
+        ]
+        self._lengths = np.array([len(surface) for surface in self.surfaces])
+
+    def _flat(self, texts: Sequence[str]) -> Flat:
+        runs, counts = [], np.zeros(len(texts), np.int64)
+        pieces = ((row, piece) for row, text in enumerate(texts) for piece in _cut_safely(text))
+        # An Encoding takes a hundred times the memory of its ids: few at once.
+        for batch in in_batches(pieces, lambda item: len(item[1]), 1 << 20):
+            encodings = self._library.encode_batch_fast([piece for _, piece in batch])
+            for (row, _), encoding in zip(batch, encodings, strict=True):
+                runs.append(np.array(encoding.ids, np.uint32))
+                counts[row] += len(runs[-1])
+        ids = np.concatenate(runs) if runs else np.empty(0, np.uint32)
+        data = np.frombuffer("".join(texts).encode(), np.uint8)
+        newlines = np.flatnonzero(data == ord("\n")) + 1
+        newline_ends = np.searchsorted(np.cumsum(self._lengths[ids]), newlines) + 1
+        return Flat(ids, counts, newline_ends, 0)
+
+    def settings(self) -> dict[str, Any]:
+        return {"vocabulary_size": self.wanted_size, "min_frequency": self.min_frequency}
+
+    def _state(self) -> dict[str, Any]:
+        return {"settings": self.settings(), "tokenizer": json.loads(self._library.to_str())}
+
+    @classmethod
+    def _restore(cls, state: dict[str, Any]) -> Self:
+        tokenizer = cls(**state["settings"])
+        tokenizer._adopt(_library(json.dumps(state["tokenizer"])))
+        return tokenizer
+
+
+class Pretrained(DocumentTokenizer):
+    """A tokenizer.json of the `tokenizers` library; eos: the token that closes a document.
+
+    Line ends are found through the library's offsets; a line without tokens is no line.
+    """
+
+    name = "pretrained"
+    trainable = False
+    eos: str | None
+
+    def __init__(self, path: str, eos: str | None = None) -> None:
+        file = Path(path)
+        file = file / "tokenizer.json" if file.is_dir() else file
+        try:
+            text = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"tokenizer.path={path}: cannot read {file}: {error}") from None
+        try:
+            library = _library(text)
+        except Exception as error:  # the library raises nothing narrower
+            raise UserError(
+                f"tokenizer.path={path}: not a tokenizer.json of the tokenizers library: {error}"
+            ) from None
+        self.path = path
+        self._adopt(library, eos)
+
+    def _adopt(self, library: tokenizers.Tokenizer, eos: str | None) -> None:
+        vocabulary = library.get_vocab(with_added_tokens=True)
+        names = USUAL_EOS if eos is None else (eos,)
+        found = next((name for name in names if name in vocabulary), None)
+        if found is None:
+            special = [t.content for t in library.get_added_tokens_decoder().values() if t.special]
+            raise UserError(
+                f"tokenizer.path={self.path}: a token that closes a document is needed, none of "
+                f"{', '.join(names)} is in the vocabulary; name one with tokenizer.eos=TOKEN "
+                f"(its special tokens: {', '.join(special) or 'none'})"
+            )
+        library.no_truncation()
+        library.no_padding()
+        library.encode_special_tokens = True
+        self._library = library
+        self.eos = found
+        self.eos_id = vocabulary[found]
+        unknown = getattr(library.model, "unk_token", None)
+        self.unk_id = vocabulary.get(unknown) if unknown else None
+        self.vocabulary_size = max(vocabulary.values()) + 1  # ids may have gaps
+        self.lossless = self.decode(self.encode_text(PROBE)) == PROBE
+
+    def train(self, texts: Iterable[str]) -> None:
+        """Nothing to learn."""
+
+    def _flat(self, texts: Sequence[str]) -> Flat:
+        runs = [np.empty(0, np.uint32)]
+        newline_ends = [np.empty(0, np.int64)]
+        counts = np.zeros(len(texts), np.int64)
+        total = row = 0
+        for batch in in_batches(texts, len, 1 << 20):
+            encodings = self._library.encode_batch(batch, add_special_tokens=False)
+            for text, encoding in zip(batch, encodings, strict=True):
+                starts = np.array([start for start, _ in encoding.offsets], np.int64)
+                newlines = [match.start() for match in re.finditer("\n", text)]
+                ends = np.searchsorted(np.maximum.accumulate(starts), newlines, side="right")
+                newline_ends.append(total + ends[ends > 0])
+                runs.append(np.array(encoding.ids, np.uint32))
+                counts[row] = len(starts)
+                total, row = total + len(starts), row + 1
+        ids = np.concatenate(runs)
+        unknown = 0 if self.unk_id is None else int((ids == self.unk_id).sum())
+        return Flat(ids, counts, np.concatenate(newline_ends), unknown)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        text = [i for i in ids if i != self.eos_id]
+        return str(self._library.decode(text, skip_special_tokens=False))
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        from tokenizers.decoders import DecodeStream
+
+        stream = DecodeStream(skip_special_tokens=False)
+        surfaces = ["" if i == self.eos_id else stream.step(self._library, i) or "" for i in ids]
+        if surfaces:  # characters that are never completed
+            surfaces[-1] += self.decode(ids)[len("".join(surfaces)) :]
+        return surfaces
+
+    def settings(self) -> dict[str, Any]:
+        return {"path": self.path, "eos": self.eos}
+
+    def _state(self) -> dict[str, Any]:
+        return {"eos": self.eos, "tokenizer": json.loads(self._library.to_str())}
+
+    @classmethod
+    def _restore(cls, state: dict[str, Any]) -> Self:
+        tokenizer = cls.__new__(cls)
+        tokenizer.path = "tokenizer.json"
+        tokenizer._adopt(_library(json.dumps(state["tokenizer"])), state["eos"])
+        return tokenizer
+
+
+def _library(text: str) -> tokenizers.Tokenizer:
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_str(text)
+
+
+def _cut_safely(text: str) -> Iterator[str]:
+    """Pieces that the byte-level pattern tokenizes as it would the whole: bounded memory."""
+    start = 0
+    while len(text) - start > PIECE and (cut := SAFE_CUT.search(text, start + PIECE)):
+        yield text[start : cut.start()]
+        start = cut.start()
+    yield text[start:]
+
+
+def _byte_of_character() -> dict[str, int]:
+    """GPT-2's alphabet: printable bytes stand for themselves, the rest for U+0100 onwards."""
+    printable = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
+    rest = (byte for byte in range(256) if byte not in printable)
+    return {chr(byte): byte for byte in printable} | {
+        chr(0x100 + n): byte for n, byte in enumerate(rest)
+    }

@@ -1,0 +1,160 @@
+"""Documents to token ids: every tokenizer there is, and the way back from a saved one."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from lmkit.encoding import (
+    FILE,
+    FORMAT,
+    ByteSurfaces,
+    DocumentTokenizer,
+    Encoded,
+    Flat,
+    Tokenizer,
+    at_least,
+    by_frequency,
+)
+from lmkit.errors import UserError
+from lmkit.subword import ByteLevelBPE, Pretrained
+from lmkit.word import EOS, UNK, Word
+
+__all__ = [
+    "ByteLevelBPE",
+    "Bytes",
+    "Characters",
+    "Encoded",
+    "Pretrained",
+    "Tokenizer",
+    "Word",
+    "load_tokenizer",
+]
+
+
+class Bytes(ByteSurfaces):
+    """The 256 bytes of UTF-8 and `<eos>`."""
+
+    name = "bytes"
+    trainable = False
+    eos_id = 256
+    unk_id = None
+    vocabulary_size = 257
+    surfaces = [*(bytes([byte]) for byte in range(256)), b""]  # noqa: RUF012
+
+    def train(self, texts: Iterable[str]) -> None:
+        """Nothing to learn."""
+
+    def _flat(self, texts: Sequence[str]) -> Flat:
+        data = [text.encode() for text in texts]
+        ids = np.frombuffer(b"".join(data), np.uint8).astype(np.uint32)
+        counts = np.fromiter(map(len, data), np.int64, len(data))
+        return Flat(ids, counts, np.flatnonzero(ids == ord("\n")) + 1, 0)
+
+    def settings(self) -> dict[str, Any]:
+        return {}
+
+    def _state(self) -> dict[str, Any]:
+        return {}
+
+    @classmethod
+    def _restore(cls, state: dict[str, Any]) -> Self:
+        return cls()
+
+
+class Characters(DocumentTokenizer):
+    """Unicode code points; those rarer than `min_frequency` in the train split are `<unk>`."""
+
+    name = "characters"
+    trainable = True
+    lossless = False
+
+    def __init__(self, min_frequency: int = 1) -> None:
+        at_least("min_frequency", min_frequency, 1, "every character of the text occurs once")
+        self.min_frequency = min_frequency
+
+    def train(self, texts: Iterable[str]) -> None:
+        counts: Counter[str] = Counter()
+        num_documents = 0
+        for num_documents, text in enumerate(texts, start=1):  # noqa: B007
+            counts.update(text)
+        self._adopt(
+            by_frequency(
+                {**counts, EOS: num_documents},
+                min_frequency=self.min_frequency,
+                max_size=None,
+                specials=(EOS, UNK),
+            )
+        )
+
+    def _adopt(self, vocabulary: list[str]) -> None:
+        self.vocabulary = vocabulary
+        self.vocabulary_size = len(vocabulary)
+        self.eos_id, self.unk_id = vocabulary.index(EOS), vocabulary.index(UNK)
+        self._surfaces = list(vocabulary)
+        self._surfaces[self.eos_id] = ""
+        self._id_of = np.full(0x110000, self.unk_id, np.uint32)
+        for i, character in enumerate(vocabulary):
+            if character not in (EOS, UNK):
+                self._id_of[ord(character)] = i
+
+    def _flat(self, texts: Sequence[str]) -> Flat:
+        points = np.frombuffer("".join(texts).encode("utf-32-le"), np.uint32)
+        ids = self._id_of[points]
+        counts = np.fromiter(map(len, texts), np.int64, len(texts))
+        newline_ends = np.flatnonzero(points == ord("\n")) + 1
+        return Flat(ids, counts, newline_ends, int((ids == self.unk_id).sum()))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(self.pieces(ids))
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        return [self._surfaces[i] for i in ids]
+
+    def settings(self) -> dict[str, Any]:
+        return {"min_frequency": self.min_frequency}
+
+    def _state(self) -> dict[str, Any]:
+        return {"settings": self.settings(), "vocabulary": self.vocabulary}
+
+    @classmethod
+    def _restore(cls, state: dict[str, Any]) -> Self:
+        tokenizer = cls(**state["settings"])
+        tokenizer._adopt(state["vocabulary"])
+        return tokenizer
+
+
+KINDS: tuple[type[Tokenizer], ...] = (Word, ByteLevelBPE, Characters, Bytes, Pretrained)
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer that `save` wrote; path: the file or its directory."""
+    path = Path(path)
+    path = path / FILE if path.is_dir() else path
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the tokenizer: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: the tokenizer is damaged: not JSON: {error}") from None
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise UserError(
+            f'{path}: not a tokenizer that lmkit saved (no "format": "{FORMAT}"); '
+            "another library's tokenizer.json is used with tokenizer=pretrained tokenizer.path=FILE"
+        )
+    kinds = {kind.name: kind for kind in KINDS}
+    if state.get("name") not in kinds:
+        raise UserError(
+            f"{path}: unknown tokenizer {state.get('name')!r}, expected one of {', '.join(kinds)}"
+        )
+    try:
+        return kinds[state["name"]]._restore(state)
+    except UserError:
+        raise
+    except Exception as error:  # whatever the library or a missing key makes of it
+        raise UserError(f"{path}: the tokenizer is damaged: {error!r}") from None

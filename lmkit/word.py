@@ -1,0 +1,180 @@
+"""Words between whitespace, a line at a time: the tokens of WikiText and the Penn Treebank."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import repeat
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from lmkit.encoding import Encoded, Positions, Tokenizer, at_least, by_frequency, in_batches
+
+EOS, UNK = "<eos>", "<unk>"
+
+
+class Word(Tokenizer):
+    """`line.split() + ["<eos>"]` for every line; a blank line is one `<eos>`.
+
+    A literal `<eos>` or `<unk>` in the text is that token, as in WikiText's own files.
+    max_size counts `<eos>` and `<unk>`.
+    """
+
+    name = "word"
+    trainable = True
+    lossless = False
+
+    def __init__(
+        self, min_frequency: int = 1, max_size: int | None = None, lower: bool = False
+    ) -> None:
+        at_least("min_frequency", min_frequency, 1, "every word of the text occurs once")
+        at_least("max_size", max_size, 3, "<eos>, <unk> and one word")
+        self.min_frequency = min_frequency
+        self.max_size = max_size
+        self.lower = lower
+
+    def _adopt(self, vocabulary: list[str]) -> None:
+        self.vocabulary = vocabulary
+        self.vocabulary_size = len(vocabulary)
+        self._index = {word: i for i, word in enumerate(vocabulary)}
+        self.eos_id = vocabulary.index(EOS)
+        self._unk = self.unk_id = vocabulary.index(UNK)
+        # What almost every chunk is, so that it need not be decoded: a word and one space.
+        self._usual = {f"{word} ".encode(): i for i, word in enumerate(vocabulary)}
+        self._usual[b"\n"] = self.eos_id
+
+    def train(self, texts: Iterable[str]) -> None:
+        chunks: dict[bytes, int] = {}
+        for batch in in_batches(texts, len):
+            cut = _cut(batch)
+            for chunk, n in zip(cut.chunks, np.bincount(cut.codes).tolist(), strict=True):
+                chunks[chunk] = chunks.get(chunk, 0) + n
+        counts: dict[str, int] = {}
+        for chunk, n in chunks.items():
+            for word in self._split(chunk):
+                counts[word] = counts.get(word, 0) + n
+        vocabulary = by_frequency(
+            counts,
+            min_frequency=self.min_frequency,
+            max_size=self.max_size,
+            specials=(EOS, UNK),
+        )
+        self._adopt(vocabulary)
+
+    def _split(self, chunk: bytes) -> list[str]:
+        if chunk == b"\n":
+            return [EOS]
+        text = chunk.decode()
+        return (text.lower() if self.lower else text).split()
+
+    def encode(self, texts: Sequence[str]) -> Encoded:
+        cut = _cut(texts)
+        ids = np.array(list(map(self._usual.get, cut.chunks, repeat(-1))), np.int32)
+        unusual = {k: self._split(cut.chunks[k]) for k in np.flatnonzero(ids < 0).tolist()}
+        widths = np.ones(len(ids), np.int32)
+        widths[list(unusual)] = list(map(len, unusual.values()))
+        starts = np.cumsum(widths, dtype=np.int32) - widths
+        # From chunks to their words: each once more, in order, whether known or not.
+        word_ids = np.repeat(ids, widths)
+        unknown = np.zeros(len(word_ids), np.bool_)
+        for k, words in unusual.items():
+            for place, word in enumerate(words, start=starts[k]):
+                word_ids[place] = self._index.get(word, self._unk)
+                unknown[place] = word not in self._index
+        tokens = _spread(cut.codes, starts, widths)
+        line_ends = np.flatnonzero(tokens == starts[cut.chunks.index(b"\n")]) + 1
+        return Encoded(
+            ids=word_ids.astype(np.uint32)[tokens],
+            document_ends=line_ends[cut.line_counts - 1],
+            line_ends=line_ends,
+            num_bytes=cut.num_bytes,
+            num_unknown=int(unknown[tokens].sum()) if unknown.any() else 0,
+        )
+
+    def encode_text(self, text: str) -> list[int]:
+        text = text.lower() if self.lower else text
+        lines = [line.split() for line in text.split("\n")]
+        words = lines[0] + [word for line in lines[1:] for word in (EOS, *line)]
+        return [self._index.get(word, self._unk) for word in words]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(self.pieces(ids))
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        surfaces = []
+        line_start = True
+        for i in ids:
+            word = "\n" if i == self.eos_id else self.vocabulary[i]
+            surfaces.append(word if line_start or word == "\n" else f" {word}")
+            line_start = word == "\n"
+        return surfaces
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "min_frequency": self.min_frequency,
+            "max_size": self.max_size,
+            "lower": self.lower,
+        }
+
+    def _state(self) -> dict[str, Any]:
+        return {"settings": self.settings(), "vocabulary": self.vocabulary}
+
+    @classmethod
+    def _restore(cls, state: dict[str, Any]) -> Self:
+        tokenizer = cls(**state["settings"])
+        tokenizer._adopt(state["vocabulary"])
+        return tokenizer
+
+
+class _Cut(NamedTuple):
+    """A text as chunks: `codes` says which of `chunks` follow each other.
+
+    line_counts: (documents,) lines up to each document's end. num_bytes: (documents,).
+    """
+
+    codes: npt.NDArray[np.int32]
+    chunks: list[bytes]
+    line_counts: Positions
+    num_bytes: Positions
+
+
+def _cut(texts: Sequence[str]) -> _Cut:
+    """Cut after every space and around every newline, which leaves each word a chunk of its own.
+
+    Only distinct chunks are then seen by Python; other whitespace stays inside a chunk.
+    """
+    import pyarrow as pa
+
+    encoded = [text.encode() for text in texts]
+    closed = [text if text.endswith(b"\n") else text + b"\n" for text in encoded]
+    data = b"".join(closed)
+    characters = np.frombuffer(data, np.uint8)
+    newline = characters == ord("\n")
+    cuts = np.empty(len(data) + 1, np.bool_)
+    cuts[0] = True
+    cuts[1:] = newline | (characters == ord(" "))
+    cuts[:-1] |= newline
+    offsets = np.flatnonzero(cuts)
+    chunks = pa.LargeBinaryArray.from_buffers(
+        pa.large_binary(), len(offsets) - 1, [None, pa.py_buffer(offsets), pa.py_buffer(data)]
+    ).dictionary_encode()
+    closings = np.cumsum([len(text) for text in closed])
+    return _Cut(
+        codes=chunks.indices.to_numpy(),
+        chunks=chunks.dictionary.to_pylist(),
+        line_counts=np.searchsorted(np.flatnonzero(newline), closings),
+        num_bytes=np.fromiter(map(len, encoded), np.int64, len(encoded)),
+    )
+
+
+def _spread(
+    codes: npt.NDArray[np.int32], starts: npt.NDArray[np.int32], widths: npt.NDArray[np.int32]
+) -> npt.NDArray[np.integer[Any]]:
+    """Chunks to words: code c becomes `starts[c], .., starts[c] + widths[c] - 1`."""
+    if widths.max() <= 1:
+        tokens = np.where(widths == 1, starts, -1)[codes]
+        return tokens[tokens >= 0]
+    repeats = widths[codes]
+    within = np.arange(repeats.sum()) - np.repeat(np.cumsum(repeats) - repeats, repeats)
+    return np.repeat(starts[codes], repeats) + within

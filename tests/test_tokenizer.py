@@ -1,0 +1,440 @@
+"""Tokenizers against slow loops, over any Unicode text; what is saved is what is loaded."""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lmkit import encoding, subword
+from lmkit.errors import UserError
+from lmkit.tokenizer import (
+    ByteLevelBPE,
+    Bytes,
+    Characters,
+    Encoded,
+    Pretrained,
+    Tokenizer,
+    Word,
+    load_tokenizer,
+)
+
+# Everything that str.split() cuts at, the specials, case that changes length, and the rest.
+SPACES = [chr(point) for point in range(0x110000) if chr(point).isspace()]
+ATOMS = [*SPACES, " ", "\n", "a", "B", "b", "<eos>", "<unk>", "İ", "ΑΣ", "\u200b", "\ufffd", "🙂"]
+texts_of_atoms = st.lists(st.sampled_from(ATOMS), max_size=30).map("".join)
+texts = st.one_of(texts_of_atoms, st.text(max_size=30))
+documents = st.lists(texts, min_size=1, max_size=6)
+
+TRAINING = [
+    "the cat sat on the mat\n\nthe <eos> dog's  naïve 你好 🙂\n",
+    "<eos><eos> <|endoftext|> x\ty\r\nthe end",
+]
+
+
+def trained(tokenizer: Tokenizer) -> Tokenizer:
+    tokenizer.train(TRAINING)
+    return tokenizer
+
+
+def bpe() -> Tokenizer:
+    return trained(ByteLevelBPE(vocabulary_size=300))
+
+
+@pytest.fixture(scope="module")
+def tokenizer_json(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A byte-level tokenizer of another program: it truncates, pads, and adds its own specials."""
+    state = json.loads(bpe()._library.to_str().replace("<eos>", "<|endoftext|>"))
+    library = tokenizers.Tokenizer.from_str(json.dumps(state))
+    library.enable_truncation(4)
+    library.enable_padding(length=7)
+    library.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
+    )
+    path = tmp_path_factory.mktemp("pretrained") / "tokenizer.json"
+    library.save(str(path))
+    return path
+
+
+@pytest.fixture(scope="module")
+def byte_exact(tokenizer_json: Path) -> list[Tokenizer]:
+    return [Bytes(), bpe(), Pretrained(str(tokenizer_json))]
+
+
+def lines_of(text: str) -> list[str]:
+    return text.removesuffix("\n").split("\n")
+
+
+def slow_vocabulary(
+    texts: list[str], min_frequency: int, max_size: int | None, lower: bool
+) -> list[str]:
+    words = [
+        word
+        for text in texts
+        for line in lines_of(text)
+        for word in [*(line.lower() if lower else line).split(), "<eos>"]
+    ]
+    counts = Counter(words)
+    ranked = [w for w, n in counts.most_common() if n >= min_frequency]
+    ranked = [w for w in ranked if w not in ("<eos>", "<unk>")]
+    kept = {*ranked[: None if max_size is None else max_size - 2], "<eos>", "<unk>"}
+    known = Counter(w if w in kept else "<unk>" for w in words)
+    places = {w: n for n, w in reversed(list(enumerate(words)))}
+    return sorted(kept, key=lambda w: (-known[w], places.get(w, len(words))))
+
+
+def slow_words(tokenizer: Word, texts: list[str]) -> Encoded:
+    ids, document_ends, line_ends, unknown = [], [], [], 0
+    index = {word: i for i, word in enumerate(tokenizer.vocabulary)}
+    for text in texts:
+        for line in lines_of(text):
+            words = [*(line.lower() if tokenizer.lower else line).split(), "<eos>"]
+            unknown += sum(word not in index for word in words)
+            ids += [index.get(word, index["<unk>"]) for word in words]
+            line_ends.append(len(ids))
+        document_ends.append(len(ids))
+    num_bytes = [len(text.encode()) for text in texts]
+    return Encoded(*map(np.array, (ids, document_ends, line_ends, num_bytes)), unknown)
+
+
+def assert_same(found: Encoded, expected: Encoded) -> None:
+    for name in ("ids", "document_ends", "line_ends", "num_bytes", "num_unknown"):
+        assert np.array_equal(getattr(found, name), getattr(expected, name)), name
+
+
+@given(documents, documents, st.integers(1, 3), st.none() | st.integers(3, 6), st.booleans())
+@settings(max_examples=400, deadline=None)
+def test_word_equals_a_loop_over_split_lines(
+    train: list[str], other: list[str], min_frequency: int, max_size: int | None, lower: bool
+) -> None:
+    tokenizer = Word(min_frequency, max_size, lower)
+    tokenizer.train(iter(train))
+    assert tokenizer.vocabulary == slow_vocabulary(train, min_frequency, max_size, lower)
+    for texts in (train, other):
+        assert_same(tokenizer.encode(texts), slow_words(tokenizer, texts))
+
+
+def test_word_batches_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [f"w{n % 7} w{n % 3}\u2003x \n w{n % 5}" for n in range(40)]
+    whole = Word()
+    whole.train(texts)
+    monkeypatch.setattr("lmkit.word.in_batches", partial(encoding.in_batches, size=20))
+    batched = Word()
+    batched.train(texts)
+    assert batched.vocabulary == whole.vocabulary == slow_vocabulary(texts, 1, None, False)
+
+
+def test_word_vocabulary_by_frequency_then_first_appearance() -> None:
+    tokenizer = Word()
+    tokenizer.train(["b a a\nc b\n", "<unk> a"])
+    assert tokenizer.vocabulary == ["a", "<eos>", "b", "c", "<unk>"]
+    assert (tokenizer.eos_id, tokenizer.unk_id, tokenizer.vocabulary_size) == (1, 4, 5)
+
+
+def test_word_unk_ranks_by_all_it_stands_for_and_counts_what_it_replaced() -> None:
+    tokenizer = Word(min_frequency=2)
+    tokenizer.train(["a a x y z"])
+    assert tokenizer.vocabulary == ["<unk>", "a", "<eos>"]
+    encoded = tokenizer.encode(["a b <unk> b"])
+    assert encoded.ids.tolist() == [1, 0, 0, 0, 2]
+    assert encoded.num_unknown == 2  # the <unk> of the text is a known word
+
+
+def test_word_literal_eos_is_the_token_but_ends_no_line() -> None:
+    tokenizer = trained(Word())
+    encoded = tokenizer.encode(["the <eos> cat\ncat"])
+    eos = tokenizer.eos_id
+    assert [i == eos for i in encoded.ids] == [False, True, False, True, False, True]
+    assert encoded.line_ends.tolist() == [4, 6]
+    assert encoded.num_unknown == 0
+
+
+def test_word_prompt_and_text() -> None:
+    tokenizer = trained(Word(lower=True))
+    ids = tokenizer.encode_text("The cat\nsat ON")
+    assert ids == tokenizer.encode(["the cat\nsat on"]).ids.tolist()[:-1]
+    assert tokenizer.encode_text("the\n") == tokenizer.encode(["the"]).ids.tolist()
+    assert tokenizer.decode(ids) == "the cat\nsat on"
+    assert tokenizer.pieces(ids) == ["the", " cat", "\n", "sat", " on"]
+
+
+def test_word_reads_wikitext_exactly(wikitext: Path) -> None:
+    tokenizer = Word()
+    splits = {name: (wikitext / f"{name}.txt").read_text() for name in ("train", "valid", "test")}
+    tokenizer.train([splits["train"]])
+    assert tokenizer.vocabulary_size == 33_278
+    encoded = {name: tokenizer.encode([text]) for name, text in splits.items()}
+    assert {name: len(found.ids) for name, found in encoded.items()} == {
+        "train": 2_088_628,
+        "valid": 217_646,
+        "test": 245_569,
+    }
+    assert [found.num_unknown for found in encoded.values()] == [0, 0, 0]
+    assert_same(encoded["valid"], slow_words(tokenizer, [splits["valid"]]))
+
+
+@given(documents)
+@settings(max_examples=200, deadline=None)
+def test_exact_round_trip_of_any_text(byte_exact: list[Tokenizer], texts: list[str]) -> None:
+    for tokenizer in [*byte_exact, Characters()]:
+        if isinstance(tokenizer, Characters):
+            tokenizer.train(texts)
+        encoded = tokenizer.encode(texts)
+        starts = [0, *encoded.document_ends[:-1]]
+        assert encoded.num_bytes.tolist() == [len(text.encode()) for text in texts]
+        assert encoded.num_unknown == 0
+        for text, start, end in zip(texts, starts, encoded.document_ends, strict=True):
+            ids = encoded.ids[start:end].tolist()
+            assert ids == [*tokenizer.encode_text(text), tokenizer.eos_id]
+            assert ids.count(tokenizer.eos_id) == 1
+            assert tokenizer.decode(ids) == "".join(tokenizer.pieces(ids)) == text
+
+
+@given(documents)
+@settings(max_examples=200, deadline=None)
+def test_lines_end_with_the_token_that_completes_the_newline(
+    byte_exact: list[Tokenizer], texts: list[str]
+) -> None:
+    characters = Characters()
+    characters.train(texts)
+    for tokenizer in [*byte_exact, characters]:
+        encoded = tokenizer.encode(texts)
+        expected, position = [], 0
+        for text in texts:
+            ids = tokenizer.encode_text(text)
+            surfaces = [tokenizer.decode(ids[:n]) for n in range(len(ids) + 1)]
+            for n in range(1, len(ids)):
+                if surfaces[n].count("\n") > surfaces[n - 1].count("\n"):
+                    expected.append(position + n)
+            position += len(ids) + 1
+            expected.append(position)
+        assert encoded.line_ends.tolist() == expected
+
+
+@pytest.mark.parametrize("kind", [Bytes, Characters])
+@given(texts=documents)
+def test_lines_of_bytes_and_characters_are_the_lines_of_the_text(
+    kind: type[Tokenizer], texts: list[str]
+) -> None:
+    tokenizer = kind()
+    tokenizer.train(texts)
+    encoded = tokenizer.encode(texts)
+    lines = np.split(encoded.ids, encoded.line_ends[:-1])
+    assert [tokenizer.decode(line.tolist()).removesuffix("\n") for line in lines] == [
+        line for text in texts for line in lines_of(text)
+    ]
+
+
+@given(st.lists(st.integers(0, 256)))
+def test_pieces_join_to_the_text_of_any_ids(ids: list[int]) -> None:
+    for tokenizer in (Bytes(), bpe_once()):
+        assert "".join(tokenizer.pieces(ids)) == tokenizer.decode(ids)
+        assert len(tokenizer.pieces(ids)) == len(ids)
+
+
+def bpe_once(made: list[Tokenizer] = []) -> Tokenizer:  # noqa: B006
+    if not made:
+        made.append(bpe())
+    return made[0]
+
+
+@given(st.lists(st.sampled_from([" ", "  ", "\n", "\x1c", "\u2003", "a", "1", "'s", "é"])))
+@settings(max_examples=300, deadline=None)
+def test_a_long_text_in_pieces_is_the_same_tokens(atoms: list[str]) -> None:
+    text, tokenizer = "".join(atoms), bpe_once()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subword, "PIECE", 2)
+        in_pieces = tokenizer.encode_text(text)
+    assert in_pieces == tokenizer._library.encode(text).ids
+
+
+def test_training_in_pieces_and_processes_gives_the_same_bpe() -> None:
+    script = (
+        "import random; from lmkit import subword; from lmkit.tokenizer import ByteLevelBPE\n"
+        "r = random.Random(1); t = ByteLevelBPE(400)\n"
+        "t.train([' '.join(r.choices(['ab', 'ba', 'abc', 'cab', 'é'], k=300)) for _ in range(50)])"
+        "\nprint(t.hash())"
+    )
+    smaller = script.replace("r = ", "subword.PIECE = 50; r = ")
+    environments = [(script, "1", "1"), (script, "2", "2"), (smaller, "3", "2")]
+    hashes = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={"PYTHONHASHSEED": seed, "RAYON_NUM_THREADS": threads},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for code, seed, threads in environments
+    }
+    assert len(hashes) == 1
+
+
+def test_bpe_size_is_a_bound_and_all_bytes_are_there() -> None:
+    tokenizer = ByteLevelBPE(vocabulary_size=257)
+    tokenizer.train(["aa aa aa"])
+    assert tokenizer.vocabulary_size == 257
+    assert sorted(tokenizer.surfaces) == sorted([b"", *(bytes([n]) for n in range(256))])
+
+
+def test_characters_unknown_are_counted() -> None:
+    tokenizer = Characters(min_frequency=2)
+    tokenizer.train(["aab", "ca"])
+    assert tokenizer.vocabulary == ["a", "<eos>", "<unk>"]
+    encoded = tokenizer.encode(["abc", ""])
+    assert encoded.ids.tolist() == [0, 2, 2, 1, 1]
+    assert encoded.num_unknown == 2
+    assert tokenizer.decode(encoded.ids.tolist()) == "a<unk><unk>"
+
+
+def test_lossless_is_found_out(tokenizer_json: Path, tmp_path: Path) -> None:
+    assert Pretrained(str(tokenizer_json)).lossless
+    state = json.loads(tokenizer_json.read_text())
+    state["normalizer"] = {"type": "Lowercase"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(state))
+    assert not Pretrained(str(tmp_path)).lossless
+
+
+def word_level(path: Path, vocabulary: dict[str, int], unk: str = "[UNK]") -> Path:
+    library = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token=unk))
+    library.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    library.save(str(path))
+    return path
+
+
+def test_pretrained_that_loses_newlines(tmp_path: Path) -> None:
+    vocabulary = {"[UNK]": 0, "a": 1, "b": 2, "[SEP]": 9}
+    tokenizer = Pretrained(str(word_level(tmp_path / "any name.json", vocabulary)))
+    assert (tokenizer.eos, tokenizer.eos_id, tokenizer.unk_id) == ("[SEP]", 9, 0)
+    assert tokenizer.vocabulary_size == 10  # ids have gaps
+    encoded = tokenizer.encode(["\n\na x\n\nb\n", "\n", "b b"])
+    assert encoded.ids.tolist() == [1, 0, 2, 9, 9, 2, 2, 9]
+    assert encoded.document_ends.tolist() == [4, 5, 8]
+    assert encoded.line_ends.tolist() == [2, 4, 5, 8]
+    assert encoded.num_unknown == 1
+    assert not tokenizer.lossless
+
+
+def test_pretrained_without_a_closing_token(tmp_path: Path) -> None:
+    path = word_level(tmp_path / "t.json", {"[UNK]": 0, "stop": 1})
+    with pytest.raises(UserError) as caught:
+        Pretrained(str(path))
+    assert str(caught.value) == (
+        f"tokenizer.path={path}: a token that closes a document is needed, none of <eos>, </s>, "
+        "<|endoftext|>, <|end_of_text|>, [EOS], <EOS>, [SEP] is in the vocabulary; name one with "
+        "tokenizer.eos=TOKEN (its special tokens: none)"
+    )
+    assert Pretrained(str(path), eos="stop").eos_id == 1
+
+
+def test_pretrained_of_no_use(tmp_path: Path) -> None:
+    path = tmp_path / "t.json"
+    with pytest.raises(UserError, match=r"tokenizer\.path=.*t\.json: cannot read .*No such file"):
+        Pretrained(str(path))
+    path.write_text("{}")
+    with pytest.raises(UserError, match=r"not a tokenizer\.json of the tokenizers library"):
+        Pretrained(str(path))
+
+
+@pytest.fixture(params=["word", "lower", "bpe", "characters", "bytes", "pretrained"])
+def any_tokenizer(request: pytest.FixtureRequest, tokenizer_json: Path) -> Tokenizer:
+    make = {
+        "word": lambda: trained(Word(max_size=5)),
+        "lower": lambda: trained(Word(lower=True)),
+        "bpe": bpe,
+        "characters": lambda: trained(Characters(2)),
+        "bytes": Bytes,
+        "pretrained": lambda: Pretrained(str(tokenizer_json)),
+    }
+    return make[request.param]()
+
+
+def test_saved_is_loaded(any_tokenizer: Tokenizer, tmp_path: Path) -> None:
+    any_tokenizer.save(tmp_path)
+    for path in (tmp_path, tmp_path / "tokenizer.json"):
+        loaded = load_tokenizer(path)
+        assert type(loaded) is type(any_tokenizer)
+        assert loaded.hash() == any_tokenizer.hash()
+    assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.json"]
+    for name in ("eos_id", "unk_id", "vocabulary_size", "lossless"):
+        assert getattr(loaded, name) == getattr(any_tokenizer, name)
+    if not isinstance(loaded, Pretrained):  # it was not told its path
+        assert loaded.settings() == any_tokenizer.settings()
+    texts = ["The cat <eos>\n dog", "🙂"]
+    assert_same(loaded.encode(texts), any_tokenizer.encode(texts))
+
+
+def test_ids_are_in_the_vocabulary(any_tokenizer: Tokenizer) -> None:
+    encoded = any_tokenizer.encode(["any text, 你好 <unk>", "\n", ""])
+    assert encoded.ids.dtype == np.uint32
+    assert encoded.ids.max() < any_tokenizer.vocabulary_size
+    assert (np.diff(encoded.document_ends, prepend=0) > 0).all()
+    assert encoded.ids[encoded.document_ends - 1].tolist() == [any_tokenizer.eos_id] * 3
+
+
+def test_hash_tells_settings_and_vocabularies_apart() -> None:
+    other = Word()
+    other.train(["others"])
+    tokenizers = [trained(Word()), trained(Word(lower=True)), other, trained(Characters()), Bytes()]
+    assert len({tokenizer.hash() for tokenizer in tokenizers}) == 5
+    assert trained(Word()).hash() == tokenizers[0].hash()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "{path}: cannot read the tokenizer: No such file or directory"),
+        ("{", "{path}: the tokenizer is damaged: not JSON: Expecting property name enclosed in "
+              "double quotes: line 1 column 2 (char 1)"),
+        ("{}", '{path}: not a tokenizer that lmkit saved (no "format": "lmkit tokenizer 1"); '
+               "another library's tokenizer.json is used with tokenizer=pretrained "
+               "tokenizer.path=FILE"),
+        ('{"format": "lmkit tokenizer 1", "name": "os.system"}',
+         "{path}: unknown tokenizer 'os.system', expected one of word, bpe, characters, bytes, "
+         "pretrained"),
+        ('{"format": "lmkit tokenizer 1", "name": "word", "settings": {}}',
+         "{path}: the tokenizer is damaged: KeyError('vocabulary')"),
+        ('{"format": "lmkit tokenizer 1", "name": "word", "settings": {}, "vocabulary": ["a"]}',
+         "{path}: the tokenizer is damaged: ValueError(\"'<eos>' is not in list\")"),
+    ],
+)  # fmt: skip
+def test_damaged_files(tmp_path: Path, content: str | None, message: str) -> None:
+    path = tmp_path / "tokenizer.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UserError) as caught:
+        load_tokenizer(path)
+    assert str(caught.value) == message.format(path=path)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Word(min_frequency=0), "tokenizer.min_frequency=0: must be at least 1 "
+                                        "(every word of the text occurs once)"),
+        (lambda: Word(max_size=2), "tokenizer.max_size=2: must be at least 3 "
+                                   "(<eos>, <unk> and one word)"),
+        (lambda: ByteLevelBPE(256), "tokenizer.vocabulary_size=256: must be at least 257 "
+                                    "(all bytes and <eos>)"),
+    ],
+)  # fmt: skip
+def test_impossible_settings(make: partial[Tokenizer], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        make()
+    assert str(caught.value) == message
+
+
+def test_import_is_cheap() -> None:
+    code = (
+        "import sys, lmkit.tokenizer, lmkit.store\n"
+        "print({'torch', 'pyarrow', 'tokenizers', 'rich'} & set(sys.modules))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout == "set()\n"
