@@ -1,0 +1,173 @@
+"""`lmkit evaluate`: how well a trained model predicts a split, or a text of one's own."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from lmkit.allow import slot_bases
+from lmkit.binding import build
+from lmkit.check import split_data
+from lmkit.errors import UserError
+from lmkit.lanes import Protocol
+from lmkit.metrics import bits_per_byte, perplexity
+from lmkit.run import Run
+from lmkit.store import TokenStore, prepare
+from lmkit.text import Text, read_text
+from lmkit.tokenizer import Tokenizer
+from lmkit.trained import TrainedModel
+
+log = logging.getLogger(__name__)
+
+NUM_LANES = 64
+
+
+def evaluate(
+    run: Run,
+    config: Mapping[str, Any],
+    *,
+    split: str | None = None,
+    file: str | None = None,
+    text: str | None = None,
+    protocol: Protocol | list[Protocol] | None = None,
+    num_lanes: int | None = None,
+    checkpoint: str = "best",
+) -> dict[str, Any]:
+    """Measure nll and perplexity on a split or a text file, under one protocol or several.
+
+    split: test unless given. file, text: read as one document, in the place of a split.
+    protocol: the run's own unless given; [document,stream] puts two side by side.
+    num_lanes: texts read at once, 64 unless given. Only under stream does the result depend on
+    it, and there it is 1 unless given.
+    checkpoint: best, last or another of the run's.
+    """
+    if num_lanes is not None and num_lanes < 1:
+        raise UserError(f"num_lanes={num_lanes}: must be at least 1")
+    trained = TrainedModel.load(run, config, checkpoint)
+    where, store = _text(run, config, trained.tokenizer, split, file, text)
+    protocols = protocol if isinstance(protocol, list) else [protocol or trained.protocol]
+    result = {
+        "run": f"{run.name}/{run.id}",
+        "checkpoint": trained.checkpoint.stem if trained.checkpoint else None,
+        **where,
+        "precision": trained.precision,
+        "num_documents": store.num_documents,
+        "num_tokens": store.num_tokens,
+        "num_unknown": store.num_unknown,
+        "num_bytes": store.num_bytes,
+        "results": [measure(trained, store, name, num_lanes) for name in protocols],
+    }
+    console = Console()
+    what = where.get("split") or where.get("file") or "the given text"
+    console.print(
+        f"{result['run']} ({result['checkpoint']}) on {what}", highlight=False, markup=False
+    )
+    console.print(_table(result))
+    return result
+
+
+def measure(
+    trained: TrainedModel, store: TokenStore | Text, protocol: Protocol, num_lanes: int | None
+) -> dict[str, Any]:
+    """nll, perplexity and, where the tokenizer loses nothing, bits per byte under a protocol."""
+    units = {
+        "document": store.num_documents,
+        "sentence": len(store.line_ends),
+        "stream": store.num_tokens,
+    }[protocol]
+    num_lanes = min(num_lanes or (1 if protocol == "stream" else NUM_LANES), units)
+    loader = trained.loader(store, protocol, num_lanes)
+    began = time.perf_counter()
+    with _progress() as bar:
+        task = bar.add_task(protocol, total=store.num_tokens, rate="")
+        for nll_sum, num_tokens in trained.nll_sums(loader):  # noqa: B007 - the last one counts
+            rate = num_tokens / (time.perf_counter() - began)
+            bar.update(task, completed=num_tokens, rate=f"{rate:,.0f} tokens/s")
+    assert num_tokens == store.num_tokens
+    nll = nll_sum / num_tokens
+    lossless = trained.tokenizer.lossless
+    return {
+        "protocol": protocol,
+        "num_lanes": num_lanes,
+        "num_tokens": num_tokens,
+        "nll": nll,
+        "perplexity": perplexity(nll),
+        "bits_per_byte": bits_per_byte(nll_sum, store.num_bytes) if lossless else None,
+        "tokens_per_second": num_tokens / (time.perf_counter() - began),
+    }
+
+
+def _text(
+    run: Run,
+    config: Mapping[str, Any],
+    tokenizer: Tokenizer,
+    split: str | None,
+    file: str | None,
+    text: str | None,
+) -> tuple[dict[str, str], TokenStore | Text]:
+    """What to evaluate on, and what the result calls it."""
+    if file is not None or text is not None:
+        given = read_text(text, file)
+        if split is not None:
+            raise UserError(
+                f"split={split} and {'file' if text is None else 'text'} are both given: "
+                "leave one of them out"
+            )
+        where = {"text": "given"} if file is None else {"file": str(Path(file).absolute())}
+        return where, Text.of(given, tokenizer)
+    split = split or "test"
+    source = build(split_data(config["data"])[0], bases=slot_bases("data"))
+    if split not in source.splits:
+        raise UserError(f"split={split}: the data has {', '.join(source.splits)}")
+    cache = run.path.parents[1] / ".cache"
+    store = prepare(source, tokenizer, cache, splits=[split], trained=True).stores[split]
+    then = run.read("data.json").get("splits", {}).get(split, {}).get("sha256", store.sha256)
+    if store.sha256 != then and config["data"] == run.config()["data"]:
+        log.warning("%s has changed since %s was trained: its text is another one", split, run.id)
+    return {"split": split}, store
+
+
+def _progress() -> Progress:
+    console = Console(stderr=True)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        TextColumn("{task.percentage:.0f}% {task.fields[rate]}"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+
+
+def _table(result: Mapping[str, Any]) -> Table:
+    """One column for each protocol."""
+    measured: Sequence[Mapping[str, Any]] = result["results"]
+    table = Table("", *(each["protocol"] for each in measured))
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for label, key in (
+        ("documents", "num_documents"),
+        ("tokens", "num_tokens"),
+        ("unknown tokens", "num_unknown"),
+    ):
+        table.add_row(label, *(f"{result[key]:,}" for _ in measured))
+    table.add_section()
+    for label, key, form in (
+        ("lanes", "num_lanes", ",d"),
+        ("nll (nats per token)", "nll", ".5f"),
+        ("perplexity", "perplexity", ",.2f"),
+        ("bits per byte", "bits_per_byte", ".4f"),
+        ("tokens per second", "tokens_per_second", ",.0f"),
+    ):
+        values = [each[key] for each in measured]
+        if None not in values:
+            table.add_row(label, *(format(value, form) for value in values))
+    return table

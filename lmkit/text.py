@@ -1,0 +1,62 @@
+"""A text from the command line or a file of its own, in the shape of a token store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+from lmkit import readers
+from lmkit.encoding import Ids, Positions, Tokenizer
+from lmkit.errors import UserError
+
+
+@dataclass(frozen=True)
+class Text:
+    """One document as tokens: ids (num_tokens,), ends and counts as those of a store."""
+
+    tokens: Ids
+    document_ends: Positions
+    line_ends: Positions
+    num_bytes: int
+    num_unknown: int
+
+    @classmethod
+    def of(cls, text: str, tokenizer: Tokenizer) -> Self:
+        """Raises UserError for a text that is empty or not Unicode."""
+        text = text.replace("\r\n", "\n")
+        if not text or text.isspace():
+            raise UserError("the text is empty: give one that has words")
+        try:
+            num_bytes = len(text.encode())
+        except UnicodeEncodeError as error:  # what the shell passed was not UTF-8
+            raise UserError(
+                f"the text is not Unicode: {text[error.start]!a} at character {error.start}; "
+                "give it as UTF-8"
+            ) from None
+        encoded = tokenizer.encode([text])
+        ends = (encoded.document_ends, encoded.line_ends)
+        return cls(encoded.ids, *ends, num_bytes, encoded.num_unknown)
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def num_documents(self) -> int:
+        return len(self.document_ends)
+
+
+def read_text(text: str | None, file: str | None) -> str:
+    """The text itself or all of a UTF-8 file (also .gz and .zst), of which one must be given."""
+    if text is not None and file is not None:
+        raise UserError("text and file are both given: leave one of them out")
+    if text is not None:
+        return text
+    if file is None:
+        raise UserError("nothing to read: give text=... or file=...")
+    path = readers.located(file)
+    if not path.exists():
+        raise UserError(f"file={file} does not exist; {readers.nearby(path)}")
+    if not path.is_file():
+        raise UserError(f"file={file} is not a file; {readers.nearby(path / '*')}")
+    return "".join(readers.text_lines(path))

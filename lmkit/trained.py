@@ -1,0 +1,305 @@
+"""A trained model as a run left it: rebuilt, checked, and ready to evaluate, score and generate."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Self, cast
+
+import torch
+from torch import Tensor, nn
+
+from lmkit import hardware
+from lmkit.allow import slot_bases
+from lmkit.binding import build
+from lmkit.checkpoint_io import load_checkpoint, read_manifest
+from lmkit.errors import UserError
+from lmkit.head import Head
+from lmkit.lanes import Protocol, Window, WindowLoader
+from lmkit.metrics import TokenNLL, perplexity
+from lmkit.model import LanguageModel
+from lmkit.run import Run
+from lmkit.sampling import Sampling, sample_texts
+from lmkit.store import TokenStore
+from lmkit.text import Text
+from lmkit.tokenizer import Tokenizer, load_tokenizer
+
+log = logging.getLogger(__name__)
+
+# Positions of a window over all its lanes, and of one that is scored token by token.
+POSITIONS = 4096
+SCORED_POSITIONS = 256
+
+
+class TokenScore(NamedTuple):
+    """One token of a text and how the model, having read all before it, predicted it.
+
+    token: its id. piece: its text. nll in nats; bits = nll / ln 2. entropy: of the prediction,
+    in nats. rank: 1 for the likeliest token; equally likely ones share the best rank.
+    top: the likeliest tokens, each as its text and its probability.
+    """
+
+    token: int
+    piece: str
+    nll: float
+    bits: float
+    entropy: float
+    rank: int
+    top: tuple[tuple[str, float], ...]
+
+
+def build_model(config: Mapping[str, Any], vocabulary_size: int) -> tuple[LanguageModel, Head]:
+    """The model and head that a checked config describes, with fresh weights."""
+    model = build(config["model"], bases=slot_bases("model"), vocabulary_size=vocabulary_size)
+    head = build(
+        config["head"],
+        bases=slot_bases("head"),
+        hidden_size=model.hidden_size,
+        vocabulary_size=vocabulary_size,
+        weight=model.embedding.weight if model.tie_weights else None,
+        init_range=model.init_range,
+    )
+    return model, head
+
+
+class TrainedModel:
+    """Model, head and tokenizer in evaluation mode on one device.
+
+    `protocol` is that of the training: it says where the model expects a text to be reset.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        head: Head,
+        tokenizer: Tokenizer,
+        *,
+        protocol: Protocol = "document",
+        device: str = "cpu",
+        precision: str = "32-true",
+        checkpoint: Path | None = None,
+    ) -> None:
+        self.model = model.to(device).eval()
+        self.head = head.to(device).eval()
+        self.tokenizer = tokenizer
+        self.protocol = protocol
+        self.device = device
+        self.precision = precision
+        self.checkpoint = checkpoint
+
+    @classmethod
+    def load(cls, run: Run, config: Mapping[str, Any], checkpoint: str = "best") -> Self:
+        """The model of a run; checkpoint: `best`, `last` or another name in `checkpoints/`.
+
+        Raises UserError when a checkpoint is missing or damaged, and when tokenizer or config
+        are not those it was trained with.
+        """
+        trained_with = run.config()
+        for group in ("tokenizer", "model"):
+            if config[group] != trained_with[group]:
+                raise UserError(
+                    f"{group} cannot be changed: {run.id} was trained with "
+                    f"{trained_with[group]}, found {config[group]}; leave {group} out"
+                )
+        path = find_checkpoint(run, checkpoint)
+        tokenizer = load_tokenizer(run.path)
+        model, head = build_model(config, tokenizer.vocabulary_size)
+        load_weights(path, model, head, tokenizer)
+        device, precision = _device(config["trainer"])
+        return cls(
+            model,
+            head,
+            tokenizer,
+            protocol=config["data"].get("protocol", "document"),
+            device=device,
+            precision=precision,
+            checkpoint=path,
+        )
+
+    @contextlib.contextmanager
+    def computing(self) -> Iterator[None]:
+        """Around all that runs model or head: no gradients, and the run's precision."""
+        dtype = torch.float16 if self.precision == "16-mixed" else torch.bfloat16
+        mixed = self.precision != "32-true"
+        with torch.inference_mode(), torch.autocast(self.device, dtype, enabled=mixed):
+            yield
+
+    def loader(
+        self,
+        store: TokenStore | Text,
+        protocol: Protocol,
+        num_lanes: int = 1,
+        positions: int = POSITIONS,
+    ) -> WindowLoader:
+        """Windows of a text of about so many positions; in one lane its tokens keep their order."""
+        return WindowLoader(
+            cast("TokenStore", store),
+            eos_id=self.tokenizer.eos_id,
+            protocol=protocol,
+            num_lanes=num_lanes,
+            bptt=max(1, positions // num_lanes),
+            seed=None,
+        )
+
+    def read(self, loader: WindowLoader) -> Iterator[tuple[Window, Tensor]]:
+        """Each window, on the device, with its hidden vectors (batch, time, hidden_size)."""
+        for window in loader:
+            window = window._replace(
+                tokens=window.tokens.to(self.device),
+                targets=window.targets.to(self.device),
+                resets=window.resets.to(self.device),
+                mask=window.mask.to(self.device),
+            )
+            rows = len(window.tokens)
+            with self.computing():
+                if window.index == 0:
+                    state = self.model.initial_state(rows)
+                # The rows that have ended are always the last ones.
+                state = tuple(tuple(tensor[:rows] for tensor in layer) for layer in state)
+                hidden, state = self.model(window.tokens, window.resets, state)
+            yield window, hidden
+
+    def nll_sums(self, loader: WindowLoader) -> Iterator[tuple[float, int]]:
+        """Of all windows up to each one: the sum of the nll in nats, and the number of tokens."""
+        metric = TokenNLL()
+        for window, hidden in self.read(loader):
+            with self.computing():
+                nll = self.head.nll(hidden, window.targets)
+            metric.update(nll.cpu(), window.mask.cpu())
+            yield metric.compute()
+
+    def nll(self, text: str, *, protocol: Protocol | None = None) -> float:
+        """Mean nll in nats of the text's tokens, its closing `<eos>` among them."""
+        loader = self.loader(Text.of(text, self.tokenizer), protocol or self.protocol)
+        *_, (nll_sum, num_tokens) = self.nll_sums(loader)
+        return nll_sum / num_tokens
+
+    def perplexity(self, text: str, *, protocol: Protocol | None = None) -> float:
+        """exp of the mean nll."""
+        return perplexity(self.nll(text, protocol=protocol))
+
+    def score(self, text: str, *, protocol: Protocol | None = None) -> list[TokenScore]:
+        """Each token of the text, its closing `<eos>` among them, and how it was predicted."""
+        return list(self.scores(Text.of(text, self.tokenizer), protocol))
+
+    def scores(
+        self, text: Text, protocol: Protocol | None = None, num_top: int = 5
+    ) -> Iterator[TokenScore]:
+        """As `score`, window by window."""
+        pieces = iter(self.tokenizer.pieces(text.tokens.tolist()))
+        loader = self.loader(text, protocol or self.protocol, positions=SCORED_POSITIONS)
+        for window, hidden in self.read(loader):
+            rows: list[tuple[Any, ...]] = []
+            with self.computing():
+                targets = window.targets[window.mask]
+                for log_prob in self.head.log_prob(hidden[window.mask][None]):
+                    rows += _measured(log_prob, targets[len(rows) :], num_top)
+            for token, nll, entropy, rank, probabilities, ids in rows:
+                top = tuple(zip(map(self._name, ids), probabilities, strict=True))
+                yield TokenScore(token, next(pieces), nll, nll / math.log(2), entropy, rank, top)
+
+    def generate(
+        self,
+        prompt: str = "",
+        *,
+        num_tokens: int = 50,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        num_samples: int = 1,
+        seed: int = 1,
+        stop: str | None = None,
+    ) -> list[str]:
+        """Texts that begin with the prompt; the settings are those of `sampling.Sampling`."""
+        sampling = Sampling(num_tokens, temperature, top_k, top_p, num_samples, seed, stop)
+        given = self.tokenizer.encode_text(prompt)
+        if unknown := sum(token == self.tokenizer.unk_id for token in given):
+            log.warning(
+                "%d of the prompt's %d tokens are not in the vocabulary: <unk> stands for them",
+                *(unknown, len(given)),
+            )
+        with self.computing():
+            texts = sample_texts(
+                self.model, self.head, self.tokenizer, prompt, sampling, self.protocol
+            )
+        return [prompt + text for text in texts]
+
+    def _name(self, token: int) -> str:
+        return "".join(self.tokenizer.pieces([token])) or (
+            "<eos>" if token == self.tokenizer.eos_id else f"<{token}>"
+        )
+
+
+def find_checkpoint(run: Run, name: str) -> Path:
+    """The checkpoint file of a run; without validation `best` is `last`, with a warning."""
+    directory = run.path / "checkpoints"
+    there = sorted(path.stem for path in directory.glob("*.ckpt") if path.is_file())
+    if not there:
+        raise UserError(f"{run.id} has no checkpoint in {directory}: train it first, or longer")
+    if name == "best" and "best" not in there and "last" in there:
+        log.warning("%s was never validated, so it has no best checkpoint: taking the last", run.id)
+        name = "last"
+    if name not in there:
+        raise UserError(f"{run.id} has no checkpoint={name}; it has {', '.join(there)}")
+    return directory / f"{name}.ckpt"
+
+
+def load_weights(path: Path, model: LanguageModel, head: Head, tokenizer: Tokenizer) -> None:
+    """Put a checkpoint's weights into `model` and `head`, if they belong to the tokenizer."""
+    recorded = read_manifest(path).get("tokenizer", tokenizer.hash())
+    if recorded != tokenizer.hash():
+        raise UserError(
+            f"checkpoint {path} was trained with another vocabulary: its tokenizer has the hash "
+            f"{recorded[:12]}, the run's tokenizer.json {tokenizer.hash()[:12]}; "
+            "put back the tokenizer.json that the run was trained with"
+        )
+    module = nn.ModuleDict({"model": model, "head": head})
+    saved = load_checkpoint(path)["state_dict"]
+    weights = {key: value for key, value in saved.items() if key.partition(".")[0] in module}
+    embedding = weights.get("model.embedding.weight")
+    if embedding is not None and len(embedding) != tokenizer.vocabulary_size:
+        raise UserError(
+            f"checkpoint {path} was trained with another vocabulary: {len(embedding)} tokens, "
+            f"found {tokenizer.vocabulary_size} in the run's tokenizer.json; "
+            "put back the tokenizer.json that the run was trained with"
+        )
+    try:
+        module.load_state_dict(weights)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()[1:]]
+        raise UserError(
+            f"checkpoint {path} does not fit the run's config: {' '.join(lines[:3])}"
+        ) from None
+    if not all(torch.isfinite(parameter).all() for parameter in module.parameters()):
+        log.warning("checkpoint %s has weights that are not finite: training had diverged", path)
+
+
+def _measured(log_prob: Tensor, targets: Tensor, num_top: int) -> list[tuple[Any, ...]]:
+    """log_prob (n, vocabulary), targets (n or more) -> n rows of token, nll, entropy, rank and
+    the likeliest tokens' probabilities and ids."""
+    targets = targets[: len(log_prob)]
+    wanted = log_prob.gather(1, targets[:, None])  # (n, 1)
+    top = log_prob.topk(min(num_top, log_prob.shape[1]))
+    columns = (
+        targets,
+        0 - wanted[:, 0],
+        torch.special.entr(log_prob.exp()).sum(dim=1),
+        1 + (log_prob > wanted).sum(dim=1),
+        top.values.exp(),
+        top.indices,
+    )
+    return list(zip(*(column.tolist() for column in columns), strict=True))
+
+
+def _device(trainer: Mapping[str, Any]) -> tuple[str, str]:
+    """Where a run's model computes here, and in which precision."""
+    name, precision = hardware.accelerator(trainer["accelerator"]), trainer["precision"]
+    if not hardware.is_available(name):
+        log.warning("trainer.accelerator=%s is not to be had here: computing on the cpu", name)
+        name = "cpu"
+    if precision == "auto" or (name, precision) == ("cpu", "16-mixed"):
+        precision = hardware.precision(name)
+    return name, precision
