@@ -69,11 +69,7 @@ class _Files(Source):
         if len(self._paths) == 1 and readers.located(path).is_dir():
             self._files = readers.split_files(self._files["train"], path, "data.path")
         self._check_overlap()
-        super().__init__(
-            f"data.path={path}",
-            settings,
-            cut,
-        )
+        super().__init__(f"data.path={path}", settings, cut)
 
     def _check_overlap(self) -> None:
         owners: dict[Path, str] = {}
