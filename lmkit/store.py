@@ -75,9 +75,7 @@ def prepare(
             with _meter(f"encoding {split}", "tokens", progress) as advance:
                 write_store(new, _encoded(source, split, tokenizer, advance), tokenizer)
 
-        store = _once(directory / split, _verified, make)
-        assert store.tokenizer == sha256
-        return store
+        return _once(directory / split, _verified, make)
 
     stores = {split: encoded(split) for split in wanted}
     hashes = [sha256, *(f"{split} {store.sha256}" for split, store in stores.items())]

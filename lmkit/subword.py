@@ -25,10 +25,10 @@ USUAL_EOS = (EOS, "</s>", "<|endoftext|>", "<|end_of_text|>", "[EOS]", "<EOS>", 
 # Before a space that follows a word, no match of the byte-level pattern goes on: cut there.
 SAFE_CUT = re.compile(r"(?<=\S) ")
 PIECE = 1 << 16
+# Text in which a tokenizer that loses anything (case, spaces, accents, ...) loses it.
 PROBE = (
     "A  b\t\n\n c\r\n \u00a0don't \u00dcn\u00ef e\u0301 \u4f60\u597d \U0001f642 \x00 <eos> </s>\n"
 )
-"""Text in which a tokenizer that loses anything (case, spaces, accents, ...) loses it."""
 
 
 class ByteLevelBPE(ByteSurfaces):
@@ -112,7 +112,6 @@ class Pretrained(DocumentTokenizer):
 
     name = "pretrained"
     trainable = False
-    eos: str | None
 
     def __init__(self, path: str, eos: str | None = None) -> None:
         file = Path(path)
@@ -150,7 +149,12 @@ class Pretrained(DocumentTokenizer):
         unknown = getattr(library.model, "unk_token", None)
         self.unk_id = vocabulary.get(unknown) if unknown else None
         self.vocabulary_size = max(vocabulary.values()) + 1  # ids may have gaps
-        self.lossless = self.decode(self.encode_text(PROBE)) == PROBE
+        try:
+            self.lossless = self.decode(self.encode_text(PROBE)) == PROBE
+        except Exception as error:  # a vocabulary without an unknown token
+            raise UserError(
+                f"tokenizer.path={self.path}: it cannot encode every text: {error}"
+            ) from None
 
     def train(self, texts: Iterable[str]) -> None:
         """Nothing to learn."""

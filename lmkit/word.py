@@ -41,7 +41,8 @@ class Word(Tokenizer):
         self.eos_id = vocabulary.index(EOS)
         self._unk = self.unk_id = vocabulary.index(UNK)
         # What almost every chunk is, so that it need not be decoded: a word and one space.
-        self._usual = {f"{word} ".encode(): i for i, word in enumerate(vocabulary)}
+        spaced = " \n".join([*vocabulary, ""]).encode().split(b"\n")
+        self._usual = dict(zip(spaced, range(len(vocabulary)), strict=False))
         self._usual[b"\n"] = self.eos_id
 
     def train(self, texts: Iterable[str]) -> None:

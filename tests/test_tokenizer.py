@@ -338,6 +338,9 @@ def test_pretrained_of_no_use(tmp_path: Path) -> None:
     path = tmp_path / "t.json"
     with pytest.raises(UserError, match=r"tokenizer\.path=.*t\.json: cannot read .*No such file"):
         Pretrained(str(path))
+    word_level(path, {"a": 0, "[SEP]": 1})  # and no [UNK]
+    with pytest.raises(UserError, match=r"t\.json: it cannot encode every text: WordLevel error"):
+        Pretrained(str(path))
     path.write_text("{}")
     with pytest.raises(UserError, match=r"not a tokenizer\.json of the tokenizers library"):
         Pretrained(str(path))
