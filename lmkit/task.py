@@ -50,12 +50,14 @@ class Task(pl.LightningModule):
         self.make_scheduler = make_scheduler
         self.num_bytes = num_bytes or {}
         self.tokens_seen = 0
+        self.seconds = 0.0  # spent on them
         self.metrics = nn.ModuleDict({"val": TokenNLL(), "test": TokenNLL()})
         self._states: dict[str, States] = {}
         # Since training values were last logged: this process's nll, all processes' targets.
         self._nll_sum = torch.zeros(())
         self._num_targets = 0
-        self._seconds = 0.0
+        self._seconds_logged = 0.0
+        self._grad_norm: Tensor | None = None  # before clipping, of the last update
         self._started = 0.0
 
     def setup(self, stage: str) -> None:
@@ -88,18 +90,20 @@ class Task(pl.LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Window, batch_idx: int) -> None:
         now = time.perf_counter()
-        self._seconds += now - self._started
+        self.seconds += now - self._started
         self._started = now
         trainer = self.trainer
         if (batch_idx + 1) % trainer.accumulate_grad_batches and not trainer.is_last_batch:
             return
         if trainer.global_step % trainer.log_every_n_steps == 0:
             values = self._values(trainer.strategy.reduce(self._nll_sum, reduce_op="sum"))
+            if self._grad_norm is not None:
+                values["train/grad_norm"] = float(self._grad_norm)
             for logger in trainer.loggers:
                 logger.log_metrics(values, step=trainer.global_step)
             self._nll_sum = torch.zeros_like(self._nll_sum)
             self._num_targets = 0
-            self._seconds = 0.0
+            self._seconds_logged = self.seconds
 
     def running(self) -> dict[str, float]:
         """Training values since the last logging, as this process sees them; waits for the
@@ -110,10 +114,11 @@ class Task(pl.LightningModule):
 
     def _values(self, nll_sum: Tensor) -> dict[str, float]:
         nll = float(nll_sum) / self._num_targets
+        seconds = self.seconds - self._seconds_logged
         return {
             "train/nll": nll,
             "train/perplexity": perplexity(nll),
-            "train/tokens_per_second": self._num_targets / max(self._seconds, 1e-9),
+            "train/tokens_per_second": self._num_targets / max(seconds, 1e-9),
             "lr": self.trainer.optimizers[0].param_groups[0]["lr"],
         }
 
@@ -145,6 +150,19 @@ class Task(pl.LightningModule):
             values[f"{stage}/bits_per_byte"] = bits_per_byte(nll_sum, self.num_bytes[stage])
         self.log_dict(values)
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip by the global norm ourselves: Lightning refuses fused optimisers under autocast,
+        though only those of a loss scaler unscale on their own."""
+        if gradient_clip_val is None or gradient_clip_algorithm == "value":
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        else:
+            self._grad_norm = nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer(self.parameters())
         scheduler = self.make_scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
@@ -163,6 +181,8 @@ class Task(pl.LightningModule):
         checkpoint["lmkit_task"] = {
             "state": self._states.get("train"),
             "tokens_seen": self.tokens_seen,
+            "seconds": self.seconds,
+            "seconds_logged": self._seconds_logged,
             "nll_sum": self._nll_sum,
             "num_targets": self._num_targets,
         }
@@ -172,5 +192,7 @@ class Task(pl.LightningModule):
         if saved["state"] is not None:
             self._states["train"] = saved["state"]
         self.tokens_seen = saved["tokens_seen"]
+        self.seconds = saved["seconds"]
+        self._seconds_logged = saved["seconds_logged"]
         self._nll_sum = saved["nll_sum"]
         self._num_targets = saved["num_targets"]

@@ -1,0 +1,192 @@
+"""What one process does of a run: fit, test the best weights, write the summary."""
+
+from __future__ import annotations
+
+import logging
+import resource
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from lmkit.allow import slot_bases
+from lmkit.binding import build
+from lmkit.check import split_data
+from lmkit.checkpoint import Checkpoint
+from lmkit.checkpoint_io import AtomicCheckpointIO, latest_checkpoint, load_checkpoint
+from lmkit.datamodule import DataModule
+from lmkit.guard import StopOnSignal
+from lmkit.logs import JsonlLogger
+from lmkit.metrics import perplexity
+from lmkit.progress import Progress
+from lmkit.run import Run
+from lmkit.sampling import Sampling, sample_texts
+from lmkit.signals import StopSignals
+from lmkit.task import Task
+from lmkit.trained import build_model
+
+
+def work(run: Run, config: dict[str, Any]) -> None:
+    """Train from the newest checkpoint, if there is one, to the end; raises `Stopped`."""
+    _quiet()
+    began = time.monotonic()
+    with StopSignals() as signals:
+        pl.seed_everything(config["seed"], verbose=False)
+        data = make_data(config)
+        task = make_task(config, data)
+        trainer = _make_trainer(run, config, task, data, signals)
+        if trainer.is_global_zero:
+            _describe_data(run, data)
+        trainer.fit(task, datamodule=data, ckpt_path=latest_checkpoint(run.path / "checkpoints"))
+        summary = _logged(trainer, "val/") | _take_best(run, trainer, task)
+        if "test" in data.prepared.stores and trainer.limit_test_batches:
+            trainer.test(task, datamodule=data, verbose=False)
+            summary |= _logged(trainer, "test/")
+        summary |= _effort(task, time.monotonic() - began)
+        if trainer.is_global_zero and not trainer.fast_dev_run:
+            run.write("summary.json", summary)
+        for logger in trainer.loggers:
+            if close := getattr(logger, "close", None):
+                close()
+
+
+def make_data(config: dict[str, Any]) -> DataModule:
+    """The data module of a checked config, its stores cached under the outputs."""
+    source, settings = split_data(config["data"])
+    return DataModule(
+        build(source, bases=slot_bases("data")),
+        build(config["tokenizer"], bases=slot_bases("tokenizer")),
+        cache=Path(config["outputs"]) / ".cache",
+        seed=config["seed"],
+        **settings,
+    )
+
+
+def make_task(config: dict[str, Any], data: DataModule) -> Task:
+    """Model, head, optimiser and schedule of a checked config, for the prepared data."""
+    model, head = build_model(config, data.tokenizer.vocabulary_size)
+
+    def make_optimizer(params: Any) -> Any:
+        return build(config["optimizer"], bases=slot_bases("optimizer"), params=params)
+
+    def make_scheduler(optimizer: Any, num_steps: int) -> Any:
+        node = config["scheduler"]
+        given = {"optimizer": optimizer, "num_steps": num_steps}
+        return build(node, bases=slot_bases("scheduler"), **given) if node else None
+
+    splits = {"val": "valid", "test": "test"} if data.tokenizer.lossless else {}
+    stores = data.prepared.stores
+    num_bytes = {s: stores[split].num_bytes for s, split in splits.items() if split in stores}
+    return Task(model, head, make_optimizer, make_scheduler, num_bytes)
+
+
+def _make_trainer(
+    run: Run, config: dict[str, Any], task: Task, data: DataModule, signals: StopSignals
+) -> pl.Trainer:
+    def generate(module: pl.LightningModule, prompt: str, num_tokens: int, seed: int) -> str:
+        sampling = Sampling(num_tokens=num_tokens, seed=seed)
+        parts = (task.model, task.head, data.tokenizer)
+        return sample_texts(*parts, prompt, sampling, data.protocol)[0]
+
+    samples = {"generate": generate, "path": run.path / "samples.jsonl"}
+    callbacks = [
+        build(node, bases=slot_bases("callbacks"), **samples)
+        for node in config["callbacks"].values()
+    ]
+    # Checkpoint saves the state of the callbacks before it.
+    callbacks.sort(key=lambda callback: isinstance(callback, Checkpoint))
+    place = {"save_dir": run.path, "version": run.id}
+    nodes = config["logger"].values()
+    loggers = [build(node, bases=slot_bases("logger"), **place) for node in nodes]
+    identity = {"tokenizer": data.tokenizer.hash(), "store": data.prepared.hash}
+    trainer: pl.Trainer = build(
+        config["trainer"],
+        bases=slot_bases("trainer"),
+        logger=[JsonlLogger(**place), *loggers],
+        callbacks=[Progress(), StopOnSignal(signals), *callbacks],
+        default_root_dir=run.path,
+        plugins=[AtomicCheckpointIO(identity)],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    for logger in trainer.loggers:
+        if follow := getattr(logger, "follow", None):
+            follow(trainer)
+    return trainer
+
+
+def _describe_data(run: Run, data: DataModule) -> None:
+    """Write `data.json` and the tokenizer, which travels with the run."""
+    prepared = data.prepared
+    prepared.tokenizer.save(run.path)
+    run.write(
+        "data.json",
+        {
+            "source": prepared.source,
+            "store": prepared.hash,
+            "tokenizer": prepared.tokenizer.hash(),
+            "vocabulary_size": prepared.tokenizer.vocabulary_size,
+            "splits": {
+                split: {
+                    "num_documents": store.num_documents,
+                    "num_lines": store.num_lines,
+                    "num_tokens": store.num_tokens,
+                    "num_unknown": store.num_unknown,
+                    "num_bytes": store.num_bytes,
+                    "sha256": store.sha256,
+                }
+                for split, store in prepared.stores.items()
+            },
+        },
+    )
+
+
+def _logged(trainer: pl.Trainer, stage: str) -> dict[str, float]:
+    values = trainer.callback_metrics
+    return {key: float(values[key]) for key in values if key.startswith(stage)}
+
+
+def _take_best(run: Run, trainer: pl.Trainer, task: Task) -> dict[str, float]:
+    """Give the task the weights of the best checkpoint; what was best about them."""
+    path = run.path / "checkpoints" / "best.ckpt"
+    if not path.exists() or trainer.fast_dev_run:
+        return {}
+    checkpoint = load_checkpoint(path)
+    task.load_state_dict(checkpoint["state_dict"])
+    best: dict[str, float] = {"best/step": checkpoint["global_step"]}
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Checkpoint) and callback.best_score is not None:
+            best[f"best/{callback.monitor}"] = callback.best_score
+            if callback.monitor == "val/nll":
+                best["best/val/perplexity"] = perplexity(callback.best_score)
+    return best
+
+
+def _effort(task: Task, seconds: float) -> dict[str, float]:
+    """What the run took: all its training's speed, this process's memory and time."""
+    # Linux counts ru_maxrss in KiB, macOS in bytes.
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak *= 1 if sys.platform == "darwin" else 1024
+    if task.device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(task.device)
+    return {
+        "tokens_per_second": task.tokens_seen / max(task.seconds, 1e-9),
+        "peak_memory_bytes": peak,
+        "num_parameters": sum(parameter.numel() for parameter in task.parameters()),
+        "tokens": task.tokens_seen,
+        "seconds": seconds,
+    }
+
+
+def _quiet() -> None:
+    """Leave out what Lightning says about itself and what its user cannot mend."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    # lightning 2.6 asks torch 2.13's pytree the old way.
+    warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated", FutureWarning)
