@@ -92,7 +92,7 @@ class DataModule(pl.LightningDataModule):
             **{**defaults, **layout},
         )
 
-    def _rank(self) -> dict[str, int]:
+    def _rank(self) -> dict[str, Any]:
         trainer = self.trainer
         return {"rank": trainer.global_rank, "world_size": trainer.world_size} if trainer else {}
 

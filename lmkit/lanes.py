@@ -44,7 +44,7 @@ class Window(NamedTuple):
     resets: Tensor
     mask: Tensor
     weight: Tensor
-    index: int
+    index: int  # type: ignore[assignment]  # of tuple, which nobody asks a window
     num_targets: int
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -79,6 +80,7 @@ class Recurrent(LanguageModel):
     """
 
     layer: type[RecurrentLayer]
+    layers: Iterable[RecurrentLayer]  # a ModuleList
 
     def __init__(
         self,
@@ -196,6 +198,7 @@ class Elman(Recurrent):
             recurrent_init=recurrent_init,
         )
         for layer in self.layers:
+            assert isinstance(layer, ElmanLayer)
             layer.nonlinearity = nonlinearity
 
 

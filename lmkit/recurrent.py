@@ -151,7 +151,7 @@ class ElmanLayer(RecurrentLayer):
         (h,) = state
         shut = self.gates_shut(SHUT)
         row_sums = self.weight_hh.sum(1)
-        weights = [self.weight_hh, self.bias_ih, self.bias_hh]
+        weights: list[Tensor] = [self.weight_hh, self.bias_ih, self.bias_hh]
         if self.nonlinearity == "tanh":
             after = F.pad(resets[:, :-1], (1, 0))
             inputs, weight_ih = self.joined(inputs, [resets, after], [shut, row_sums[:, None]])

@@ -51,7 +51,8 @@ class Task(pl.LightningModule):
         self.num_bytes = num_bytes or {}
         self.tokens_seen = 0
         self.seconds = 0.0  # spent on them
-        self.metrics = nn.ModuleDict({"val": TokenNLL(), "test": TokenNLL()})
+        self.val_sums = TokenNLL()
+        self.test_sums = TokenNLL()
         self._states: dict[str, States] = {}
         # Since training values were last logged: this process's nll, all processes' targets.
         self._nll_sum = torch.zeros(())
@@ -62,7 +63,8 @@ class Task(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         if isinstance(self.trainer.accelerator, MPSAccelerator):  # it has no float64
-            self.metrics = nn.ModuleDict({s: TokenNLL(torch.float32) for s in self.metrics})
+            self.val_sums = TokenNLL(torch.float32)
+            self.test_sums = TokenNLL(torch.float32)
 
     def hidden(self, stage: str, window: Window) -> Tensor:
         """Hidden vectors of a window, going on from the state of the stage's last one."""
@@ -95,7 +97,7 @@ class Task(pl.LightningModule):
         trainer = self.trainer
         if (batch_idx + 1) % trainer.accumulate_grad_batches and not trainer.is_last_batch:
             return
-        if trainer.global_step % trainer.log_every_n_steps == 0:
+        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             values = self._values(trainer.strategy.reduce(self._nll_sum, reduce_op="sum"))
             if self._grad_norm is not None:
                 values["train/grad_norm"] = float(self._grad_norm)
@@ -126,24 +128,24 @@ class Task(pl.LightningModule):
         self._started = 0.0  # training's clock stands still
 
     def validation_step(self, window: Window, batch_idx: int) -> None:
-        self._evaluate("val", window)
+        self._evaluate("val", window, self.val_sums)
 
     def test_step(self, window: Window, batch_idx: int) -> None:
-        self._evaluate("test", window)
+        self._evaluate("test", window, self.test_sums)
 
     def on_validation_epoch_end(self) -> None:
-        self._report("val")
+        self._report("val", self.val_sums)
 
     def on_test_epoch_end(self) -> None:
-        self._report("test")
+        self._report("test", self.test_sums)
 
-    def _evaluate(self, stage: str, window: Window) -> None:
+    def _evaluate(self, stage: str, window: Window, sums: TokenNLL) -> None:
         nll = self.head.nll(self.hidden(stage, window), window.targets)
-        self.metrics[stage].update(nll, window.mask)
+        sums.update(nll, window.mask)
 
-    def _report(self, stage: str) -> None:
-        nll_sum, num_tokens = self.metrics[stage].compute()
-        self.metrics[stage].reset()
+    def _report(self, stage: str, sums: TokenNLL) -> None:
+        nll_sum, num_tokens = sums.compute()
+        sums.reset()
         nll = nll_sum / num_tokens if num_tokens else math.nan
         values = {f"{stage}/nll": nll, f"{stage}/perplexity": perplexity(nll)}
         if stage in self.num_bytes and getattr(self.trainer, f"limit_{stage}_batches") == 1.0:

@@ -47,7 +47,7 @@ def work(run: Run, config: dict[str, Any]) -> None:
             trainer.test(task, datamodule=data, verbose=False)
             summary |= _logged(trainer, "test/")
         summary |= _effort(task, time.monotonic() - began)
-        if trainer.is_global_zero and not trainer.fast_dev_run:
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             run.write("summary.json", summary)
         for logger in trainer.loggers:
             if close := getattr(logger, "close", None):
@@ -99,7 +99,7 @@ def _make_trainer(
     ]
     # Checkpoint saves the state of the callbacks before it.
     callbacks.sort(key=lambda callback: isinstance(callback, Checkpoint))
-    place = {"save_dir": run.path, "version": run.id}
+    place: dict[str, Any] = {"save_dir": run.path, "version": run.id}
     nodes = config["logger"].values()
     loggers = [build(node, bases=slot_bases("logger"), **place) for node in nodes]
     identity = {"tokenizer": data.tokenizer.hash(), "store": data.prepared.hash}
@@ -155,7 +155,7 @@ def _logged(trainer: pl.Trainer, stage: str) -> dict[str, float]:
 def _take_best(run: Run, trainer: pl.Trainer, task: Task) -> dict[str, float]:
     """Give the task the weights of the best checkpoint; what was best about them."""
     path = run.path / "checkpoints" / "best.ckpt"
-    if not path.exists() or trainer.fast_dev_run:
+    if not path.exists() or trainer.fast_dev_run:  # type: ignore[attr-defined]
         return {}
     checkpoint = load_checkpoint(path)
     task.load_state_dict(checkpoint["state_dict"])
