@@ -100,7 +100,7 @@ class Recurrent(LanguageModel):
         self.dropout = dropout
         self.embedding_dropout = dropout if embedding_dropout is None else embedding_dropout
         self.output_dropout = dropout if output_dropout is None else output_dropout
-        self.layers = nn.ModuleList(
+        self.layers = nn.ModuleList(  # type: ignore[assignment]
             self.layer(hidden_size if index else embedding_size, hidden_size, recurrent_init)
             for index in range(num_layers)
         )
