@@ -121,7 +121,7 @@ def unknown(
     if name in given:
         return f"{at}{name} is set by lmkit itself and cannot be configured"
     close = get_close_matches(name, list(keys), n=1)
-    remedy = f"did you mean {at}{close[0]}?" if close else f"there are: {', '.join(keys)}"
+    remedy = f"did you mean {at}{close[0]}?" if close else f"there are: {', '.join(keys) or 'none'}"
     return f"{at}{name} is not a key{f' of {called}' if called else ''}; {remedy}"
 
 

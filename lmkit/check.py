@@ -16,6 +16,7 @@ from lmkit.config import Composition, nearest, report
 from lmkit.contradictions import contradictions
 from lmkit.datamodule import DataModule
 from lmkit.errors import UserError
+from lmkit.hub import HuggingFace
 from lmkit.source import Source
 
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
@@ -35,10 +36,10 @@ class Root:
     model: Group
     head: Group
     optimizer: Group
-    scheduler: Group | None
     trainer: Group
-    logger: Group | None
-    callbacks: Group | None
+    scheduler: Group | None = None
+    logger: Group | None = None
+    callbacks: Group | None = None
 
 
 def check(
@@ -60,7 +61,9 @@ def check(
         config, sound = _bind_config(config, mistakes)
         if trains:
             source = _make_cheap_parts(config, sound, mistakes)
-            mistakes += contradictions(config, source.splits if source else None)
+            # What the hub has, it is asked when data is: not now.
+            local = source if not isinstance(source, HuggingFace) else None
+            mistakes += contradictions(config, local.splits if local else None)
     if command:
         own = bind("", own, {command: given}, mistakes)
     if mistakes:

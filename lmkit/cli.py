@@ -147,6 +147,7 @@ def _show(argv: list[str]) -> None:
 
     from lmkit.config import CONF, hydra_arguments
 
+    logging.getLogger().handlers.clear()  # Hydra brings its own
     sys.argv = ["lmkit", *hydra_arguments(argv)]
     hydra.main(config_path=str(CONF), config_name="train", version_base="1.3")(_nothing)()
 

@@ -26,7 +26,7 @@ CONF = next(
     if directory.is_dir()
 )
 # Hydra's grammar rejects commas, quotes and brackets, which texts and paths are free to hold.
-VERBATIM = re.compile(r"(text|file|outputs|(\w+\.)*prompt|(\w+\.)+\w*path)$")
+VERBATIM = re.compile(r"(text|file|stop|outputs|(\w+\.)*prompt|(\w+\.)+\w*path)$")
 ASSIGNMENT = re.compile(r"(?P<sign>\+\+|\+|~)?(?P<key>[\w./@$:-]+)=(?P<value>.*)$", re.DOTALL)
 
 
@@ -129,9 +129,8 @@ def nearest(name: str, names: Collection[str]) -> str:
 
 def report(mistakes: Sequence[str]) -> str:
     """All mistakes, one a line, under their count."""
-    count = len(mistakes)
-    lines = [f"{count} mistake{'s' * (count > 1)} in the config:"]
-    return "\n".join([*lines, *(f"  {mistake}" for mistake in mistakes)])
+    count = f"{len(mistakes)} mistake{'s' if len(mistakes) > 1 else ''}:"
+    return "\n".join([count, *(f"  {mistake}" for mistake in mistakes)])
 
 
 def _sort_overrides(

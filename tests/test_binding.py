@@ -1,0 +1,192 @@
+"""Values against annotations, keys against signatures, and building after the check."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+
+from lmkit.binding import MisfitError, bind, bind_node, build, fit
+from lmkit.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("value", "hint", "expected"),
+    [
+        (1, int, 1),
+        (1, float, 1.0),
+        ("1e-3", float, 0.001),
+        (1e3, int, 1000),
+        ("1e3", int, 1000),
+        (7, str, "7"),
+        (True, bool, True),
+        (None, int | None, None),
+        (0.5, int | float | None, 0.5),
+        (1, int | float | None, 1),
+        (1.0, int | float | None, 1.0),
+        ("auto", list[int] | str | int, "auto"),
+        ([0, 1], list[int] | str | int, [0, 1]),
+        ([0.9, "0.99"], tuple[float, float], [0.9, 0.99]),
+        ([1, 2, 3], tuple[int, ...], [1, 2, 3]),
+        (["a"], Sequence[str], ["a"]),
+        ({"hours": "1"}, dict[str, int], {"hours": 1}),
+        ("min", Literal["min", "max"], "min"),
+        ("a b", Path, "a b"),
+        (0.1, float | torch.Tensor, 0.1),
+        ({"x": [1]}, Any, {"x": [1]}),
+    ],
+)
+def test_a_value_becomes_what_the_user_means(value, hint, expected):
+    found = fit(value, hint)
+    assert found == expected
+    assert type(found) is type(expected)
+
+
+@pytest.mark.parametrize(
+    ("value", "hint", "wanted"),
+    [
+        (True, int, "int"),
+        (True, float, "float"),
+        (1, bool, "bool"),
+        ("true", bool, "bool"),
+        (0.5, int, "int"),
+        ("nan", int, "int"),
+        ("inf", int | None, "int | null"),
+        ("many", float, "float"),
+        (True, str, "str"),
+        (None, float, "float"),
+        ([1], int, "int"),
+        ("x", list[int] | int, "a list of int | int"),
+        ([0.9], tuple[float, float], "a list of 2"),
+        (["a"], list[int], "int"),
+        (1, Literal[True, "warn"], "True | warn"),
+        ("mean", Literal["min", "max"] | None, "min | max | null"),
+        (3, torch.Tensor | None, "null"),
+    ],
+)
+def test_a_misfit_says_what_is_wanted(value, hint, wanted):
+    with pytest.raises(MisfitError) as error:
+        fit(value, hint)
+    assert str(error.value) == wanted
+
+
+def node(**keys: Any) -> dict[str, Any]:
+    return {"_target_": "torch.optim.Adam", **keys}
+
+
+def mistakes_of(found: dict[str, Any]) -> list[str]:
+    mistakes: list[str] = []
+    bind_node("optimizer", found, (torch.optim.Optimizer,), mistakes, ("params",))
+    return mistakes
+
+
+@pytest.mark.parametrize(
+    ("keys", "mistake"),
+    [
+        (
+            {"beta": [0.9, 0.99]},
+            "optimizer.beta is not a key of torch.optim.Adam; did you mean optimizer.betas?",
+        ),
+        ({"lr": "fast"}, "optimizer.lr=fast: expected float, found text"),
+        ({"betas": 0.9}, "optimizer.betas=0.9: expected a list of float, found float"),
+        ({"lr": None}, "optimizer.lr=null: expected float, found null"),
+        ({"params": []}, "optimizer.params is set by lmkit itself and cannot be configured"),
+        ({"_args_": [1]}, "optimizer._args_ is not supported; write the arguments as keys"),
+        ({"_partial_": True}, "optimizer._partial_ is not supported; write the arguments as keys"),
+        (
+            {"amsgrad": {"_target_": "os.system", "command": "true"}},
+            "optimizer.amsgrad: expected bool, found an object with a _target_",
+        ),
+        (
+            {"lr": {"_target_": "os.system", "command": "true"}},
+            "optimizer.lr._target_: os.system is not allowed: a class must come from lmkit, "
+            "lightning, torch, torchmetrics; allow a package of yours with the environment "
+            "variable LMKIT_ALLOW=package",
+        ),
+    ],
+)
+def test_exact_message(keys, mistake):
+    assert mistakes_of(node(**keys)) == [mistake]
+
+
+def test_all_mistakes_of_a_node_are_found_at_once():
+    assert len(mistakes_of(node(lr="x", eps="y", betass=1, fused=3))) == 4
+
+
+def test_a_node_needs_a_target():
+    assert mistakes_of({"lr": 1}) == [
+        "optimizer: expected an object with a _target_, found a mapping"
+    ]
+
+
+class Sized:
+    @staticmethod
+    def check(**config: Any) -> list[str]:
+        small = config["size"] < config["least"]
+        return [f"size={config['size']} but least={config['least']}: raise size"] if small else []
+
+    def __init__(self, given: object, *, size: int, least: int = 3) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"size": 4}, []),
+        ({"size": 2}, ["a.b.size=2 but a.b.least=3: raise size"]),
+        (
+            {"size": "2", "lest": 1},
+            [
+                "a.b.lest is not a key of Sized; did you mean a.b.least?",
+                "a.b.size=2 but a.b.least=3: raise size",
+            ],
+        ),
+        ({"size": "two"}, ["a.b.size=two: expected int, found text"]),
+        ({"size": "???"}, ["a.b.size is required by Sized; set a.b.size=..."]),
+        ({}, ["a.b.size is required by Sized; set a.b.size=..."]),
+    ],
+)
+def test_a_class_checks_its_values_together_once_they_fit(values, expected):
+    mistakes: list[str] = []
+    bind("a.b", values, {Sized: ("given",)}, mistakes, "Sized")
+    assert mistakes == expected
+
+
+def test_build_calls_the_class_with_what_it_takes():
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    bases = (torch.optim.Optimizer,)
+    optimizer = build(node(lr=0.5), bases=bases, params=[parameter], num_steps=3)
+    assert optimizer.param_groups[0]["lr"] == 0.5
+
+
+def test_build_makes_nested_objects_of_the_annotated_kind_only():
+    trainer = {"_target_": "lightning.pytorch.Trainer", "accelerator": "cpu", "logger": False}
+    profiler = {"_target_": "lightning.pytorch.profilers.SimpleProfiler", "filename": "times"}
+    made = build({**trainer, "profiler": profiler})
+    assert made.profiler.filename == "times"
+    with pytest.raises(UserError, match=r"^torch\.nn\.Linear is not a lightning\."):
+        build({**trainer, "profiler": {"_target_": "torch.nn.Linear"}})
+
+
+def test_build_does_not_trust_an_unchecked_node():
+    with pytest.raises(UserError, match="not allowed"):
+        build({"_target_": "os.system", "command": "true"})
+    with pytest.raises(UserError, match="not allowed"):
+        build(node(lr={"_target_": "os.system", "command": "true"}), params=[])
+
+
+def test_secrets_are_read_only_when_built(monkeypatch):
+    values = {"_target_": "lmkit.tokenizer.Pretrained", "path": "${oc.env:LMKIT_TEST_PATH}"}
+    mistakes: list[str] = []
+    bound = bind_node("tokenizer", values, (), mistakes)
+    assert mistakes == [
+        "tokenizer.path=${oc.env:LMKIT_TEST_PATH}: the environment variable LMKIT_TEST_PATH is "
+        "not set"
+    ]
+    monkeypatch.setenv("LMKIT_TEST_PATH", "/no/such/place")
+    mistakes.clear()
+    bound = bind_node("tokenizer", values, (), mistakes)
+    assert not mistakes
+    assert bound == values
+    with pytest.raises(UserError, match="/no/such/place"):
+        build(bound)

@@ -1,0 +1,239 @@
+"""The command line: what it calls, what it prints, what it imports, how it ends."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lmkit import cli
+from lmkit.check import check
+from lmkit.config import compose
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+HEAVY = {"torch", "lightning", "wandb", "trackio", "datasets", "tokenizers", "pyarrow"}
+
+
+def lmkit(*argv: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "lmkit", *argv]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120)
+
+
+def python(code: str, **options: object) -> subprocess.Popen[str]:
+    """A process that runs `code`, with `main` and a replaceable command `list` at hand."""
+    head = "import os, subprocess, sys, time, lmkit.list; from lmkit.cli import main\n"
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, "-c", head + code], **pipes, **options)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run directory that holds a config and no more."""
+    path = tmp_path / "outputs" / "quick" / "a1"
+    path.mkdir(parents=True)
+    config, _ = check(compose(["model.dropout=0.5"]))
+    (path / "config.yaml").write_text(yaml.safe_dump(config))
+    return path
+
+
+def test_help_and_list_import_nothing_heavy():
+    code = f"""
+for argv in ([], ["--help"], ["--version"], ["list"], *([c, "--help"] for c in {[*cli.commands()]})):
+    assert main(argv) == 0, argv
+heavy = {HEAVY} & set(sys.modules)
+assert not heavy, heavy
+"""
+    with python(code) as process:
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == 0, error
+
+
+def test_the_overview_has_a_line_for_every_command(capsys):
+    assert cli.main(["--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for name, command in cli.commands().items():
+        (line,) = [line for line in lines if line.split()[:1] == [name]]
+        assert command.doc.splitlines()[0] in line
+        assert len(line) <= 100
+
+
+def test_help_shows_a_commands_own_keys_as_its_signature_has_them(capsys):
+    assert cli.main(["generate", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("usage: lmkit generate RUN [key=value ...]\n")
+    assert "  num_tokens=50  (int)\n" in out
+    assert "  top_k=None  (int | None)\n" in out
+
+
+def test_list_shows_every_option_with_its_purpose(capsys):
+    assert cli.main(["list"]) == 0
+    out = capsys.readouterr().out
+    assert "\nmodel=\n" in out
+    assert "\n  gru                        Gated recurrent units (Cho et al. 2014)\n" in out
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["trian"], "lmkit trian: no such command; did you mean train?"),
+        (
+            ["generate"],
+            "lmkit generate needs a run: a run directory, an id, the beginning of one, "
+            "or latest, as in: lmkit generate latest",
+        ),
+        (
+            ["generate", "prompt=x"],
+            "lmkit generate needs a run: a run directory, an id, the "
+            "beginning of one, or latest, as in: lmkit generate latest",
+        ),
+        (["list", "model=gru"], "1 mistake:\n  model is not a key; there are: none"),
+        (["dashboard", "prot=1"], "1 mistake:\n  prot is not a key; did you mean port?"),
+        (["dashboard", "port=http"], "1 mistake:\n  port=http: expected int, found text"),
+        (
+            ["dashboard", "--cfg", "job"],
+            "lmkit dashboard composes no config for Hydra's flags to show",
+        ),
+        (
+            ["train", "-m", "seed=1,2"],
+            "--multirun and --experimental-rerun are not supported: start each run",
+        ),
+    ],
+)
+def test_a_mistake_is_one_message_and_exit_code_2(argv, message, capsys):
+    assert cli.main(argv) == 2
+    captured = capsys.readouterr()
+    assert captured.err == f"error: {message}\n"
+    assert captured.out == ""
+
+
+def test_every_mistake_of_a_config_in_a_real_process(tmp_path):
+    argv = ["model.hiden_size=3", "trainer.devices=3", "trainer=ddp_cpu", "optimizer.lr=fast"]
+    done = lmkit("train", *argv, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == (
+        "error: 3 mistakes:\n"
+        "  model.hiden_size is not a key of lmkit.model.LSTM; did you mean model.hidden_size?\n"
+        "  optimizer.lr=fast: expected float, found text\n"
+        "  data.batch_size=20 but there are 3 processes: the lanes must divide by their number; "
+        "set data.batch_size=18 or 21, or the processes to one of 1, 2, 4, 5, 10, 20\n"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_train_py_works_from_any_directory_and_hydra_leaves_no_litter(tmp_path):
+    command = [sys.executable, str(REPOSITORY / "train.py"), "--cfg", "job", "model=gru", "modle=1"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert done.returncode == 0, done.stderr
+    config = yaml.safe_load(done.stdout)
+    assert config["model"]["_target_"] == "lmkit.model.GRU"
+    assert config["modle"] == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("flags", [["--info", "defaults"], ["--hydra-help"], ["--cfg", "hydra"]])
+def test_hydras_flags_are_hydras(flags, tmp_path):
+    done = lmkit("train", *flags, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_command_with_its_exit_code(number, code):
+    with python(
+        "def wait(config_dir=None):\n"
+        "    print('ready', flush=True)\n"
+        "    time.sleep(60)\n"
+        "lmkit.list.list = wait\n"
+        "sys.exit(main(['list']))"
+    ) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        _, error = process.communicate(timeout=20)
+    assert process.returncode == code
+    assert error == ""
+
+
+def test_a_defect_shows_its_traceback_and_exits_with_1():
+    process = python(
+        "def fail(config_dir=None): raise RuntimeError('a defect')\n"
+        "lmkit.list.list = fail\n"
+        "sys.exit(main(['list']))"
+    )
+    _, error = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert error.endswith("RuntimeError: a defect\n")
+
+
+def test_json_is_all_there_is_on_stdout():
+    process = python(
+        "def chatter(config_dir=None):\n"
+        "    print('from python')\n"
+        "    subprocess.run(['echo', 'from a child'])\n"
+        "    os.write(1, b'from below')\n"
+        "    return {'nll': float('nan'), 'words': 'ü'}\n"
+        "lmkit.list.list = chatter\n"
+        "sys.exit(main(['list', 'format=json']))"
+    )
+    out, error = process.communicate(timeout=20)
+    assert json.loads(out) == {"nll": None, "words": "ü"}
+    assert out.startswith("{")
+    for words in ("from python", "from a child", "from below"):
+        assert words in error
+
+
+def test_json_and_a_mistake_leave_stdout_empty():
+    done = lmkit("list", "format=json", "foo=1")
+    assert (done.returncode, done.stdout) == (2, "")
+
+
+def test_a_command_gets_its_run_its_config_and_its_own_keys(run, monkeypatch, tmp_path):
+    called = {}
+
+    def fake(run, config, *, prompt: str = "", num_tokens: int = 50, seed: int = 1) -> None:
+        called.update(run=run.path, config=config, prompt=prompt, num_tokens=num_tokens, seed=seed)
+
+    monkeypatch.setattr("lmkit.generate.generate", fake)
+    argv = ["prompt=It's, [so]", "num_tokens=1e1", "seed=7", "data.bptt=9", "format=text"]
+    for which, places in (
+        ("latest", [f"outputs={tmp_path / 'outputs'}"]),
+        ("a", [f"outputs={tmp_path / 'outputs'}"]),
+        (str(run), []),
+    ):
+        called.clear()
+        assert cli.main(["generate", which, *places, *argv]) == 0
+        assert called["run"] == run
+        assert (called["prompt"], called["num_tokens"], called["seed"]) == ("It's, [so]", 10, 7)
+        assert called["config"]["seed"] == 1
+        assert called["config"]["model"]["dropout"] == 0.5
+        assert called["config"]["data"]["bptt"] == 9
+
+
+def test_a_run_in_a_directory_named_like_a_key(run, monkeypatch, tmp_path):
+    place = tmp_path / "lr=20"
+    run.rename(place)
+    monkeypatch.chdir(tmp_path)
+    found = []
+    monkeypatch.setattr("lmkit.generate.generate", lambda run, config: found.append(run.path))
+    assert cli.main(["generate", "lr=20"]) == 0
+    assert found == [place]
+
+
+def test_doctor_reports_and_fails_with_the_mistakes(capsys, tmp_path):
+    assert cli.main(["doctor", f"outputs={tmp_path}"]) == 0
+    out = capsys.readouterr().out
+    for word in ("torch", "num_cpus", "precision", "logged in", "writable", "processes"):
+        assert word in out
+    assert cli.main(["doctor", "modle=1", "outputs=/proc/nowhere"]) == 2
+    captured = capsys.readouterr()
+    assert "versions" in captured.out
+    assert captured.err == (
+        "error: 2 mistakes:\n"
+        "  outputs=/proc/nowhere: cannot be written\n"
+        "  modle is not a key; did you mean model?\n"
+    )
+    assert not Path("/proc/nowhere").exists()

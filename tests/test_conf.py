@@ -1,0 +1,100 @@
+"""Every YAML that ships composes and passes the check, which knows every key it holds."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lmkit import hardware
+from lmkit.allow import SLOTS
+from lmkit.check import Root, check
+from lmkit.config import CONF, compose, group_options
+from lmkit.list import purpose
+
+OPTIONS = [(group, option) for group, names in group_options([CONF]).items() for option in names]
+EXPERIMENTS = group_options([CONF])["experiment"]
+
+
+@pytest.fixture(autouse=True)
+def every_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "is_available", lambda name: True)
+    monkeypatch.setattr(hardware, "num_here", lambda name: 2)
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """Files that any source and tokenizer can be made with."""
+    (tmp_path / "text").mkdir()
+    for split in ("train", "valid", "test"):
+        (tmp_path / "text" / f"{split}.txt").write_text(" = A = \n\n some words \n")
+    (tmp_path / "rows.jsonl").write_text('{"text": "some words"}\n')
+    (tmp_path / "rows.parquet").write_bytes(b"PAR1")
+    model = '{"type": "WordLevel", "vocab": {"<eos>": 0, "a": 1}, "unk_token": "<eos>"}'
+    (tmp_path / "tokenizer.json").write_text(f'{{"model": {model}}}')
+    return tmp_path
+
+
+def missing(config: dict, corpus: Path) -> list[str]:
+    """What a user must say besides the option."""
+    files = {"Jsonl": "rows.jsonl", "Parquet": "rows.parquet", "Pretrained": "tokenizer.json"}
+    return [
+        f"{group}.{key}={corpus / files.get(config[group]['_target_'].rpartition('.')[2], 'text')}"
+        for group in ("data", "tokenizer")
+        for key, value in config[group].items()
+        if value == "???"
+    ]
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_passes_the_check(group, option, corpus):
+    argv = [f"{group}={option}"]
+    argv += missing(compose(argv).config, corpus)
+    config, _ = check(compose(argv))
+    assert config["name"] == (option if group == "experiment" else "quick")
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize("model", group_options([CONF])["model"])
+def test_every_experiment_takes_every_model(experiment, model, corpus):
+    argv = [f"experiment={experiment}", f"model={model}"]
+    argv += missing(compose(argv).config, corpus)
+    config, _ = check(compose(argv))
+    assert config["model"]["_target_"].lower() == f"lmkit.model.{model}"
+
+
+def test_the_groups_are_those_of_the_code():
+    assert set(group_options([CONF])) == {*SLOTS, "experiment", "debug"}
+
+
+def test_the_table_of_contents_names_every_group():
+    text = (CONF / "train.yaml").read_text()
+    contents = yaml.safe_load(text)
+    groups = [group for entry in contents.pop("defaults") if entry != "_self_" for group in entry]
+    assert sorted(groups) == sorted(group_options([CONF]))
+    assert set(contents) == set(Root.__dataclass_fields__) - set(SLOTS)
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_says_what_it_is_for(group, option):
+    file = CONF / group / f"{option}.yaml"
+    assert 10 < len(purpose([CONF], group, option)) < 95
+    assert len(file.read_text().splitlines()) <= 40
+
+
+def test_the_published_settings_of_pytorch_examples():
+    argv = ["experiment=pytorch_examples_650_tied", "data.path=x"]
+    config = compose(argv).config
+    assert config["data"] == {
+        "_target_": "lmkit.corpus.WikiText",
+        "path": "x",
+        "protocol": "stream",
+        "batch_size": 20,
+        "bptt": 35,
+        "eval_batch_size": 10,
+    }
+    assert config["model"]["hidden_size"] == config["model"]["embedding_size"] == 650
+    assert config["model"]["tie_weights"] is True
+    assert config["optimizer"] == {"_target_": "torch.optim.SGD", "lr": 20}
+    assert config["scheduler"]["factor"] == 0.25
+    assert config["trainer"]["gradient_clip_val"] == 0.25
+    assert config["trainer"]["max_epochs"] == 40

@@ -1,0 +1,53 @@
+"""Imports go up the flow only: from text to tokens, windows, a model, a run, a command."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import lmkit
+
+PACKAGE = Path(lmkit.__file__).parent
+# A module may import those before it, never those after it.
+FLOW = """
+    errors hardware signals environment
+    pydocs readers probe_corpus source hub corpus
+    encoding word subword tokenizer
+    token_store store
+    lanes datamodule
+    recurrent model head metrics optim task
+    run checkpoint_io checkpoint guard logs progress
+    config allow binding contradictions check
+    sampling text trained training launch
+    evaluate score_page score generate watch dashboard doctor list
+    cli __main__
+""".split()  # noqa: SIM905 - a line is a stage
+MODULES = sorted(file.stem for file in PACKAGE.glob("*.py") if file.stem != "__init__")
+
+
+def imports(module: str) -> set[str]:
+    """The modules of lmkit that a module names in an import, wherever it stands."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: imports are absolute"
+            first, _, rest = (node.module or "").partition(".")
+            if first == "lmkit":
+                found |= {rest} if rest else {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {a.name.partition(".")[2] for a in node.names if a.name.startswith("lmkit.")}
+    return found
+
+
+def test_every_module_has_its_place_in_the_flow():
+    assert sorted(FLOW) == MODULES
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_go_up_the_flow(module):
+    assert imports(module) <= set(FLOW[: FLOW.index(module)])
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_says_what_it_is_for(module):
+    assert ast.get_docstring(ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8")))
