@@ -29,7 +29,7 @@ class Position:
     epoch: int
     windows: int
     ended: bool  # the last window of the epoch is done
-    loaders: list[dict[str, Any]]
+    loaders: list[dict[str, Any]]  # states of the training loaders, each with `ended`
 
 
 class Checkpoint(Callback):
@@ -99,9 +99,9 @@ class Checkpoint(Callback):
         loop = trainer.fit_loop
         ended = trainer.is_last_batch
         loaders = loop._combined_loader._state_dicts() if loop._combined_loader else []
-        self._position = Position(
-            trainer.current_epoch, batch_idx + 1, ended, copy.deepcopy(loaders)
-        )
+        # `limit_train_batches` ends an epoch without the loader's knowing.
+        loaders = [{**copy.deepcopy(state), "ended": ended} for state in loaders]
+        self._position = Position(trainer.current_epoch, batch_idx + 1, ended, loaders)
         if loop._should_accumulate():  # .grad is not in a checkpoint
             return
         if self.every_n_train_steps and trainer.global_step % self.every_n_train_steps == 0:

@@ -106,7 +106,7 @@ def load_checkpoint(path: str | os.PathLike[str], *, map_location: Any = "cpu") 
     try:
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:  # torch raises whatever the bytes lead it to
-        code = re.search(r"unsupported global:? GLOBAL (\S+)", str(error), re.IGNORECASE)
+        code = re.search(r"unsupported (?:global: )?GLOBAL (\S+)", str(error), re.IGNORECASE)
         kind = f"is refused: it asks for {code[1]}" if code else "cannot be read as one"
         raise UserError(f"checkpoint {path} {kind}; give another one") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:

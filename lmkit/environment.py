@@ -10,7 +10,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-SECRET = re.compile(r"(^|[._])(api_?key|secret|password|passwd|credentials?|token)=", re.IGNORECASE)
+SECRET = re.compile(
+    r"(^|[._+])(api_?key|secret|password|passwd|credentials?|token)=", re.IGNORECASE
+)
 SECRET_VARIABLE = re.compile(r"(API_?KEY|SECRET|PASSWORD|TOKEN)$", re.IGNORECASE)
 PACKAGES = ("lmkit", "torch", "lightning", "hydra-core", "omegaconf", "numpy", "torchmetrics")
 

@@ -121,8 +121,12 @@ class StopOnNonFinite(Callback):
         if trainer.world_size > 1:
             first = trainer.strategy.reduce(first, reduce_op="max")
         if (window := int(first)) >= 0:
-            epoch, place = divmod(window, int(trainer.num_training_batches))
-            step = window // trainer.accumulate_grad_batches + 1
+            num_windows, together = (
+                int(trainer.num_training_batches),
+                trainer.accumulate_grad_batches,
+            )
+            epoch, place = divmod(window, num_windows)
+            step = epoch * -(-num_windows // together) + place // together + 1
             raise NonFiniteError(
                 f"the loss is not finite at step {step} (epoch {epoch}, window {place}){HINT}"
             )

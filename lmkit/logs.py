@@ -21,6 +21,8 @@ from lmkit.run import strict_json
 
 log = logging.getLogger(__name__)
 
+NETWORK_SECONDS = 15.0  # that wandb may take to start, and to end
+
 Generate = Callable[[LightningModule, str, int, int], str]
 
 
@@ -185,6 +187,7 @@ class WandbLogger(LightningWandbLogger):
             mode=mode,
             settings=wandb.Settings(silent=True, console="off", init_timeout=15, finish_timeout=15),
         )
+        del self._wandb_init["anonymous"]  # Lightning passes it, wandb warns of it
         self._trainer: Trainer | None = None
         self._broken = False
 
@@ -201,12 +204,15 @@ class WandbLogger(LightningWandbLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
+        import wandb
+
         try:
             return super().experiment
         except Exception as error:  # wandb's own, and whatever its network layer raises
             if self._wandb_init["mode"] == "offline":
                 raise
             log.warning("wandb cannot be reached (%s): staying offline", error)
+            wandb.teardown()  # its service still holds the run's id
             self._wandb_init["mode"] = "offline"
             return super().experiment
 

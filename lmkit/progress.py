@@ -61,20 +61,20 @@ class Progress(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        if trainer.world_size > 1:  # `running` is a collective: at the same step everywhere
-            due = trainer.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+        if not trainer.is_global_zero:
+            return
+        now = time.monotonic()
+        if now - self._shown < (BAR_SECONDS if self._bar else LINE_SECONDS):
+            return
+        self._shown = now
+        values = describe(pl_module.running(), "train/")  # type: ignore[operator]
+        if self._bar:
+            self._update(trainer, values)
         else:
-            due = time.monotonic() - self._shown >= (BAR_SECONDS if self._bar else LINE_SECONDS)
-        if due:
-            self._shown = time.monotonic()
-            values = describe(pl_module.running(), "train/")  # type: ignore[operator]
-            if self._bar:
-                self._update(trainer, values)
-            elif trainer.is_global_zero:
-                step, began = self._began
-                rate = (trainer.global_step - step) / max(self._shown - began, 1e-9)
-                left = (self._total - trainer.global_step) / max(rate, 1e-9)
-                self._line(trainer, values, "" if math.isinf(left) else f"{left:,.0f} s left")
+            step, began = self._began
+            rate = (trainer.global_step - step) / max(now - began, 1e-9)
+            left = (self._total - trainer.global_step) / max(rate, 1e-9)
+            self._line(trainer, values, "" if math.isinf(left) else f"{left:,.0f} s left")
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._bar:

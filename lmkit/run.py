@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 from lmkit.environment import environment, mask
 from lmkit.errors import UserError
@@ -22,7 +22,7 @@ Status = Literal["running", "finished", "failed", "stopped"]
 
 # What a run may be continued with: more length, other devices, other logging.
 FREE = re.compile(
-    r"(outputs|run_id|logger|samples|callbacks\.progress"
+    r"(outputs|run_id|logger|callbacks\.samples"
     r"|trainer\.(min_epochs|max_epochs|min_steps|max_steps|max_time|accelerator|devices|num_nodes"
     r"|strategy|profiler|log_every_n_steps|enable_\w+))(\.|$)"
 )

@@ -89,6 +89,14 @@ def test_stopped_while_accumulating_and_validating_within_epochs(straight, tmp_p
     assert_same(straight(**options), tmp_path)
 
 
+def test_epochs_cut_short(straight, tmp_path):
+    options = {"trainer": {"limit_train_batches": 5}, "checkpoint": {"every_n_train_steps": 1}}
+    for at in (["train", 5], ["validation", 5], ["train", 7], ["validation", 10]):
+        assert trainee.run(tmp_path, at=at, signals=[signal.SIGTERM], **options) == 143
+    assert trainee.run(tmp_path, **options) == 0
+    assert_same(straight(**options), tmp_path)
+
+
 @pytest.mark.parametrize("first", [{"max_steps": 17}, {"max_epochs": 1}, {"max_steps": 24}])
 def test_made_longer(straight, tmp_path, first):
     assert trainee.run(tmp_path, trainer=first) == 0

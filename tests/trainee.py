@@ -32,13 +32,13 @@ class Loader:
 
     def __init__(self, train: bool) -> None:
         self.train = train
-        self.epoch, self.position, self.resumed = -1, WINDOWS, False
+        self.epoch, self.position, self.resumed = -1, 0, False
 
     def __len__(self) -> int:
         return WINDOWS
 
     def __iter__(self):
-        if not self.resumed or self.position >= WINDOWS:
+        if not self.resumed:
             self.epoch += 1
             self.position = 0
         self.resumed = False
@@ -52,7 +52,8 @@ class Loader:
         return {"epoch": self.epoch, "position": self.position}
 
     def load_state_dict(self, state):
-        self.epoch, self.position, self.resumed = state["epoch"], state["position"], True
+        self.epoch, self.position = state["epoch"], state["position"]
+        self.resumed = not state["ended"]
 
 
 class Net(pl.LightningModule):
@@ -84,6 +85,8 @@ class Net(pl.LightningModule):
         if step % 3 == 0:
             self.trainer.logger.log_metrics({"train/nll": self.nll_sum, "lr": self.lr}, step)
             self.nll_sum = 0.0
+        if step == self.options.get("spoil_at"):
+            self.layers[0].weight.data[0, 0] = math.inf
         self._hurt("train", step)
 
     def validation_step(self, batch, batch_idx):
@@ -131,7 +134,7 @@ def sample(net: Net, prompt: str, num_tokens: int, seed: int) -> str:
 def train(directory: Path, options: dict[str, Any]) -> None:
     """Fit, going on from the latest checkpoint; exits with the code of a stop."""
     warnings.filterwarnings("ignore")
-    sys.stderr = open(directory / "stderr.txt", "a", buffering=1)
+    sys.stderr = (directory / "stderr.txt").open("a", buffering=1)
     torch.set_num_threads(1)
     pl.seed_everything(options.get("seed", 1), verbose=False)
     logger = JsonlLogger(directory)
