@@ -1,6 +1,8 @@
 """A run directory as training leaves it, with random weights, in a moment."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 import torch
@@ -30,7 +32,7 @@ TOKENIZERS = {
 }
 TRAIN = """ = First = \n the cat sat on the mat . \n\n the dog ran . \n
  = Second = \n a dog saw the cat ; the cat ran . \n the mat lay there . \n"""
-TEST = """ = Third = \n the cat saw a dog on the mat . \n\n = Fourth = \n a zebra ran . \n the dog sat . \n
+TEST = """ = Third = \n the cat saw a dog on the mat . \n\n = Fourth = \n a zebra ran . \n
  = Fifth = \n the end . \n"""
 
 
@@ -75,14 +77,14 @@ def make_run(
     return run
 
 
-def save_weights(run, config, tokenizer, seed=0, step=7):
+def save_weights(run, config, tokenizer, step=7, scale=1.0):
     """Random weights, large enough for predictions far from uniform, as a checkpoint."""
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     model, head = build_model(config, tokenizer.vocabulary_size)
     module = nn.ModuleDict({"model": model, "head": head})
     with torch.no_grad():
         for parameter in module.parameters():
-            parameter.uniform_(-1, 1)
+            parameter.uniform_(-1, 1).mul_(scale)
     checkpoint = {"state_dict": module.state_dict(), "global_step": step, "epoch": 1}
     path = run.path / "checkpoints" / f"step-{step:09d}.ckpt"
     AtomicCheckpointIO({"tokenizer": tokenizer.hash()}).save_checkpoint(checkpoint, path)
@@ -90,8 +92,20 @@ def save_weights(run, config, tokenizer, seed=0, step=7):
         link(path.with_name(f"{name}.ckpt"), path)
 
 
+def warned(caplog) -> list[str]:
+    """The warnings logged so far."""
+    return [record.message for record in caplog.records if record.levelname == "WARNING"]
+
+
 def load(run: Run) -> TrainedModel:
     return TrainedModel.load(run, run.config())
+
+
+@contextmanager
+def real_stdout() -> Iterator[None]:
+    """Let `print` go to the process's stdout, which capfd reads and `format=json` redirects."""
+    with open(1, "w", encoding="utf-8", closefd=False) as stdout, redirect_stdout(stdout):
+        yield
 
 
 class SlowTwin:
