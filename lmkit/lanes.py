@@ -214,9 +214,10 @@ class WindowLoader:
         return {"epoch": self.epoch, "position": self.position}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """`ended` true, which a trainer may add, means that no more of the pass was wanted."""
         self.epoch = state["epoch"]
         self.position = state["position"]
-        self._resumed = True
+        self._resumed = not state.get("ended", False)
 
 
 class _Reader:

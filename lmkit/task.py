@@ -21,7 +21,7 @@ from lmkit.model import LanguageModel, States, detached
 from lmkit.optim import WarmupCosine, WarmupLinear
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
-MakeScheduler = Callable[[Optimizer, int], LRScheduler | None]
+MakeScheduler = Callable[[Optimizer], LRScheduler | None]
 
 
 class Task(pl.LightningModule):
@@ -38,7 +38,7 @@ class Task(pl.LightningModule):
         model: LanguageModel,
         head: Head,
         make_optimizer: MakeOptimizer,
-        make_scheduler: MakeScheduler = lambda optimizer, num_steps: None,
+        make_scheduler: MakeScheduler = lambda optimizer: None,
         num_bytes: dict[str, int] | None = None,
     ) -> None:
         """num_bytes: UTF-8 bytes of the splits `val` and `test` when the tokenizer loses nothing
@@ -55,7 +55,7 @@ class Task(pl.LightningModule):
         self.test_sums = TokenNLL()
         self._states: dict[str, States] = {}
         # Since training values were last logged: this process's nll, all processes' targets.
-        self._nll_sum = torch.zeros(())
+        self._nll_sum = torch.zeros((), dtype=torch.float64)
         self._num_targets = 0
         self._seconds_logged = 0.0
         self._grad_norm: Tensor | None = None  # before clipping, of the last update
@@ -63,6 +63,7 @@ class Task(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         if isinstance(self.trainer.accelerator, MPSAccelerator):  # it has no float64
+            self._nll_sum = self._nll_sum.float()
             self.val_sums = TokenNLL(torch.float32)
             self.test_sums = TokenNLL(torch.float32)
 
@@ -82,7 +83,8 @@ class Task(pl.LightningModule):
     def training_step(self, window: Window, batch_idx: int) -> Tensor:
         loss = self.head.loss(self.hidden("train", window), window.targets, window.weight)
         # `weight` is one number at every target, so this is the sum of their nll.
-        self._nll_sum = self._nll_sum.to(loss) + loss.detach() / window.weight.max().clamp_min(1e-9)
+        nll_sum = loss.detach() / window.weight.max().clamp_min(1e-9)
+        self._nll_sum = self._nll_sum.to(loss.device) + nll_sum
         self._num_targets += window.num_targets
         self.tokens_seen += window.num_targets
         return loss
@@ -95,6 +97,8 @@ class Task(pl.LightningModule):
         self.seconds += now - self._started
         self._started = now
         trainer = self.trainer
+        if trainer.global_step == trainer.max_steps:
+            trainer.should_stop = True  # rather than end in mid-epoch without a validation
         if (batch_idx + 1) % trainer.accumulate_grad_batches and not trainer.is_last_batch:
             return
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
@@ -167,7 +171,7 @@ class Task(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer(self.parameters())
-        scheduler = self.make_scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
+        scheduler = self.make_scheduler(optimizer)
         if scheduler is None:
             return optimizer
         by_step = isinstance(scheduler, WarmupCosine | WarmupLinear)

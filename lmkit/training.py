@@ -73,15 +73,33 @@ def make_task(config: dict[str, Any], data: DataModule) -> Task:
     def make_optimizer(params: Any) -> Any:
         return build(config["optimizer"], bases=slot_bases("optimizer"), params=params)
 
-    def make_scheduler(optimizer: Any, num_steps: int) -> Any:
+    def make_scheduler(optimizer: Any) -> Any:
         node = config["scheduler"]
+        if not node:
+            return None
+        num_steps = count_steps(config["trainer"], len(data.loader("train", train=True)))
         given = {"optimizer": optimizer, "num_steps": num_steps}
-        return build(node, bases=slot_bases("scheduler"), **given) if node else None
+        return build(node, bases=slot_bases("scheduler"), **given)
 
     splits = {"val": "valid", "test": "test"} if data.tokenizer.lossless else {}
     stores = data.prepared.stores
     num_bytes = {s: stores[split].num_bytes for s, split in splits.items() if split in stores}
     return Task(model, head, make_optimizer, make_scheduler, num_bytes)
+
+
+def count_steps(trainer: dict[str, Any], num_windows: int) -> int:
+    """Updates of the whole run, `num_windows` an epoch.
+
+    Lightning's own `estimated_stepping_batches` may not be asked before a checkpoint is loaded:
+    it sets the loaders up, whose saved states are then never given back to them.
+    """
+    limit = trainer.get("limit_train_batches", 1.0)
+    limit = 1.0 if limit is None else limit
+    windows = min(limit, num_windows) if isinstance(limit, int) else int(limit * num_windows)
+    updates = -(-windows // trainer.get("accumulate_grad_batches", 1))
+    max_epochs, max_steps = trainer.get("max_epochs"), trainer.get("max_steps", -1)
+    epochs = updates * max_epochs if max_epochs not in (None, -1) else max_steps
+    return epochs if max_steps == -1 else min(epochs, max_steps)
 
 
 def _make_trainer(
@@ -188,5 +206,8 @@ def _quiet() -> None:
     """Leave out what Lightning says about itself and what its user cannot mend."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    # What is logged at the end of an evaluation is summed over the processes already.
+    warnings.filterwarnings("ignore", ".*It is recommended to use `self.log.*sync_dist=True.*")
+    warnings.filterwarnings("ignore", "The number of training batches .* is smaller than the log")
     # lightning 2.6 asks torch 2.13's pytree the old way.
     warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated", FutureWarning)
