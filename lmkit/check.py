@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -56,7 +57,7 @@ def check(
     if config:
         names = [*(f.name for f in fields(Root)), *(_keys(command) - given)]
         mistakes += [unknown("", key, names) for key in config if key not in names]
-        config = {key: value for key, value in config.items() if key in names}
+        config = {key: deepcopy(value) for key, value in config.items() if key in names}
         _decide(config, mistakes)
         config, sound = _bind_config(config, mistakes)
         if trains:

@@ -31,7 +31,10 @@ MODULES = {
     "list": "list",
 }
 # These start from a config that must fit this machine; the others only read a run.
-TRAINS = ("train", "resume", "doctor")
+TRAINS = ("train", "resume", "analyze")
+# Parameters of a command that the command line does not spell out.
+PROVIDED = ("config", "composition", "overrides", "config_dir", "commands")
+WORDS = {"run": "RUN: a run directory, an id, the beginning of one, or latest"}
 HYDRA_FLAGS = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--shell-completion", "-sc")
 
 
@@ -45,6 +48,21 @@ class Command:
     own: dict[str, tuple[str, str | None]]  # annotation and default, as written
     doc: str
 
+    @property
+    def purpose(self) -> str:
+        """The first line of the docstring."""
+        return self.doc.partition("\n")[0]
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """What the command line must begin with, without a key."""
+        return tuple(name for name in self.positional if name not in PROVIDED)
+
+    @property
+    def takes_config(self) -> bool:
+        """Whether the keys of a config are among those of the command."""
+        return "config" in self.positional or "composition" in self.positional
+
     def load(self) -> Any:
         """The function itself."""
         return getattr(importlib.import_module(f"lmkit.{self.module}"), self.name)
@@ -52,8 +70,7 @@ class Command:
 
 def commands() -> dict[str, Command]:
     """Every command, in the order of MODULES."""
-    there = {name: PACKAGE / f"{module}.py" for name, module in MODULES.items()}
-    return {name: _read(name, file) for name, file in there.items() if file.is_file()}
+    return {name: _read(name, PACKAGE / f"{module}.py") for name, module in MODULES.items()}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -95,53 +112,73 @@ def _dispatch(argv: list[str]) -> None:
 
 
 def _run(command: Command, argv: list[str]) -> Any:
-    """Call the command with what its signature names: run, config, composition, own keys."""
+    """Call the command with what its signature names: run, config, overrides, its own keys."""
     from lmkit.config import compose, parse_flags, report
 
-    given: dict[str, Any] = {}
-    if "run" in command.positional:
-        given["run"], argv = _find_run(command, argv)
-    takes_config = bool({"config", "composition"} & set(command.positional))
+    words, argv = _take_words(command, argv)
+    run = _find_run(argv, words.pop("run")) if "run" in words else None
+    if run and "outputs" not in command.own:
+        argv = [argument for argument in argv if not argument.startswith("outputs=")]
+    name = _config_name(words)
     if any(argument.partition("=")[0] in HYDRA_FLAGS for argument in argv):
-        if not takes_config or "run" in given:
+        if run or not command.takes_config:
             raise UserError(f"lmkit {command.name} composes no config for Hydra's flags to show")
-        return _show(argv)
-    base = given["run"].path / "config.yaml" if "run" in given else None
-    composition = compose(argv, base, command.own if takes_config else None)
-    given |= {"composition": composition, "overrides": composition.overrides}
-    given["config_dir"] = parse_flags(argv).config_dir
+        return _show(argv, name)
+    base = run.path / "config.yaml" if run else None
+    composition = compose(argv, base, command.own if command.takes_config else None, name)
     function = command.load()
+    config = None
     if "config" in command.positional:
         from lmkit.check import check
 
-        trains = command.name in TRAINS
-        given["config"], own = check(composition, function, trains=trains)
+        config, own = check(composition, function, trains=command.name in TRAINS)
     else:
         from lmkit.binding import bind
 
         own = bind("", composition.own, {function: command.positional}, composition.mistakes)
         if composition.mistakes and "composition" not in command.positional:
             raise UserError(report(composition.mistakes))
+    given = {
+        "run": run,
+        "config": config,
+        "composition": composition,
+        "overrides": composition.overrides,
+        "config_dir": parse_flags(argv).config_dir,
+        "commands": {name: known.purpose for name, known in commands().items()},
+        **words,
+    }
     return function(**{name: given[name] for name in command.positional}, **own)
 
 
-def _find_run(command: Command, argv: list[str]) -> tuple[Any, list[str]]:
-    """The run that the first argument names, sought under `outputs=`, and the other arguments."""
+def _take_words(command: Command, argv: list[str]) -> tuple[dict[str, str], list[str]]:
+    """The arguments without a key that the command begins with, such as RUN, and the others."""
     from lmkit.config import ASSIGNMENT
+
+    words: dict[str, str] = {}
+    for name in command.words:
+        first = argv[0] if argv else "-"
+        if first.startswith("-") or (ASSIGNMENT.match(first) and not Path(first).is_dir()):
+            raise UserError(f"lmkit {command.name} needs a {WORDS.get(name, name)}")
+        words[name], argv = first, argv[1:]
+    return words, argv
+
+
+def _find_run(argv: list[str], which: str) -> Any:
+    """The run that RUN names, sought under `outputs=`."""
     from lmkit.run import Run
 
-    if not argv or (ASSIGNMENT.match(argv[0]) and not Path(argv[0]).is_dir()):
-        raise UserError(
-            f"lmkit {command.name} needs a run: a run directory, an id, the beginning of one, or "
-            f"latest, as in: lmkit {command.name} latest"
-        )
-    which, *rest = argv
-    places = [argument for argument in rest if argument.startswith("outputs=")]
-    outputs = places[-1].partition("=")[2] if places else "outputs"
-    return Run.find(outputs, which), [argument for argument in rest if argument not in places]
+    places = [argument for argument in argv if argument.startswith("outputs=")]
+    return Run.find(places[-1].partition("=")[2] if places else "outputs", which)
 
 
-def _show(argv: list[str]) -> None:
+def _config_name(words: dict[str, str]) -> str:
+    """The config that a command starts from: that of its first word, or train's."""
+    from lmkit.config import CONF
+
+    return next((word for word in words.values() if (CONF / f"{word}.yaml").is_file()), "train")
+
+
+def _show(argv: list[str], name: str) -> None:
     """Let Hydra answer its own flags, over the same command line that would be composed."""
     import hydra
 
@@ -149,7 +186,7 @@ def _show(argv: list[str]) -> None:
 
     logging.getLogger().handlers.clear()  # Hydra brings its own
     sys.argv = ["lmkit", *hydra_arguments(argv)]
-    hydra.main(config_path=str(CONF), config_name="train", version_base="1.3")(_nothing)()
+    hydra.main(config_path=str(CONF), config_name=name, version_base="1.3")(_nothing)()
 
 
 def _nothing(config: Any) -> None:
@@ -186,10 +223,10 @@ def _read(name: str, file: Path) -> Command:
 
 def _overview(known: dict[str, Command]) -> str:
     lines = ["usage: lmkit COMMAND [RUN] [key=value ...]", ""]
-    lines += [f"  {name:<10} {known[name].doc.partition(chr(10))[0]}" for name in known]
+    lines += [f"  {name:<10} {known[name].purpose}" for name in known]
     lines += [
         "",
-        "RUN is a run directory, an id, the beginning of one, or latest.",
+        WORDS["run"],
         "format=json prints the result as one JSON document.",
         "lmkit COMMAND --help tells a command's own keys, lmkit list what a config can name.",
     ]
@@ -197,13 +234,13 @@ def _overview(known: dict[str, Command]) -> str:
 
 
 def _usage(command: Command) -> str:
-    run = " RUN" if "run" in command.positional else ""
-    lines = [f"usage: lmkit {command.name}{run} [key=value ...]", "", command.doc]
+    words = "".join(f" {word.upper()}" for word in command.words)
+    lines = [f"usage: lmkit {command.name}{words} [key=value ...]", "", command.doc]
     if command.own:
         lines += ["", "keys of its own:"]
     for key, (hint, default) in command.own.items():
         lines.append(f"  {key}={'...' if default is None else default}  ({hint})")
-    if {"config", "composition"} & set(command.positional):
+    if command.takes_config:
         lines += ["", "Any key of the config may be set too: model.hidden_size=650, data=wikitext."]
         lines += ["lmkit list shows the groups, lmkit train --cfg job the composed config."]
     return "\n".join(lines)

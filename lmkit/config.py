@@ -41,9 +41,12 @@ class Composition:
 
 
 def compose(
-    argv: Sequence[str], base: Path | None = None, own: Collection[str] | None = ()
+    argv: Sequence[str],
+    base: Path | None = None,
+    own: Collection[str] | None = (),
+    name: str = "train",
 ) -> Composition:
-    """Compose `conf/train.yaml`, or an existing run's `config.yaml` as `base`, with `argv`.
+    """Compose `conf/<name>.yaml`, or an existing run's `config.yaml` as `base`, with `argv`.
 
     `own` names the root keys that belong to the command and not to the config; with None all
     of them do, and nothing is composed.
@@ -57,9 +60,8 @@ def compose(
         if own is None:
             pass
         elif base is None:
-            name = arguments.config_name or "train"
             lines = [o.input_line or "" for o in (*groups, *values)]
-            done.config = _plain(_hydra(folders, name, lines))
+            done.config = _plain(_hydra(folders, arguments.config_name or name, lines))
         else:
             config = _merge(_fresh_groups(_read(base), groups, folders, done.mistakes), values)
             done.config = _plain(config)

@@ -1,24 +1,26 @@
-"""What a config can name, each option with the first comment of its file."""
+"""What the command line can name, a line each."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lmkit.config import config_folders, group_options
 
 
-def list(config_dir: str | None = None) -> dict[str, dict[str, str]]:
-    """Show every config group with its options, one line each."""
+def list(commands: Mapping[str, str], config_dir: str | None = None) -> dict[str, dict[str, str]]:
+    """Show every config group with its options, and every command, one line each."""
     folders = config_folders(config_dir)
     groups = {
         group: {option: purpose(folders, group, option) for option in options}
         for group, options in group_options(folders).items()
     }
-    width = max(len(option) for options in groups.values() for option in options)
-    for group, options in groups.items():
-        print(f"{group}=")
-        for option, text in options.items():
-            print(f"  {option:<{width}}  {text}")
-    return groups
+    found = {f"{group}=": options for group, options in groups.items()}
+    found["commands"] = dict(commands)
+    width = max(len(name) for names in found.values() for name in names)
+    for title, names in found.items():
+        print(title)
+        for name, text in names.items():
+            print(f"  {name:<{width}}  {text}")
+    return {**groups, "commands": dict(commands)}
 
 
 def purpose(folders: Sequence[Path], group: str, option: str) -> str:

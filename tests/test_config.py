@@ -94,7 +94,7 @@ def test_paths_are_taken_verbatim(key, value):
 
 
 @given(st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0")))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_any_text_survives_the_command_line_and_the_run_directory(tmp_path_factory, text):
     own = compose([f"text={text}", f"file={text}"], own=("text", "file")).own
     assert own == {"text": text, "file": text}
