@@ -1,0 +1,146 @@
+"""`lmkit dashboard`: every run on one local page, which follows them while they train.
+
+The page is lmkit's own. trackio 0.43 overlays curves well, but has no summary of runs, hides
+config differences, logarithms and samples behind a setting or a page each, and would need a
+second copy of every run in its database, fed through calls that it does not document.
+"""
+
+import base64
+import errno
+import hashlib
+import json
+import logging
+import os
+import re
+import sys
+import webbrowser
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from lmkit.errors import UserError
+from lmkit.run import strict_json
+from lmkit.watch import Outputs
+
+log = logging.getLogger(__name__)
+
+HOST = "127.0.0.1"
+NUM_PORTS = 20
+
+
+def dashboard(*, outputs: str = "outputs", port: int = 7007, open_browser: bool = True) -> None:
+    """Show all runs on a local page: curves, live, config differences, samples.
+
+    port: taken if it is free, else the next free one; 0 is any.
+    """
+    folder = Path(outputs).absolute()
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"outputs={outputs}: not a directory")
+    if not any(folder.glob("*/*/config.yaml")):
+        log.warning("no runs in %s yet: the page shows them as they start", folder)
+    with _bind(port, Outputs(folder)) as server:
+        url = f"http://{HOST}:{server.server_port}/"
+        print(f"{url}  shows the runs in {folder}; Ctrl-C ends it", flush=True)
+        if open_browser and _has_screen():
+            webbrowser.open(url)
+        server.serve_forever()
+
+
+class Server(ThreadingHTTPServer):
+    """Serves one page to this machine alone."""
+
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        # A tab that is closed in the middle of an answer is no error.
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
+class Handler(BaseHTTPRequestHandler):
+    """`GET /` is the page, `POST /changes` what is new to it."""
+
+    protocol_version = "HTTP/1.1"
+
+    def __init__(self, outputs: Outputs, page: str, policy: str, *arguments: Any) -> None:
+        self.outputs = outputs
+        self.page = page
+        self.policy = policy
+        super().__init__(*arguments)
+
+    def parse_request(self) -> bool:
+        """Refuse a name that somebody else's page has made point to this machine."""
+        if not super().parse_request():
+            return False
+        if self.headers.get("Host", "").partition(":")[0] in (HOST, "localhost"):
+            return True
+        self.send_error(403, f"open this page as {HOST} or localhost")
+        return False
+
+    def do_GET(self) -> None:
+        if self.path.partition("?")[0] == "/":
+            self._send("text/html", self.page)
+        else:
+            self.send_error(404)
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.path != "/changes":
+            self.send_error(404)
+            return
+        try:
+            runs = self.outputs.changes(json.loads(body))
+        except (ValueError, TypeError, AttributeError):
+            self.send_error(400)
+            return
+        answer = {"outputs": str(self.outputs.path), "runs": runs}
+        self._send("application/json", strict_json(answer))
+
+    def _send(self, kind: str, text: str) -> None:
+        content = text.encode("utf-8", "replace")
+        self.send_response(200)
+        self.send_header("Content-Type", f"{kind}; charset=utf-8")
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("Content-Security-Policy", self.policy)
+        self.send_header("Cache-Control", "no-store")
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        log.debug(format, *args)
+
+
+def _bind(port: int, outputs: Outputs) -> Server:
+    if not 0 <= port <= 65535:
+        raise UserError(f"port={port}: expected 0 to 65535")
+    page = (files("lmkit") / "dashboard.html").read_text(encoding="utf-8")
+    handler = partial(Handler, outputs, page, _policy(page))
+    last = min(port + NUM_PORTS, 65536) if port else 1
+    for candidate in range(port, last):
+        try:
+            return Server((HOST, candidate), handler)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise UserError(f"port={candidate} cannot be used: {error.strerror}") from error
+    raise UserError(f"ports {port} to {last - 1} are all taken; port=0 takes any free one")
+
+
+def _policy(page: str) -> str:
+    """What the page may load and run: its own style and script, by hash, and our answers."""
+    hashes = [
+        base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        for content in re.findall(r"<(?:style|script)>(.*?)</", page, re.DOTALL)
+    ]
+    return (
+        "default-src 'none'; connect-src 'self'; img-src data:; "
+        "style-src 'sha256-{}'; script-src 'sha256-{}'".format(*hashes)
+    )
+
+
+def _has_screen() -> bool:
+    """Whether a browser would open as a window, and not take over the terminal."""
+    if sys.platform in ("darwin", "win32"):
+        return True
+    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))

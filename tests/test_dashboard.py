@@ -1,0 +1,442 @@
+"""The dashboard: a real server on run directories as they are written, a real browser before it."""
+
+import errno
+import http.client
+import json
+import logging
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+
+import pytest
+import yaml
+
+from lmkit.dashboard import dashboard
+from lmkit.errors import UserError
+from lmkit.run import Run
+from lmkit.watch import Outputs, read_rows
+
+pytest_plugins = ["browser"]
+
+HOSTILE = (
+    "</script><script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">"
+)
+
+
+def metrics(first, last, *, offset=0.0):
+    """Rows of a run every ten steps; a validation every fiftieth."""
+    rows = []
+    for step in range(first, last + 1, 10):
+        row = {"step": step, "epoch": 0, "tokens": 700 * step, "seconds": step / 10}
+        nll = 4 + offset + 100 / (step + 50)
+        rows.append(row | {"train/nll": nll, "train/perplexity": 2.718281828**nll, "lr": 20.0})
+        if step % 50 == 0:
+            rows.append(row | {"val/nll": nll, "val/perplexity": 100.0 + offset + 1000 / step})
+    return rows
+
+
+def append(run, name, rows):
+    with (run.path / f"{name}.jsonl").open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def make_run(outputs, name, run_id, *, rows=(), samples=(), summary=None, config=None):
+    """A run directory; without a summary the run is still held, as while it trains."""
+    base = {"name": name, "run_id": run_id, "seed": 1, "model": {"hidden_size": 200}}
+    run = Run.create(outputs, name, run_id, base | (config or {}))
+    append(run, "metrics", rows)
+    append(run, "samples", samples)
+    if summary is not None:
+        run.write("summary.json", summary)
+        run.write_status("finished")
+        run.release()
+    return run
+
+
+@contextmanager
+def serving(outputs, *arguments):
+    """The command in its own process; gives the process and its URL."""
+    command = [sys.executable, "-m", "lmkit", "dashboard", f"outputs={outputs}"]
+    command += ["open_browser=false", "port=0", *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as process:
+        try:
+            line = process.stdout.readline()
+            found = re.match(r"http://127\.0\.0\.1:\d+/", line)
+            assert found, line + process.stderr.read()
+            yield process, found[0]
+        finally:
+            process.kill()
+
+
+@contextmanager
+def page_of(browser, url):
+    """A tab on the dashboard that must ask nobody else and raise nothing."""
+    asked, errors = [], []
+    page = browser.new_page(viewport={"width": 1400, "height": 1000})
+    page.set_default_timeout(15_000)
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda m: errors.append(m.text) if m.type in ("error", "warning") else None)
+    page.goto(url)
+    page.locator("#state", has_text=re.compile("^live, ")).wait_for()
+    try:
+        yield page
+    finally:
+        page.close()
+    assert asked
+    assert all(address.startswith((url, "data:")) for address in asked)
+    assert errors == []
+
+
+def curve(page, key, run):
+    """The path of a run in the chart of a log key."""
+    return page.locator(f'#charts svg[aria-label="{key}"] path[data-run="{run.name}/{run.id}"]')
+
+
+def xs(locator):
+    locator.wait_for(state="attached")
+    return [float(x) for x in re.findall(r"[ML](-?[\d.]+),", locator.get_attribute("d"))]
+
+
+def rows_of(page, table):
+    return [row.locator("td").all_inner_texts() for row in page.locator(f"{table} tbody tr").all()]
+
+
+def test_two_runs_lie_over_each_other(browser, tmp_path):
+    summary = {
+        "best/val/perplexity": 103.5,
+        "val/perplexity": 110.0,
+        "test/perplexity": 98.76,
+        "tokens_per_second": 8123.4,
+        "num_parameters": 8_520_000,
+        "seconds": 75.0,
+    }
+    short = make_run(tmp_path, "a", "short", rows=metrics(10, 100), summary=summary)
+    long = make_run(
+        tmp_path, "b", "long", rows=metrics(10, 200, offset=1), summary={"test/perplexity": 120.0}
+    )
+    with serving(tmp_path) as (_, url), page_of(browser, url) as page:
+        # The same x axis, from 0 to the last step: half of the way is half of the width.
+        ends = [xs(curve(page, "train/perplexity", run))[-1] for run in (short, long)]
+        origin = 62.0
+        assert (ends[0] - origin) / (ends[1] - origin) == pytest.approx(0.5, abs=0.01)
+        strokes = [
+            curve(page, "val/perplexity", run).evaluate("node => getComputedStyle(node).stroke")
+            for run in (short, long)
+        ]
+        assert len(set(strokes)) == 2
+        assert page.locator("#legend > span").all_inner_texts() == ["a/short", "b/long"]
+        cells = {row[1]: row[2:3] + row[4:8] for row in rows_of(page, "#runs")}
+        assert cells == {
+            "a/short": ["finished", "103.5", "98.76", "8,123", "8.52 M"],
+            "b/long": ["finished", "106", "120", "–", "–"],
+        }
+        page.get_by_role("button", name="tokens").click()
+        assert "training tokens" in page.locator("#charts svg").first.text_content()
+        page.get_by_label("show a/short").uncheck()
+        assert curve(page, "train/perplexity", short).count() == 0
+        assert curve(page, "train/perplexity", long).count() == 1
+
+
+def test_the_pointer_tells_each_runs_value_and_a_drag_zooms(browser, tmp_path):
+    run = make_run(tmp_path, "a", "one", rows=metrics(10, 200), summary={})
+    other = make_run(tmp_path, "a", "two", rows=metrics(10, 200, offset=1), summary={})
+    with serving(tmp_path) as (_, url), page_of(browser, url) as page:
+        xs(curve(page, "val/perplexity", run))
+        box = page.locator('svg[aria-label="val/perplexity"]').bounding_box()
+        page.mouse.move(box["x"] + box["width"] - 27, box["y"] + 90)
+        page.locator("#tip").wait_for()
+        assert page.locator("#tip > div").all_inner_texts() == ["step 200", "two\n106", "one\n105"]
+        page.mouse.down()
+        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 90)
+        page.mouse.up()
+        whole = page.get_by_role("button", name="whole range")
+        whole.wait_for()
+        assert xs(curve(page, "train/nll", other))[0] < 0  # what was before lies off the axes
+        whole.click()
+        assert xs(curve(page, "train/nll", other))[0] > 62
+
+
+def test_follows_a_run_while_it_trains(browser, tmp_path):
+    run = make_run(tmp_path, "a", "live", rows=metrics(10, 100))
+    with serving(tmp_path) as (_, url), page_of(browser, url) as page:
+        page.evaluate("window.notReloaded = true")
+        before = xs(curve(page, "train/nll", run))
+        assert rows_of(page, "#runs")[0][2] == "running"
+        append(run, "metrics", metrics(110, 200))
+        append(run, "samples", [{"step": 200, "epoch": 0, "prompt": "The", "text": " end."}])
+        page.get_by_text("The end.").wait_for()
+        page.locator("#runs td", has_text=re.compile("^200$")).wait_for()
+        after = xs(curve(page, "train/nll", run))
+        assert len(after) == 2 * len(before)
+        # Another run starts, and this one ends.
+        late = make_run(tmp_path, "b", "late", rows=metrics(10, 300))
+        run.write_status("finished")
+        run.release()
+        xs(curve(page, "train/nll", late))
+        page.locator("#runs td", has_text="finished").wait_for()
+        # It dies without a word.
+        late.release()
+        page.locator("#runs .failed[title='its process died']").wait_for()
+        assert page.evaluate("window.notReloaded")
+
+
+def test_a_resumed_run_takes_back_what_it_repeats(browser, tmp_path):
+    run = make_run(tmp_path, "a", "r", rows=metrics(10, 100))
+    with serving(tmp_path) as (_, url), page_of(browser, url) as page:
+        count = len(xs(curve(page, "train/nll", run)))
+        rows = metrics(10, 50) + metrics(60, 150, offset=1)
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (run.path / "metrics.jsonl").write_text(text)
+        page.locator("#runs td", has_text=re.compile("^150$")).wait_for()
+        assert len(xs(curve(page, "train/nll", run))) == count * 3 // 2
+
+
+def test_shows_only_the_config_that_differs(browser, tmp_path):
+    model = {"_target_": "lmkit.model.LSTM", "hidden_size": 650, "dropout": 0.5}
+    make_run(tmp_path, "a", "one", summary={}, config={"head": {"bias": True}})
+    make_run(tmp_path, "a", "two", summary={}, config={"model": model, "head": {"bias": True}})
+    with serving(tmp_path) as (_, url), page_of(browser, url) as page:
+        page.locator("#differences th", has_text="two").wait_for()
+        assert page.locator("#differences th").all_inner_texts() == ["key", "one", "two"]
+        assert sorted(rows_of(page, "#differences")) == [
+            ["model._target_", "absent", "lmkit.model.LSTM"],
+            ["model.dropout", "absent", "0.5"],
+            ["model.hidden_size", "200", "650"],
+        ]
+        page.get_by_label("also what is the same").check()
+        assert ["head.bias", "true", "true"] in rows_of(page, "#differences")
+        page.get_by_label("show a/two").uncheck()
+        page.get_by_label("also what is the same").uncheck()
+        assert page.locator("#differences").get_by_text("show two runs or more").is_visible()
+
+
+def test_hostile_text_is_only_text(browser, tmp_path):
+    samples = [{"step": 10, "epoch": 0, "prompt": HOSTILE, "text": HOSTILE}]
+    rows = [row | {f"x{HOSTILE}": 1.0} for row in metrics(10, 50)]
+    for run_id in ("one", "two"):
+        config = {"samples": {"prompt": f"{run_id} {HOSTILE}"}, HOSTILE: run_id}
+        make_run(
+            tmp_path, "a", run_id, rows=rows, samples=samples, config=config, summary={"x": HOSTILE}
+        )
+    with serving(tmp_path) as (_, url), page_of(browser, url) as page:
+        page.locator("#texts .texts p").nth(1).wait_for()
+        assert page.locator("#texts p").all_inner_texts() == [HOSTILE * 2] * 2
+        assert [HOSTILE, "one", "two"] in rows_of(page, "#differences")
+        assert ["samples.prompt", f"one {HOSTILE}", f"two {HOSTILE}"] in rows_of(
+            page, "#differences"
+        )
+        assert page.locator("h3", has_text=HOSTILE).is_visible()
+        assert page.locator("img").count() == 0
+        assert page.title() == "lmkit"
+
+
+def test_damage_is_told_and_spoils_nothing_else(browser, tmp_path):
+    run = make_run(tmp_path, "a", "hurt", rows=metrics(10, 50))
+    with (run.path / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"step": 60, "tra\n[1]\n\xff\xfe\n')
+    append(run, "metrics", [*metrics(70, 100), {"step": 101, "train/nll": None, "lr": "high"}])
+    with (run.path / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"step": 110, "train/n')  # as while the row is being written
+    make_run(tmp_path, "a", "sound", rows=metrics(10, 50), summary={})
+    broken = make_run(tmp_path, "a", "broken", rows=metrics(10, 50), summary={})
+    (broken.path / "config.yaml").write_text("model: [")
+    (broken.path / "status.json").write_text("[]")
+    with serving(tmp_path) as (process, url):
+        with page_of(browser, url) as page:
+            assert len(xs(curve(page, "train/nll", run))) == 9
+            page.get_by_text("3 damaged lines of metrics.jsonl are left out").wait_for()
+            assert page.get_by_text(f"{broken.path}/config.yaml is damaged: ").is_visible()
+            assert page.get_by_text(f"{broken.path}: its status is no mapping").is_visible()
+            assert len(xs(curve(page, "train/nll", broken))) == 5
+            page.reload()
+            xs(curve(page, "train/nll", run))
+        process.send_signal(signal.SIGINT)
+        warning = f"WARNING: {run.path}/metrics.jsonl: 3 damaged lines are left out\n"
+        assert process.stderr.read() == warning
+        assert process.wait(10) == 130
+
+
+def test_begins_before_there_is_anything(browser, tmp_path):
+    outputs = tmp_path / "not yet"
+    with serving(outputs) as (process, url), page_of(browser, url) as page:
+        page.get_by_text("no runs here yet: start one with lmkit train").wait_for()
+        run = make_run(outputs, "a", "first", rows=metrics(10, 50))
+        xs(curve(page, "train/nll", run))
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 130
+        assert process.stderr.read() == (
+            f"WARNING: no runs in {outputs} yet: the page shows them as they start\n"
+        )
+
+
+def test_the_page_says_that_the_server_has_ended(browser, tmp_path):
+    with serving(tmp_path) as (process, url):
+        page = browser.new_page()
+        page.goto(url)
+        process.send_signal(signal.SIGTERM)
+        page.get_by_text("not live: lmkit dashboard has ended").wait_for()
+        page.close()
+        assert process.wait(10) == 143
+
+
+def test_is_for_this_machine_alone(tmp_path):
+    make_run(tmp_path, "a", "secret", summary={})
+    with serving(tmp_path) as (_, url):
+        port = int(url.rstrip("/").rpartition(":")[2])
+
+        def ask(method, path, body=None, **headers):
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+            connection.request(method, path, body, headers)
+            response = connection.getresponse()
+            answer = response.status, response.read().decode(), response.headers
+            connection.close()
+            return answer
+
+        status, text, headers = ask("GET", "/")
+        assert status == 200
+        assert "default-src 'none'; connect-src 'self'" in headers["Content-Security-Policy"]
+        assert not re.findall(r"(?:src|href)=.?(?:https?:)?//", text)
+        assert ask("POST", "/changes", "{}", Host="localhost:9999")[0] == 200  # a forwarded port
+        status, text, _ = ask("POST", "/changes", "{}", Host="evil.example")
+        assert status == 403
+        assert "secret" not in text
+        assert ask("GET", "/../../etc/passwd")[0] == 404
+        assert ask("POST", "/other", "{}")[0] == 404
+        assert ask("POST", "/changes", "{")[0] == 400
+        # Not on any other address of this machine.
+        with socket.socket() as other:
+            assert other.connect_ex(("127.0.0.2", port)) == errno.ECONNREFUSED
+
+
+def test_imports_no_torch_and_no_outside_client():
+    code = "import sys, lmkit.dashboard; print({'torch', 'wandb', 'trackio'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
+def test_a_taken_port_gives_way_to_the_next(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("lmkit.dashboard.Server.serve_forever", lambda self: None)
+    make_run(tmp_path, "a", "one", summary={})
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        dashboard(outputs=str(tmp_path), port=port, open_browser=False)
+        found = int(re.search(r":(\d+)/", capsys.readouterr().out)[1])
+        assert port < found < port + 20
+        monkeypatch.setattr("lmkit.dashboard.NUM_PORTS", 1)
+        with pytest.raises(UserError) as error:
+            dashboard(outputs=str(tmp_path), port=port, open_browser=False)
+    assert str(error.value) == (f"ports {port} to {port} are all taken; port=0 takes any free one")
+
+
+def test_mistakes_are_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=f"^outputs={tmp_path}/file: not a directory$"):
+        dashboard(outputs=f"{tmp_path}/file", open_browser=False)
+    with pytest.raises(UserError, match=r"^port=70000: expected 0 to 65535$"):
+        dashboard(outputs=str(tmp_path), port=70000, open_browser=False)
+
+
+def test_opens_a_browser_only_where_there_is_a_screen(tmp_path, monkeypatch):
+    opened = []
+    monkeypatch.setattr("lmkit.dashboard.Server.serve_forever", lambda self: None)
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    dashboard(outputs=str(tmp_path), port=0)
+    assert opened == []
+    monkeypatch.setenv("DISPLAY", ":0")
+    dashboard(outputs=str(tmp_path), port=0)
+    assert len(opened) == 1
+
+
+@pytest.mark.parametrize("num_bytes", [1, 100, 1 << 20])
+def test_rows_in_pieces_are_the_rows_at_once(tmp_path, num_bytes):
+    path = tmp_path / "metrics.jsonl"
+    rows = metrics(10, 200)
+    text = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    place, seen = [0, 0], []
+    for end in [*range(0, len(text), 777), len(text)]:  # as it is written, cut anywhere
+        path.write_bytes(text[:end])
+        more = True
+        while more:
+            piece = read_rows(path, place, num_bytes)
+            assert not piece["afresh"]
+            assert piece["num_damaged"] == 0
+            seen += piece["rows"]
+            place, more = piece["place"], piece["more"]
+    assert seen == rows
+
+
+def test_rows_of_a_rewritten_file_come_afresh(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"a": 1}\n{"a": 2}\n{"a": 3}\n')
+    place = read_rows(path, [0, 0])["place"]
+    path.write_text('{"a": 1}\n')  # cut off
+    piece = read_rows(path, place)
+    assert (piece["afresh"], piece["rows"]) == (True, [{"a": 1}])
+    path.write_text('{"a": 1}\n{"a": 4}\n{"a": 5}\n{"a": 6}\n')  # cut off, and longer by now
+    piece = read_rows(path, place)
+    assert (piece["afresh"], [row["a"] for row in piece["rows"]]) == (True, [1, 4, 5, 6])
+    place = piece["place"]
+    path.unlink()
+    piece = read_rows(path, place)
+    assert (piece["afresh"], piece["rows"], piece["place"]) == (True, [], [0, 0])
+
+
+def test_says_only_what_is_new(tmp_path, caplog):
+    run = make_run(tmp_path, "a", "one", rows=metrics(10, 50), summary={"val/nll": 4.5})
+    outputs = Outputs(tmp_path)
+    first = outputs.changes({})["a/one"]
+    assert first["about"]["summary"] == {"val/nll": 4.5}
+    assert first["about"]["config"] == yaml.load(
+        (run.path / "config.yaml").read_text(), Loader=yaml.BaseLoader
+    )
+    assert "metrics" not in first
+    known = {"stamp": first["stamp"], "metrics": [0, 0]}
+    second = outputs.changes({"a/one": known})["a/one"]
+    assert second.keys() == {"metrics"}
+    assert second["metrics"]["rows"] == metrics(10, 50)
+    known["metrics"] = second["metrics"]["place"]
+    assert outputs.changes({"a/one": known})["a/one"]["metrics"]["rows"] == []
+    run.write("summary.json", {"val/nll": 4.25})
+    assert outputs.changes({"a/one": known})["a/one"]["about"]["summary"] == {"val/nll": 4.25}
+    with caplog.at_level(logging.WARNING, "lmkit"):
+        (run.path / "metrics.jsonl").write_text("x\n")
+        for _ in range(2):
+            outputs.changes({"a/one": known})
+    assert len(caplog.records) == 1
+
+
+def test_many_tabs_at_once(tmp_path):
+    """Answers do not mix: each tab has its own place in the files."""
+    make_run(tmp_path, "a", "one", rows=metrics(10, 2000), summary={})
+    outputs = Outputs(tmp_path)
+    answers = [None] * 8
+
+    def ask(index):
+        answers[index] = outputs.changes({"a/one": {"metrics": [0, 0]}})["a/one"]["metrics"]["rows"]
+
+    threads = [threading.Thread(target=ask, args=(index,)) for index in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(answer == metrics(10, 2000) for answer in answers)
+
+
+def test_unreadable_files_are_told(tmp_path):
+    run = make_run(tmp_path, "a", "one", summary={})
+    (run.path / "summary.json").unlink()
+    (run.path / "summary.json").mkdir()
+    about = Outputs(tmp_path).changes({})["a/one"]["about"]
+    assert about["problems"] == [
+        f"[Errno {errno.EISDIR}] {os.strerror(errno.EISDIR)}: '{run.path}/summary.json'"
+    ]
