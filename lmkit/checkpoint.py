@@ -79,6 +79,13 @@ class Checkpoint(Callback):
             for temporary in self.directory.glob(".*.tmp"):  # of a process killed while writing
                 temporary.unlink()
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        loop = trainer.fit_loop
+        if self._restored is not None and loop._combined_loader_states_to_load:
+            # `estimated_stepping_batches` made the loaders before there was a state to load.
+            loop._load_combined_loader_states()
+            iter(loop._data_fetcher)  # type: ignore[arg-type]
+
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:

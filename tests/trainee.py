@@ -105,6 +105,7 @@ class Net(pl.LightningModule):
             time.sleep(0.05)
 
     def configure_optimizers(self):
+        assert self.trainer.estimated_stepping_batches  # has the loaders made before the resume
         optimizer = torch.optim.Adam(self.parameters(), 0.05)
         plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.25, patience=0)
         return {
