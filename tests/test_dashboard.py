@@ -146,13 +146,17 @@ def test_two_runs_lie_over_each_other(browser, tmp_path):
 
 def test_the_pointer_tells_each_runs_value_and_a_drag_zooms(browser, tmp_path):
     run = make_run(tmp_path, "a", "one", rows=metrics(10, 200), summary={})
-    other = make_run(tmp_path, "a", "two", rows=metrics(10, 200, offset=1), summary={})
+    other = make_run(tmp_path, "a", "two", rows=metrics(10, 150, offset=1), summary={})
     with serving(tmp_path) as (_, url), page_of(browser, url) as page:
         xs(curve(page, "val/perplexity", run))
         box = page.locator('svg[aria-label="val/perplexity"]').bounding_box()
         page.mouse.move(box["x"] + box["width"] - 27, box["y"] + 90)
         page.locator("#tip").wait_for()
-        assert page.locator("#tip > div").all_inner_texts() == ["step 200", "two\n106", "one\n105"]
+        assert page.locator("#tip > div").all_inner_texts() == [
+            "step 200",
+            "two\n107.67 at 150",
+            "one\n105",
+        ]
         page.mouse.down()
         page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 90)
         page.mouse.up()
