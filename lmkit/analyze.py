@@ -104,9 +104,10 @@ def draw(result: Mapping[str, Any]) -> Figure:
     figure = Figure(figsize=(8, 4.6), dpi=150, layout="constrained")
     axes = figure.subplots()
     axes.axvspan(distances[0] - 1, context + 0.5, color="#D55E00", alpha=0.1, linewidth=0)
-    axes.text(context + 0.9, 0.5, f"← a window of {context} words", color="#A04500", va="center")
+    axes.text(context + 0.9, 0, f"← a window of {context} words", color="#A04500", va="center")
     axes.axhline(result["chance"], color="0.45", linestyle=":")
-    axes.text(distances[-1], result["chance"] - 0.02, "chance", color="0.35", ha="right", va="top")
+    beside = axes.get_yaxis_transform()
+    axes.text(1.01, result["chance"], "chance", color="0.35", va="center", transform=beside)
     for name, model in result["models"].items():
         label, style = STYLES[name]
         label = f"{label} ({model['num_parameters']:,} parameters)"

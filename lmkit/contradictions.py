@@ -69,6 +69,11 @@ def _length(trainer: Mapping[str, Any], scheduler: Mapping[str, Any]) -> Iterato
             "training would never end; set one of them, or trainer.max_time"
         )
     warmup = scheduler.get("warmup_steps", 0)
+    if endless and "warmup_steps" in scheduler:
+        yield (
+            "scheduler decays over the whole run but only trainer.max_time ends it: set "
+            "trainer.max_steps or trainer.max_epochs too, or scheduler=constant"
+        )
     if 0 < steps <= warmup:
         yield (
             f"scheduler.warmup_steps={warmup} but trainer.max_steps={steps}: the learning rate "

@@ -15,7 +15,7 @@ from lmkit.signals import Stopped, StopSignals
 class StopOnSignal(Callback):
     """Stops all processes between the same two steps, saved there, by raising `Stopped`.
 
-    During a validation it stops between two of its batches; the run then continues with that
+    One process stops between two batches of a validation too; the run then continues with that
     validation. Not `trainer.should_stop`, which would validate and log off schedule first.
     """
 
@@ -44,7 +44,8 @@ class StopOnSignal(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
-        if fitting and not trainer.fit_loop._should_accumulate():
+        # Processes validate different numbers of windows: they only meet between two steps.
+        if fitting and trainer.world_size == 1 and not trainer.fit_loop._should_accumulate():
             self._stop_if_asked(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

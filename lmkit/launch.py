@@ -15,6 +15,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from lmkit import hardware
+from lmkit.checkpoint_io import latest_checkpoint
 from lmkit.errors import UserError
 from lmkit.run import Run
 from lmkit.signals import Stopped
@@ -43,10 +44,11 @@ def _hold(run: Run, config: dict[str, Any]) -> dict[str, Any]:
     """Do the work of a started run and write down how it ended."""
     print(f"run {run.name}/{run.id} in {run.path}", file=sys.stderr)
     try:
+        newest = latest_checkpoint(run.path / "checkpoints")
         if hardware.num_processes(config["trainer"]) > 1:
-            _work_in_processes(run, config)
+            _work_in_processes(run, config, newest)
         else:
-            work(run, config)
+            work(run, config, newest)
     except Stopped as stopped:
         run.write_status("stopped", stopped.name, stopped.exit_code)
         print(f"stopped by {stopped.name}; to go on: {_command('resume', run)}", file=sys.stderr)
@@ -65,7 +67,7 @@ def _hold(run: Run, config: dict[str, Any]) -> dict[str, Any]:
     return {"run": str(run.path), **summary}
 
 
-def _work_in_processes(run: Run, config: dict[str, Any]) -> None:
+def _work_in_processes(run: Run, config: dict[str, Any], newest: Path | None) -> None:
     """Work in one process a device, under torch's elastic agent.
 
     Lightning's own launcher would execute the command line once more in every process.
@@ -81,14 +83,14 @@ def _work_in_processes(run: Run, config: dict[str, Any]) -> None:
         monitor_interval=0.2,
     )
     try:
-        elastic_launch(launch, _worker)(run.path, config)
+        elastic_launch(launch, _worker)(run.path, config, newest)
     except SignalException as stopped:
         raise Stopped(stopped.sigval) from None
 
 
-def _worker(path: Path, config: dict[str, Any]) -> None:
+def _worker(path: Path, config: dict[str, Any], newest: Path | None) -> None:
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    work(Run(path), config)
+    work(Run(path), config, newest)
 
 
 def _report(run: Run, config: dict[str, Any], summary: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ class _Warmup(LambdaLR):
     def __init__(
         self,
         optimizer: Optimizer,
-        num_steps: int,
+        num_steps: float,
         *,
         warmup_steps: int = 0,
         min_ratio: float = 0.0,

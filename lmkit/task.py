@@ -21,7 +21,7 @@ from lmkit.model import LanguageModel, States, detached
 from lmkit.optim import WarmupCosine, WarmupLinear
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
-MakeScheduler = Callable[[Optimizer], LRScheduler | None]
+MakeScheduler = Callable[[Optimizer, float], LRScheduler | None]
 
 
 class Task(pl.LightningModule):
@@ -38,7 +38,7 @@ class Task(pl.LightningModule):
         model: LanguageModel,
         head: Head,
         make_optimizer: MakeOptimizer,
-        make_scheduler: MakeScheduler = lambda optimizer: None,
+        make_scheduler: MakeScheduler = lambda optimizer, num_steps: None,
         num_bytes: dict[str, int] | None = None,
     ) -> None:
         """num_bytes: UTF-8 bytes of the splits `val` and `test` when the tokenizer loses nothing
@@ -120,7 +120,8 @@ class Task(pl.LightningModule):
 
     def _values(self, nll_sum: Tensor) -> dict[str, float]:
         nll = float(nll_sum) / self._num_targets
-        seconds = self.seconds - self._seconds_logged
+        running = time.perf_counter() - self._started if self._started else 0.0
+        seconds = self.seconds - self._seconds_logged + running
         return {
             "train/nll": nll,
             "train/perplexity": perplexity(nll),
@@ -154,7 +155,8 @@ class Task(pl.LightningModule):
         values = {f"{stage}/nll": nll, f"{stage}/perplexity": perplexity(nll)}
         if stage in self.num_bytes and getattr(self.trainer, f"limit_{stage}_batches") == 1.0:
             values[f"{stage}/bits_per_byte"] = bits_per_byte(nll_sum, self.num_bytes[stage])
-        self.log_dict(values)
+        # Lightning's own step for these rows counts from 0.
+        self.log_dict(values | {"step": float(self.trainer.global_step)})
 
     def configure_gradient_clipping(
         self,
@@ -171,7 +173,7 @@ class Task(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer(self.parameters())
-        scheduler = self.make_scheduler(optimizer)
+        scheduler = self.make_scheduler(optimizer, self.trainer.estimated_stepping_batches)
         if scheduler is None:
             return optimizer
         by_step = isinstance(scheduler, WarmupCosine | WarmupLinear)

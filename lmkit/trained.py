@@ -240,7 +240,9 @@ def find_checkpoint(run: Run, name: str) -> Path:
     if not there:
         raise UserError(f"{run.id} has no checkpoint in {directory}: train it first, or longer")
     if name == "best" and "best" not in there and "last" in there:
-        log.warning("%s was never validated, so it has no best checkpoint: taking the last", run.id)
+        log.warning(
+            "%s has not been validated, so it has no best checkpoint: taking the last", run.id
+        )
         name = "last"
     if name not in there:
         raise UserError(f"{run.id} has no checkpoint={name}; it has {', '.join(there)}")

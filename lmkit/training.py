@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import resource
 import sys
@@ -17,21 +18,21 @@ from lmkit.allow import slot_bases
 from lmkit.binding import build
 from lmkit.check import split_data
 from lmkit.checkpoint import Checkpoint
-from lmkit.checkpoint_io import AtomicCheckpointIO, latest_checkpoint, load_checkpoint
+from lmkit.checkpoint_io import AtomicCheckpointIO, load_checkpoint
 from lmkit.datamodule import DataModule
 from lmkit.guard import StopOnSignal
 from lmkit.logs import JsonlLogger
 from lmkit.metrics import perplexity
 from lmkit.progress import Progress
-from lmkit.run import Run
+from lmkit.run import Run, strict_json
 from lmkit.sampling import Sampling, sample_texts
 from lmkit.signals import StopSignals
 from lmkit.task import Task
 from lmkit.trained import build_model
 
 
-def work(run: Run, config: dict[str, Any]) -> None:
-    """Train from the newest checkpoint, if there is one, to the end; raises `Stopped`."""
+def work(run: Run, config: dict[str, Any], newest: Path | None) -> None:
+    """Train to the end, from the checkpoint `newest` if there is one; raises `Stopped`."""
     _quiet()
     began = time.monotonic()
     with StopSignals() as signals:
@@ -41,17 +42,19 @@ def work(run: Run, config: dict[str, Any]) -> None:
         trainer = _make_trainer(run, config, task, data, signals)
         if trainer.is_global_zero:
             _describe_data(run, data)
-        trainer.fit(task, datamodule=data, ckpt_path=latest_checkpoint(run.path / "checkpoints"))
-        summary = _logged(trainer, "val/") | _take_best(run, trainer, task)
-        if "test" in data.prepared.stores and trainer.limit_test_batches:
-            trainer.test(task, datamodule=data, verbose=False)
-            summary |= _logged(trainer, "test/")
+        try:
+            trainer.fit(task, datamodule=data, ckpt_path=newest)
+            summary = _logged(trainer, "val/") | _take_best(run, trainer, task)
+            if "test" in data.prepared.stores and trainer.limit_test_batches:
+                trainer.test(task, datamodule=data, verbose=False)
+                summary |= _logged(trainer, "test/")
+        finally:
+            for logger in trainer.loggers:
+                if close := getattr(logger, "close", None):
+                    close()
         summary |= _effort(task, time.monotonic() - began)
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             run.write("summary.json", summary)
-        for logger in trainer.loggers:
-            if close := getattr(logger, "close", None):
-                close()
 
 
 def make_data(config: dict[str, Any]) -> DataModule:
@@ -73,33 +76,15 @@ def make_task(config: dict[str, Any], data: DataModule) -> Task:
     def make_optimizer(params: Any) -> Any:
         return build(config["optimizer"], bases=slot_bases("optimizer"), params=params)
 
-    def make_scheduler(optimizer: Any) -> Any:
+    def make_scheduler(optimizer: Any, num_steps: float) -> Any:
         node = config["scheduler"]
-        if not node:
-            return None
-        num_steps = count_steps(config["trainer"], len(data.loader("train", train=True)))
         given = {"optimizer": optimizer, "num_steps": num_steps}
-        return build(node, bases=slot_bases("scheduler"), **given)
+        return build(node, bases=slot_bases("scheduler"), **given) if node else None
 
     splits = {"val": "valid", "test": "test"} if data.tokenizer.lossless else {}
     stores = data.prepared.stores
     num_bytes = {s: stores[split].num_bytes for s, split in splits.items() if split in stores}
     return Task(model, head, make_optimizer, make_scheduler, num_bytes)
-
-
-def count_steps(trainer: dict[str, Any], num_windows: int) -> int:
-    """Updates of the whole run, `num_windows` an epoch.
-
-    Lightning's own `estimated_stepping_batches` may not be asked before a checkpoint is loaded:
-    it sets the loaders up, whose saved states are then never given back to them.
-    """
-    limit = trainer.get("limit_train_batches", 1.0)
-    limit = 1.0 if limit is None else limit
-    windows = min(limit, num_windows) if isinstance(limit, int) else int(limit * num_windows)
-    updates = -(-windows // trainer.get("accumulate_grad_batches", 1))
-    max_epochs, max_steps = trainer.get("max_epochs"), trainer.get("max_steps", -1)
-    epochs = updates * max_epochs if max_epochs not in (None, -1) else max_steps
-    return epochs if max_steps == -1 else min(epochs, max_steps)
 
 
 def _make_trainer(
@@ -120,7 +105,11 @@ def _make_trainer(
     place: dict[str, Any] = {"save_dir": run.path, "version": run.id}
     nodes = config["logger"].values()
     loggers = [build(node, bases=slot_bases("logger"), **place) for node in nodes]
-    identity = {"tokenizer": data.tokenizer.hash(), "store": data.prepared.hash}
+    identity = {
+        "config": hashlib.sha256(strict_json(config).encode()).hexdigest(),
+        "tokenizer": data.tokenizer.hash(),
+        "store": data.prepared.hash,
+    }
     trainer: pl.Trainer = build(
         config["trainer"],
         bases=slot_bases("trainer"),

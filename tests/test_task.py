@@ -47,7 +47,7 @@ def loader(text, *, seed=1, protocol="document", num_lanes=4, bptt=5, **kwargs):
     )
 
 
-def make_task(lr=0.5, scheduler=lambda optimizer: None, **model):
+def make_task(lr=0.5, scheduler=lambda optimizer, num_steps: None, **model):
     torch.manual_seed(1)
     lstm = LSTM(VOCABULARY, embedding_size=8, hidden_size=8, init_range=1.0, **model)
     head = FullSoftmax(8, VOCABULARY)
@@ -207,7 +207,7 @@ def test_schedules_warm_up_and_decay_by_step(schedule, middle):
 
 
 def test_plateau_divides_the_rate_when_validation_stops_improving():
-    def scheduler(optimizer):
+    def scheduler(optimizer, num_steps):
         optimizer.param_groups[0]["maximize"] = True  # so that it never improves
         return ReduceLROnPlateau(optimizer, factor=0.25, patience=0)
 

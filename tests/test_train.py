@@ -1,0 +1,204 @@
+"""Whole trainings by the command line, in real processes, stopped and killed for real."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+LIMIT = 120  # seconds for any one process
+TIMES = re.compile(r"seconds|tokens_per_second")
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory) -> Path:
+    """Documents by blank lines, of words that follow each other with some sense."""
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    draw = random.Random(0)
+    words = "the a cat dog sat ran on under mat tree and then slept".split()
+    paragraphs = [
+        "\n".join(" ".join(draw.choices(words, k=draw.randint(3, 12))) for _ in range(4))
+        for _ in range(120)
+    ]
+    path.write_text("\n\n".join(paragraphs) + "\n")
+    return path
+
+
+@pytest.fixture(scope="session")
+def settings(text) -> list[str]:
+    """A tiny model with dropout, carried state, clipping and a schedule; 3 epochs."""
+    return [
+        *("data=files", f"data.path={text}", "data.unit=paragraph", "tokenizer=characters"),
+        *("data.batch_size=4", "data.bptt=16", "name=tiny", "scheduler=cosine"),
+        *("model.embedding_size=12", "model.hidden_size=12", "model.dropout=0.3"),
+        *("trainer.precision=32-true", "trainer.max_epochs=3", "trainer.log_every_n_steps=7"),
+        *("callbacks.checkpoint.every_n_train_steps=10", "callbacks.samples.num_tokens=5"),
+    ]
+
+
+def start(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "lmkit", *arguments],
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def lmkit(*arguments: str, cwd: Path, code: int = 0) -> subprocess.CompletedProcess[str]:
+    process = start(*arguments, cwd=cwd)
+    out, err = process.communicate(timeout=LIMIT)
+    assert process.returncode == code, err
+    return subprocess.CompletedProcess(arguments, code, out, err)
+
+
+def rows(run: Path) -> list[dict]:
+    """The rows of metrics.jsonl without what depends on the clock."""
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [
+        {key: value for key, value in json.loads(line).items() if not TIMES.search(key)}
+        for line in lines
+    ]
+
+
+def last(run: Path) -> dict:
+    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, settings) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """An undisturbed run and what it printed."""
+    place = tmp_path_factory.mktemp("finished")
+    done = lmkit("train", *settings, "run_id=whole", cwd=place)
+    return place / "outputs" / "tiny" / "whole", done
+
+
+def test_a_run_leaves_its_directory_and_says_what_to_type_next(finished):
+    run, done = finished
+    files = {path.name for path in run.iterdir()}
+    assert files >= {
+        *("config.yaml", "overrides.yaml", "environment.json", "data.json", "tokenizer.json"),
+        *("metrics.jsonl", "samples.jsonl", "summary.json", "status.json", "checkpoints"),
+    }
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary.keys() >= {
+        *("val/nll", "val/perplexity", "test/nll", "test/perplexity", "best/val/nll"),
+        *("tokens_per_second", "peak_memory_bytes", "num_parameters", "seconds"),
+    }
+    assert json.loads((run / "status.json").read_text())["status"] == "finished"
+    logged = rows(run)
+    assert {"train/nll", "lr", "train/grad_norm"} <= logged[0].keys()
+    assert logged[0].keys() >= {"step", "epoch", "tokens"}
+    assert [row["epoch"] for row in logged if "val/nll" in row] == [0, 1, 2]
+    assert logged[-1]["test/nll"] == summary["test/nll"]
+    assert summary["best/val/nll"] == pytest.approx(
+        min(row["val/nll"] for row in logged if "val/nll" in row)
+    )
+    assert len((run / "samples.jsonl").read_text().splitlines()) == 3
+    assert f"{summary['test/perplexity']:.2f}" in done.stdout
+    assert "lmkit generate whole prompt=" in done.stdout
+    assert "lmkit dashboard\n" in done.stdout
+    assert last(run)["state_dict"].keys() >= {"model.embedding.weight", "head.bias"}
+    assert "Warning" not in done.stderr
+
+
+def test_data_json_counts_what_was_read(finished, text):
+    data = json.loads((finished[0] / "data.json").read_text())
+    splits = data["splits"]
+    paragraphs = text.read_text().removesuffix("\n").split("\n\n")
+    assert sum(split["num_documents"] for split in splits.values()) == len(paragraphs)
+    counted = sum(split["num_tokens"] for split in splits.values())
+    assert counted == sum(len(paragraph) + 1 for paragraph in paragraphs)
+
+
+def test_killed_and_resumed_is_the_same_run_to_the_bit(finished, settings, tmp_path):
+    whole, _ = finished
+    process = start("train", *settings, "run_id=cut", cwd=tmp_path)
+    run = tmp_path / "outputs" / "tiny" / "cut"
+    deadline = time.monotonic() + LIMIT
+    # Once the second epoch has been logged from: there is a checkpoint, and rows beyond it.
+    while not ((run / "metrics.jsonl").exists() and rows_so_far(run) > 25):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.kill()
+    process.communicate(timeout=LIMIT)
+    assert 0 < last(run)["global_step"] < last(whole)["global_step"]
+    status = lmkit("resume", "cut", cwd=tmp_path)
+    assert rows(run) == rows(whole), status.stderr
+    assert_same_state(last(run), last(whole))
+    assert (run / "samples.jsonl").read_text() == (whole / "samples.jsonl").read_text()
+
+
+def rows_so_far(run: Path) -> int:
+    return (run / "metrics.jsonl").read_bytes().count(b"\n")
+
+
+def assert_same_state(one: dict, other: dict) -> None:
+    for name, tensor in one["state_dict"].items():
+        assert torch.equal(tensor, other["state_dict"][name]), name
+    for key, state in one["optimizer_states"][0]["state"].items():
+        for name, value in state.items():
+            assert torch.equal(value, other["optimizer_states"][0]["state"][key][name])
+    assert one["lr_schedulers"] == other["lr_schedulers"]
+    assert one["lmkit_task"]["tokens_seen"] == other["lmkit_task"]["tokens_seen"]
+
+
+def test_sigterm_saves_says_how_to_go_on_and_exits_143(finished, settings, tmp_path):
+    whole, _ = finished
+    process = start("train", *settings, "run_id=cut", cwd=tmp_path)
+    run = tmp_path / "outputs" / "tiny" / "cut"
+    deadline = time.monotonic() + LIMIT
+    while not ((run / "metrics.jsonl").exists() and rows_so_far(run) > 3):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=LIMIT)
+    assert process.returncode == 143, err
+    assert "stopped by SIGTERM; to go on: lmkit resume cut" in err
+    assert json.loads((run / "status.json").read_text())["status"] == "stopped"
+    lmkit("train", *settings, "run_id=cut", cwd=tmp_path)  # the same command continues it
+    assert rows(run) == rows(whole)
+    assert_same_state(last(run), last(whole))
+
+
+def test_another_model_under_the_same_id_is_refused(finished, settings):
+    run, _ = finished
+    place = run.parents[2]
+    arguments = [*settings, "run_id=whole", "model.hidden_size=16", "model.tie_weights=false"]
+    done = lmkit("train", *arguments, cwd=place, code=2)
+    assert "model.hidden_size: 12 there, 16 now" in done.stderr
+    assert json.loads((run / "status.json").read_text())["status"] == "finished"
+
+
+def test_two_processes_are_the_same_run(settings, tmp_path):
+    """Same windows, same global token mean: the losses agree while rounding has not grown."""
+    common = [*settings, "model.dropout=0", "trainer.max_steps=50"]
+    lmkit("train", *common, "run_id=one", cwd=tmp_path)
+    lmkit("train", *common, "trainer=ddp_cpu", "trainer.devices=2", "run_id=two", cwd=tmp_path)
+    one, two = (rows(tmp_path / "outputs" / "tiny" / run) for run in ("one", "two"))
+    assert [row["step"] for row in one] == [row["step"] for row in two]
+    for a, b in zip(one, two, strict=True):
+        assert a["tokens"] == b["tokens"]
+        for key in ("train/nll", "val/nll", "test/nll"):
+            assert a.get(key) == pytest.approx(b.get(key), abs=1e-5)
+
+
+def test_bits_per_byte_come_with_a_tokenizer_that_loses_nothing(settings, tmp_path):
+    arguments = [*settings, "tokenizer=bytes", "trainer.max_steps=3", "run_id=bytes"]
+    lmkit("train", *arguments, cwd=tmp_path)
+    run = tmp_path / "outputs" / "tiny" / "bytes"
+    summary = json.loads((run / "summary.json").read_text())
+    test = json.loads((run / "data.json").read_text())["splits"]["test"]
+    expected = summary["test/nll"] * test["num_tokens"] / test["num_bytes"] / 0.6931471805599453
+    assert summary["test/bits_per_byte"] == pytest.approx(expected, rel=1e-5)
