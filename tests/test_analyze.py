@@ -3,6 +3,8 @@
 import io
 import itertools
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -192,8 +194,11 @@ def test_one_command_trains_four_runs_and_draws_what_they_do(tmp_path, capsys):
     check_table(result, printed.out)
     assert "4/4 LSTM" in printed.err
 
-    # The same command goes on with its runs, which have ended.
-    again = result_of(tmp_path, *argv)
+    # The same command, given again, goes on with its runs, which have ended.
+    command = [sys.executable, "-m", "lmkit", "analyze", "probe", "format=json", *argv]
+    done = subprocess.run([*command, f"outputs={tmp_path}"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    again = json.loads(done.stdout)
     assert {k: m["num_correct"] for k, m in again["models"].items()} == {
         k: m["num_correct"] for k, m in result["models"].items()
     }
