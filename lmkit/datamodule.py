@@ -110,7 +110,7 @@ class DataModule(pl.LightningDataModule):
         return self.loader("test", **self._rank()) if "test" in self.prepared.stores else []
 
     def _warn_of_padding(self, loader: WindowLoader) -> None:
-        store = loader.store
+        store = self.prepared.stores["train"]
         ends = store.document_ends if self.protocol == "document" else store.line_ends
         lengths = np.diff(np.asarray(ends, dtype=np.int64), prepend=0)
         longest = int(lengths.argmax())

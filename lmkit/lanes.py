@@ -16,18 +16,35 @@ import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
+from typing import Protocol as Interface
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lmkit.store import TokenStore
-
 Protocol = Literal["document", "sentence", "stream"]
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 
 Integers = npt.NDArray[np.int64]
+
+# Tokens read before a memory map is asked to give its pages back.
+RELEASE_EVERY = 2**22
+
+
+class Tokens(Interface):
+    """What is read of a text, on disk or in memory; ends are exclusive token positions."""
+
+    @property
+    def tokens(self) -> npt.NDArray[Any]: ...
+    @property
+    def document_ends(self) -> npt.NDArray[Any]: ...
+    @property
+    def line_ends(self) -> npt.NDArray[Any]: ...
+    @property
+    def num_tokens(self) -> int: ...
+    def release(self) -> None:
+        """Take what was read out of resident memory; it may be read again."""
 
 
 class Window(NamedTuple):
@@ -153,7 +170,7 @@ class WindowLoader:
 
     def __init__(
         self,
-        store: TokenStore,
+        store: Tokens,
         *,
         eos_id: int,
         protocol: Protocol,
@@ -204,10 +221,16 @@ class WindowLoader:
             self.position = 0
         self._resumed = False
         reader = _Reader(self, self.lanes(self.epoch))
+        unreleased = 0
         while self.position < len(self):
             window = reader.window(self.position)
             self.position += 1
+            unreleased += window.tokens.numel()
+            if unreleased >= RELEASE_EVERY:
+                self.store.release()
+                unreleased = 0
             yield window
+        self.store.release()
 
     def state_dict(self) -> dict[str, Any]:
         """Where the pass stands: windows already handed out, and the epoch."""

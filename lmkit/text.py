@@ -45,6 +45,9 @@ class Text:
     def num_documents(self) -> int:
         return len(self.document_ends)
 
+    def release(self) -> None:
+        """Nothing: a text in memory stays there."""
+
 
 def read_text(text: str | None, file: str | None) -> str:
     """The text itself or all of a UTF-8 file (also .gz and .zst), of which one must be given."""

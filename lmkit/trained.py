@@ -7,7 +7,7 @@ import logging
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Self, cast
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +18,11 @@ from lmkit.binding import build
 from lmkit.checkpoint_io import load_checkpoint, read_manifest
 from lmkit.errors import UserError
 from lmkit.head import Head
-from lmkit.lanes import Protocol, Window, WindowLoader
+from lmkit.lanes import Protocol, Tokens, Window, WindowLoader
 from lmkit.metrics import TokenNLL, perplexity
 from lmkit.model import LanguageModel
 from lmkit.run import Run
 from lmkit.sampling import Sampling, sample_texts
-from lmkit.store import TokenStore
 from lmkit.text import Text
 from lmkit.tokenizer import Tokenizer, load_tokenizer
 
@@ -129,14 +128,14 @@ class TrainedModel:
 
     def loader(
         self,
-        store: TokenStore | Text,
+        text: Tokens,
         protocol: Protocol,
         num_lanes: int = 1,
         positions: int = POSITIONS,
     ) -> WindowLoader:
         """Windows of a text of about so many positions; in one lane its tokens keep their order."""
         return WindowLoader(
-            cast("TokenStore", store),
+            text,
             eos_id=self.tokenizer.eos_id,
             protocol=protocol,
             num_lanes=num_lanes,

@@ -1,6 +1,7 @@
 """The command line: what it calls, what it prints, what it imports, how it ends."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -244,3 +245,18 @@ def test_doctor_reports_and_fails_with_the_mistakes(capsys, tmp_path):
         "  modle is not a key; did you mean model?\n"
     )
     assert not Path("/proc/nowhere").exists()
+
+
+def test_a_reader_that_has_seen_enough_ends_the_command_quietly() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lmkit", "list"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait(60) == 0

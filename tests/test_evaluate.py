@@ -96,6 +96,9 @@ class Store:
         self.line_ends = _ends(map(len, lines))
         self.document_ends = _ends(sum(map(len, lines)) for lines in documents)
 
+    def release(self):
+        pass
+
 
 def _ends(lengths):
     total, ends = 0, []

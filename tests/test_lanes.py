@@ -26,6 +26,9 @@ class Text:
         self.document_ends = np.cumsum([sum(lines) for lines in self.documents]).astype(np.uint64)
         self.line_ends = np.cumsum([n for lines in self.documents for n in lines]).astype(np.uint64)
 
+    def release(self):
+        pass
+
 
 texts = st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=4), min_size=1, max_size=12).map(
     Text

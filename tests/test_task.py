@@ -34,6 +34,9 @@ class Text:
     def documents(self):
         return np.split(self.tokens.astype(np.int64), self.document_ends.astype(int)[:-1])
 
+    def release(self):
+        pass
+
 
 def loader(text, *, seed=1, protocol="document", num_lanes=4, bptt=5, **kwargs):
     return WindowLoader(

@@ -22,7 +22,7 @@ def text(tmp_path_factory) -> Path:
     """Documents by blank lines, of words that follow each other with some sense."""
     path = tmp_path_factory.mktemp("text") / "text.txt"
     draw = random.Random(0)
-    words = "the a cat dog sat ran on under mat tree and then slept".split()
+    words = ["the", "a", "cat", "dog", "sat", "ran", "on", "under", "mat", "and", "then", "slept"]
     paragraphs = [
         "\n".join(" ".join(draw.choices(words, k=draw.randint(3, 12))) for _ in range(4))
         for _ in range(120)
