@@ -1,0 +1,115 @@
+"""The baseline: a word language model in a plain PyTorch loop, as pytorch/examples trains one.
+
+`nn.Embedding`, `nn.LSTM`, `nn.Linear`, log-softmax and negative log-likelihood, clipping by
+norm, plain SGD by hand; time first and everything at PyTorch's defaults. It starts from the
+weights of an lmkit model and reads lmkit's windows, made beforehand and so free of charge.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lmkit.lanes import Window
+
+LSTMState = tuple[Tensor, Tensor]
+
+
+class Batch(NamedTuple):
+    """A window as the plain loop reads it: tokens (time, batch), targets (time * batch,), of
+    which those that do not count are -100, the default `ignore_index`."""
+
+    tokens: Tensor
+    targets: Tensor
+    num_targets: int
+
+
+def read(windows: Iterable[Window]) -> list[Batch]:
+    """The windows of a `stream` loader."""
+    return [
+        Batch(
+            window.tokens.T.contiguous(),
+            window.targets.masked_fill(~window.mask, -100).T.flatten(),
+            window.num_targets,
+        )
+        for window in windows
+    ]
+
+
+class WordModel(nn.Module):
+    """The model of lmkit's config group `model`, of the same names and sizes."""
+
+    def __init__(self, vocabulary_size: int, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        size = config["hidden_size"]
+        self.dropout = nn.Dropout(config["dropout"])
+        self.encoder = nn.Embedding(vocabulary_size, config["embedding_size"])
+        self.lstm = nn.LSTM(
+            config["embedding_size"], size, config["num_layers"], dropout=config["dropout"]
+        )
+        self.decoder = nn.Linear(size, vocabulary_size)
+        if config["tie_weights"]:
+            self.decoder.weight = self.encoder.weight
+        nn.init.uniform_(self.encoder.weight, -0.1, 0.1)
+        nn.init.uniform_(self.decoder.weight, -0.1, 0.1)
+        nn.init.zeros_(self.decoder.bias)
+
+    def forward(self, tokens: Tensor, state: LSTMState | None) -> tuple[Tensor, LSTMState]:
+        """tokens (time, batch) -> log p (time * batch, vocabulary) and the next state."""
+        hidden, state = self.lstm(self.dropout(self.encoder(tokens)), state)
+        logits = self.decoder(self.dropout(hidden))
+        return F.log_softmax(logits.flatten(0, 1), dim=-1), state
+
+    @torch.no_grad()
+    def take_weights(self, model: nn.Module, head: nn.Module) -> None:
+        """Start from where an lmkit model of the same shape stands."""
+        self.encoder.weight.copy_(model.embedding.weight)
+        self.decoder.weight.copy_(head.weight)
+        self.decoder.bias.copy_(head.bias)
+        for index, layer in enumerate(model.layers):
+            for name, parameter in layer.named_parameters():
+                getattr(self.lstm, f"{name}_l{index}").copy_(parameter)
+
+
+class Baseline:
+    """The plain loop at the rate and clipping of an lmkit config; goes on between calls."""
+
+    def __init__(self, vocabulary_size: int, config: Mapping[str, Any]) -> None:
+        self.model = WordModel(vocabulary_size, config["model"])
+        self.lr: float = config["optimizer"]["lr"]
+        self.clip: float = config["trainer"]["gradient_clip_val"]
+        self.state: LSTMState | None = None
+        self.losses: list[float] = []
+
+    def train(self, batches: Iterable[Batch]) -> None:
+        self.model.train()
+        for batch in batches:
+            self.model.zero_grad()
+            if self.state is not None:
+                self.state = (self.state[0].detach(), self.state[1].detach())
+            log_prob, self.state = self.model(batch.tokens, self.state)
+            loss = F.nll_loss(log_prob, batch.targets)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
+            for parameter in self.model.parameters():
+                parameter.data.add_(parameter.grad, alpha=-self.lr)
+            self.losses.append(loss.item())
+
+    @torch.no_grad()
+    def evaluate(self, batches: Iterable[Batch]) -> float:
+        """Mean nll per token of a split, in nats."""
+        self.model.eval()
+        nll_sum, num_tokens, state = 0.0, 0, None
+        for batch in batches:
+            rows = batch.tokens.shape[1]
+            if state is not None:  # lanes that have ended are the last ones
+                state = (state[0][:, :rows].contiguous(), state[1][:, :rows].contiguous())
+            log_prob, state = self.model(batch.tokens, state)
+            nll_sum += batch.num_targets * F.nll_loss(log_prob, batch.targets).item()
+            num_tokens += batch.num_targets
+        return nll_sum / num_tokens if num_tokens else math.nan

@@ -1,0 +1,78 @@
+"""Evaluation speed: lmkit's, as `lmkit evaluate` computes it, against the plain loop.
+
+    python benchmarks/evaluate.py path=DIR [shape=200_tied] [precision=32-true] [rounds=5]
+        [windows=8]
+
+Fresh weights, the same for all, on windows of the validation split. The plain loop reads windows
+of bptt 35 in 10 lanes, as the public example does, and in 64, about as many tokens a turn as
+lmkit in `windows` of its own. Ratios are to the first row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
+
+import lightning.pytorch as pl
+from baseline import Baseline, read
+from measure import Rates, console, default_pages, print_header, settings
+from turns import Settings, composed
+
+from lmkit.lanes import Protocol
+from lmkit.trained import POSITIONS, TrainedModel, build_model
+from lmkit.training import make_data
+
+LANES, EXAMPLE_LANES, BPTT = 64, 10, 35
+
+
+@dataclass
+class EvaluateSettings(Settings):
+    rounds: int = 5
+    windows: int = 8
+
+
+def main() -> None:
+    given = settings(EvaluateSettings)
+    print_header()
+    config = composed(given)
+    pl.seed_everything(config["seed"], verbose=False)
+    data = make_data(config)
+    store, tokenizer = data.prepared.stores["valid"], data.tokenizer
+    model, head = build_model(config, tokenizer.vocabulary_size)
+    trained = TrainedModel(model, head, tokenizer, precision=config["trainer"]["precision"])
+    baseline = Baseline(tokenizer.vocabulary_size, config)
+    baseline.model.take_weights(model, head)
+
+    def plain(lanes: int) -> Callable[[], int]:
+        loader = data.loader("valid", protocol="stream", num_lanes=lanes, bptt=BPTT)
+        batches = read(islice(loader, given.windows * POSITIONS // (lanes * BPTT)))
+
+        def run() -> int:
+            with default_pages():
+                baseline.evaluate(batches)
+            return sum(batch.num_targets for batch in batches)
+
+        return run
+
+    def lmkit(protocol: Protocol) -> Callable[[], int]:
+        def run() -> int:
+            sums = trained.nll_sums(trained.loader(store, protocol, LANES))
+            *_, (_, num_tokens) = islice(sums, given.windows)
+            return num_tokens
+
+        return run
+
+    rates = Rates(f"plain PyTorch, {EXAMPLE_LANES} lanes")
+    sides = {
+        rates.baseline: plain(EXAMPLE_LANES),
+        f"plain PyTorch, {LANES} lanes": plain(LANES),
+        f"lmkit, stream, {LANES} lanes": lmkit("stream"),
+        f"lmkit, document, {LANES} lanes": lmkit("document"),
+    }
+    rates.turn_about(sides, given.rounds)
+    console.print(rates.table(f"evaluating {given.shape}, {config['trainer']['precision']}"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""What every benchmark shares: settings, rates by turns, memory in a process of its own."""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import platform
+import shlex
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from omegaconf import OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+T = TypeVar("T")
+
+SCRATCH = Path(tempfile.gettempdir()) / "lmkit-benchmarks"
+
+PR_SET_THP_DISABLE = 41  # linux/prctl.h
+
+# Wide enough for the tables when the output is piped into a file.
+console = Console(width=None if sys.stdout.isatty() else 100)
+
+
+def settings(of: type[T]) -> T:
+    """The `key=value` arguments of the command line as the dataclass `of`."""
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(of), OmegaConf.from_cli()))
+
+
+def print_header() -> None:
+    """The command and what it ran on."""
+    console.print(f"[bold]python {shlex.join(sys.argv)}[/bold]", soft_wrap=True)
+    console.print(
+        f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads; "
+        f"torch {torch.__version__}, Python {platform.python_version()}; "
+        f"load {os.getloadavg()[0]:.1f}",
+        soft_wrap=True,
+    )
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+class Rates:
+    """Tokens per second of each side, round by round; the first round warms up.
+
+    A ratio is the median of the ratios to `baseline` within one round, when both sides met
+    the same noise.
+    """
+
+    def __init__(self, baseline: str) -> None:
+        self.baseline = baseline
+        self.rounds: dict[str, list[float]] = {baseline: []}
+
+    def add(self, side: str, num_tokens: int, seconds: float) -> None:
+        self.rounds.setdefault(side, []).append(num_tokens / seconds)
+
+    def turn_about(self, sides: dict[str, Callable[[], int]], rounds: int) -> None:
+        """Call every side once a round, and once before; a side returns its number of tokens."""
+        for _ in range(rounds + 1):
+            for side, run in sides.items():
+                begin = time.perf_counter()
+                num_tokens = run()
+                self.add(side, num_tokens, time.perf_counter() - begin)
+
+    def table(self, title: str, more: dict[str, dict[str, str]] | None = None) -> Table:
+        """Medians of the rounds; `more` gives further columns, each by side."""
+        more = more or {}
+        rounds = len(self.rounds[self.baseline]) - 1
+        table = Table(title=f"{title} (median of {rounds} rounds)", title_justify="left")
+        table.add_column("")
+        for column in ("tokens/s", "lowest to highest", "ratio", *more):
+            table.add_column(column, justify="right")
+        baseline = self.rounds[self.baseline][1:]
+        for side, (_, *rates) in self.rounds.items():
+            ratios = [rate / other for rate, other in zip(rates, baseline, strict=True)]
+            table.add_row(
+                side,
+                f"{statistics.median(rates):,.0f}",
+                f"{min(rates):,.0f} to {max(rates):,.0f}",
+                f"{statistics.median(ratios):.2f}",
+                *(column.get(side, "") for column in more.values()),
+            )
+        return table
+
+
+@contextmanager
+def default_pages() -> Iterator[None]:
+    """Memory in small pages, PyTorch's default, also where lmkit has asked for huge ones."""
+    setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not setting.exists() or "[madvise]" not in setting.read_text():  # asking changes nothing
+        yield
+        return
+    prctl = ctypes.CDLL(None).prctl
+    prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)
+    try:
+        yield
+    finally:
+        prctl(PR_SET_THP_DISABLE, 0, 0, 0, 0)
+
+
+def in_child(function: Callable[..., T], *args: Any) -> T:
+    """`function(*args)` in a fresh process, so that its memory is its own."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context) as pool:
+        return pool.submit(function, *args).result()
+
+
+class PeakMemory:
+    """Most resident bytes of this process while the block ran, above those at its start.
+
+    Linux's VmHWM; getrusage's ru_maxrss starts with the parent's, across fork and exec.
+    """
+
+    num_bytes = 0
+
+    def __enter__(self) -> PeakMemory:
+        self._start = _status("VmRSS")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.num_bytes = _status("VmHWM") - self._start
+
+    def __str__(self) -> str:
+        return f"{self.num_bytes / 2**20:,.0f} MiB"
+
+
+def _status(key: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (line,) = [line for line in lines if line.startswith(f"{key}:")]
+    return int(line.split()[1]) * 1024

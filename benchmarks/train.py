@@ -1,0 +1,124 @@
+"""Training speed, memory and loss curve: lmkit's fit against the plain loop.
+
+    python benchmarks/train.py path=DIR [shape=200_tied] [precision=32-true] [steps=100]
+        [rounds=10] [dropout=0]
+    python benchmarks/train.py path=DIR epoch=true [rounds=60]
+
+Both start from the same weights, read the same windows and take turns in one process, `steps /
+rounds` steps each (and a first turn to warm up). The peak memory of each, above that before its
+model is made, is of a short run in a process of its own. With dropout=0 the loss curves must
+agree step by step until rounding errors have grown.
+
+With epoch=true they train for a whole epoch and are then validated: on two idle cores about 20
+minutes for 2x200, an hour for 2x650.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from baseline import Baseline, read
+from measure import PeakMemory, console, default_pages, in_child, print_header, settings
+from rich.table import Table
+from turns import LMKIT, PLAIN, Settings, TurnAbout, composed, make_trainer
+
+from lmkit.metrics import perplexity
+from lmkit.training import make_data, make_task
+
+MEMORY_STEPS = 20
+
+
+@dataclass
+class TrainSettings(Settings):
+    steps: int = 100
+    rounds: int = 10
+    epoch: bool = False
+
+
+def steps(number: int) -> dict[str, Any]:
+    """The settings of a trainer that stops there and validates nothing."""
+    return {"max_steps": number, "limit_val_batches": 0}
+
+
+def take_turns(given: TrainSettings) -> tuple[TurnAbout, Table | None]:
+    """Train both turn about; after a whole epoch, also validate both."""
+    config = composed(given)
+    pl.seed_everything(config["seed"], verbose=False)
+    data = make_data(config)
+    loader = data.loader("train", train=True)
+    block = max((len(loader) if given.epoch else given.steps) // given.rounds, 1)
+    batches = read(loader if given.epoch else islice(loader, given.steps + block))
+    baseline = Baseline(data.tokenizer.vocabulary_size, config)
+    turns = TurnAbout(baseline, batches, block)
+    length = {"max_epochs": 1} if given.epoch else steps(len(batches))
+    trainer = make_trainer(config, turns, **length)
+    trainer.fit(make_task(config, data), datamodule=data)
+    if not given.epoch:
+        return turns, None
+    nll = {
+        PLAIN: baseline.evaluate(read(data.loader("valid"))),
+        LMKIT: float(trainer.callback_metrics["val/nll"]),
+    }
+    table = Table("", "nll", "perplexity", title="validation after one epoch", title_justify="left")
+    for side, value in nll.items():
+        table.add_row(side, f"{value:.4f}", f"{perplexity(value):.2f}")
+    return turns, table
+
+
+def memory_of_plain(given: Settings) -> PeakMemory:
+    config = composed(given)
+    data = make_data(config)
+    batches = read(islice(data.loader("train", train=True), MEMORY_STEPS))
+    with PeakMemory() as peak, default_pages():
+        Baseline(data.tokenizer.vocabulary_size, config).train(batches)
+    return peak
+
+
+def memory_of_lmkit(given: Settings) -> PeakMemory:
+    config = composed(given)
+    data = make_data(config)
+    trainer = make_trainer(config, **steps(MEMORY_STEPS))
+    data.prepared  # noqa: B018 - made before the memory counts
+    with PeakMemory() as peak:
+        trainer.fit(make_task(config, data), datamodule=data)
+    return peak
+
+
+def curves(plain: list[float], lmkit: list[float]) -> Table:
+    """Losses at steps 1, 2, 5, 10, .. and the means of the last tenth."""
+    table = Table(title="training loss", title_justify="left")
+    for column in ("step", PLAIN, LMKIT, "difference"):
+        table.add_column(column, justify="right")
+
+    def row(name: str, one: float, other: float) -> None:
+        table.add_row(name, f"{one:.6f}", f"{other:.6f}", f"{other - one:+.1e}")
+
+    steps = [figure * 10**power for power in range(6) for figure in (1, 2, 5)]
+    for step in (step for step in steps if step <= len(plain)):
+        row(f"{step:,}", plain[step - 1], lmkit[step - 1])
+    last = max(len(plain) // 10, 1)
+    row(f"mean of last {last:,}", sum(plain[-last:]) / last, sum(lmkit[-last:]) / last)
+    return table
+
+
+def main() -> None:
+    given = settings(TrainSettings)
+    print_header()
+    memory = {
+        PLAIN: in_child(memory_of_plain, given),
+        LMKIT: in_child(memory_of_lmkit, given),
+    }
+    turns, validation = take_turns(given)
+    columns = {"peak memory": {side: str(peak) for side, peak in memory.items()}}
+    console.print(turns.rates.table(f"training {given.shape}, {given.precision}", columns))
+    console.print(curves(turns.baseline.losses, torch.stack(turns.losses).tolist()))
+    if validation:
+        console.print(validation)
+
+
+if __name__ == "__main__":
+    main()

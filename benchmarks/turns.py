@@ -1,0 +1,112 @@
+"""A training of lmkit's, from config to fit, that takes turns with the plain loop."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as pl
+from baseline import Baseline, Batch
+from measure import SCRATCH, Rates, default_pages
+from omegaconf import MISSING
+from torch import Tensor
+
+from lmkit.allow import slot_bases
+from lmkit.binding import build
+from lmkit.check import check
+from lmkit.config import compose
+from lmkit.lanes import Window
+from lmkit.logs import JsonlLogger
+from lmkit.progress import Progress
+
+PLAIN, LMKIT = "plain PyTorch", "lmkit"
+
+
+@dataclass
+class Settings:
+    """path: WikiText's directory. shape: 200, 200_tied, 650 or 650_tied, the presets of the
+    pytorch/examples language model. dropout: the preset's unless given."""
+
+    path: str = MISSING
+    shape: str = "200_tied"
+    precision: str = "32-true"
+    dropout: float | None = None
+
+
+def composed(given: Settings) -> dict[str, Any]:
+    """The preset's whole config, checked, as `lmkit train` has it."""
+    arguments = [
+        f"experiment=pytorch_examples_{given.shape}",
+        "scheduler=constant",  # the preset's waits for a validation
+        f"data.path={given.path}",
+        f"trainer.precision={given.precision}",
+        f"outputs={SCRATCH}",
+    ]
+    if given.dropout is not None:
+        arguments.append(f"model.dropout={given.dropout}")
+    config, _ = check(compose(arguments))
+    return config
+
+
+def make_trainer(config: Mapping[str, Any], *callbacks: pl.Callback, **settings: Any) -> pl.Trainer:
+    """The config's trainer with the progress and metrics of a run, and no checkpoints."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+    logger = JsonlLogger(SCRATCH)
+    trainer: pl.Trainer = build(
+        {**config["trainer"], **settings},
+        bases=slot_bases("trainer"),
+        logger=logger,
+        callbacks=[Progress(), *callbacks],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    logger.follow(trainer)
+    return trainer
+
+
+class TurnAbout(pl.Callback):
+    """Hands over to the plain loop after every `block` steps of a fit, on the same windows.
+
+    It starts from the fit's weights. All of Lightning's own time between the windows is on
+    lmkit's clock.
+    """
+
+    def __init__(self, baseline: Baseline, batches: list[Batch], block: int) -> None:
+        self.baseline = baseline
+        self.batches = batches
+        self.block = block
+        self.rates = Rates(PLAIN)
+        self.losses: list[Tensor] = []
+        self.done = self.num_tokens = 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.baseline.model.take_weights(pl_module.model, pl_module.head)
+        self.begin = time.perf_counter()
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Window,
+        batch_idx: int,
+    ) -> None:
+        self.losses.append(outputs["loss"])
+        self.num_tokens += batch.num_targets
+        if len(self.losses) % self.block and len(self.losses) < len(self.batches):
+            return
+        lap = time.perf_counter()
+        with default_pages():
+            self.baseline.train(self.batches[self.done : len(self.losses)])
+        end = time.perf_counter()
+        self.rates.add(LMKIT, self.num_tokens, lap - self.begin)
+        self.rates.add(PLAIN, self.num_tokens, end - lap)
+        self.done, self.num_tokens = len(self.losses), 0
+        self.begin = time.perf_counter()
