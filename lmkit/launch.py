@@ -20,7 +20,7 @@ from lmkit.errors import UserError
 from lmkit.run import Run
 from lmkit.signals import Stopped
 from lmkit.trained import TrainedModel
-from lmkit.training import work
+from lmkit.training import make_data, work
 
 SAMPLE_TOKENS = 60
 
@@ -68,10 +68,11 @@ def _hold(run: Run, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _work_in_processes(run: Run, config: dict[str, Any], newest: Path | None) -> None:
-    """Work in one process a device, under torch's elastic agent.
+    """Work in one process a device, under torch's elastic agent, over data prepared here.
 
     Lightning's own launcher would execute the command line once more in every process.
     """
+    assert make_data(config).prepared
     launch = LaunchConfig(
         min_nodes=1,
         max_nodes=1,

@@ -180,7 +180,7 @@ def _locked(target: Path) -> Iterator[None]:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                log.info("%s: another process prepares it; waiting", target)
+                log.warning("%s: another process prepares it; waiting", target)
                 fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

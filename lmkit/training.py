@@ -6,7 +6,6 @@ import hashlib
 import logging
 import resource
 import sys
-import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -34,17 +33,19 @@ from lmkit.trained import build_model
 def work(run: Run, config: dict[str, Any], newest: Path | None) -> None:
     """Train to the end, from the checkpoint `newest` if there is one; raises `Stopped`."""
     _quiet()
-    began = time.monotonic()
     with StopSignals() as signals:
         pl.seed_everything(config["seed"], verbose=False)
         data = make_data(config)
         task = make_task(config, data)
-        trainer = _make_trainer(run, config, task, data, signals)
+        metrics = JsonlLogger(run.path, run.id)
+        trainer = _make_trainer(run, config, task, data, signals, metrics)
         if trainer.is_global_zero:
             _describe_data(run, data)
         try:
             trainer.fit(task, datamodule=data, ckpt_path=newest)
-            summary = _logged(trainer, "val/") | _take_best(run, trainer, task)
+            # A run that had ended already is not validated again.
+            summary = {k: v for k, v in run.read("summary.json").items() if k.startswith("val/")}
+            summary |= _logged(trainer, "val/") | _take_best(run, trainer, task)
             if "test" in data.prepared.stores and trainer.limit_test_batches:
                 trainer.test(task, datamodule=data, verbose=False)
                 summary |= _logged(trainer, "test/")
@@ -52,7 +53,7 @@ def work(run: Run, config: dict[str, Any], newest: Path | None) -> None:
             for logger in trainer.loggers:
                 if close := getattr(logger, "close", None):
                     close()
-        summary |= _effort(task, time.monotonic() - began)
+        summary |= _effort(task, metrics.seconds)
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             run.write("summary.json", summary)
 
@@ -88,7 +89,12 @@ def make_task(config: dict[str, Any], data: DataModule) -> Task:
 
 
 def _make_trainer(
-    run: Run, config: dict[str, Any], task: Task, data: DataModule, signals: StopSignals
+    run: Run,
+    config: dict[str, Any],
+    task: Task,
+    data: DataModule,
+    signals: StopSignals,
+    metrics: JsonlLogger,
 ) -> pl.Trainer:
     def generate(module: pl.LightningModule, prompt: str, num_tokens: int, seed: int) -> str:
         sampling = Sampling(num_tokens=num_tokens, seed=seed)
@@ -113,7 +119,7 @@ def _make_trainer(
     trainer: pl.Trainer = build(
         config["trainer"],
         bases=slot_bases("trainer"),
-        logger=[JsonlLogger(**place), *loggers],
+        logger=[metrics, *loggers],
         callbacks=[Progress(), StopOnSignal(signals), *callbacks],
         default_root_dir=run.path,
         plugins=[AtomicCheckpointIO(identity)],
@@ -176,7 +182,7 @@ def _take_best(run: Run, trainer: pl.Trainer, task: Task) -> dict[str, float]:
 
 
 def _effort(task: Task, seconds: float) -> dict[str, float]:
-    """What the run took: all its training's speed, this process's memory and time."""
+    """What the run took: its speed and time over all resumes, this process's memory."""
     # Linux counts ru_maxrss in KiB, macOS in bytes.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     peak *= 1 if sys.platform == "darwin" else 1024

@@ -1,9 +1,18 @@
-"""Fixtures that several test files share."""
+"""Fixtures and settings that all tests share."""
 
+import logging
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+# The models of the tests are tiny: threads that wait for each other only cost time, and here
+# also in the processes that the tests start.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+pytest_plugins = ["journey"]
 
 settings.register_profile("lmkit", deadline=None)  # time is never asserted
 settings.load_profile("lmkit")
@@ -17,3 +26,10 @@ def wikitext() -> Path:
     if not WIKITEXT.is_dir():
         pytest.skip("WikiText-2 is not on this machine")
     return WIKITEXT
+
+
+@pytest.fixture(autouse=True)
+def log_level() -> Iterator[None]:
+    """A command run in this process sets lmkit's level; the next test begins without it."""
+    yield
+    logging.getLogger("lmkit").setLevel(logging.NOTSET)

@@ -1,7 +1,6 @@
 """A small training by the command line, in a real process, for tests that start from one."""
 
 import json
-import os
 import random
 import re
 import subprocess
@@ -47,7 +46,6 @@ def start(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
 
 

@@ -502,6 +502,14 @@ def test_a_probe_repeats_its_countries_at_the_distance_in_its_id() -> None:
     assert seen == dict.fromkeys(range(5, 61), 4)
 
 
+def test_train_has_a_distance_d_as_often_as_one_over_d() -> None:
+    source = MemoryProbe(num_train=20_000, min_distance=6, max_distance=12)
+    seen = Counter(probe_corpus.probe_distance(d.id) for d in source.documents("train"))
+    total = sum(1 / distance for distance in range(6, 13))
+    for distance in range(6, 13):
+        assert seen[distance] == pytest.approx(20_000 / distance / total, rel=0.08)
+
+
 def test_nothing_between_tells_of_the_countries() -> None:
     """Every country is as likely in either place, whatever the filler before the sentence."""
     source = MemoryProbe(num_train=12_000, num_countries=4, max_distance=9)

@@ -1,6 +1,7 @@
 """Whole trainings by the command line, in real processes, stopped and killed for real."""
 
 import json
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -8,8 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from journey import LIMIT, lmkit, rows, start
-
-pytest_plugins = ["journey"]
 
 
 def last(run: Path) -> dict:
@@ -104,6 +103,19 @@ def test_sigterm_saves_says_how_to_go_on_and_exits_143(finished, settings, tmp_p
     lmkit("train", *settings, "run_id=cut", cwd=tmp_path)  # the same command continues it
     assert rows(run) == rows(whole)
     assert_same_state(last(run), last(whole))
+
+
+def test_a_run_that_had_ended_keeps_what_it_came_to(finished, tmp_path):
+    run = shutil.copytree(finished[0].parents[2], tmp_path / "again", symlinks=True)
+    run = run / "outputs" / "tiny" / "whole"
+    lmkit("resume", str(run), cwd=tmp_path)
+    before, after = (
+        json.loads((place / "summary.json").read_text()) for place in (finished[0], run)
+    )
+    timed = ("seconds", "peak_memory_bytes")
+    assert {k: v for k, v in after.items() if k not in timed} == {
+        k: v for k, v in before.items() if k not in timed
+    }
 
 
 def test_another_model_under_the_same_id_is_refused(finished, settings):
