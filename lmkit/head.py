@@ -9,8 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Without `chunk_size`, rows at a time are as many as make this many logits (128 MiB in fp32).
-LOGITS_AT_ONCE = 2**25
+from lmkit.gemm import fast_matmul
+
+# Without `chunk_size`, rows at a time are as many as make this many logits (64 MiB in fp32).
+LOGITS_AT_ONCE = 2**24
 
 
 class Head(nn.Module):
@@ -68,31 +70,30 @@ class FullSoftmax(Head):
 
     def nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
         chunks = [
-            F.cross_entropy(self._logits(rows), wanted, reduction="none")
-            for rows, wanted in zip(
-                hidden.flatten(0, 1).split(self.chunk_size),
-                targets.flatten().split(self.chunk_size),
-                strict=True,
+            -log_prob.gather(1, wanted[:, None])
+            for log_prob, wanted in zip(
+                self.log_prob(hidden), targets.flatten().split(self.chunk_size), strict=True
             )
         ]
         return torch.cat(chunks).view_as(targets)
 
     def log_prob(self, hidden: Tensor) -> Iterator[Tensor]:
+        matrix = self.weight.to(hidden.dtype)
         for rows in hidden.flatten(0, 1).split(self.chunk_size):
-            yield F.log_softmax(self._logits(rows), dim=-1)
-
-    def _logits(self, rows: Tensor) -> Tensor:
-        return F.linear(rows, self.weight.to(rows.dtype), None).float() + (
-            0 if self.bias is None else self.bias
-        )
+            with fast_matmul():
+                logits = F.linear(rows, matrix).float()
+            if torch.is_grad_enabled():
+                yield F.log_softmax(logits if self.bias is None else logits + self.bias, dim=1)
+            else:
+                logits = logits if self.bias is None else logits.add_(self.bias)
+                yield torch.log_softmax(logits, dim=1, out=logits)
 
 
 class LinearCrossEntropy(torch.autograd.Function):
     """sum_i weight_i * CE(U h_i + b, target_i), its gradients made in forward, by chunks of rows.
 
-    Three GEMMs a chunk: logits, then, from softmax minus one-hot in place of the logits, the
-    gradients of h and U. Backward multiplies them by one number. The GEMMs run in autocast's
-    dtype where it is on, softmax and sums in fp32.
+    Backward multiplies them by one number and hands them over; after `retain_graph` a second
+    backward makes them again.
     """
 
     @staticmethod
@@ -110,41 +111,13 @@ class LinearCrossEntropy(torch.autograd.Function):
         device = hidden.device.type
         autocast = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if autocast else weight.dtype
-        needs_grad = any(ctx.needs_input_grad[:3])
-        with torch.autocast(device, enabled=False):
-            matrix = weight.to(dtype)
-            total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-            grad_hidden = torch.empty_like(hidden, dtype=dtype) if needs_grad else None
-            grad_weight = torch.zeros_like(weight) if needs_grad else None
-            grad_bias = torch.zeros_like(bias) if needs_grad and bias is not None else None
-            for begin in range(0, len(hidden), chunk_size):
-                chunk = slice(begin, begin + chunk_size)
-                rows = hidden[chunk].to(dtype)
-                logits = (rows @ matrix.T).float()
-                if bias is not None:
-                    logits += bias
-                wanted = targets[chunk, None]
-                log_sum = logits.logsumexp(dim=1, keepdim=True)
-                nll = log_sum - logits.gather(1, wanted)
-                total += (nll[:, 0] * row_weight[chunk]).sum()
-                if grad_hidden is None or grad_weight is None:
-                    continue
-                # d nll / d logits = softmax - one-hot, in the memory of the logits.
-                grad = logits.sub_(log_sum).exp_()
-                grad.scatter_add_(1, wanted, torch.full_like(nll, -1.0))
-                grad *= row_weight[chunk, None]
-                if grad_bias is not None:
-                    grad_bias += grad.sum(0)
-                grad = grad.to(dtype)
-                torch.mm(grad, matrix, out=grad_hidden[chunk])
-                if dtype == weight.dtype:
-                    grad_weight.addmm_(grad.T, rows)
-                else:
-                    grad_weight += grad.T @ rows
-        if needs_grad:
-            ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
-            ctx.hidden_dtype = hidden.dtype
-        return total
+        # 1 / tokens is too small for half precision: rows are weighted up to 1 instead.
+        scale = row_weight.max().clamp_min(torch.finfo(torch.float32).tiny)
+        tensors = (hidden, weight, bias, targets, row_weight / scale)
+        ctx.save_for_backward(*tensors, scale)
+        ctx.settings = (chunk_size, dtype, any(ctx.needs_input_grad[:3]))
+        loss, ctx.gradients = _loss_and_gradients(*tensors, *ctx.settings)
+        return loss * scale
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
@@ -153,12 +126,75 @@ class LinearCrossEntropy(torch.autograd.Function):
                 "the fused loss made its gradients in forward and has no second derivative: "
                 "use head.nll, which autograd can differentiate twice"
             )
-        grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
-        return (
-            (grad_hidden * grad_loss).to(ctx.hidden_dtype),
-            grad_weight * grad_loss,
-            None if grad_bias is None else grad_bias * grad_loss,
-            None,
-            None,
-            None,
+        *tensors, scale = ctx.saved_tensors
+        gradients, ctx.gradients = ctx.gradients, None  # who gets them may write into them
+        if gradients is None:
+            _, gradients = _loss_and_gradients(*tensors, *ctx.settings)
+        factor = grad_loss * scale
+        hidden, weight, bias = (
+            None if gradient is None else gradient.mul_(factor).to(tensor.dtype)
+            for gradient, tensor in zip(gradients, tensors[:3], strict=True)
         )
+        return hidden, weight, bias, None, None, None
+
+
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
+
+
+def _loss_and_gradients(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    row_weight: Tensor,
+    chunk_size: int,
+    dtype: torch.dtype,
+    needs_grad: bool,
+) -> tuple[Tensor, Gradients]:
+    """The loss and its gradients by hidden (both float32), weight and bias.
+
+    Three GEMMs a chunk: logits, then, from softmax minus one-hot in place of the logits, the
+    gradients of h and U. GEMMs and softmax run in `dtype`.
+    """
+    total = torch.zeros((), device=hidden.device)
+    grad_hidden = torch.empty_like(hidden, dtype=torch.float32) if needs_grad else None
+    grad_weight: Tensor | None = None
+    grad_bias: Tensor | None = None
+    with torch.autocast(hidden.device.type, enabled=False), fast_matmul():
+        inputs, matrix = hidden.to(dtype), weight.to(dtype)
+        offset = None if bias is None else bias.to(dtype)
+        chunk_size = -(-len(inputs) // -(-len(inputs) // chunk_size))  # as equal as can be
+        memory = inputs.new_empty(chunk_size, len(weight))
+        for begin in range(0, len(inputs), chunk_size):
+            chunk = slice(begin, begin + chunk_size)
+            rows, share = inputs[chunk], row_weight[chunk, None]
+            logits = torch.mm(rows, matrix.T, out=memory[: len(rows)])
+            if offset is not None:
+                logits += offset
+            nll, grad = _softmax_less_one_hot(logits, targets[chunk, None])
+            total += (nll * share).sum()
+            if grad_hidden is None:
+                continue
+            grad_hidden[chunk] = (grad @ matrix) * share
+            rows = (rows * share).to(dtype)
+            if grad_weight is None:
+                grad_weight = (grad.T @ rows).to(weight.dtype)
+            elif dtype == weight.dtype:
+                grad_weight.addmm_(grad.T, rows)
+            else:
+                grad_weight += grad.T @ rows
+            if bias is not None:
+                part = (share.T.to(dtype) @ grad)[0]
+                grad_bias = part.to(bias.dtype) if grad_bias is None else grad_bias.add_(part)
+    return total, (grad_hidden, grad_weight, grad_bias)
+
+
+def _softmax_less_one_hot(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """logits (rows, vocabulary), targets (rows, 1) -> nll (rows, 1) in float32 and, in the
+    memory of the logits, its gradient by them."""
+    highest, wanted = logits.amax(1, keepdim=True).float(), logits.gather(1, targets).float()
+    grad = torch.softmax(logits, dim=1, out=logits)
+    # The highest probability cannot underflow, as that of the target can.
+    nll = highest - wanted - grad.amax(1, keepdim=True).float().log()
+    grad.scatter_add_(1, targets, grad.new_full(targets.shape, -1.0))
+    return nll, grad

@@ -171,6 +171,11 @@ class Task(pl.LightningModule):
         else:
             self._grad_norm = nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
 
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        # Lightning would keep them through the next forward, where the head makes its own.
+        self.trainer.optimizers[0].zero_grad()
+
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer(self.parameters())
         scheduler = self.make_scheduler(optimizer, self.trainer.estimated_stepping_batches)

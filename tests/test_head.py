@@ -116,3 +116,30 @@ def test_differentiating_twice_is_refused():
     head, hidden, targets, weight = case()
     with pytest.raises(RuntimeError, match="has no second derivative"):
         torch.autograd.grad(head.loss(hidden, targets, weight), [hidden], create_graph=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_target_of_vanishing_probability_has_its_nll(dtype):
+    head, hidden, targets, weight = case(chunk_size=4)
+    hidden = (1000 * hidden).detach()
+    with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        expected = plain_loss(head, hidden, targets, weight)
+        assert (head.nll(hidden, targets) > 200).any(), "else its probability is a number"
+        torch.testing.assert_close(head.loss(hidden, targets, weight), expected, rtol=0.01, atol=0)
+
+
+def test_weights_far_below_half_precision_scale_loss_and_gradient():
+    head, hidden, targets, weight = case(size=64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = [head.loss(hidden, targets, weight * scale) for scale in (1.0, 2.0**-100)]
+    large, small = (gradients(loss, head, hidden) for loss in losses)
+    assert losses[1] == losses[0] * 2.0**-100
+    for one, other in zip(small, large, strict=True):
+        torch.testing.assert_close(one * 2.0**100, other)
+
+
+def test_the_fused_loss_without_gradients_is_the_same_number():
+    head, hidden, targets, weight = case(chunk_size=4)
+    with torch.no_grad():
+        alone = head.loss(hidden, targets, weight)
+    assert alone == head.loss(hidden, targets, weight)

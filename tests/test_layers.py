@@ -15,7 +15,7 @@ FLOW = """
     encoding word subword tokenizer
     token_store store
     lanes datamodule
-    recurrent model head metrics optim task
+    gemm recurrent model head metrics optim task
     run checkpoint_io checkpoint guard logs progress
     config allow binding contradictions check
     sampling text trained probe training launch
