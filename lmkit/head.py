@@ -196,5 +196,5 @@ def _softmax_less_one_hot(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tens
     grad = torch.softmax(logits, dim=1, out=logits)
     # The highest probability cannot underflow, as that of the target can.
     nll = highest - wanted - grad.amax(1, keepdim=True).float().log()
-    grad.scatter_add_(1, targets, grad.new_full(targets.shape, -1.0))
+    grad.scatter_(1, targets, grad.gather(1, targets) - 1)  # scatter_add_ copies all of bf16
     return nll, grad
