@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,9 @@ def _report(run: Run, config: dict[str, Any], summary: dict[str, Any]) -> None:
     (text,) = TrainedModel.load(run, config).generate(num_tokens=SAMPLE_TOKENS)
     console.print(table)
     console.print(Panel(Text(text.strip()), title="a sample of its text", title_align="left"))
-    console.print(Text(f"more text:     {_command('generate', run)} prompt='The '"))
+    prompt = config["callbacks"].get("samples", {}).get("prompt")
+    start = f" prompt={shlex.quote(prompt)}" if prompt else ""
+    console.print(Text(f"more text:     {_command('generate', run)}{start}"))
     console.print(Text(f"the dashboard: lmkit dashboard{_outputs(run)}"))
 
 

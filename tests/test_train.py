@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -57,12 +58,7 @@ def test_killed_and_resumed_is_the_same_run_to_the_bit(finished, settings, tmp_p
     whole, _ = finished
     process = start("train", *settings, "run_id=cut", cwd=tmp_path)
     run = tmp_path / "outputs" / "tiny" / "cut"
-    deadline = time.monotonic() + LIMIT
-    # Once the second epoch has been logged from: there is a checkpoint, and rows beyond it.
-    while not ((run / "metrics.jsonl").exists() and rows_so_far(run) > 25):
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    wait_for_rows(process, run, 25)  # in the second epoch: there is a checkpoint to go on from
     process.kill()
     process.communicate(timeout=LIMIT)
     assert 0 < last(run)["global_step"] < last(whole)["global_step"]
@@ -72,8 +68,14 @@ def test_killed_and_resumed_is_the_same_run_to_the_bit(finished, settings, tmp_p
     assert (run / "samples.jsonl").read_text() == (whole / "samples.jsonl").read_text()
 
 
-def rows_so_far(run: Path) -> int:
-    return (run / "metrics.jsonl").read_bytes().count(b"\n")
+def wait_for_rows(process: subprocess.Popen[str], run: Path, number: int) -> None:
+    """Until the process has written more rows of metrics than this."""
+    deadline = time.monotonic() + LIMIT
+    metrics = run / "metrics.jsonl"
+    while not (metrics.exists() and metrics.read_bytes().count(b"\n") > number):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
 
 
 def assert_same_state(one: dict, other: dict) -> None:
@@ -90,11 +92,7 @@ def test_sigterm_saves_says_how_to_go_on_and_exits_143(finished, settings, tmp_p
     whole, _ = finished
     process = start("train", *settings, "run_id=cut", cwd=tmp_path)
     run = tmp_path / "outputs" / "tiny" / "cut"
-    deadline = time.monotonic() + LIMIT
-    while not ((run / "metrics.jsonl").exists() and rows_so_far(run) > 3):
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    wait_for_rows(process, run, 3)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=LIMIT)
     assert process.returncode == 143, err
