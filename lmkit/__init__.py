@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -11,10 +10,6 @@ if TYPE_CHECKING:
     from lmkit.trained import TrainedModel
 
 __all__ = ["load"]
-
-# A fresh tensor of 100 MB costs as much in page faults of 4 KiB as its softmax: ask for huge pages
-# (PyTorch reads this at its first large tensor).
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 def load(

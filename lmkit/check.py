@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from lmkit import hardware
+from lmkit import hardware, kernels
 from lmkit.allow import SLOTS, slot_bases
 from lmkit.binding import Group, Owners, bind, bind_node, build, signature_keys, unknown
 from lmkit.config import Composition, nearest, report
@@ -18,6 +18,7 @@ from lmkit.contradictions import contradictions
 from lmkit.datamodule import DataModule
 from lmkit.errors import UserError
 from lmkit.hub import HuggingFace
+from lmkit.kernels import Kernels
 from lmkit.source import Source
 
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
@@ -32,6 +33,7 @@ class Root:
     name: str
     run_id: str | None
     seed: int
+    kernels: Kernels
     data: Group
     tokenizer: Group
     model: Group
@@ -89,8 +91,8 @@ def _positional(command: Callable[..., Any]) -> set[str]:
     return {p.name for p in parameters if p.kind is not p.KEYWORD_ONLY}
 
 
-def _decide(config: Mapping[str, Any], mistakes: list[str]) -> None:
-    """Replace the `auto` values of the trainer, which depend on the machine, by what they mean."""
+def _decide(config: dict[str, Any], mistakes: list[str]) -> None:
+    """Replace the `auto` values, which depend on the machine, by what they mean."""
     trainer = config.get("trainer")
     if not isinstance(trainer, dict):
         return
@@ -103,6 +105,8 @@ def _decide(config: Mapping[str, Any], mistakes: list[str]) -> None:
         mistakes.append(f"trainer.precision={found}: {nearest(str(found), PRECISIONS)}")
     if trainer.setdefault("devices", "auto") == "auto":
         trainer["devices"] = hardware.num_devices(trainer)
+    if config.setdefault("kernels", "auto") == "auto":
+        config["kernels"] = kernels.choice(name)
 
 
 def _bind_config(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lmkit import hardware
+from lmkit import hardware, kernels
 
 LEAST = {
     "accumulate_grad_batches": 1,
@@ -27,6 +27,7 @@ def contradictions(config: Mapping[str, Any], splits: tuple[str, ...] | None) ->
     data, trainer, scheduler, callbacks = (config.get(name) or {} for name in groups)
     return [
         *_machine(trainer),
+        *_kernels(config),
         *_length(trainer, scheduler),
         *_lanes(data, trainer),
         *_monitors(trainer, scheduler, callbacks, splits),
@@ -52,6 +53,12 @@ def _machine(trainer: Mapping[str, Any]) -> Iterator[str]:
             "trainer.precision=bf16-mixed but this GPU or its cuDNN cannot compute recurrent "
             "layers in bf16; set trainer.precision=16-mixed or 32-true"
         )
+
+
+def _kernels(config: Mapping[str, Any]) -> Iterator[str]:
+    library, reason = kernels.load() if config.get("kernels") == "compiled" else (True, "")
+    if not library:
+        yield f"kernels=compiled: {reason}; set kernels=torch"
 
 
 def _length(trainer: Mapping[str, Any], scheduler: Mapping[str, Any]) -> Iterator[str]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lmkit.dropout import dropout
+from lmkit.embedding import Embedding
 from lmkit.recurrent import (
     ElmanLayer,
     GRULayer,
@@ -47,18 +50,11 @@ class LanguageModel(nn.Module):
         self.hidden_size = hidden_size
         self.tie_weights = tie_weights
         self.init_range = init_range
-        self.embedding = nn.Embedding(vocabulary_size, embedding_size)
-        nn.init.uniform_(self.embedding.weight, -init_range, init_range)
+        self.embedding = Embedding(vocabulary_size, embedding_size, init_range, tie_weights)
 
     @staticmethod
     def check(**config: Any) -> list[str]:
         """Mistakes that only the values together show."""
-        if config["tie_weights"] and config["hidden_size"] != config["embedding_size"]:
-            return [
-                f"model.hidden_size={config['hidden_size']} but model.embedding_size="
-                f"{config['embedding_size']}: tied weights need them equal; set "
-                "model.tie_weights=false or make them equal"
-            ]
         return []
 
     def initial_state(self, num_lanes: int) -> States:
@@ -75,7 +71,8 @@ class Recurrent(LanguageModel):
     """Embedding, a stack of recurrent layers, dropout on every connection that is not
     recurrent (Zaremba et al. 2014).
 
-    `embedding_dropout` and `output_dropout` are `dropout` unless given. `init_range` bounds
+    `embedding_dropout` and `output_dropout` are `dropout` unless given. With `tie_weights` the
+    last layer is as large as the embedding (Merity et al. 2018). `init_range` bounds
     the uniform start of embedding and head, `recurrent_init` is that of the layers.
     """
 
@@ -96,27 +93,29 @@ class Recurrent(LanguageModel):
         init_range: float = 0.1,
         recurrent_init: RecurrentInit = "uniform",
     ) -> None:
-        super().__init__(vocabulary_size, embedding_size, hidden_size, tie_weights, init_range)
+        sizes = [embedding_size, *[hidden_size] * num_layers]
+        if tie_weights:
+            sizes[-1] = embedding_size
+        super().__init__(vocabulary_size, embedding_size, sizes[-1], tie_weights, init_range)
         self.dropout = dropout
         self.embedding_dropout = dropout if embedding_dropout is None else embedding_dropout
         self.output_dropout = dropout if output_dropout is None else output_dropout
         self.layers = nn.ModuleList(  # type: ignore[assignment]
-            self.layer(hidden_size if index else embedding_size, hidden_size, recurrent_init)
-            for index in range(num_layers)
+            self.layer(size, next_size, recurrent_init) for size, next_size in pairwise(sizes)
         )
 
     def initial_state(self, num_lanes: int) -> States:
         return tuple(layer.initial_state(num_lanes) for layer in self.layers)
 
     def forward(self, tokens: Tensor, resets: Tensor, state: States) -> tuple[Tensor, States]:
-        hidden = F.dropout(self.embedding(tokens), self.embedding_dropout, self.training)
+        hidden = dropout(self.embedding(tokens), self.embedding_dropout, self.training)
         states = []
         for index, layer in enumerate(self.layers):
             if index:
-                hidden = F.dropout(hidden, self.dropout, self.training)
+                hidden = dropout(hidden, self.dropout, self.training)
             hidden, layer_state = layer(hidden, resets, state[index])
             states.append(layer_state)
-        return F.dropout(hidden, self.output_dropout, self.training), tuple(states)
+        return dropout(hidden, self.output_dropout, self.training), tuple(states)
 
 
 class GRU(Recurrent):
@@ -160,7 +159,7 @@ class LSTM(Recurrent):
         )
         if forget_gate_bias is not None:
             for layer in self.layers:
-                forget = slice(hidden_size, 2 * hidden_size)
+                forget = slice(layer.hidden_size, 2 * layer.hidden_size)
                 nn.init.constant_(layer.bias_ih.data[forget], forget_gate_bias)
                 nn.init.zeros_(layer.bias_hh.data[forget])
 
@@ -226,6 +225,17 @@ class Window(LanguageModel):
         self.dropout = dropout
         self.projection = nn.Linear(context * embedding_size, hidden_size)
 
+    @staticmethod
+    def check(**config: Any) -> list[str]:
+        """Mistakes that only the values together show."""
+        if config["tie_weights"] and config["hidden_size"] != config["embedding_size"]:
+            return [
+                f"model.hidden_size={config['hidden_size']} but model.embedding_size="
+                f"{config['embedding_size']}: tied weights need them equal; set "
+                "model.tie_weights=false or make them equal"
+            ]
+        return []
+
     def initial_state(self, num_lanes: int) -> States:
         device = self.embedding.weight.device
         return ((torch.full((num_lanes, self.context - 1), -1, device=device),),)
@@ -240,7 +250,7 @@ class Window(LanguageModel):
         reset_at = F.pad(resets, (offset, 0)) * place
         last_reset = reset_at.cummax(dim=1).values  # (batch, context - 1 + time)
         embedded = self.embedding(words.clamp_min(0))
-        embedded = F.dropout(embedded, self.dropout, self.training)
+        embedded = dropout(embedded, self.dropout, self.training)
         slots = []
         for back in range(self.context - 1, -1, -1):
             begin = offset - back
@@ -250,4 +260,4 @@ class Window(LanguageModel):
             slots.append(embedded[:, begin : begin + time].masked_fill(absent[..., None], 0.0))
         hidden = torch.tanh(self.projection(torch.cat(slots, dim=-1)))
         kept = words[:, time:].masked_fill(place[time:] < last_reset[:, -1:], -1)
-        return F.dropout(hidden, self.dropout, self.training), ((kept,),)
+        return dropout(hidden, self.dropout, self.training), ((kept,),)

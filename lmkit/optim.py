@@ -1,10 +1,12 @@
-"""Learning-rate schedules by step, for torch's optimisers."""
+"""Learning-rate schedules by step, and what clipping asks of gradients and optimisers."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
-from torch.optim import Optimizer
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 
@@ -51,3 +53,24 @@ class WarmupLinear(_Warmup):
 
     def decay(self, done: float) -> float:
         return 1 - done
+
+
+def is_plain_sgd(optimizer: Optimizer) -> bool:
+    """Whether a step is p -= lr * g and no more, row by row: for g sparse, and scaled by lr."""
+    return type(optimizer) is SGD and not any(
+        group[key]
+        for group in optimizer.param_groups
+        for key in ("momentum", "weight_decay", "fused", "foreach")
+    )
+
+
+def global_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """The 2-norm of all gradients together; sparse ones are coalesced."""
+    values = []
+    for parameter in parameters:
+        if (grad := parameter.grad) is not None:
+            if grad.is_sparse:
+                grad = parameter.grad = grad.coalesce()
+                grad = grad.values()
+            values.append(grad)
+    return nn.utils.get_total_norm(values)

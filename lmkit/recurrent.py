@@ -17,6 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lmkit import kernels
+from lmkit.lstm import CompiledLSTM
+
 State = tuple[Tensor, ...]
 RecurrentInit = Literal["uniform", "xavier", "orthogonal"]
 Nonlinearity = Literal["tanh", "relu", "sigmoid"]
@@ -95,11 +98,19 @@ class LSTMLayer(RecurrentLayer):
 
     num_gates = 4
     num_states = 2
+    fewest_positions = 64  # of a window for which packing the weights is worth it
 
     def forward(self, inputs: Tensor, resets: Tensor, state: State) -> tuple[Tensor, State]:
+        weights: list[Tensor] = [self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh]
+        autocast = torch.is_autocast_enabled("cpu")
+        dtype = torch.get_autocast_dtype("cpu") if autocast else inputs.dtype
+        many = resets.numel() >= self.fewest_positions and self.weight_hh.dtype == torch.float32
+        if many and kernels.compiled(inputs.device, dtype):
+            needs_grad = torch.is_grad_enabled()
+            hidden, h, c = CompiledLSTM.apply(inputs, resets, *state, *weights, dtype, needs_grad)
+            return hidden, (h, c)
         column = self.gates_shut(SHUT, SHUT, 0.0, SHUT)  # i, f, g, o
-        inputs, weight_ih = self.joined(inputs, [resets], [column])
-        weights = [weight_ih, self.weight_hh, self.bias_ih, self.bias_hh]
+        inputs, weights[0] = self.joined(inputs, [resets], [column])
         hidden, h, c = torch.lstm(
             inputs, [s[None] for s in state], weights, True, 1, 0.0, self.training, False, True
         )

@@ -22,7 +22,7 @@ Status = Literal["running", "finished", "failed", "stopped"]
 
 # What a run may be continued with: more length, other devices, other logging.
 FREE = re.compile(
-    r"(outputs|run_id|logger|callbacks\.samples"
+    r"(outputs|run_id|kernels|logger|callbacks\.samples"
     r"|trainer\.(min_epochs|max_epochs|min_steps|max_steps|max_time|accelerator|devices|num_nodes"
     r"|strategy|profiler|log_every_n_steps|enable_\w+))(\.|$)"
 )

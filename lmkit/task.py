@@ -10,6 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.accelerators import MPSAccelerator
+from lightning.pytorch.utilities.enums import GradClipAlgorithmType
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -18,7 +19,7 @@ from lmkit.head import Head
 from lmkit.lanes import Window
 from lmkit.metrics import TokenNLL, bits_per_byte, perplexity
 from lmkit.model import LanguageModel, States, detached
-from lmkit.optim import WarmupCosine, WarmupLinear
+from lmkit.optim import WarmupCosine, WarmupLinear, global_norm, is_plain_sgd
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 MakeScheduler = Callable[[Optimizer, float], LRScheduler | None]
@@ -60,6 +61,7 @@ class Task(pl.LightningModule):
         self._seconds_logged = 0.0
         self._grad_norm: Tensor | None = None  # before clipping, of the last update
         self._started = 0.0
+        self._lrs: list[float] = []  # of the optimiser, where clipping has lowered them for a step
 
     def setup(self, stage: str) -> None:
         if isinstance(self.trainer.accelerator, MPSAccelerator):  # it has no float64
@@ -168,16 +170,36 @@ class Task(pl.LightningModule):
         though only those of a loss scaler unscale on their own."""
         if gradient_clip_val is None or gradient_clip_algorithm == "value":
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        else:
-            self._grad_norm = nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+            return
+        optimizer = self.trainer.optimizers[0]
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self._grad_norm = global_norm(parameters)
+        if self.device.type != "cpu":  # which is not waited for
+            nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, self._grad_norm)
+        elif (share := gradient_clip_val / (float(self._grad_norm) + 1e-6)) < 1:
+            if is_plain_sgd(optimizer):  # a shorter step is the same, without a pass over all
+                self._lrs = [group["lr"] for group in optimizer.param_groups]
+                for group in optimizer.param_groups:
+                    group["lr"] *= share
+                return
+            for parameter in parameters:
+                if parameter.grad is not None:
+                    parameter.grad.mul_(share)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        optimizer = self.trainer.optimizers[0]
         super().optimizer_step(*args, **kwargs)
-        # Lightning would keep them through the next forward, where the head makes its own.
-        self.trainer.optimizers[0].zero_grad()
+        for group, lr in zip(optimizer.param_groups, self._lrs, strict=False):
+            group["lr"] = lr
+        self._lrs = []
+        self.head.keep_gradient()
+        optimizer.zero_grad()  # Lightning would keep the others through the next forward
 
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer(self.parameters())
+        alone = self.device.type == "cpu" and self.trainer.world_size == 1
+        by_norm = self.trainer.gradient_clip_algorithm != GradClipAlgorithmType.VALUE
+        self.model.embedding.sparse_gradient = alone and by_norm and is_plain_sgd(optimizer)
         scheduler = self.make_scheduler(optimizer, self.trainer.estimated_stepping_batches)
         if scheduler is None:
             return optimizer

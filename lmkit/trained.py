@@ -58,7 +58,7 @@ def build_model(config: Mapping[str, Any], vocabulary_size: int) -> tuple[Langua
         bases=slot_bases("head"),
         hidden_size=model.hidden_size,
         vocabulary_size=vocabulary_size,
-        weight=model.embedding.weight if model.tie_weights else None,
+        embedding=model.embedding,
         init_range=model.init_range,
     )
     return model, head

@@ -13,6 +13,8 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
+from lmkit import kernels
+from lmkit.allocator import keep_freed_memory
 from lmkit.allow import slot_bases
 from lmkit.binding import build
 from lmkit.check import split_data
@@ -33,7 +35,7 @@ from lmkit.trained import build_model
 def work(run: Run, config: dict[str, Any], newest: Path | None) -> None:
     """Train to the end, from the checkpoint `newest` if there is one; raises `Stopped`."""
     _quiet()
-    with StopSignals() as signals:
+    with StopSignals() as signals, kernels.use(config["kernels"]):
         pl.seed_everything(config["seed"], verbose=False)
         data = make_data(config)
         task = make_task(config, data)
@@ -41,6 +43,7 @@ def work(run: Run, config: dict[str, Any], newest: Path | None) -> None:
         trainer = _make_trainer(run, config, task, data, signals, metrics)
         if trainer.is_global_zero:
             _describe_data(run, data)
+        keep_freed_memory()
         try:
             trainer.fit(task, datamodule=data, ckpt_path=newest)
             # A run that had ended already is not validated again.

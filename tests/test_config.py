@@ -154,8 +154,6 @@ MANY = {
     "did you mean data.batch_size?",
     "data.protocol=document_": "data.protocol=document_: expected document | sentence | stream, "
     "found text; did you mean document?",
-    "model.hidden_size=650": "model.hidden_size=650 but model.embedding_size=200: tied weights "
-    "need them equal; set model.tie_weights=false or make them equal",
     "model.hiden_size=650": "model.hiden_size is not a key of lmkit.model.LSTM; "
     "did you mean model.hidden_size?",
     "optimizer.lr=-1": "optimizer: Invalid learning rate: -1.0",
@@ -176,6 +174,23 @@ def test_all_mistakes_are_reported_together():
     found = mistakes_of("data=wikitext", *MANY)
     required = "data.path is required by lmkit.corpus.WikiText; set data.path=..."
     assert sorted(found) == sorted([*MANY.values(), required])
+
+
+def test_tied_weights_of_a_model_that_cannot_change_size_are_a_mistake():
+    (mistake,) = mistakes_of("model=window", "model.hidden_size=650", "model.tie_weights=true")
+    assert mistake == (
+        "model.hidden_size=650 but model.embedding_size=200: tied weights need them equal; set "
+        "model.tie_weights=false or make them equal"
+    )
+
+
+def test_compiled_kernels_that_cannot_be_had_are_a_mistake(monkeypatch):
+    monkeypatch.setattr("lmkit.kernels.load", lambda: (None, "no gcc on the PATH"))
+    assert mistakes_of("kernels=compiled") == [
+        "kernels=compiled: no gcc on the PATH; set kernels=torch"
+    ]
+    assert checked("kernels=auto")["kernels"] == "torch"
+    assert mistakes_of("kernels=fast")[0].startswith("kernels=fast: expected auto | compiled")
 
 
 def test_a_value_out_of_hydras_grammar_says_how_to_quote_it():

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from lmkit.embedding import Embedding
 from lmkit.head import FullSoftmax
 
 
@@ -98,8 +99,8 @@ def test_gradient_accumulation_and_retained_graphs():
 
 def test_tied_weight_gets_both_gradients():
     torch.manual_seed(0)
-    embedding = nn.Embedding(11, 6)
-    head = FullSoftmax(6, 11, weight=embedding.weight)
+    embedding = Embedding(11, 6, init_range=0.1, tied=True)
+    head = FullSoftmax(6, 11, embedding)
     assert head.weight is embedding.weight
     tokens, targets = torch.randint(11, (2, 2, 5))
     weight = torch.rand(2, 5)

@@ -10,12 +10,12 @@ import lmkit
 PACKAGE = Path(lmkit.__file__).parent
 # A module may import those before it, never those after it.
 FLOW = """
-    errors hardware signals environment
+    errors hardware allocator signals environment
     pydocs readers probe_corpus source hub corpus
     encoding word subword tokenizer
     token_store store
     lanes datamodule
-    gemm recurrent model head metrics optim task
+    gemm kernels dropout embedding lstm recurrent model head metrics optim task
     run checkpoint_io checkpoint guard logs progress
     config allow binding contradictions check
     sampling text trained probe training launch

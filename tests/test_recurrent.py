@@ -16,14 +16,17 @@ def build(kind, **kwargs):
     if kind == "window":
         return Window(VOCABULARY, context=4, **sizes)
     sizes = {"num_layers": 2, **sizes}
-    if kind == "lstm":
-        return LSTM(VOCABULARY, **sizes)
+    if kind in ("lstm", "compiled lstm"):
+        model = LSTM(VOCABULARY, **sizes)
+        for layer in model.layers:
+            layer.fewest_positions = 1 if kind == "compiled lstm" else 10**6
+        return model
     if kind == "gru":
         return GRU(VOCABULARY, **sizes)
     return Elman(VOCABULARY, nonlinearity=kind, **sizes)
 
 
-KINDS = ["lstm", "gru", "tanh", "relu", "sigmoid", "window"]
+KINDS = ["lstm", "compiled lstm", "gru", "tanh", "relu", "sigmoid", "window"]
 
 
 def slow_cell(kind, layer, x, state):
@@ -31,7 +34,7 @@ def slow_cell(kind, layer, x, state):
     gates = layer.weight_ih @ x + layer.bias_ih
     h = state[0]
     past = layer.weight_hh @ h + layer.bias_hh
-    if kind == "lstm":
+    if "lstm" in kind:
         i, f, g, o = (gates + past).chunk(4)
         c = f.sigmoid() * state[1] + i.sigmoid() * g.tanh()
         return (o.sigmoid() * c.tanh(), c)
@@ -153,7 +156,7 @@ def test_nothing_leaks_across_a_reset(kind, dtype):
     assert (rows[6:8] > 0).all()
 
 
-@pytest.mark.parametrize("kind", ["lstm", "gru", "relu", "sigmoid"])
+@pytest.mark.parametrize("kind", ["lstm", "compiled lstm", "gru", "relu", "sigmoid"])
 def test_the_state_of_a_reset_is_exactly_zero(kind):
     model = build(kind)
     tokens, resets, _ = laid_out([[1, 2, 3], [4, 5, 6]], 1)
@@ -165,7 +168,7 @@ def test_the_state_of_a_reset_is_exactly_zero(kind):
 def test_constants_of_the_reset_are_no_parameters(kind):
     model = build(kind)
     assert set(model.state_dict()) == {name for name, _ in model.named_parameters()}
-    if kind == "lstm":
+    if "lstm" in kind:
         layers = 4 * 7 * (6 + 7 + 2) + 4 * 7 * (7 + 7 + 2)
         assert sum(p.numel() for p in model.parameters()) == VOCABULARY * 6 + layers
 
@@ -176,6 +179,13 @@ def test_forget_gate_bias_and_initialisers():
         assert (layer.bias_ih + layer.bias_hh)[7:14].tolist() == [1.0] * 7
     block = build("lstm", recurrent_init="orthogonal").layers[0].weight_hh.chunk(4)[2]
     torch.testing.assert_close(block @ block.T, torch.eye(7))
+
+
+def test_the_last_layer_of_a_tied_model_is_as_large_as_its_embedding():
+    model = build("lstm", num_layers=3, tie_weights=True, forget_gate_bias=1.0)
+    assert [layer.hidden_size for layer in model.layers] == [7, 7, 6]
+    assert model.hidden_size == 6
+    assert model.layers[2].bias_ih[6:12].tolist() == [1.0] * 6
 
 
 def test_dropout_is_zero_in_evaluation_and_on_every_connection_in_training():
