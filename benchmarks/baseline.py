@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from lmkit.lanes import Window
 
-LSTMState = tuple[Tensor, Tensor]
+LSTMState = list[tuple[Tensor, Tensor]]  # of each module
 
 
 class Batch(NamedTuple):
@@ -49,10 +50,18 @@ class WordModel(nn.Module):
         size = config["hidden_size"]
         self.dropout = nn.Dropout(config["dropout"])
         self.encoder = nn.Embedding(vocabulary_size, config["embedding_size"])
-        self.lstm = nn.LSTM(
-            config["embedding_size"], size, config["num_layers"], dropout=config["dropout"]
+        sizes = [config["embedding_size"], *[size] * config["num_layers"]]
+        if config["tie_weights"]:
+            sizes[-1] = config["embedding_size"]
+        # One module where all layers are alike, one a layer where not, as awd-lstm-lm has them.
+        alike = len(set(sizes[1:])) == 1
+        one = (sizes[0], sizes[1], len(sizes) - 1)
+        layers = [one] if alike else [(*pair, 1) for pair in pairwise(sizes)]
+        dropout = config["dropout"]
+        self.lstms = nn.ModuleList(
+            nn.LSTM(*layer, dropout=dropout if alike else 0) for layer in layers
         )
-        self.decoder = nn.Linear(size, vocabulary_size)
+        self.decoder = nn.Linear(sizes[-1], vocabulary_size)
         if config["tie_weights"]:
             self.decoder.weight = self.encoder.weight
         nn.init.uniform_(self.encoder.weight, -0.1, 0.1)
@@ -61,9 +70,14 @@ class WordModel(nn.Module):
 
     def forward(self, tokens: Tensor, state: LSTMState | None) -> tuple[Tensor, LSTMState]:
         """tokens (time, batch) -> log p (time * batch, vocabulary) and the next state."""
-        hidden, state = self.lstm(self.dropout(self.encoder(tokens)), state)
-        logits = self.decoder(self.dropout(hidden))
-        return F.log_softmax(logits.flatten(0, 1), dim=-1), state
+        hidden = self.dropout(self.encoder(tokens))
+        states = []
+        for index, lstm in enumerate(self.lstms):
+            hidden, new = lstm(hidden, state[index] if state else None)
+            hidden = self.dropout(hidden)
+            states.append(new)
+        logits = self.decoder(hidden)
+        return F.log_softmax(logits.flatten(0, 1), dim=-1), states
 
     @torch.no_grad()
     def take_weights(self, model: nn.Module, head: nn.Module) -> None:
@@ -71,29 +85,39 @@ class WordModel(nn.Module):
         self.encoder.weight.copy_(model.embedding.weight)
         self.decoder.weight.copy_(head.weight)
         self.decoder.bias.copy_(head.bias)
+        alike = len(self.lstms) == 1
         for index, layer in enumerate(model.layers):
             for name, parameter in layer.named_parameters():
-                getattr(self.lstm, f"{name}_l{index}").copy_(parameter)
+                lstm, place = (self.lstms[0], index) if alike else (self.lstms[index], 0)
+                getattr(lstm, f"{name}_l{place}").copy_(parameter)
 
 
 class Baseline:
-    """The plain loop at the rate and clipping of an lmkit config; goes on between calls."""
+    """The plain loop at the rate and clipping of an lmkit config; goes on between calls.
 
-    def __init__(self, vocabulary_size: int, config: Mapping[str, Any]) -> None:
+    In fp32 throughout, PyTorch's default, or with forward and loss under bf16 autocast.
+    """
+
+    def __init__(self, vocabulary_size: int, config: Mapping[str, Any], bf16: bool = False) -> None:
+        self.bf16 = bf16
         self.model = WordModel(vocabulary_size, config["model"])
         self.lr: float = config["optimizer"]["lr"]
         self.clip: float = config["trainer"]["gradient_clip_val"]
         self.state: LSTMState | None = None
         self.losses: list[float] = []
 
+    def precision(self) -> torch.autocast:
+        return torch.autocast("cpu", torch.bfloat16, enabled=self.bf16)
+
     def train(self, batches: Iterable[Batch]) -> None:
         self.model.train()
         for batch in batches:
             self.model.zero_grad()
             if self.state is not None:
-                self.state = (self.state[0].detach(), self.state[1].detach())
-            log_prob, self.state = self.model(batch.tokens, self.state)
-            loss = F.nll_loss(log_prob, batch.targets)
+                self.state = [(h.detach(), c.detach()) for h, c in self.state]
+            with self.precision():
+                log_prob, self.state = self.model(batch.tokens, self.state)
+                loss = F.nll_loss(log_prob, batch.targets)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
             for parameter in self.model.parameters():
@@ -108,8 +132,9 @@ class Baseline:
         for batch in batches:
             rows = batch.tokens.shape[1]
             if state is not None:  # lanes that have ended are the last ones
-                state = (state[0][:, :rows].contiguous(), state[1][:, :rows].contiguous())
-            log_prob, state = self.model(batch.tokens, state)
-            nll_sum += batch.num_targets * F.nll_loss(log_prob, batch.targets).item()
+                state = [(h[:, :rows].contiguous(), c[:, :rows].contiguous()) for h, c in state]
+            with self.precision():
+                log_prob, state = self.model(batch.tokens, state)
+                nll_sum += batch.num_targets * F.nll_loss(log_prob, batch.targets).item()
             num_tokens += batch.num_targets
         return nll_sum / num_tokens if num_tokens else math.nan

@@ -22,11 +22,14 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
+from lmkit.allocator import M_MMAP_MAX, M_TRIM_THRESHOLD, keep_freed_memory
+from lmkit.gemm import fast_matmul
+
 T = TypeVar("T")
 
 SCRATCH = Path(tempfile.gettempdir()) / "lmkit-benchmarks"
 
-PR_SET_THP_DISABLE = 41  # linux/prctl.h
+M_MMAP_THRESHOLD = -3  # malloc.h of the GNU C library
 
 # Wide enough for the tables when the output is piped into a file.
 console = Console(width=None if sys.stdout.isatty() else 100)
@@ -77,6 +80,13 @@ class Rates:
                 num_tokens = run()
                 self.add(side, num_tokens, time.perf_counter() - begin)
 
+    def shares(self, flops: int, peak: float) -> dict[str, str]:
+        """What part of `peak` (FLOP/s) each side's median is, at `flops` a token."""
+        return {
+            side: f"{statistics.median(rates[1:]) * flops / peak:.0%}"
+            for side, rates in self.rounds.items()
+        }
+
     def table(self, title: str, more: dict[str, dict[str, str]] | None = None) -> Table:
         """Medians of the rounds; `more` gives further columns, each by side."""
         more = more or {}
@@ -98,19 +108,30 @@ class Rates:
         return table
 
 
+def gemm_rate(dtype: torch.dtype, size: int = 2048, rounds: int = 9) -> float:
+    """FLOP/s of one large matrix product, the median of some."""
+    one, other = torch.randn(2, size, size).to(dtype)
+    seconds = []
+    with fast_matmul():
+        for _ in range(rounds + 1):
+            begin = time.perf_counter()
+            torch.mm(one, other.T)
+            seconds.append(time.perf_counter() - begin)
+    return 2 * size**3 / statistics.median(seconds[1:])
+
+
 @contextmanager
-def default_pages() -> Iterator[None]:
-    """Memory in small pages, PyTorch's default, also where lmkit has asked for huge ones."""
-    setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-    if not setting.exists() or "[madvise]" not in setting.read_text():  # asking changes nothing
-        yield
-        return
-    prctl = ctypes.CDLL(None).prctl
-    prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)
+def default_allocator() -> Iterator[None]:
+    """The C library's own ways with freed memory, as they settle in a process that lmkit has not
+    changed, and lmkit's outside of the block."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda key, value: None)
+    mallopt(M_MMAP_MAX, 65536)
+    mallopt(M_MMAP_THRESHOLD, 2**25)  # the most that it grows to by itself
+    mallopt(M_TRIM_THRESHOLD, 2**26)
     try:
         yield
     finally:
-        prctl(PR_SET_THP_DISABLE, 0, 0, 0, 0)
+        keep_freed_memory()
 
 
 def in_child(function: Callable[..., T], *args: Any) -> T:

@@ -1,13 +1,14 @@
 """Training speed, memory and loss curve: lmkit's fit against the plain loop.
 
-    python benchmarks/train.py path=DIR [shape=200_tied] [precision=32-true] [steps=100]
-        [rounds=10] [dropout=0]
+    python benchmarks/train.py path=DIR [shape=200|200_tied|650_tied|awd] [precision=32-true]
+        [steps=100] [rounds=10] [dropout=0]
     python benchmarks/train.py path=DIR epoch=true [rounds=60]
 
-Both start from the same weights, read the same windows and take turns in one process, `steps /
+All start from the same weights, read the same windows and take turns in one process, `steps /
 rounds` steps each (and a first turn to warm up). The peak memory of each, above that before its
-model is made, is of a short run in a process of its own. With dropout=0 the loss curves must
-agree step by step until rounding errors have grown.
+model is made, is of a short run in a process of its own. The share of the GEMM peak is that of the
+matrix products a token needs, at the rate of one large product in lmkit's precision. With
+dropout=0 the loss curves must agree step by step until rounding errors have grown.
 
 With epoch=true they train for a whole epoch and are then validated: on two idle cores about 20
 minutes for 2x200, an hour for 2x650.
@@ -22,10 +23,18 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from baseline import Baseline, read
-from measure import PeakMemory, console, default_pages, in_child, print_header, settings
+from measure import (
+    PeakMemory,
+    console,
+    gemm_rate,
+    in_child,
+    print_header,
+    settings,
+)
 from rich.table import Table
-from turns import LMKIT, PLAIN, Settings, TurnAbout, composed, make_trainer
+from turns import LMKIT, PLAIN, PLAIN_BF16, Settings, TurnAbout, composed, make_trainer
 
+from lmkit.allocator import keep_freed_memory
 from lmkit.metrics import perplexity
 from lmkit.training import make_data, make_task
 
@@ -52,15 +61,16 @@ def take_turns(given: TrainSettings) -> tuple[TurnAbout, Table | None]:
     loader = data.loader("train", train=True)
     block = max((len(loader) if given.epoch else given.steps) // given.rounds, 1)
     batches = read(loader if given.epoch else islice(loader, given.steps + block))
-    baseline = Baseline(data.tokenizer.vocabulary_size, config)
-    turns = TurnAbout(baseline, batches, block)
+    size = data.tokenizer.vocabulary_size
+    sides = {PLAIN: Baseline(size, config), PLAIN_BF16: Baseline(size, config, bf16=True)}
+    turns = TurnAbout(sides, batches, block)
     length = {"max_epochs": 1} if given.epoch else steps(len(batches))
     trainer = make_trainer(config, turns, **length)
     trainer.fit(make_task(config, data), datamodule=data)
     if not given.epoch:
         return turns, None
     nll = {
-        PLAIN: baseline.evaluate(read(data.loader("valid"))),
+        **{name: side.evaluate(read(data.loader("valid"))) for name, side in sides.items()},
         LMKIT: float(trainer.callback_metrics["val/nll"]),
     }
     table = Table("", "nll", "perplexity", title="validation after one epoch", title_justify="left")
@@ -69,12 +79,12 @@ def take_turns(given: TrainSettings) -> tuple[TurnAbout, Table | None]:
     return turns, table
 
 
-def memory_of_plain(given: Settings) -> PeakMemory:
+def memory_of_plain(given: Settings, bf16: bool) -> PeakMemory:
     config = composed(given)
     data = make_data(config)
     batches = read(islice(data.loader("train", train=True), MEMORY_STEPS))
-    with PeakMemory() as peak, default_pages():
-        Baseline(data.tokenizer.vocabulary_size, config).train(batches)
+    with PeakMemory() as peak:
+        Baseline(data.tokenizer.vocabulary_size, config, bf16).train(batches)
     return peak
 
 
@@ -83,6 +93,7 @@ def memory_of_lmkit(given: Settings) -> PeakMemory:
     data = make_data(config)
     trainer = make_trainer(config, **steps(MEMORY_STEPS))
     data.prepared  # noqa: B018 - made before the memory counts
+    keep_freed_memory()
     with PeakMemory() as peak:
         trainer.fit(make_task(config, data), datamodule=data)
     return peak
@@ -109,13 +120,18 @@ def main() -> None:
     given = settings(TrainSettings)
     print_header()
     memory = {
-        PLAIN: in_child(memory_of_plain, given),
+        PLAIN: in_child(memory_of_plain, given, False),
+        PLAIN_BF16: in_child(memory_of_plain, given, True),
         LMKIT: in_child(memory_of_lmkit, given),
     }
     turns, validation = take_turns(given)
-    columns = {"peak memory": {side: str(peak) for side, peak in memory.items()}}
+    dtype = torch.bfloat16 if given.precision == "bf16-mixed" else torch.float32
+    columns = {
+        "of GEMM peak": turns.rates.shares(3 * turns.flops, gemm_rate(dtype)),
+        "peak memory": {side: str(peak) for side, peak in memory.items()},
+    }
     console.print(turns.rates.table(f"training {given.shape}, {given.precision}", columns))
-    console.print(curves(turns.baseline.losses, torch.stack(turns.losses).tolist()))
+    console.print(curves(turns.sides[PLAIN].losses, torch.stack(turns.losses).tolist()))
     if validation:
         console.print(validation)
 

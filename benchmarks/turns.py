@@ -11,10 +11,11 @@ from typing import Any
 
 import lightning.pytorch as pl
 from baseline import Baseline, Batch
-from measure import SCRATCH, Rates, default_pages
+from measure import SCRATCH, Rates, default_allocator
 from omegaconf import MISSING
-from torch import Tensor
+from torch import Tensor, nn
 
+from lmkit.allocator import keep_freed_memory
 from lmkit.allow import slot_bases
 from lmkit.binding import build
 from lmkit.check import check
@@ -23,13 +24,24 @@ from lmkit.lanes import Window
 from lmkit.logs import JsonlLogger
 from lmkit.progress import Progress
 
-PLAIN, LMKIT = "plain PyTorch", "lmkit"
+PLAIN, PLAIN_BF16, LMKIT = "plain PyTorch", "plain PyTorch, bf16 autocast", "lmkit"
+
+# (c) of docs/performance.md: the sizes of Merity et al. 2018
+AWD = (
+    "model.embedding_size=400",
+    "model.hidden_size=1150",
+    "model.num_layers=3",
+    "model.tie_weights=true",
+    "data.bptt=70",
+    "data.batch_size=80",
+    "optimizer.lr=5",
+)
 
 
 @dataclass
 class Settings:
     """path: WikiText's directory. shape: 200, 200_tied, 650 or 650_tied, the presets of the
-    pytorch/examples language model. dropout: the preset's unless given."""
+    pytorch/examples language model, or awd. dropout: the preset's unless given."""
 
     path: str = MISSING
     shape: str = "200_tied"
@@ -40,12 +52,14 @@ class Settings:
 def composed(given: Settings) -> dict[str, Any]:
     """The preset's whole config, checked, as `lmkit train` has it."""
     arguments = [
-        f"experiment=pytorch_examples_{given.shape}",
+        f"experiment=pytorch_examples_{'650_tied' if given.shape == 'awd' else given.shape}",
         "scheduler=constant",  # the preset's waits for a validation
         f"data.path={given.path}",
         f"trainer.precision={given.precision}",
         f"outputs={SCRATCH}",
     ]
+    if given.shape == "awd":
+        arguments += AWD
     if given.dropout is not None:
         arguments.append(f"model.dropout={given.dropout}")
     config, _ = check(compose(arguments))
@@ -71,6 +85,12 @@ def make_trainer(config: Mapping[str, Any], *callbacks: pl.Callback, **settings:
     return trainer
 
 
+def flops(model: nn.Module, head: nn.Module) -> int:
+    """Floating-point operations of the matrix products of one token, forward."""
+    matrices = [p for p in model.layers.parameters() if p.dim() == 2]
+    return 2 * sum(matrix.numel() for matrix in [*matrices, head.weight])
+
+
 class TurnAbout(pl.Callback):
     """Hands over to the plain loop after every `block` steps of a fit, on the same windows.
 
@@ -78,8 +98,8 @@ class TurnAbout(pl.Callback):
     lmkit's clock.
     """
 
-    def __init__(self, baseline: Baseline, batches: list[Batch], block: int) -> None:
-        self.baseline = baseline
+    def __init__(self, sides: Mapping[str, Baseline], batches: list[Batch], block: int) -> None:
+        self.sides = sides
         self.batches = batches
         self.block = block
         self.rates = Rates(PLAIN)
@@ -87,7 +107,10 @@ class TurnAbout(pl.Callback):
         self.done = self.num_tokens = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.baseline.model.take_weights(pl_module.model, pl_module.head)
+        keep_freed_memory()
+        self.flops = flops(pl_module.model, pl_module.head)
+        for side in self.sides.values():
+            side.model.take_weights(pl_module.model, pl_module.head)
         self.begin = time.perf_counter()
 
     def on_train_batch_end(
@@ -102,11 +125,11 @@ class TurnAbout(pl.Callback):
         self.num_tokens += batch.num_targets
         if len(self.losses) % self.block and len(self.losses) < len(self.batches):
             return
-        lap = time.perf_counter()
-        with default_pages():
-            self.baseline.train(self.batches[self.done : len(self.losses)])
-        end = time.perf_counter()
-        self.rates.add(LMKIT, self.num_tokens, lap - self.begin)
-        self.rates.add(PLAIN, self.num_tokens, end - lap)
+        self.rates.add(LMKIT, self.num_tokens, time.perf_counter() - self.begin)
+        for name, side in self.sides.items():
+            begin = time.perf_counter()
+            with default_allocator():
+                side.train(self.batches[self.done : len(self.losses)])
+            self.rates.add(name, self.num_tokens, time.perf_counter() - begin)
         self.done, self.num_tokens = len(self.losses), 0
         self.begin = time.perf_counter()
