@@ -5,23 +5,29 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from lmkit import hardware
+from lmkit import hardware, kernels
 from lmkit.allow import allowed_prefixes
 from lmkit.check import check
 from lmkit.config import CONF, Composition
 from lmkit.environment import environment
 from lmkit.errors import UserError
+from lmkit.estimate import Estimate, estimate
+from lmkit.gemm import onednn_is_exact
 from lmkit.logs import logged_in
 
 
-def doctor(composition: Composition) -> dict[str, Any]:
-    """Show versions, hardware and settings, and check the composed config as train would."""
+def doctor(composition: Composition, *, probe: bool = True) -> dict[str, Any]:
+    """Show versions and hardware, check the config as train would, and time steps of it.
+
+    probe: prepare the text and train for five seconds, to say what an epoch takes.
+    """
     outputs = Path(str(composition.config.get("outputs", "outputs")))
     found = diagnosis(outputs)
     if not found["outputs"]["writable"]:
@@ -30,12 +36,18 @@ def doctor(composition: Composition) -> dict[str, Any]:
     try:
         config, _ = check(composition)
         found["config"] = {key: config["trainer"][key] for key in ("accelerator", "precision")}
-        found["config"]["processes"] = hardware.num_processes(config["trainer"])
+        found["config"] |= {
+            "kernels": config["kernels"],
+            "processes": hardware.num_processes(config["trainer"]),
+        }
     except UserError as error:
         mistake = error
-    _show(found)
     if mistake:
+        _show(found)
         raise mistake
+    if probe:
+        found["training"] = _training(estimate(config))
+    _show(found)
     return found
 
 
@@ -43,14 +55,31 @@ def diagnosis(outputs: Path) -> dict[str, dict[str, Any]]:
     """What there is, by topic."""
     here = environment(sys.argv)
     name = hardware.accelerator("auto")
+    library, reason = kernels.load()
     return {
         "versions": here["versions"],
         "hardware": here["hardware"],
         "threads": here["threads"],
-        "auto": {"accelerator": name, "precision": hardware.precision(name)},
+        "auto": {
+            "accelerator": name,
+            "precision": hardware.precision(name),
+            "kernels": "compiled" if library else f"torch: {reason}",
+            "fp32 products": "oneDNN" if onednn_is_exact() else "PyTorch's default",
+        },
         "wandb": {"logged in": logged_in(), "mode": os.environ.get("WANDB_MODE", "offline")},
         "outputs": {"path": str(outputs), "writable": _writable(outputs)},
         "groups": {"path": str(CONF), "classes from": ", ".join(allowed_prefixes())},
+    }
+
+
+def _training(measured: Estimate) -> dict[str, Any]:
+    """For people; on one process, validation aside."""
+    epoch = timedelta(seconds=round(measured.epoch_seconds))
+    return {
+        "parameters": f"{measured.num_parameters:,}",
+        "tokens per second": f"{measured.tokens_per_second:,.0f}",
+        "an epoch": f"{measured.tokens:,} tokens, {epoch}",
+        "memory": f"{measured.peak_memory_bytes / 2**20:,.0f} MiB at most",
     }
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import resource
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -54,6 +58,15 @@ def precision(name: str) -> str:
     return "16-mixed" if name == "cuda" else "32-true"
 
 
+def peak_memory(device: torch.device) -> int:
+    """Most bytes of tensors on a GPU, of this process elsewhere, so far."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    # Linux counts ru_maxrss in KiB, macOS in bytes.
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024)
+
+
 def num_devices(trainer: Mapping[str, Any]) -> int:
     """Processes on this node: one for each device of the composed `trainer` group."""
     devices = trainer.get("devices", "auto")
@@ -66,6 +79,12 @@ def num_devices(trainer: Mapping[str, Any]) -> int:
         name = accelerator(str(trainer.get("accelerator", "auto")))
         return max(torch.cuda.device_count(), 1) if name == "cuda" else 1
     return int(devices)
+
+
+def forget_peak_memory() -> None:
+    """From here on `peak_memory` is that of what follows, where the system can do so."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # proc(5)
 
 
 def num_processes(trainer: Mapping[str, Any]) -> int:

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import resource
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 
-from lmkit import kernels
+from lmkit import hardware, kernels
 from lmkit.allocator import keep_freed_memory
 from lmkit.allow import slot_bases
 from lmkit.binding import build
@@ -34,7 +31,7 @@ from lmkit.trained import build_model
 
 def work(run: Run, config: dict[str, Any], newest: Path | None) -> None:
     """Train to the end, from the checkpoint `newest` if there is one; raises `Stopped`."""
-    _quiet()
+    quiet()
     with StopSignals() as signals, kernels.use(config["kernels"]):
         pl.seed_everything(config["seed"], verbose=False)
         data = make_data(config)
@@ -186,21 +183,16 @@ def _take_best(run: Run, trainer: pl.Trainer, task: Task) -> dict[str, float]:
 
 def _effort(task: Task, seconds: float) -> dict[str, float]:
     """What the run took: its speed and time over all resumes, this process's memory."""
-    # Linux counts ru_maxrss in KiB, macOS in bytes.
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    peak *= 1 if sys.platform == "darwin" else 1024
-    if task.device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(task.device)
     return {
         "tokens_per_second": task.tokens_seen / max(task.seconds, 1e-9),
-        "peak_memory_bytes": peak,
+        "peak_memory_bytes": hardware.peak_memory(task.device),
         "num_parameters": sum(parameter.numel() for parameter in task.parameters()),
         "tokens": task.tokens_seen,
         "seconds": seconds,
     }
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Leave out what Lightning says about itself and what its user cannot mend."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)

@@ -231,11 +231,17 @@ def test_a_run_in_a_directory_named_like_a_key(run, monkeypatch, tmp_path):
     assert found == [place]
 
 
-def test_doctor_reports_and_fails_with_the_mistakes(capsys, tmp_path):
+def test_doctor_reports_and_fails_with_the_mistakes(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("lmkit.estimate.SECONDS", 0.0)
     assert cli.main(["doctor", f"outputs={tmp_path}"]) == 0
     out = capsys.readouterr().out
     for word in ("torch", "num_cpus", "precision", "logged in", "writable", "processes"):
         assert word in out
+    for word in ("kernels", "fp32 products", "tokens per second", "an epoch", "MiB at most"):
+        assert word in out
+    assert [path.name for path in tmp_path.iterdir()] == [".cache"]  # the text, for train to find
+    assert cli.main(["doctor", f"outputs={tmp_path}", "probe=false"]) == 0
+    assert "an epoch" not in capsys.readouterr().out
     assert cli.main(["doctor", "modle=1", "outputs=/proc/nowhere"]) == 2
     captured = capsys.readouterr()
     assert "versions" in captured.out
