@@ -13,13 +13,13 @@ INLINE vf NAME(logits_from)(const E *at, const float *bias, long v, long V) {
     return load_f32(some);
 }
 
-/* odds (V + padding) = e^(logits - from); returns their sum. */
+/* odds (V + padding), unless null, = e^(logits - from); returns their sum. */
 INLINE float NAME(odds)(const E *at, const float *bias, float from, long V, float *odds) {
     vf sum = splat(0);
     for (long v = 0; v < V; v += WIDTH) {
         vf x = NAME(logits_from)(at, bias, v, V) - from;
         vf odd = choose(x < -87.0f, splat(0), vexp(x));
-        store_f32(odds + v, odd);
+        if (odds) store_f32(odds + v, odd);
         sum += odd;
     }
     return sum_of(sum);
@@ -50,10 +50,10 @@ void NAME(cross_entropy)(int threads, long rows, long V, E *logits, const float 
             }
             const float wanted = NAME(real)(at[target]) + (bias ? bias[target] : 0);
             /* Relative to the target's, whose own odds are 1, unless others would overflow. */
-            float from = wanted, total = NAME(odds)(at, bias, from, V, odds);
+            float from = wanted, total = NAME(odds)(at, bias, from, V, grad ? odds : 0);
             if (!(total < 1e30f)) {
                 from = NAME(highest)(at, bias, V);
-                total = NAME(odds)(at, bias, from, V, odds);
+                total = NAME(odds)(at, bias, from, V, grad ? odds : 0);
             }
             nll[row] = logf(total) + (from - wanted);
             if (!grad) continue;
