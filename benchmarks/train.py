@@ -38,7 +38,7 @@ from lmkit.allocator import keep_freed_memory
 from lmkit.metrics import perplexity
 from lmkit.training import make_data, make_task
 
-MEMORY_STEPS = 20
+MEMORY_STEPS = 6
 
 
 @dataclass

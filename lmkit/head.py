@@ -220,7 +220,6 @@ def _loss_and_gradients(
     Three GEMMs a chunk: logits, then, from weight * (softmax - one-hot) in place of the logits,
     the gradients of h and U. GEMMs run in `dtype`.
     """
-    vocabulary_size, hidden_size = weight.shape
     device = hidden.device
     vocabulary_size, hidden_size = weight.shape
     nll = torch.empty(len(hidden), device=device)

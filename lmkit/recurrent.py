@@ -109,8 +109,9 @@ class LSTMLayer(RecurrentLayer):
             needs_grad = torch.is_grad_enabled()
             hidden, h, c = CompiledLSTM.apply(inputs, resets, *state, *weights, dtype, needs_grad)
             return hidden, (h, c)
-        column = self.gates_shut(SHUT, SHUT, 0.0, SHUT)  # i, f, g, o
-        inputs, weights[0] = self.joined(inputs, [resets], [column])
+        if inputs.device.type != "cpu" or resets.any():  # an accelerator is not waited for
+            column = self.gates_shut(SHUT, SHUT, 0.0, SHUT)  # i, f, g, o
+            inputs, weights[0] = self.joined(inputs, [resets], [column])
         hidden, h, c = torch.lstm(
             inputs, [s[None] for s in state], weights, True, 1, 0.0, self.training, False, True
         )

@@ -95,13 +95,15 @@ def sample_tokens(
     was_training = model.training
     model.eval()
     try:
-        stream = _stream(model, head, [eos_id, *prompt], sampling)
-        for _, tokens in zip(range(sampling.num_tokens), stream, strict=False):
-            running -= {i for i in running if tokens[i] in ends}
-            for i in running:
-                samples[i].append(tokens[i])
-            if not running:
-                break
+        # On the CPU fp32: for a token it costs less than to make weights of low precision.
+        with torch.autocast("cpu", enabled=False):
+            stream = _stream(model, head, [eos_id, *prompt], sampling)
+            for _, tokens in zip(range(sampling.num_tokens), stream, strict=False):
+                running -= {i for i in running if tokens[i] in ends}
+                for i in running:
+                    samples[i].append(tokens[i])
+                if not running:
+                    break
     finally:
         model.train(was_training)
     return samples
