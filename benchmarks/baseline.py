@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from measure import default_allocator
 from torch import Tensor, nn
 
 from lmkit.lanes import Window
@@ -109,6 +110,10 @@ class Baseline:
     def precision(self) -> torch.autocast:
         return torch.autocast("cpu", torch.bfloat16, enabled=self.bf16)
 
+    def take_weights(self, model: nn.Module, head: nn.Module) -> None:
+        self.model.take_weights(model, head)
+
+    @default_allocator()
     def train(self, batches: Iterable[Batch]) -> None:
         self.model.train()
         for batch in batches:
@@ -124,6 +129,7 @@ class Baseline:
                 parameter.data.add_(parameter.grad, alpha=-self.lr)
             self.losses.append(loss.item())
 
+    @default_allocator()
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch]) -> float:
         """Mean nll per token of a split, in nats."""

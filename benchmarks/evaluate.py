@@ -16,7 +16,7 @@ from itertools import islice
 
 import lightning.pytorch as pl
 from baseline import Baseline, read
-from measure import Rates, console, default_allocator, print_header, settings
+from measure import Rates, console, print_header, settings
 from turns import Settings, composed
 
 from lmkit.lanes import Protocol
@@ -49,8 +49,7 @@ def main() -> None:
         batches = read(islice(loader, given.windows * POSITIONS // (lanes * BPTT)))
 
         def run() -> int:
-            with default_allocator():
-                baseline.evaluate(batches)
+            baseline.evaluate(batches)
             return sum(batch.num_targets for batch in batches)
 
         return run

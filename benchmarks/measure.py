@@ -80,6 +80,11 @@ class Rates:
                 num_tokens = run()
                 self.add(side, num_tokens, time.perf_counter() - begin)
 
+    def median_ratio(self, side: str) -> float:
+        """To the baseline."""
+        pairs = zip(self.rounds[side][1:], self.rounds[self.baseline][1:], strict=True)
+        return statistics.median(rate / other for rate, other in pairs)
+
     def shares(self, flops: int, peak: float) -> dict[str, str]:
         """What part of `peak` (FLOP/s) each side's median is, at `flops` a token."""
         return {
@@ -95,14 +100,12 @@ class Rates:
         table.add_column("")
         for column in ("tokens/s", "lowest to highest", "ratio", *more):
             table.add_column(column, justify="right")
-        baseline = self.rounds[self.baseline][1:]
         for side, (_, *rates) in self.rounds.items():
-            ratios = [rate / other for rate, other in zip(rates, baseline, strict=True)]
             table.add_row(
                 side,
                 f"{statistics.median(rates):,.0f}",
                 f"{min(rates):,.0f} to {max(rates):,.0f}",
-                f"{statistics.median(ratios):.2f}",
+                f"{self.median_ratio(side):.2f}",
                 *(column.get(side, "") for column in more.values()),
             )
         return table

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
-from baseline import Baseline, Batch
-from measure import SCRATCH, Rates, default_allocator
+from measure import SCRATCH, Rates
 from omegaconf import MISSING
 from torch import Tensor, nn
 
@@ -98,11 +97,11 @@ class TurnAbout(pl.Callback):
     lmkit's clock.
     """
 
-    def __init__(self, sides: Mapping[str, Baseline], batches: list[Batch], block: int) -> None:
+    def __init__(self, sides: Mapping[str, Any], batches: list[Any], block: int) -> None:
         self.sides = sides
         self.batches = batches
         self.block = block
-        self.rates = Rates(PLAIN)
+        self.rates = Rates(next(iter(sides)))
         self.losses: list[Tensor] = []
         self.done = self.num_tokens = 0
 
@@ -110,7 +109,7 @@ class TurnAbout(pl.Callback):
         keep_freed_memory()
         self.flops = flops(pl_module.model, pl_module.head)
         for side in self.sides.values():
-            side.model.take_weights(pl_module.model, pl_module.head)
+            side.take_weights(pl_module.model, pl_module.head)
         self.begin = time.perf_counter()
 
     def on_train_batch_end(
@@ -128,8 +127,7 @@ class TurnAbout(pl.Callback):
         self.rates.add(LMKIT, self.num_tokens, time.perf_counter() - self.begin)
         for name, side in self.sides.items():
             begin = time.perf_counter()
-            with default_allocator():
-                side.train(self.batches[self.done : len(self.losses)])
+            side.train(self.batches[self.done : len(self.losses)])
             self.rates.add(name, self.num_tokens, time.perf_counter() - begin)
         self.done, self.num_tokens = len(self.losses), 0
         self.begin = time.perf_counter()

@@ -50,6 +50,9 @@ def test_the_wheel_brings_its_config_groups_and_pages(installed: Path, tmp_path:
     assert {p.name for p in Path(package).glob("*.html")} == {
         p.name for p in (REPOSITORY / "lmkit").glob("*.html")
     }
+    assert {p.name for p in (Path(package) / "native").iterdir()} == {
+        p.name for p in (REPOSITORY / "lmkit" / "native").iterdir()
+    }
 
 
 def test_the_installed_command_trains(installed: Path, tmp_path: Path) -> None:
