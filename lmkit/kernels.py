@@ -218,6 +218,9 @@ def cross_entropy(
     (vocabulary) has that by the bias added.
     """
     rows, size = logits.shape
+    lowest, highest = (int(extreme) for extreme in targets.aminmax())
+    if lowest < 0 or highest >= size:  # C would write there
+        raise IndexError(f"targets from {lowest} to {highest}: there are {size} logits")
     nll = weight.new_empty(rows)
     scratch = weight.new_empty(torch.get_num_threads(), 2, padded(size))
     data = (logits, bias, targets, weight, nll, scratch)

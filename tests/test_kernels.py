@@ -158,6 +158,13 @@ def test_cross_entropy_without_gradients_leaves_the_logits():
     assert torch.equal(logits, before)
 
 
+@pytest.mark.parametrize("target", [-1, 40])
+def test_cross_entropy_refuses_a_target_that_there_is_no_logit_of(target):
+    targets = torch.tensor([3, target])
+    with pytest.raises(IndexError, match="there are 40 logits"):
+        kernels.cross_entropy(torch.randn(2, 40), None, targets, torch.ones(2), grad=True)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_cross_entropy_shows_what_is_not_finite(bad):
     """So that a run which has diverged is seen to have."""
