@@ -23,6 +23,12 @@ def fast_matmul() -> Iterator[None]:
         yield
 
 
+def product_dtype(tensor: torch.Tensor) -> torch.dtype:
+    """In which products with it are computed: autocast's type, or its own."""
+    device = tensor.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensor.dtype
+
+
 @cache
 def onednn_is_exact() -> bool:
     """Whether oneDNN, allowed bf16, still has the rounding error of fp32 on this machine."""

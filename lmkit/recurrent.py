@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmkit import kernels
+from lmkit.gemm import product_dtype
 from lmkit.lstm import CompiledLSTM
 
 State = tuple[Tensor, ...]
@@ -102,8 +103,7 @@ class LSTMLayer(RecurrentLayer):
 
     def forward(self, inputs: Tensor, resets: Tensor, state: State) -> tuple[Tensor, State]:
         weights: list[Tensor] = [self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh]
-        autocast = torch.is_autocast_enabled("cpu")
-        dtype = torch.get_autocast_dtype("cpu") if autocast else inputs.dtype
+        dtype = product_dtype(inputs)
         many = resets.numel() >= self.fewest_positions and self.weight_hh.dtype == torch.float32
         if many and kernels.compiled(inputs.device, dtype):
             needs_grad = torch.is_grad_enabled()
