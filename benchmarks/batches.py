@@ -20,20 +20,19 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import lightning.pytorch as pl
 import numpy as np
 import torch
 import torch.nn.functional as F
 from baseline import Baseline, Batch, LSTMState, WordModel, read
-from measure import Rates, console, default_allocator, print_header, settings
+from measure import Rates, console, print_header, settings
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_sequence
-from turns import LMKIT, PLAIN, Settings, composed, make_trainer
+from turns import LMKIT, PLAIN, Settings, make_trainer, start
 
 from lmkit.allocator import keep_freed_memory
 from lmkit.datamodule import DataModule
 from lmkit.lanes import Window
-from lmkit.training import make_data, make_task
+from lmkit.training import make_task
 
 PADDED, BUCKETED, PACKED, LANES = "padded", "bucketed", "packed", "lanes"
 
@@ -117,11 +116,10 @@ def plain(baseline: Baseline, batching: Batching, packs: bool = False) -> Train:
 
     def train(index: int) -> int:
         windows = batching.rounds[index]
-        with default_allocator():
-            for window, batch in zip(windows, rounds[index], strict=True):
-                if window.index == 0:
-                    baseline.state = None
-                baseline.train([batch])
+        for window, batch in zip(windows, rounds[index], strict=True):
+            if window.index == 0:
+                baseline.state = None
+            baseline.train([batch])
         if packs:
             return sum(window.num_targets for window in windows)
         return batching.num_tokens(index)
@@ -158,9 +156,7 @@ class TurnAbout:
 def main() -> None:
     given = settings(BatchesSettings)
     print_header()
-    config = composed(given)
-    pl.seed_everything(config["seed"], verbose=False)
-    data = make_data(config)
+    config, data = start(given)
     task = make_task(config, data)
     documents = data.loader("train", train=True, protocol="document")
     batchings = {

@@ -14,14 +14,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 
-import lightning.pytorch as pl
 from baseline import Baseline, read
 from measure import Rates, console, print_header, settings
-from turns import Settings, composed
+from turns import Settings, start
 
 from lmkit.lanes import Protocol
 from lmkit.trained import POSITIONS, TrainedModel, build_model
-from lmkit.training import make_data
 
 LANES, EXAMPLE_LANES, BPTT = 64, 10, 35
 
@@ -35,9 +33,7 @@ class EvaluateSettings(Settings):
 def main() -> None:
     given = settings(EvaluateSettings)
     print_header()
-    config = composed(given)
-    pl.seed_everything(config["seed"], verbose=False)
-    data = make_data(config)
+    config, data = start(given)
     store, tokenizer = data.prepared.stores["valid"], data.tokenizer
     model, head = build_model(config, tokenizer.vocabulary_size)
     trained = TrainedModel(model, head, tokenizer, precision=config["trainer"]["precision"])

@@ -14,17 +14,16 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from measure import console, print_header, settings
 from torch import nn
-from turns import LMKIT, Settings, TurnAbout, composed, make_trainer
+from turns import LMKIT, Settings, TurnAbout, make_trainer, start
 
 from lmkit.lanes import Window
 from lmkit.model import detached
 from lmkit.optim import global_norm
 from lmkit.task import Task
-from lmkit.training import make_data, make_task
+from lmkit.training import make_task
 
 BARE = "the bare loop"
 
@@ -73,9 +72,7 @@ class Bare:
 def main() -> None:
     given = settings(FrameworkSettings)
     print_header()
-    config = composed(given)
-    pl.seed_everything(config["seed"], verbose=False)
-    data = make_data(config)
+    config, data = start(given)
     block = given.steps // given.rounds
     windows = list(islice(data.loader("train", train=True), given.steps + block))
     turns = TurnAbout({BARE: Bare(make_task(config, data), config)}, windows, block)

@@ -13,14 +13,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import lightning.pytorch as pl
 import torch
 from baseline import Baseline
 from measure import Rates, console, default_allocator, print_header, settings
-from turns import LMKIT, PLAIN, Settings, composed
+from turns import LMKIT, PLAIN, Settings, start
 
 from lmkit.trained import TrainedModel, build_model
-from lmkit.training import make_data
 
 
 @dataclass
@@ -33,9 +31,8 @@ class GenerateSettings(Settings):
 def main() -> None:
     given = settings(GenerateSettings)
     print_header()
-    config = composed(given)
-    pl.seed_everything(config["seed"], verbose=False)
-    tokenizer = make_data(config).tokenizer
+    config, data = start(given)
+    tokenizer = data.tokenizer
     model, head = build_model(config, tokenizer.vocabulary_size)
     trained = TrainedModel(model, head, tokenizer, precision=config["trainer"]["precision"])
     baseline = Baseline(tokenizer.vocabulary_size, config, given.precision == "bf16-mixed")

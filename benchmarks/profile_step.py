@@ -16,10 +16,10 @@ import lightning.pytorch as pl
 from measure import console, print_header, settings
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
-from turns import Settings, composed, make_trainer
+from turns import Settings, make_trainer, start
 
 from lmkit.allocator import keep_freed_memory
-from lmkit.training import make_data, make_task
+from lmkit.training import make_task
 
 WARM_UP = 3
 KERNELS = {
@@ -59,9 +59,7 @@ class Profiled(pl.Callback):
 def main() -> None:
     given = settings(ProfileSettings)
     print_header()
-    config = composed(given)
-    pl.seed_everything(config["seed"], verbose=False)
-    data = make_data(config)
+    config, data = start(given)
     task = make_task(config, data)
     profiled = Profiled(given.steps)
     steps = WARM_UP + given.steps

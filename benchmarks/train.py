@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from baseline import Baseline, read
 from measure import (
@@ -32,7 +31,7 @@ from measure import (
     settings,
 )
 from rich.table import Table
-from turns import LMKIT, PLAIN, PLAIN_BF16, Settings, TurnAbout, composed, make_trainer
+from turns import LMKIT, PLAIN, PLAIN_BF16, Settings, TurnAbout, composed, make_trainer, start
 
 from lmkit.allocator import keep_freed_memory
 from lmkit.metrics import perplexity
@@ -55,9 +54,7 @@ def steps(number: int) -> dict[str, Any]:
 
 def take_turns(given: TrainSettings) -> tuple[TurnAbout, Table | None]:
     """Train both turn about; after a whole epoch, also validate both."""
-    config = composed(given)
-    pl.seed_everything(config["seed"], verbose=False)
-    data = make_data(config)
+    config, data = start(given)
     loader = data.loader("train", train=True)
     block = max((len(loader) if given.epoch else given.steps) // given.rounds, 1)
     batches = read(loader if given.epoch else islice(loader, given.steps + block))

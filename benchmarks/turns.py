@@ -15,13 +15,13 @@ from omegaconf import MISSING
 from torch import Tensor, nn
 
 from lmkit.allocator import keep_freed_memory
-from lmkit.allow import slot_bases
-from lmkit.binding import build
 from lmkit.check import check
 from lmkit.config import compose
+from lmkit.datamodule import DataModule
 from lmkit.lanes import Window
 from lmkit.logs import JsonlLogger
 from lmkit.progress import Progress
+from lmkit.training import build_trainer, make_data
 
 PLAIN, PLAIN_BF16, LMKIT = "plain PyTorch", "plain PyTorch, bf16 autocast", "lmkit"
 
@@ -65,21 +65,20 @@ def composed(given: Settings) -> dict[str, Any]:
     return config
 
 
+def start(given: Settings) -> tuple[dict[str, Any], DataModule]:
+    """The config and its data, from the config's seed."""
+    config = composed(given)
+    pl.seed_everything(config["seed"], verbose=False)
+    return config, make_data(config)
+
+
 def make_trainer(config: Mapping[str, Any], *callbacks: pl.Callback, **settings: Any) -> pl.Trainer:
     """The config's trainer with the progress and metrics of a run, and no checkpoints."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
     logger = JsonlLogger(SCRATCH)
-    trainer: pl.Trainer = build(
-        {**config["trainer"], **settings},
-        bases=slot_bases("trainer"),
-        logger=logger,
-        callbacks=[Progress(), *callbacks],
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-    )
+    node = {**config["trainer"], **settings}
+    trainer = build_trainer(node, logger=logger, callbacks=[Progress(), *callbacks])
     logger.follow(trainer)
     return trainer
 

@@ -10,9 +10,7 @@ import torch
 
 from lmkit import hardware, kernels
 from lmkit.allocator import keep_freed_memory
-from lmkit.allow import slot_bases
-from lmkit.binding import build
-from lmkit.training import make_data, make_task, quiet
+from lmkit.training import build_trainer, make_data, make_task, quiet
 
 WARM_UP = 3
 SECONDS = 5.0
@@ -74,16 +72,8 @@ def estimate(config: dict[str, Any]) -> Estimate:
     unending = {"max_epochs": MANY, "max_steps": -1, "max_time": None, "fast_dev_run": False}
     unchecked = {"limit_val_batches": 0, "num_sanity_val_steps": 0}
     quiet()
-    trainer = build(
-        {**config["trainer"], **alone, **unending, **unchecked},
-        bases=slot_bases("trainer"),
-        callbacks=[clock],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-    )
+    node = {**config["trainer"], **alone, **unending, **unchecked}
+    trainer = build_trainer(node, callbacks=[clock], logger=False)
     keep_freed_memory()
     hardware.forget_peak_memory()
     with kernels.use(config["kernels"]):

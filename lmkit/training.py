@@ -88,6 +88,20 @@ def make_task(config: dict[str, Any], data: DataModule) -> Task:
     return Task(model, head, make_optimizer, make_scheduler, num_bytes)
 
 
+def build_trainer(node: dict[str, Any], **given: Any) -> pl.Trainer:
+    """The trainer of a config, without what lmkit does itself."""
+    trainer: pl.Trainer = build(
+        node,
+        bases=slot_bases("trainer"),
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        **given,
+    )
+    return trainer
+
+
 def _make_trainer(
     run: Run,
     config: dict[str, Any],
@@ -116,17 +130,12 @@ def _make_trainer(
         "tokenizer": data.tokenizer.hash(),
         "store": data.prepared.hash,
     }
-    trainer: pl.Trainer = build(
+    trainer = build_trainer(
         config["trainer"],
-        bases=slot_bases("trainer"),
         logger=[metrics, *loggers],
         callbacks=[Progress(), StopOnSignal(signals), *callbacks],
         default_root_dir=run.path,
         plugins=[AtomicCheckpointIO(identity)],
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
     )
     for logger in trainer.loggers:
         if follow := getattr(logger, "follow", None):
