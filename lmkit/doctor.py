@@ -17,7 +17,6 @@ from lmkit.allow import allowed_prefixes
 from lmkit.check import check
 from lmkit.config import CONF, Composition
 from lmkit.environment import environment
-from lmkit.errors import UserError
 from lmkit.estimate import Estimate, estimate
 from lmkit.gemm import onednn_is_exact
 from lmkit.logs import logged_in
@@ -32,7 +31,6 @@ def doctor(composition: Composition, *, probe: bool = True) -> dict[str, Any]:
     found = diagnosis(outputs)
     if not found["outputs"]["writable"]:
         composition.mistakes.append(f"outputs={outputs}: cannot be written")
-    mistake = None
     try:
         config, _ = check(composition)
         found["config"] = {key: config["trainer"][key] for key in ("accelerator", "precision")}
@@ -40,14 +38,10 @@ def doctor(composition: Composition, *, probe: bool = True) -> dict[str, Any]:
             "kernels": config["kernels"],
             "processes": hardware.num_processes(config["trainer"]),
         }
-    except UserError as error:
-        mistake = error
-    if mistake:
+        if probe:
+            found["training"] = _training(estimate(config))
+    finally:
         _show(found)
-        raise mistake
-    if probe:
-        found["training"] = _training(estimate(config))
-    _show(found)
     return found
 
 
