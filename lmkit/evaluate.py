@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from lmkit.allocator import keep_freed_memory
 from lmkit.allow import slot_bases
 from lmkit.binding import build
 from lmkit.check import split_data
@@ -52,6 +53,7 @@ def evaluate(
         raise UserError(f"num_lanes={num_lanes}: must be at least 1")
     trained = TrainedModel.load(run, config, checkpoint)
     where, store = _text(run, config, trained.tokenizer, split, file, text)
+    keep_freed_memory()
     protocols = protocol if isinstance(protocol, list) else [protocol or trained.protocol]
     result = {
         "run": f"{run.name}/{run.id}",
