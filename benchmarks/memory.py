@@ -93,16 +93,14 @@ def measured(case: Case, given: Settings) -> tuple[PeakMemory, int]:
 
 
 def formula(vocabulary: int, bptt: int, chunk: int, precision: str) -> int:
-    """Bytes of weights and gradients, the matrix and logits of a chunk in the precision of the
-    products, and what the layers keep for backward, with the gradient of one's gates."""
-    low = precision != "32-true"
-    width = 2 if low else 4
+    """Bytes of weights and gradients, the odds of a chunk in the precision of the products, and
+    what the layers keep for backward, with the gradient of one's gates."""
+    width = 4 if precision == "32-true" else 2
     parameters = vocabulary * (SIZE + 1) + LAYERS * 4 * SIZE * (2 * SIZE + 2)
     positions = LANES * bptt
-    matrix = vocabulary * (SIZE + 16) * width if low else 0
-    logits = min(chunk, positions) * vocabulary * width
+    odds = min(chunk, positions) * vocabulary * width
     kept = LAYERS * positions * (2 + 1 + 4) * SIZE * width
-    return 8 * parameters + matrix + logits + kept + positions * 4 * SIZE * width
+    return 8 * parameters + odds + kept + positions * 4 * SIZE * width
 
 
 def main() -> None:

@@ -2,8 +2,8 @@
 
     python benchmarks/profile_step.py path=DIR [shape=650_tied] [precision=bf16-mixed] [steps=10]
 
-Products of LSTM weights and of the head are told apart by their shapes; what the compiled
-kernels take is the own time of the functions that call them.
+Products of LSTM weights are told by their shapes; what the compiled kernels take is the own time
+of the functions that call them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ WARM_UP = 3
 KERNELS = {
     "CompiledLSTM": "LSTM forward",
     "CompiledLSTMBackward": "LSTM backward through time",
-    "LinearCrossEntropy": "softmax and its gradient",
+    "LinearCrossEntropy": "head: products and softmax",
     "KeyedDropout": "dropout",
     "aten::add_": "the update, sums of gradients",
     "aten::copy_": "copies and changes of precision",
@@ -72,7 +72,7 @@ def main() -> None:
         name = KERNELS.get(event.key, "all else")
         if event.key in ("aten::mm", "aten::addmm"):
             lstm = any(n in gates for shape in event.input_shapes for n in shape)
-            name = "products of the LSTM's gradients" if lstm else "products of the head"
+            name = "products of the LSTM's gradients" if lstm else "other products"
         times[name] += event.self_cpu_time_total
     total = sum(times.values())
     table = Table(title=f"a step of {given.shape}, {given.precision}", title_justify="left")

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from lmkit import kernels
+from lmkit import odds
 from lmkit.gemm import fast_matmul, product_dtype
-
-# In low precision the gradient of the matrix is made in parts of this many, summed in fp32.
-PRODUCT_AT_ONCE = 2**21
+from lmkit.kernels import padded
 
 
 class Memory:
@@ -38,8 +37,26 @@ class Memory:
         return there
 
 
+class Terms(NamedTuple):
+    """What the loss sum_i weight_i * CE(U h_i + b, target_i) is made of."""
+
+    hidden: Tensor  # (rows, hidden_size)
+    matrix: Tensor  # U, (vocabulary, hidden_size)
+    bias: Tensor | None  # (vocabulary)
+    targets: Tensor  # int64 (rows)
+    weight: Tensor  # float32 (rows)
+
+
+class Gradients(NamedTuple):
+    """By the terms of that name; all None where none is wanted."""
+
+    hidden: Tensor | None  # float32
+    matrix: Tensor | None
+    bias: Tensor | None
+
+
 class LinearCrossEntropy(torch.autograd.Function):
-    """sum_i weight_i * CE(U h_i + b, target_i), its gradients made in forward, by chunks of rows.
+    """The loss of `Terms`, whose gradients are made in forward, by chunks of rows.
 
     Backward multiplies them by one number and hands them over; after `retain_graph` a second
     backward makes them again.
@@ -49,25 +66,24 @@ class LinearCrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any,
         hidden: Tensor,
-        weight: Tensor,
+        matrix: Tensor,
         bias: Tensor | None,
         targets: Tensor,
-        row_weight: Tensor,
+        weight: Tensor,
         chunk_size: int,
         memory: Memory,
     ) -> Tensor:
-        """hidden (rows, hidden_size), weight (vocabulary, hidden_size), bias (vocabulary),
-        targets and row_weight (rows) -> scalar float32."""
-        dtype = product_dtype(weight)
+        """`Terms` -> scalar float32."""
+        dtype = product_dtype(matrix)
         scale = None
         if dtype == torch.float16:  # 1 / tokens is too small for it: rows are weighted up to 1
-            scale = row_weight.max().clamp_min(torch.finfo(torch.float32).tiny)
-            row_weight = row_weight / scale
-        tensors = (hidden, weight, bias, targets, row_weight)
-        ctx.save_for_backward(*tensors, scale)
+            scale = weight.max().clamp_min(torch.finfo(torch.float32).tiny)
+            weight = weight / scale
+        terms = Terms(hidden, matrix, bias, targets, weight)
+        ctx.save_for_backward(*terms, scale)
         ctx.settings = (chunk_size, dtype, memory, any(ctx.needs_input_grad[:3]))
-        nll, ctx.gradients = nll_and_gradients(*tensors, *ctx.settings)
-        loss = (nll * row_weight).sum()
+        nll, ctx.gradients = nll_and_gradients(terms, *ctx.settings)
+        loss = (nll * weight).sum()
         return loss if scale is None else loss * scale
 
     @staticmethod
@@ -80,78 +96,107 @@ class LinearCrossEntropy(torch.autograd.Function):
         *tensors, scale = ctx.saved_tensors
         gradients, ctx.gradients = ctx.gradients, None  # who gets them may write into them
         if gradients is None:
-            _, gradients = nll_and_gradients(*tensors, *ctx.settings)
+            _, gradients = nll_and_gradients(Terms(*tensors), *ctx.settings)
         factor = grad_loss if scale is None else grad_loss * scale
         if factor.device.type != "cpu" or factor != 1:  # an accelerator is not waited for
             for gradient in gradients:
                 if gradient is not None:
                     gradient.mul_(factor)
-        hidden, weight, bias = (
+        hidden, matrix, bias = (
             None if gradient is None else gradient.to(tensor.dtype)
             for gradient, tensor in zip(gradients, tensors[:3], strict=True)
         )
-        return hidden, weight, bias, None, None, None, None
-
-
-Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
+        return hidden, matrix, bias, None, None, None, None
 
 
 def nll_and_gradients(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    targets: Tensor,
-    row_weight: Tensor,
-    chunk_size: int,
-    dtype: torch.dtype,
-    memory: Memory,
-    needs_grad: bool,
+    terms: Terms, chunk_size: int, dtype: torch.dtype, memory: Memory, needs_grad: bool
 ) -> tuple[Tensor, Gradients]:
-    """nll (rows), not weighted, and the gradients of the loss by hidden (float32), weight, bias.
+    """nll (rows), not weighted, and the gradients of the loss; products are in `dtype`."""
+    gradients = Gradients(None, None, None)
+    if needs_grad:
+        gradients = Gradients(
+            torch.empty_like(terms.hidden, dtype=torch.float32),
+            memory.gradient_of(terms.matrix),
+            None if terms.bias is None else torch.zeros_like(terms.bias),
+        )
+    way = _by_odds if odds.compiled(terms.matrix, dtype) else _by_logits
+    with torch.autocast(terms.hidden.device.type, enabled=False), fast_matmul():
+        return way(terms, gradients, chunk_size, dtype, memory), gradients
 
-    Three GEMMs a chunk: logits, then, from weight * (softmax - one-hot) in place of the logits,
-    the gradients of h and U. GEMMs run in `dtype`.
-    """
-    device = hidden.device
-    vocabulary_size, hidden_size = weight.shape
-    nll = torch.empty(len(hidden), device=device)
-    grad_hidden = torch.empty_like(hidden, dtype=torch.float32) if needs_grad else None
-    grad_weight = memory.gradient_of(weight) if needs_grad else None
-    grad_bias = torch.zeros_like(bias) if needs_grad and bias is not None else None
-    chunk_size = -(-len(hidden) // -(-len(hidden) // chunk_size))  # as equal as can be
-    with torch.autocast(device.type, enabled=False), fast_matmul():
-        if dtype == weight.dtype:
-            inputs, matrix = hidden.to(dtype), weight
+
+def _by_odds(
+    terms: Terms, gradients: Gradients, chunk_size: int, dtype: torch.dtype, memory: Memory
+) -> Tensor:
+    """The nll, and the gradients filled, on compiled kernels."""
+    matrix, bias = terms.matrix, terms.bias
+    counts = (terms.weight != 0).nonzero()[:, 0]  # the others are not read
+    every = len(counts) == len(terms.weight)
+    hidden, targets, weight = (
+        tensor if every else tensor[counts]
+        for tensor in (terms.hidden, terms.targets, terms.weight)
+    )
+    hidden = hidden.to(dtype).contiguous()
+    nll = torch.zeros_like(terms.weight)
+    if gradients.hidden is None or gradients.matrix is None:
+        nll[counts], _ = odds.nll_and_odds(hidden, matrix, bias, targets, None)
+        return nll
+    if not every:
+        gradients.hidden.zero_()
+    if not len(counts):
+        gradients.matrix.zero_()
+    for chunk in _chunks(len(counts), chunk_size):
+        rows, aims, shares = hidden[chunk], targets[chunk], weight[chunk]
+        kept = memory.scratch("odds", hidden, 1, odds.num_odds(len(rows), len(matrix)))
+        nll[counts[chunk]], total = odds.nll_and_odds(rows, matrix, bias, aims, kept)
+        gradients.hidden[counts[chunk]] = odds.gradients(
+            *(rows, matrix, aims, shares, total, kept, gradients.matrix, gradients.bias),
+            add=chunk.start > 0,
+        )
+    return nll
+
+
+def _by_logits(
+    terms: Terms, gradients: Gradients, chunk_size: int, dtype: torch.dtype, memory: Memory
+) -> Tensor:
+    """The nll, and the gradients filled, by PyTorch's operators: logits, then, from weight *
+    (softmax - one-hot) in their place, the gradients of h and U."""
+    vocabulary_size, hidden_size = terms.matrix.shape
+    nll = torch.empty_like(terms.weight)
+    if dtype == terms.matrix.dtype:
+        inputs, matrix = terms.hidden.to(dtype), terms.matrix
+        bias, grad_bias = terms.bias, gradients.bias
+    else:
+        inputs, matrix = _joined(terms.hidden, terms.matrix, terms.bias, dtype, memory)
+        bias = grad_bias = None
+    for chunk in _chunks(len(inputs), chunk_size):
+        rows = inputs[chunk]
+        logits = memory.scratch("logits", inputs, len(rows), vocabulary_size)
+        torch.mm(rows, matrix.T, out=logits)
+        given = (logits, bias, terms.targets[chunk], terms.weight[chunk])
+        nll[chunk] = _to_gradient(*given, grad_bias)
+        if gradients.hidden is None or gradients.matrix is None:
+            continue
+        gradients.hidden[chunk] = (logits @ matrix)[:, :hidden_size]
+        if matrix is terms.matrix:
+            beta = float(chunk.start > 0)
+            torch.addmm(gradients.matrix, logits.T, rows, beta=beta, out=gradients.matrix)
+            continue
+        product = memory.scratch("product", inputs, vocabulary_size, matrix.shape[1])
+        torch.mm(logits.T, rows, out=product)
+        if chunk.start:
+            gradients.matrix.add_(product[:, :hidden_size])
         else:
-            inputs, matrix = _joined(hidden, weight, bias, dtype, memory)
-        joined_bias, sums = (bias, grad_bias) if matrix is weight else (None, None)
-        for begin in range(0, len(hidden), chunk_size):
-            chunk = slice(begin, begin + chunk_size)
-            rows, share = inputs[chunk], row_weight[chunk]
-            logits = memory.scratch("logits", inputs, len(rows), vocabulary_size)
-            torch.mm(rows, matrix.T, out=logits)
-            nll[chunk] = _to_gradient(logits, joined_bias, targets[chunk], share, sums, needs_grad)
-            if grad_hidden is None or grad_weight is None:
-                continue
-            grad_hidden[chunk] = (logits @ matrix)[:, :hidden_size]
-            if matrix is weight:
-                beta = float(begin > 0)
-                torch.addmm(grad_weight, logits.T, rows, beta=beta, out=grad_weight)
-                continue
-            step = PRODUCT_AT_ONCE // hidden_size if device.type == "cpu" else vocabulary_size
-            step = max(step, 1)
-            for start in range(0, vocabulary_size, step):
-                part = slice(start, start + step)
-                some = logits[:, part]
-                product = memory.scratch("product", inputs, some.shape[1], matrix.shape[1])
-                torch.mm(some.T, rows, out=product)
-                if begin:
-                    grad_weight[part] += product[:, :hidden_size]
-                else:
-                    grad_weight[part] = product[:, :hidden_size]
-                if grad_bias is not None:
-                    grad_bias[part] += product[:, hidden_size]
-    return nll, (grad_hidden, grad_weight, grad_bias)
+            gradients.matrix.copy_(product[:, :hidden_size])
+        if gradients.bias is not None:
+            gradients.bias.add_(product[:, hidden_size])
+    return nll
+
+
+def _chunks(rows: int, chunk_size: int) -> Iterator[slice]:
+    """Slices of 0 to rows, as equal as can be, none longer than chunk_size."""
+    size = -(-rows // -(-rows // chunk_size)) if rows else 1
+    return (slice(begin, min(begin + size, rows)) for begin in range(0, rows, size))
 
 
 def _joined(
@@ -160,7 +205,7 @@ def _joined(
     """hidden and weight in low precision, with a column of ones and the bias, so that products
     add the bias and sum its gradient; as wide as kernels like, with zeros."""
     size = hidden.shape[1]
-    width = kernels.padded(size + 1)
+    width = padded(size + 1)
     like = hidden.new_empty(0, dtype=dtype)
     inputs = memory.scratch("inputs", like, len(hidden), width)
     matrix = memory.scratch("matrix", like, len(weight), width)
@@ -173,19 +218,10 @@ def _joined(
 
 
 def _to_gradient(
-    logits: Tensor,
-    bias: Tensor | None,
-    targets: Tensor,
-    weight: Tensor,
-    grad_bias: Tensor | None,
-    needs_grad: bool,
+    logits: Tensor, bias: Tensor | None, targets: Tensor, weight: Tensor, grad_bias: Tensor | None
 ) -> Tensor:
     """logits (rows, vocabulary), without bias, become the gradient of weight * nll, summed into
     grad_bias; nll float32 (rows)."""
-    if kernels.compiled(logits.device, logits.dtype):
-        return kernels.cross_entropy(
-            logits, bias, targets, weight, grad=needs_grad, grad_bias=grad_bias
-        )
     if bias is not None:
         logits += bias.to(logits.dtype)
     targets, share = targets[:, None], weight[:, None]

@@ -37,17 +37,24 @@ class KeyedDropout(torch.autograd.Function):
         ctx.settings = (p, key)
         tensor = tensor.contiguous()
         threshold, scale = round(p * 2**32), 1 / (1 - p)
-        if kernels.compiled(tensor.device, tensor.dtype):
-            return kernels.dropout(tensor, key, threshold, scale)
-        return masked(tensor, key, threshold, scale)
+        compiled = kernels.compiled(tensor.device, tensor.dtype)
+        return (hashed if compiled else masked)(tensor, key, threshold, scale)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         return KeyedDropout.apply(grad, *ctx.settings), None, None
 
 
+def hashed(tensor: Tensor, key: Key, threshold: int, scale: float) -> Tensor:
+    """`scale` times the elements for which the hash of key and place reaches threshold."""
+    kept = torch.empty_like(tensor)
+    given = (tensor.numel(), tensor, kept, *key, threshold, scale)
+    kernels.call("dropout", tensor.dtype, *given)
+    return kept
+
+
 def masked(tensor: Tensor, key: Key, threshold: int, scale: float) -> Tensor:
-    """`kernels.dropout` by PyTorch's operators: bit for bit the same mask."""
+    """`hashed` by PyTorch's operators: bit for bit the same mask."""
     drawn = torch.arange(tensor.numel(), dtype=torch.int32)
     for half in key:
         drawn = lowbias32(drawn ^ (half - 2**32 if half >= 2**31 else half))

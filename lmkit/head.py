@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lmkit import kernels
-from lmkit.cross_entropy import LinearCrossEntropy, Memory, nll_and_gradients
+from lmkit import odds
+from lmkit.cross_entropy import LinearCrossEntropy, Memory
 from lmkit.embedding import Embedding
 from lmkit.gemm import fast_matmul
 
 # Without `chunk_size`, at least as many rows at a time as make this many logits.
-LOGITS_AT_ONCE = 2**22
+LOGITS_AT_ONCE = 12 * 2**20
 
 
 class Head(nn.Module):
@@ -65,8 +65,8 @@ class FullSoftmax(Head):
             nn.init.uniform_(self.weight, -init_range, init_range)
             self._matrix = lambda: self.weight
         self.bias = nn.Parameter(torch.zeros(vocabulary_size)) if bias else None
-        # 2 * hidden_size rows of bf16 take the memory of the matrix's gradient.
-        self.chunk_size = chunk_size or max(2 * hidden_size, LOGITS_AT_ONCE // vocabulary_size)
+        # Few enough for memory, enough that the matrix is not all that is read and written.
+        self.chunk_size = chunk_size or max(3 * hidden_size // 2, LOGITS_AT_ONCE // vocabulary_size)
         self._memory = Memory()
 
     def loss(self, hidden: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
@@ -84,18 +84,9 @@ class FullSoftmax(Head):
         self._memory.gradient, self.weight.grad = self.weight.grad, None
 
     def nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        if kernels.compiled(hidden.device, hidden.dtype) and not torch.is_grad_enabled():
-            nll, _ = nll_and_gradients(
-                hidden.flatten(0, 1),
-                self.weight,
-                self.bias,
-                targets.flatten(),
-                torch.ones_like(targets.flatten(), dtype=torch.float32),
-                self.chunk_size,
-                hidden.dtype,
-                self._memory,
-                needs_grad=False,
-            )
+        if odds.compiled(self.weight, hidden.dtype) and not torch.is_grad_enabled():
+            given = (hidden.flatten(0, 1).contiguous(), self.weight, self.bias, targets.flatten())
+            nll, _ = odds.nll_and_odds(*given, None)
             return nll.view_as(targets)
         chunks = [
             -log_prob.gather(1, wanted[:, None])

@@ -79,7 +79,8 @@ def load() -> tuple[ctypes.CDLL | None, str]:
             _build(compiler, openmp, library)
         return ctypes.CDLL(str(library)), str(library)
     except subprocess.CalledProcessError as error:
-        return None, f"{compiler} failed: {error.stderr.strip().splitlines()[-1:]}"
+        lines = error.stderr.strip().splitlines() or [str(error)]
+        return None, f"{compiler} failed: {next((x for x in lines if 'error' in x), lines[-1])}"
     except (OSError, subprocess.TimeoutExpired) as error:
         return None, str(error)
 
@@ -116,7 +117,7 @@ def _run(*command: str) -> str:
     return done.stdout
 
 
-def _call(name: str, dtype: torch.dtype, *arguments: Tensor | int | float | None) -> None:
+def call(name: str, dtype: torch.dtype, *arguments: Tensor | int | float | None) -> None:
     """The function of that element type; tensors are contiguous, and integers are C's long."""
     library, _ = load()
     passed: list[object] = [ctypes.c_int(torch.get_num_threads())]
@@ -135,101 +136,3 @@ def _call(name: str, dtype: torch.dtype, *arguments: Tensor | int | float | None
 
 def padded(size: int, multiple: int = UNITS) -> int:
     return -(-size // multiple) * multiple
-
-
-def pack_gates(weight_ih: Tensor, weight_hh: Tensor, dtype: torch.dtype) -> Tensor:
-    """float32 (4 * hidden_size, n) and (4 * hidden_size, hidden_size) -> the panels that
-    `lstm_forward` multiplies with."""
-    hidden_size = weight_hh.shape[1]
-    width = padded(weight_ih.shape[1]) + padded(hidden_size)
-    panels = weight_hh.new_empty(4 * padded(hidden_size) * width, dtype=dtype)
-    pack = 4 // panels.element_size()  # elements to a word
-    first = 0
-    for weight in (weight_ih, weight_hh):
-        size = weight.shape[1]
-        _call("pack_gates", dtype, hidden_size, size, first, width // pack, weight, panels)
-        first = padded(size) // pack
-    return panels
-
-
-def pack_columns(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """weight float32 (4 * hidden_size, hidden_size) -> the panels of `lstm_backward`."""
-    rows, hidden_size = weight.shape
-    panels = weight.new_empty(rows * padded(hidden_size, 2 * UNITS), dtype=dtype)
-    _call("pack_columns", dtype, hidden_size, weight, panels)
-    return panels
-
-
-def lstm_forward(
-    rows: Tensor,
-    resets: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    cell: Tensor,
-    cells: Tensor,
-    gates: Tensor | None,
-) -> None:
-    """rows (time + 1, lanes, padded input size + padded hidden size) have the inputs, and the
-    first hidden state; resets bool (time, lanes), weight as `pack_gates` gives it, bias float32
-    (panels, 4, 16), cell float32 (lanes, padded hidden size), the state -> the other hidden
-    states in rows, cells (time + 1, lanes, padded), whose first is there, and gates (time,
-    lanes, 4 * padded), unless None; cell becomes that after the window."""
-    time, lanes = resets.shape
-    sizes = (time, lanes, rows.shape[2] - cell.shape[1], cell.shape[1] // UNITS)
-    _call("lstm_forward", rows.dtype, *sizes, rows, weight, bias, resets, cell, cells, gates)
-
-
-def lstm_backward(
-    weight_hh: Tensor,
-    resets: Tensor,
-    cells: Tensor,
-    gates: Tensor,
-    grad_hiddens: Tensor,
-    grad_hidden: Tensor | None,
-    grad_cell: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """weight_hh as `pack_columns` gives it; resets, cells and gates of `lstm_forward`; the
-    gradients of the outputs (time, lanes, hidden_size), of the last hidden state, float32
-    (lanes, hidden_size) or None, and of the last cell, float32 (lanes, padded hidden size)
-    -> those of the gates (time, lanes, 4 * hidden_size) and of the bias, float32
-    (4 * hidden_size); grad_cell becomes the first cell's."""
-    time, lanes, hidden_size = grad_hiddens.shape
-    grad_gates = grad_hiddens.new_empty(time, lanes, 4 * hidden_size)
-    sums = grad_cell.new_zeros(torch.get_num_threads(), 4, grad_cell.shape[1])
-    saved = (weight_hh, resets, cells, gates)
-    grads = (grad_hiddens, grad_hidden, grad_cell, grad_gates, sums)
-    _call("lstm_backward", grad_hiddens.dtype, time, lanes, hidden_size, *saved, *grads)
-    return grad_gates, sums.sum(0)[:, :hidden_size].flatten()
-
-
-def cross_entropy(
-    logits: Tensor,
-    bias: Tensor | None,
-    targets: Tensor,
-    weight: Tensor,
-    *,
-    grad: bool,
-    grad_bias: Tensor | None = None,
-) -> Tensor:
-    """logits (rows, vocabulary), float32 bias (vocabulary), int64 targets (rows), float32
-    weight (rows) -> float32 nll (rows), 0 where weight is.
-
-    With `grad` the logits become the gradient of weight * nll by them, and grad_bias
-    (vocabulary) has that by the bias added.
-    """
-    rows, size = logits.shape
-    lowest, highest = (int(extreme) for extreme in targets.aminmax())
-    if lowest < 0 or highest >= size:  # C would write there
-        raise IndexError(f"targets from {lowest} to {highest}: there are {size} logits")
-    nll = weight.new_empty(rows)
-    scratch = weight.new_empty(torch.get_num_threads(), 2, padded(size))
-    data = (logits, bias, targets, weight, nll, scratch)
-    _call("cross_entropy", logits.dtype, rows, size, *data, int(grad), grad_bias)
-    return nll
-
-
-def dropout(tensor: Tensor, key: tuple[int, int], threshold: int, scale: float) -> Tensor:
-    """`scale` times the elements for which the hash of key and place reaches threshold."""
-    kept = torch.empty_like(tensor)
-    _call("dropout", tensor.dtype, tensor.numel(), tensor, kept, *key, threshold, scale)
-    return kept

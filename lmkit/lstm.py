@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmkit import kernels
 from lmkit.gemm import fast_matmul
+from lmkit.kernels import UNITS, call, padded
 
 
 class CompiledLSTM(torch.autograd.Function):
@@ -33,7 +33,7 @@ class CompiledLSTM(torch.autograd.Function):
         in which is multiplied, and the float32 state after the window."""
         lanes, time, size = inputs.shape
         hidden_size = weight_hh.shape[1]
-        first, width = kernels.padded(size), kernels.padded(hidden_size)
+        first, width = padded(size), padded(hidden_size)
         rows = inputs.new_empty(time + 1, lanes, first + width, dtype=dtype)
         rows[:time, :, :size] = inputs.transpose(0, 1)
         rows[:time, :, size:first] = 0
@@ -46,11 +46,11 @@ class CompiledLSTM(torch.autograd.Function):
         cells[0] = cell
         bias = cell.new_zeros(4, width)
         bias[:, :hidden_size] = (bias_ih + bias_hh).view(4, hidden_size)
-        bias = bias.view(4, -1, kernels.UNITS).transpose(0, 1).contiguous()
+        bias = bias.view(4, -1, UNITS).transpose(0, 1).contiguous()
         gates = rows.new_empty(time, lanes, 4 * width) if needs_grad else None
         resets = resets.T.contiguous()
-        weight = kernels.pack_gates(weight_ih, weight_hh, dtype)
-        kernels.lstm_forward(rows, resets, weight, bias, cell, cells, gates)
+        weight = pack_gates(weight_ih, weight_hh, dtype)
+        lstm_forward(rows, resets, weight, bias, cell, cells, gates)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(rows, resets, cells, gates, weight_ih, weight_hh)
         ctx.inputs_dtype = inputs.dtype
@@ -66,16 +66,16 @@ class CompiledLSTM(torch.autograd.Function):
         rows, resets, cells, gates, weight_ih, weight_hh = ctx.saved_tensors
         time, lanes = resets.shape
         hidden_size, size = weight_hh.shape[1], weight_ih.shape[1]
-        first = kernels.padded(size)
+        first = padded(size)
         grad_hiddens = rows.new_zeros(time, lanes, hidden_size)
         if grad is not None:
             grad_hiddens.copy_(grad.transpose(0, 1))
         grad_cell = rows.new_zeros(lanes, cells.shape[2], dtype=torch.float32)
         if grad_c is not None:
             grad_cell[:, :hidden_size] = grad_c
-        weight = kernels.pack_columns(weight_hh, rows.dtype)
+        weight = pack_columns(weight_hh, rows.dtype)
         last = None if grad_h is None else grad_h.contiguous()
-        grad_gates, grad_bias = kernels.lstm_backward(
+        grad_gates, grad_bias = lstm_backward(
             weight, resets, cells, gates, grad_hiddens, last, grad_cell
         )
         flat = grad_gates.flatten(0, 1)
@@ -97,3 +97,68 @@ class CompiledLSTM(torch.autograd.Function):
             None,
             None,
         )
+
+
+def pack_gates(weight_ih: Tensor, weight_hh: Tensor, dtype: torch.dtype) -> Tensor:
+    """float32 (4 * hidden_size, n) and (4 * hidden_size, hidden_size) -> the panels that
+    `lstm_forward` multiplies with."""
+    hidden_size = weight_hh.shape[1]
+    width = padded(weight_ih.shape[1]) + padded(hidden_size)
+    panels = weight_hh.new_empty(4 * padded(hidden_size) * width, dtype=dtype)
+    pack = 4 // panels.element_size()  # elements to a word
+    first = 0
+    for weight in (weight_ih, weight_hh):
+        size = weight.shape[1]
+        call("pack_gates", dtype, hidden_size, size, first, width // pack, weight, panels)
+        first = padded(size) // pack
+    return panels
+
+
+def pack_columns(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """weight float32 (4 * hidden_size, hidden_size) -> the panels of `lstm_backward`."""
+    rows, hidden_size = weight.shape
+    panels = weight.new_empty(rows * padded(hidden_size, 2 * UNITS), dtype=dtype)
+    call("pack_columns", dtype, hidden_size, weight, panels)
+    return panels
+
+
+def lstm_forward(
+    rows: Tensor,
+    resets: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    cell: Tensor,
+    cells: Tensor,
+    gates: Tensor | None,
+) -> None:
+    """rows (time + 1, lanes, padded input size + padded hidden size) have the inputs, and the
+    first hidden state; resets bool (time, lanes), weight as `pack_gates` gives it, bias float32
+    (panels, 4, 16), cell float32 (lanes, padded hidden size), the state -> the other hidden
+    states in rows, cells (time + 1, lanes, padded), whose first is there, and gates (time,
+    lanes, 4 * padded), unless None; cell becomes that after the window."""
+    time, lanes = resets.shape
+    sizes = (time, lanes, rows.shape[2] - cell.shape[1], cell.shape[1] // UNITS)
+    call("lstm_forward", rows.dtype, *sizes, rows, weight, bias, resets, cell, cells, gates)
+
+
+def lstm_backward(
+    weight_hh: Tensor,
+    resets: Tensor,
+    cells: Tensor,
+    gates: Tensor,
+    grad_hiddens: Tensor,
+    grad_hidden: Tensor | None,
+    grad_cell: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """weight_hh as `pack_columns` gives it; resets, cells and gates of `lstm_forward`; the
+    gradients of the outputs (time, lanes, hidden_size), of the last hidden state, float32
+    (lanes, hidden_size) or None, and of the last cell, float32 (lanes, padded hidden size)
+    -> those of the gates (time, lanes, 4 * hidden_size) and of the bias, float32
+    (4 * hidden_size); grad_cell becomes the first cell's."""
+    time, lanes, hidden_size = grad_hiddens.shape
+    grad_gates = grad_hiddens.new_empty(time, lanes, 4 * hidden_size)
+    sums = grad_cell.new_zeros(torch.get_num_threads(), 4, grad_cell.shape[1])
+    saved = (weight_hh, resets, cells, gates)
+    grads = (grad_hiddens, grad_hidden, grad_cell, grad_gates, sums)
+    call("lstm_backward", grad_hiddens.dtype, time, lanes, hidden_size, *saved, *grads)
+    return grad_gates, sums.sum(0)[:, :hidden_size].flatten()

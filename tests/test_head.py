@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from lmkit import kernels
 from lmkit.embedding import Embedding
 from lmkit.head import FullSoftmax
 
@@ -144,3 +145,27 @@ def test_the_fused_loss_without_gradients_is_the_same_number():
     with torch.no_grad():
         alone = head.loss(hidden, targets, weight)
     assert alone == head.loss(hidden, targets, weight)
+
+
+@pytest.mark.parametrize("choice", ["compiled", "torch"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_head_is_the_same_either_way(choice, dtype):
+    torch.manual_seed(0)
+    head = FullSoftmax(12, 301, chunk_size=17)
+    hidden = torch.randn(4, 13, 12, dtype=dtype, requires_grad=True)
+    targets, weight = torch.randint(301, (4, 13)), torch.rand(4, 13)
+    mixed = torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16)
+    with kernels.use(choice), mixed:
+        loss = head.loss(hidden, targets, weight)
+        grads = torch.autograd.grad(loss, [hidden, *head.parameters()])
+        with torch.no_grad():
+            nll = head.nll(hidden, targets)
+    logits = F.linear(hidden.float(), head.weight, head.bias)
+    expected = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+    expected_loss = (expected * weight.flatten()).sum()
+    plain = torch.autograd.grad(expected_loss, [hidden, *head.parameters()])
+    rtol = 1e-5 if dtype == torch.float32 else 1e-2
+    torch.testing.assert_close(loss, expected_loss, rtol=rtol, atol=1e-5)
+    torch.testing.assert_close(nll.flatten(), expected, rtol=rtol, atol=5e-3)
+    for one, other in zip(grads, plain, strict=True):
+        torch.testing.assert_close(one, other, rtol=rtol, atol=1e-5 if rtol < 1e-3 else 3e-2)

@@ -15,7 +15,7 @@ FLOW = """
     encoding word subword tokenizer
     token_store store
     lanes datamodule
-    gemm kernels dropout embedding lstm recurrent model cross_entropy head metrics optim task
+    gemm kernels dropout embedding lstm recurrent model odds cross_entropy head metrics optim task
     run checkpoint_io checkpoint guard logs progress
     config allow binding contradictions check
     sampling text trained probe training launch

@@ -20,16 +20,21 @@ INLINE vf word_f32(const float *from) { return splat(*from); }
 INLINE vf multiply_add_f32(vf sum, vf a, vf b) { return sum + a * b; }
 /* rows[k] is element k of each of the 16 words. */
 INLINE void store_words_f32(float *to, const vf *rows) { store_f32(to, rows[0]); }
+/* And back: element k of the words goes to row k. */
+INLINE void split_words_f32(const float *from, float *to, long row) {
+    (void)row;
+    store_f32(to, load_f32(from));
+}
 #include "product.h"
 #include "lstm.h"
-#include "loss.h"
+#include "odds.h"
 #include "dropout.h"
 #undef SUFFIX
 #undef E
 #undef PACK
 
 #ifdef __AVX512BF16__
-#include <immintrin.h>
+
 #define SUFFIX bf16
 #define E uint16_t
 #define PACK 2
@@ -62,8 +67,16 @@ INLINE void store_words_bf16(uint16_t *to, const vf *rows) {
     __m512i words = _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
     memcpy(to, &words, sizeof words);
 }
+INLINE void split_words_bf16(const uint16_t *from, uint16_t *to, long row) {
+    __m512i words;
+    memcpy(&words, from, sizeof words);
+    __m256i low = _mm512_cvtepi32_epi16(words);
+    __m256i high = _mm512_cvtepi32_epi16(_mm512_srli_epi32(words, 16));
+    memcpy(to, &low, sizeof low);
+    memcpy(to + row, &high, sizeof high);
+}
 #include "product.h"
 #include "lstm.h"
-#include "loss.h"
+#include "odds.h"
 #include "dropout.h"
 #endif

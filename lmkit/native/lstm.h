@@ -22,8 +22,8 @@ void NAME(lstm_forward)(int threads, long T, long B, long Ip, long P, E *xh, con
                     const long row = B * block / blocks, R = B * (block + 1) / blocks - row;
                     for (long k = 0; k < R * 4; k++)
                         sum[k] = load_f32(bias + (p * 4 + k % 4) * WIDTH);
-                    NAME(product_by_4)(R, xh + (t * B + row) * K, K, w + p * K * 4 * WIDTH,
-                                       K / PACK, sum);
+                    NAME(product)(R, 4, xh + (t * B + row) * K, K, PACK, w + p * K * 4 * WIDTH,
+                                  K / PACK, sum);
                     for (long r = 0; r < R; r++) {
                         const long lane = row + r, unit = p * WIDTH, next = (t + 1) * B + lane;
                         vf i = vsigmoid(sum[r * 4]), f = vsigmoid(sum[r * 4 + 1]),
@@ -66,8 +66,8 @@ void NAME(lstm_backward)(int threads, long T, long B, long H, const E *w, const 
                 const long row = B * block / blocks, R = B * (block + 1) / blocks - row;
                 for (long k = 0; k < R * 2; k++) sum[k] = splat(0);
                 if (t + 1 < T)
-                    NAME(product_by_2)(R, grad_gates + ((t + 1) * B + row) * 4 * H, 4 * H,
-                                       w + p * wide * 4 * H, 4 * H / PACK, sum);
+                    NAME(product)(R, 2, grad_gates + ((t + 1) * B + row) * 4 * H, 4 * H, PACK,
+                                  w + p * wide * 4 * H, 4 * H / PACK, sum);
                 for (long k = 0; k < R * 2; k++) {
                     const long lane = row + k / 2, u = p * wide + k % 2 * WIDTH, left = H - u;
                     const long at = lane * Hp + u;

@@ -18,49 +18,46 @@ INLINE void NAME(store_some)(E *to, vf v, long count) {
 }
 
 /* sum (R, J vectors) += a (R rows, words) . b (words, J vectors); rows of a are `row` elements
-   apart. R and J are constants, so that all of sum is in registers. */
-#define PRODUCT(R, J)                                                                           \
-    INLINE void NAME(product_##R##_##J)(const E *a, long row, const E *b, long words,         \
-                                        vf *sum) {                                              \
-        vf acc[R][J];                                                                           \
-        memcpy(acc, sum, sizeof acc);                                                           \
-        for (long k = 0; k < words; k++, a += PACK, b += J * WIDTH * PACK) {                    \
-            vf column[J];                                                                       \
-            _Pragma("GCC unroll 4") for (int j = 0; j < J; j++)                                 \
-                memcpy(&column[j], b + j * WIDTH * PACK, sizeof(vf));                           \
-            _Pragma("GCC unroll 12") for (int r = 0; r < R; r++) {                              \
-                vf word = NAME(word)(a + r * row);                                              \
-                _Pragma("GCC unroll 4") for (int j = 0; j < J; j++)                             \
-                    acc[r][j] = NAME(multiply_add)(acc[r][j], word, column[j]);                 \
-            }                                                                                   \
-        }                                                                                       \
-        memcpy(sum, acc, sizeof acc);                                                           \
+   apart, its words `step`. R and J are constants, so that all of sum is in registers. */
+#define PRODUCT(R, J)                                                                          \
+    INLINE void NAME(product_##R##_##J)(const E *a, long row, long step, const E *b,           \
+                                        long words, vf *sum) {                                 \
+        vf acc[R][J];                                                                          \
+        memcpy(acc, sum, sizeof acc);                                                          \
+        for (long k = 0; k < words; k++, a += step, b += J * WIDTH * PACK) {                   \
+            vf column[J];                                                                      \
+            _Pragma("GCC unroll 4") for (int j = 0; j < J; j++)                                \
+                memcpy(&column[j], b + j * WIDTH * PACK, sizeof(vf));                          \
+            _Pragma("GCC unroll 12") for (int r = 0; r < R; r++) {                             \
+                vf word = NAME(word)(a + r * row);                                             \
+                _Pragma("GCC unroll 4") for (int j = 0; j < J; j++)                            \
+                    acc[r][j] = NAME(multiply_add)(acc[r][j], word, column[j]);                \
+            }                                                                                  \
+        }                                                                                      \
+        memcpy(sum, acc, sizeof acc);                                                          \
     }
-PRODUCT(1, 4) PRODUCT(2, 4) PRODUCT(3, 4) PRODUCT(4, 4) PRODUCT(5, 4) PRODUCT(6, 4)
-PRODUCT(1, 2) PRODUCT(2, 2) PRODUCT(3, 2) PRODUCT(4, 2) PRODUCT(5, 2) PRODUCT(6, 2)
-PRODUCT(7, 2) PRODUCT(8, 2) PRODUCT(9, 2) PRODUCT(10, 2)
+#define SIX(J) PRODUCT(1, J) PRODUCT(2, J) PRODUCT(3, J) PRODUCT(4, J) PRODUCT(5, J) PRODUCT(6, J)
+SIX(1) SIX(2) SIX(3) SIX(4) PRODUCT(7, 2) PRODUCT(8, 2) PRODUCT(9, 2) PRODUCT(10, 2)
+#undef SIX
 #undef PRODUCT
 
-/* A longer panel than this loses half its speed on the way from the second cache. */
+/* Of up to 6 rows, or 10 with 2 vectors. A longer panel than DEPTH loses half its speed on the
+   way from the second cache. */
 #define DEPTH 512
-#define CASE(R, J)                                     \
-    case R:                                            \
-        NAME(product_##R##_##J)(a, row, b, some, sum); \
+#define CASE(R, J)                                              \
+    case R * 8 + J:                                             \
+        NAME(product_##R##_##J)(a, row, step, b, some, sum);    \
         break;
-static void NAME(product_by_4)(int rows, const E *a, long row, const E *b, long words, vf *sum) {
-    for (; words > 0; words -= DEPTH, a += DEPTH * PACK, b += DEPTH * 4 * WIDTH * PACK) {
+#define SIX(J) CASE(1, J) CASE(2, J) CASE(3, J) CASE(4, J) CASE(5, J) CASE(6, J)
+static void NAME(product)(long rows, long vectors, const E *a, long row, long step, const E *b,
+                          long words, vf *sum) {
+    for (; words > 0; words -= DEPTH, a += DEPTH * step, b += DEPTH * vectors * WIDTH * PACK) {
         const long some = words < DEPTH ? words : DEPTH;
-        switch (rows) { CASE(1, 4) CASE(2, 4) CASE(3, 4) CASE(4, 4) CASE(5, 4) CASE(6, 4) }
-    }
-}
-static void NAME(product_by_2)(int rows, const E *a, long row, const E *b, long words, vf *sum) {
-    for (; words > 0; words -= DEPTH, a += DEPTH * PACK, b += DEPTH * 2 * WIDTH * PACK) {
-        const long some = words < DEPTH ? words : DEPTH;
-        switch (rows) {
-            CASE(1, 2) CASE(2, 2) CASE(3, 2) CASE(4, 2) CASE(5, 2)
-            CASE(6, 2) CASE(7, 2) CASE(8, 2) CASE(9, 2) CASE(10, 2)
+        switch (rows * 8 + vectors) {
+            SIX(1) SIX(2) SIX(3) SIX(4) CASE(7, 2) CASE(8, 2) CASE(9, 2) CASE(10, 2)
         }
     }
 }
+#undef SIX
 #undef CASE
 #undef DEPTH

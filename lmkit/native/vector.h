@@ -1,4 +1,7 @@
 /* Sixteen floats at a time in GCC's vector types: AVX-512, AVX2 and NEON from the same lines. */
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
 #include <stdint.h>
 #include <string.h>
 
@@ -18,8 +21,14 @@ INLINE vf load_f32(const float *from) {
 INLINE void store_f32(float *to, vf v) { memcpy(to, &v, sizeof v); }
 
 INLINE vf choose(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)b)); }
-INLINE vf vmax(vf a, vf b) { return choose(a > b, a, b); } /* b where either is NaN */
+/* Of the two; b where either is NaN. */
+#ifdef __AVX512F__
+INLINE vf vmax(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }
+INLINE vf vmin(vf a, vf b) { return (vf)_mm512_min_ps((__m512)a, (__m512)b); }
+#else
+INLINE vf vmax(vf a, vf b) { return choose(a > b, a, b); }
 INLINE vf vmin(vf a, vf b) { return choose(a < b, a, b); }
+#endif
 INLINE float sum_of(vf v) {
     float sum = 0;
     for (int k = 0; k < WIDTH; k++) sum += v[k];
@@ -59,3 +68,6 @@ INLINE vf vtanh(vf x) {
     p = p * z - 3.33332819422e-1f;
     return choose(z < 0.390625f, p * z * x + x, 1.0f - 2.0f / (vexp(x + x) + 1.0f));
 }
+
+/* Where part p of `parts` of `count` begins, all of them as equal as can be. */
+INLINE long part_of(long count, long p, long parts) { return count * p / parts; }

@@ -1,0 +1,141 @@
+"""The loss by odds, on compiled kernels, against PyTorch's operators."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from compiled import DTYPES, needs_kernels
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lmkit import odds
+from lmkit.head import FullSoftmax
+
+pytestmark = needs_kernels
+
+
+def loss_case(rows, hidden_size, size, biased, scale, dtype):
+    torch.manual_seed(rows * size)
+    hidden = torch.randn(rows, hidden_size).to(dtype)
+    weight = scale * torch.randn(size, hidden_size) / hidden_size**0.5
+    bias = torch.randn(size) if biased else None
+    row_weight = torch.rand(rows) + 0.1
+    return hidden, weight, bias, torch.randint(size, (rows,)), row_weight
+
+
+def loss_by_odds(hidden, weight, bias, targets, row_weight, before=None):
+    """nll, and the gradients by hidden, weight and bias, on top of `before`."""
+    kept = hidden.new_empty(odds.num_odds(len(hidden), len(weight)))
+    nll, total = odds.nll_and_odds(hidden, weight, bias, targets, kept)
+    into = torch.full_like(weight, torch.nan) if before is None else before.clone()
+    grad_bias = None if bias is None else torch.zeros_like(bias)
+    given = (hidden, weight, targets, row_weight, total, kept, into, grad_bias)
+    return nll, odds.gradients(*given, add=before is not None), into, grad_bias
+
+
+def loss_by_pytorch(hidden, weight, bias, targets, row_weight):
+    """The same in float64, of the matrix as it is in the type of the products."""
+    matrix = weight.to(hidden.dtype).double().requires_grad_()
+    rows = hidden.double().requires_grad_()
+    offset = torch.zeros(len(weight)) if bias is None else bias
+    offset = offset.double().requires_grad_()
+    nll = F.cross_entropy(rows @ matrix.T + offset, targets, reduction="none")
+    (nll * row_weight).sum().backward()
+    return nll.detach(), rows.grad, matrix.grad, None if bias is None else offset.grad
+
+
+def near(found, expected, tolerance):
+    """Equal to within a part of the largest element, below which rounding has no bound."""
+    error = (found.double() - expected.double()).abs().max()
+    return error <= tolerance * (1 + expected.double().abs().max())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@given(
+    *(st.integers(1, 90), st.integers(1, 40), st.integers(2, 230), st.booleans()),
+    st.sampled_from([0.1, 1.0, 5.0, 300.0]),
+)
+@settings(max_examples=60)
+def test_the_loss_by_odds_is_that_of_pytorch(dtype, rows, hidden_size, size, biased, scale):
+    """Sizes on both sides of every block, and logits beyond what an exponential can hold."""
+    case = loss_case(rows, hidden_size, size, biased, scale, dtype)
+    nll, *found = loss_by_odds(*case)
+    expected_nll, *expected = loss_by_pytorch(*case)
+    assert near(nll, expected_nll, 2e-6 * max(scale, 1))
+    exact = 1e-5 * max(scale, 1)
+    tolerances = [exact * scale, exact, exact] if dtype == torch.float32 else [0.01] * 3
+    for one, other, tolerance in zip(found, expected, tolerances, strict=True):
+        assert (one is None) == (other is None)
+        assert one is None or near(one, other, tolerance)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_loss_by_odds_of_many_words_and_chunks(dtype):
+    """More words than a product takes at a time, and gradients on top of others."""
+    case = loss_case(70, 33, 2500, True, 1.0, dtype)
+    before = torch.randn(2500, 33)
+    alone, added = loss_by_odds(*case), loss_by_odds(*case, before=before)
+    assert near(alone[2], loss_by_pytorch(*case)[2], 1e-6 if dtype == torch.float32 else 1e-2)
+    torch.testing.assert_close(added[2], alone[2] + before, atol=1e-6, rtol=1e-5)
+    assert torch.equal(added[1], alone[1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_loss_by_odds_is_the_same_with_any_number_of_threads(dtype, monkeypatch):
+    case = loss_case(70, 33, 1000, True, 1.0, dtype)
+    found = []
+    threads = torch.get_num_threads()
+    for number in (1, 3, 7):
+        torch.set_num_threads(number)
+        found.append(loss_by_odds(*case))
+    torch.set_num_threads(threads)
+    for other in found[1:]:
+        for one, same in zip(found[0], other, strict=True):
+            torch.testing.assert_close(one, same, atol=1e-6, rtol=1e-2)
+        assert near(other[0], found[0][0], 1e-6)
+
+
+def test_the_nll_without_gradients_is_the_same():
+    hidden, weight, bias, targets, _ = loss_case(37, 20, 300, True, 1.0, torch.float32)
+    alone, _ = odds.nll_and_odds(hidden, weight, bias, targets, None)
+    assert torch.equal(alone, loss_by_odds(hidden, weight, bias, targets, torch.ones(37))[0])
+    assert (alone >= 0).all()
+
+
+def test_a_row_of_weight_0_is_not_read():
+    head = FullSoftmax(12, 301)
+    hidden, targets = torch.randn(2, 40, 12), torch.randint(301, (2, 40))
+    weight = (torch.rand(2, 40) < 0.7).float()
+    spoilt = torch.where(weight[..., None] > 0, hidden, torch.nan).requires_grad_()
+    wrong = targets.masked_fill(weight == 0, 10**9)
+    for rows, aims in ((spoilt, wrong), (spoilt, targets)):
+        loss = head.loss(rows, aims, weight)
+        torch.testing.assert_close(loss, head.loss(hidden, targets, weight))
+        (grad,) = torch.autograd.grad(loss, rows)
+        assert (grad[weight == 0] == 0).all()
+        assert torch.isfinite(grad).all()
+
+
+def test_a_window_without_a_target_has_no_gradient():
+    head = FullSoftmax(12, 301)
+    hidden = torch.randn(2, 4, 12, requires_grad=True)
+    loss = head.loss(hidden, torch.zeros(2, 4, dtype=torch.int64), torch.zeros(2, 4))
+    loss.backward()
+    assert loss == 0
+    assert all((x.grad == 0).all() for x in (hidden, head.weight, head.bias))
+
+
+@pytest.mark.parametrize("target", [-1, 40])
+def test_the_loss_by_odds_refuses_a_target_that_there_is_no_logit_of(target):
+    hidden, weight, bias, _, _ = loss_case(2, 5, 40, True, 1.0, torch.float32)
+    with pytest.raises(IndexError, match="there are 40 logits"):
+        odds.nll_and_odds(hidden, weight, bias, torch.tensor([3, target]), None)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_the_loss_by_odds_shows_what_is_not_finite(bad):
+    """So that a run which has diverged is seen to have."""
+    hidden, weight, bias, targets, _ = loss_case(2, 5, 40, True, 1.0, torch.float32)
+    hidden[0, 3] = bad
+    nll, _ = odds.nll_and_odds(hidden, weight, bias, targets, None)
+    assert not torch.isfinite(nll[0])
+    assert torch.isfinite(nll[1])
