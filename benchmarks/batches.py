@@ -79,7 +79,7 @@ def padded(data: DataModule, by_length: bool) -> list[Window]:
             mask = wanted >= 0
             resets, weight = torch.zeros_like(mask), mask / mask.sum()
             window = (inputs, wanted.clamp_min(0), resets, mask, weight, index, int(mask.sum()))
-            windows.append(Window(*window))
+            windows.append(Window(*window, epoch=0, first_lane=0, num_lanes=len(batch)))
     return windows
 
 

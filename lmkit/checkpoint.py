@@ -20,6 +20,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from lmkit.checkpoint_io import link, manifest_path, steps
 from lmkit.errors import UserError
+from lmkit.processes import gather
 
 
 @dataclass
@@ -176,7 +177,7 @@ class Checkpoint(Callback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        checkpoint["random"] = gather(trainer, random_state())
+        checkpoint["random"] = gather(random_state())
         checkpoint["loggers"] = {
             type(logger).__name__: logger.state_dict()
             for logger in trainer.loggers
@@ -252,14 +253,6 @@ def _rewind(loop: dict[str, Any], now: Position, *, validate: bool) -> None:
         whole["is_last_batch"] = False
     if now.loaders:
         loop["state_dict"]["combined_loader"] = now.loaders
-
-
-def gather(trainer: Trainer, value: Any) -> list[Any]:
-    """The values of all processes, by rank."""
-    values = [value] * trainer.world_size
-    if trainer.world_size > 1:
-        torch.distributed.all_gather_object(values, value)
-    return values
 
 
 def random_state() -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Callbacks that end training in order: on a signal, and before a loss that is not a number."""
 
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -9,7 +10,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lmkit.checkpoint import Checkpoint
+from lmkit.lanes import WindowLoader
+from lmkit.run import strict_json, write_atomically
 from lmkit.signals import Stopped, StopSignals
+from lmkit.token_store import TokenStore
 
 
 class StopOnSignal(Callback):
@@ -64,6 +68,7 @@ class StopOnSignal(Callback):
             here = torch.tensor(received, device=trainer.strategy.root_device)
             received = int(trainer.strategy.reduce(here, reduce_op="max"))
         if received:
+            self.signals.received = received  # on whatever process: there is only one stop
             for callback in trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(callback, Checkpoint):
                     callback.save(trainer)
@@ -81,30 +86,44 @@ class NonFiniteError(ArithmeticError):
 
 
 class StopOnNonFinite(Callback):
-    """Raises NonFiniteError, on every process, when a loss is NaN or infinite on any.
+    """Raises NonFiniteError, on every process, when a loss or a gradient is NaN or infinite on any.
 
-    On CPU before the update. An accelerator is not waited for at each step: the first bad window
-    is noted on the device and looked for every `log_every_n_steps` updates and before every
+    Before the update, on a CPU. An accelerator is not waited for at each step: the first bad
+    window is noted on the device and looked for every `log_every_n_steps` updates and before every
     checkpoint. No checkpoint is written after a bad loss, nor with a weight that is not finite.
+    `non_finite.json` in the run directory names the documents of the window.
+
+    With `action=skip` the update is left out and counted as `train/skipped`; a lane whose state is
+    not finite begins again from zero. This waits for the device at each step.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, action: Literal["stop", "skip"] = "stop") -> None:
+        self.action = action
+        self.skipped = 0
         self._first: Tensor | None = None  # int64 scalar: the first bad window of all epochs, or -1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"skipped": self.skipped}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.skipped = state_dict["skipped"]
 
     def on_before_backward(
         self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
     ) -> None:
-        loss = loss.detach()
-        if self._first is None:
-            self._first = torch.full((), -1, device=loss.device)
-        fresh = (self._first < 0) & ~torch.isfinite(loss)
-        self._first = torch.where(fresh, trainer.fit_loop.total_batch_idx, self._first)
+        self._note(trainer, loss.detach())
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
+        norm = getattr(pl_module, "gradient_norm", None)
+        if norm is not None and trainer.precision != "16-mixed":  # whose scaler skips by itself
+            self._note(trainer, norm())
         now = (trainer.global_step + 1) % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
-        if now or pl_module.device.type == "cpu":
+        if self.action == "skip":
+            if self._bad_window(trainer) >= 0:
+                self._skip(trainer, pl_module)
+        elif now or pl_module.device.type == "cpu":
             self._look(trainer)
 
     def on_save_checkpoint(
@@ -115,19 +134,42 @@ class StopOnNonFinite(Callback):
             if not torch.isfinite(parameter).all():
                 raise NonFiniteError(f"{name} is not finite after step {trainer.global_step}{HINT}")
 
-    def _look(self, trainer: Trainer) -> None:
+    def _note(self, trainer: Trainer, value: Tensor) -> None:
         if self._first is None:
-            return
+            self._first = torch.full((), -1, device=value.device)
+        fresh = (self._first < 0) & ~torch.isfinite(value)
+        self._first = torch.where(fresh, trainer.fit_loop.total_batch_idx, self._first)
+
+    def _bad_window(self, trainer: Trainer) -> int:
+        """The last of the first bad windows of all processes, or -1."""
+        if self._first is None:
+            return -1
         first = self._first
         if trainer.world_size > 1:
             first = trainer.strategy.reduce(first, reduce_op="max")
-        if (window := int(first)) >= 0:
-            num_windows, together = (
-                int(trainer.num_training_batches),
-                trainer.accumulate_grad_batches,
-            )
-            epoch, place = divmod(window, num_windows)
-            step = epoch * -(-num_windows // together) + place // together + 1
-            raise NonFiniteError(
-                f"the loss is not finite at step {step} (epoch {epoch}, window {place}){HINT}"
-            )
+        return int(first)
+
+    def _skip(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._first = None
+        self.skipped += 1
+        pl_module.drop_update()  # type: ignore[operator]
+        for logger in trainer.loggers:
+            logger.log_metrics({"train/skipped": self.skipped}, step=trainer.global_step)
+
+    def _look(self, trainer: Trainer) -> None:
+        if (window := self._bad_window(trainer)) < 0:
+            return
+        num_windows, together = int(trainer.num_training_batches), trainer.accumulate_grad_batches
+        epoch, place = divmod(window, num_windows)
+        step = epoch * -(-num_windows // together) + place // together + 1
+        where = f"at step {step} (epoch {epoch}, window {place})"
+        loader: Any = trainer.train_dataloader
+        ours = isinstance(loader, WindowLoader) and isinstance(loader.store, TokenStore)
+        if trainer.is_global_zero and ours:
+            documents = loader.documents(epoch, place)
+            names = [loader.store.document_id(number) for number in documents]
+            found = {"step": step, "epoch": epoch, "window": place, "documents": names}
+            path = Path(trainer.default_root_dir) / "non_finite.json"
+            write_atomically(path, strict_json(found, indent=1).encode())
+            where += f"; {path} names its documents"
+        raise NonFiniteError(f"the loss or its gradient is not finite {where}{HINT}")

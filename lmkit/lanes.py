@@ -53,7 +53,8 @@ class Window(NamedTuple):
     tokens, targets: int64 ids. resets: bool, the state is zero after this position.
     mask: bool, the target counts. weight: float32, the factor of a position's nll in the loss.
     index: place of the window in its epoch; at 0 every lane starts from the zero state.
-    num_targets: targets that count in the rows of all processes.
+    num_targets: targets that count in the rows of all processes. num_lanes: rows of all
+    processes; those of training from first_lane on are this one's.
     """
 
     tokens: Tensor
@@ -63,6 +64,9 @@ class Window(NamedTuple):
     weight: Tensor
     index: int  # type: ignore[assignment]  # of tuple, which nobody asks a window
     num_targets: int
+    epoch: int
+    first_lane: int
+    num_lanes: int
 
 
 @dataclass(frozen=True)
@@ -213,6 +217,20 @@ class WindowLoader:
         rng = None if self.seed is None else np.random.default_rng([self.seed, epoch])
         return plan_lanes(ends, self.num_lanes, rng)
 
+    def documents(self, epoch: int, index: int) -> list[int]:
+        """Numbers of the documents, in all lanes, of which a window has targets."""
+        lanes = self.lanes(epoch)
+        begins = lanes.lane_starts[:-1] + index * self.bptt
+        ends = np.minimum(begins + self.bptt, lanes.lane_starts[1:])
+        found: set[int] = set()
+        for begin, end in zip(begins.tolist(), ends.tolist(), strict=True):
+            position = np.arange(begin, max(begin, end))
+            unit = np.searchsorted(lanes.unit_ends, position, side="right")
+            token = position + (lanes.unit_starts + lanes.unit_lengths - lanes.unit_ends)[unit]
+            token = token[token >= lanes.unit_starts[unit]]
+            found |= set(np.searchsorted(self.store.document_ends, token, side="right").tolist())
+        return sorted(found)
+
     def __iter__(self) -> Iterator[Window]:
         # Lightning may call iter() without ever asking for an item: as a generator, nothing
         # here happens before the first one.
@@ -249,6 +267,9 @@ class _Reader:
     def __init__(self, loader: WindowLoader, lanes: Lanes) -> None:
         self.bptt = loader.bptt
         self.eos_id = loader.eos_id
+        self.epoch = loader.epoch
+        self.first_lane = loader.rows.start
+        self.num_lanes = loader.num_lanes
         self.tokens = np.asarray(loader.store.tokens)
         self.lead = lanes.lead
         self.unit_ends = lanes.unit_ends
@@ -291,4 +312,7 @@ class _Reader:
             torch.from_numpy(weight.astype(np.float32)),
             index,
             int(self.num_targets[index]),
+            self.epoch,
+            self.first_lane,
+            self.num_lanes,
         )

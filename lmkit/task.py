@@ -15,11 +15,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from lmkit.dropout import Masks
 from lmkit.head import Head
 from lmkit.lanes import Window
 from lmkit.metrics import TokenNLL, bits_per_byte, perplexity
-from lmkit.model import LanguageModel, States, detached
+from lmkit.model import LanguageModel, States, detached, finite, joined, share_of
 from lmkit.optim import WarmupCosine, WarmupLinear, global_norm, is_plain_sgd
+from lmkit.processes import gather
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 MakeScheduler = Callable[[Optimizer, float], LRScheduler | None]
@@ -41,10 +43,12 @@ class Task(pl.LightningModule):
         make_optimizer: MakeOptimizer,
         make_scheduler: MakeScheduler = lambda optimizer, num_steps: None,
         num_bytes: dict[str, int] | None = None,
+        seed: int = 1,
     ) -> None:
         """num_bytes: UTF-8 bytes of the splits `val` and `test` when the tokenizer loses nothing
-        (bits per byte is logged for these)."""
+        (bits per byte is logged for these). seed: of the masks of dropout."""
         super().__init__()
+        self.seed = seed
         self.model = model
         self.head = head
         self.make_optimizer = make_optimizer
@@ -58,6 +62,7 @@ class Task(pl.LightningModule):
         # Since training values were last logged: this process's nll, all processes' targets.
         self._nll_sum = torch.zeros((), dtype=torch.float64)
         self._num_targets = 0
+        self._sums_before = (self._nll_sum, self._num_targets)  # this update
         self._seconds_logged = 0.0
         self._grad_norm: Tensor | None = None  # before clipping, of the last update
         self._started = 0.0
@@ -83,7 +88,10 @@ class Task(pl.LightningModule):
         return hidden
 
     def training_step(self, window: Window, batch_idx: int) -> Tensor:
-        loss = self.head.loss(self.hidden("train", window), window.targets, window.weight)
+        place = (window.epoch, window.index, window.first_lane, window.num_lanes)
+        with Masks(self.seed, *place).use():
+            hidden = self.hidden("train", window)
+        loss = self.head.loss(hidden, window.targets, window.weight)
         # `weight` is one number at every target, so this is the sum of their nll.
         nll_sum = loss.detach() / window.weight.max().clamp_min(1e-9)
         self._nll_sum = self._nll_sum.to(loss.device) + nll_sum
@@ -93,6 +101,8 @@ class Task(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Window, batch_idx: int) -> None:
         self._started = self._started or time.perf_counter()
+        if batch_idx % self.trainer.accumulate_grad_batches == 0:
+            self._sums_before = (self._nll_sum, self._num_targets)
 
     def on_train_batch_end(self, outputs: Any, batch: Window, batch_idx: int) -> None:
         now = time.perf_counter()
@@ -172,11 +182,10 @@ class Task(pl.LightningModule):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
         optimizer = self.trainer.optimizers[0]
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        self._grad_norm = global_norm(parameters)
+        parameters, norm = _parameters(optimizer), self.gradient_norm()
         if self.device.type != "cpu":  # which is not waited for
-            nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, self._grad_norm)
-        elif (share := gradient_clip_val / (float(self._grad_norm) + 1e-6)) < 1:
+            nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
+        elif (share := gradient_clip_val / (float(norm) + 1e-6)) < 1:
             if is_plain_sgd(optimizer):  # a shorter step is the same, without a pass over all
                 self._lrs = [group["lr"] for group in optimizer.param_groups]
                 for group in optimizer.param_groups:
@@ -186,8 +195,23 @@ class Task(pl.LightningModule):
                 if parameter.grad is not None:
                     parameter.grad.mul_(share)
 
+    def gradient_norm(self) -> Tensor:
+        """Of the update that is about to be made, before clipping."""
+        if self._grad_norm is None:
+            self._grad_norm = global_norm(_parameters(self.trainer.optimizers[0]))
+        return self._grad_norm
+
+    def drop_update(self) -> None:
+        """Make nothing of the update that is about to be made, nor of its windows."""
+        for parameter in _parameters(self.trainer.optimizers[0]):
+            parameter.grad = None
+        self._grad_norm = None
+        self._nll_sum, self._num_targets = self._sums_before
+        self._states["train"] = finite(self._states["train"])
+
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         optimizer = self.trainer.optimizers[0]
+        self._grad_norm = None
         super().optimizer_step(*args, **kwargs)
         for group, lr in zip(optimizer.param_groups, self._lrs, strict=False):
             group["lr"] = lr
@@ -213,21 +237,33 @@ class Task(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": config}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The state in the order of all lanes; the sums of every process, by rank."""
+        own = {"state": self._states.get("train"), "nll_sum": self._nll_sum}
+        every = gather(own)
+        states = [process["state"] for process in every]
         checkpoint["lmkit_task"] = {
-            "state": self._states.get("train"),
+            "state": None if states[0] is None else joined(states),
+            "nll_sums": [process["nll_sum"] for process in every],
             "tokens_seen": self.tokens_seen,
             "seconds": self.seconds,
             "seconds_logged": self._seconds_logged,
-            "nll_sum": self._nll_sum,
             "num_targets": self._num_targets,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         saved = checkpoint["lmkit_task"]
+        rank, world_size = self.trainer.global_rank, self.trainer.world_size
         if saved["state"] is not None:
-            self._states["train"] = saved["state"]
+            self._states["train"] = share_of(saved["state"], rank, world_size)
+        sums = saved["nll_sums"]
+        if len(sums) != world_size:  # the run goes on with another number of processes
+            sums = [sum(sums), *[torch.zeros_like(sums[0])] * (world_size - 1)]
+        self._nll_sum = sums[rank]
         self.tokens_seen = saved["tokens_seen"]
         self.seconds = saved["seconds"]
         self._seconds_logged = saved["seconds_logged"]
-        self._nll_sum = saved["nll_sum"]
         self._num_targets = saved["num_targets"]
+
+
+def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -3,9 +3,11 @@
 import pytest
 import torch
 from compiled import DTYPES, needs_kernels
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lmkit import kernels
-from lmkit.dropout import dropout, hashed, masked
+from lmkit.dropout import Masks, dropout, hashed, masked
 
 pytestmark = needs_kernels
 
@@ -13,10 +15,11 @@ pytestmark = needs_kernels
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(1,), (3, 5, 7), (16, 64), (1000, 33)])
 @pytest.mark.parametrize("key", [(0, 0), (12345, 2**32 - 1), (2**31, 2**31 - 1)])
-def test_dropout_is_the_same_bit_for_bit_without_kernels(dtype, shape, key):
+@pytest.mark.parametrize("first", [0, 7, 2**31 - 9, 2**32 - 9])
+def test_dropout_is_the_same_bit_for_bit_without_kernels(dtype, shape, key, first):
     torch.manual_seed(0)
     tensor = torch.randn(shape, dtype=dtype)
-    arguments = (tensor, key, round(0.3 * 2**32), 1 / 0.7)
+    arguments = (tensor, key, first, round(0.3 * 2**32), 1 / 0.7)
     assert torch.equal(hashed(*arguments), masked(*arguments))
 
 
@@ -52,3 +55,37 @@ def test_dropout_draws_its_key_from_the_generator():
     torch.manual_seed(3)
     assert torch.equal(first, dropout(tensor, 0.5, training=True))
     assert not torch.equal(first, second)
+
+
+@given(st.integers(1, 4), st.integers(1, 5), st.integers(1, 9), st.integers(1, 40))
+def test_masks_are_those_of_all_lanes_cut_to_the_process(world_size, share, time, size):
+    num_lanes = world_size * share
+    tensor = torch.randn(num_lanes, time, size)
+
+    def twice(first, rows):
+        with Masks(5, 2, 9, first, num_lanes).use():
+            return torch.stack([dropout(rows, 0.5, training=True) for _ in range(2)])
+
+    whole = twice(0, tensor)
+    shares = [
+        twice(rank * share, tensor[rank * share :][:share].clone()) for rank in range(world_size)
+    ]
+    assert torch.equal(torch.cat(shares, dim=1), whole)
+
+
+def test_masks_differ_by_seed_epoch_window_and_number():
+    tensor = torch.ones(1000)
+    drawn = []
+    for place in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)):
+        with Masks(*place).use():
+            drawn += [dropout(tensor, 0.5, training=True) for _ in range(2)]
+    for number, one in enumerate(drawn):
+        for other in drawn[:number]:
+            assert 400 < (one != other).sum() < 600
+
+
+def test_masks_leave_the_default_generator_alone():
+    before = torch.get_rng_state()
+    with Masks(0, 0, 0).use():
+        dropout(torch.ones(10), 0.5, training=True)
+    assert torch.equal(torch.get_rng_state(), before)

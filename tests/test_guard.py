@@ -101,9 +101,9 @@ def stderr(directory: Path) -> str:
 def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path):
     assert trainee.run(tmp_path, nan_at=18) == 1
     assert (
-        "lmkit.guard.NonFiniteError: the loss is not finite at step 19 (epoch 1, window 6); the "
-        "last checkpoint is from before that: go on from it with a lower optimizer.lr or a "
-        "trainer.gradient_clip_val\n"
+        "lmkit.guard.NonFiniteError: the loss or its gradient is not finite at step 19 (epoch 1, "
+        "window 6); the last checkpoint is from before that: go on from it with a lower "
+        "optimizer.lr or a trainer.gradient_clip_val\n"
     ) in stderr(tmp_path)
     newest = load_checkpoint(latest_checkpoint(tmp_path / "checkpoints"))
     assert newest["global_step"] == 16

@@ -221,3 +221,15 @@ def test_longest_first_filling_is_even():
 def test_one_document_too_long_shows_in_the_efficiency():
     assert plan_lanes([100, 110, 120], 3).efficiency == pytest.approx(120 / (3 * 101))
     assert cut_stream(7, 3).lengths.tolist() == [3, 2, 2]
+
+
+@given(texts, layouts, st.integers(0, 2))
+def test_the_documents_of_a_window_are_those_of_its_targets(text, layout, epoch):
+    windows = loader(text, **layout)
+    for _ in range(epoch):
+        list(windows)
+    for window in windows:
+        tokens = window.targets[window.mask].numpy() - 1  # each is its place in the text
+        expected = set(np.searchsorted(text.document_ends, tokens, side="right").tolist())
+        assert windows.documents(epoch, window.index) == sorted(expected)
+        assert (window.epoch, window.num_lanes) == (epoch, layout["num_lanes"])

@@ -10,7 +10,7 @@ import lmkit
 PACKAGE = Path(lmkit.__file__).parent
 # A module may import those before it, never those after it.
 FLOW = """
-    errors hardware allocator signals environment
+    errors hardware allocator signals processes environment
     pydocs readers probe_corpus source hub corpus
     encoding word subword tokenizer
     token_store store

@@ -125,14 +125,22 @@ def test_another_model_under_the_same_id_is_refused(finished, settings):
     assert json.loads((run / "status.json").read_text())["status"] == "finished"
 
 
-def test_two_processes_are_the_same_run(settings, tmp_path):
-    """Same windows, same global token mean: the losses agree while rounding has not grown."""
-    common = [*settings, "model.dropout=0", "trainer.max_steps=50"]
+@pytest.mark.parametrize("number", [2, 4])
+def test_several_processes_are_the_same_run(settings, tmp_path, number):
+    """Same windows, masks and global token mean: losses agree while rounding has not grown."""
+    common = [*settings, "trainer.max_steps=50"]
     lmkit("train", *common, "run_id=one", cwd=tmp_path)
-    lmkit("train", *common, "trainer=ddp_cpu", "trainer.devices=2", "run_id=two", cwd=tmp_path)
-    one, two = (rows(tmp_path / "outputs" / "tiny" / run) for run in ("one", "two"))
-    assert [row["step"] for row in one] == [row["step"] for row in two]
-    for a, b in zip(one, two, strict=True):
+    lmkit(
+        "train",
+        *common,
+        "trainer=ddp_cpu",
+        f"trainer.devices={number}",
+        "run_id=more",
+        cwd=tmp_path,
+    )
+    one, more = (rows(tmp_path / "outputs" / "tiny" / run) for run in ("one", "more"))
+    assert [row["step"] for row in one] == [row["step"] for row in more]
+    for a, b in zip(one, more, strict=True):
         assert a["tokens"] == b["tokens"]
         for key in ("train/nll", "val/nll", "test/nll"):
             assert a.get(key) == pytest.approx(b.get(key), abs=1e-5)
