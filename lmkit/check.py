@@ -19,6 +19,7 @@ from lmkit.datamodule import DataModule
 from lmkit.errors import UserError
 from lmkit.hub import HuggingFace
 from lmkit.kernels import Kernels
+from lmkit.processes import launched
 from lmkit.source import Source
 
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
@@ -43,6 +44,8 @@ class Root:
     scheduler: Group | None = None
     logger: Group | None = None
     callbacks: Group | None = None
+    restarts: int = 3
+    threads: int | None = None
 
 
 def check(
@@ -103,8 +106,14 @@ def _decide(config: dict[str, Any], mistakes: list[str]) -> None:
     elif trainer["precision"] not in PRECISIONS:
         found = trainer.pop("precision")
         mistakes.append(f"trainer.precision={found}: {nearest(str(found), PRECISIONS)}")
-    if trainer.setdefault("devices", "auto") == "auto":
+    if place := launched():  # whoever has started the processes knows their number
+        trainer |= {"devices": place.local_world_size, "num_nodes": place.num_nodes}
+    elif trainer.setdefault("devices", "auto") == "auto":
         trainer["devices"] = hardware.num_devices(trainer)
+    if config.get("threads") is None:  # the machine's, shared by its processes
+        devices = trainer["devices"]  # which may still turn out to be a mistake
+        sharing = devices if isinstance(devices, int) and devices > 0 else 1
+        config["threads"] = max(torch.get_num_threads() // sharing, 1)
     if config.setdefault("kernels", "auto") == "auto":
         config["kernels"] = kernels.choice(name)
 

@@ -18,7 +18,7 @@ from lmkit.run import sync_directory, write_atomically
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -39,7 +39,10 @@ class AtomicCheckpointIO(CheckpointIO):
         try:
             with temporary.open("wb") as file:
                 writer = _Hashing(file)
-                torch.save(checkpoint, cast(IO[bytes], writer))
+                try:
+                    torch.save(checkpoint, cast(IO[bytes], writer))
+                except RuntimeError:  # torch's own, of a write that failed
+                    raise writer.error or OSError("torch.save failed") from None
                 file.flush()
                 os.fsync(file.fileno())
             # Whatever a callback put in that only a pickle could give back fails here.
@@ -79,11 +82,16 @@ class _Hashing:
         self.file = file
         self.hash = hashlib.sha256()
         self.size = 0
+        self.error: OSError | None = None
 
     def write(self, data: Any) -> int:
         self.hash.update(data)
         self.size += len(data)
-        return self.file.write(data)
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
 
     def flush(self) -> None:
         self.file.flush()
@@ -147,7 +155,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def latest_checkpoint(directory: Path) -> Path | None:
-    """The newest sound checkpoint of a run's `checkpoints/`; None when none was ever written.
+    """The newest sound checkpoint of a run's `checkpoints/`, from which the run can go on; None
+    when none was ever written.
 
     Damaged newer ones are set aside as `<name>.damaged`, with a warning that says why.
     """
@@ -155,6 +164,11 @@ def latest_checkpoint(directory: Path) -> Path | None:
     for path in reversed(steps(directory)):
         reason = damage(path)
         if reason is None:
+            if (version := read_manifest(path)["format"]) < FORMAT:
+                raise UserError(
+                    f"checkpoint {path} has format {version}: it can be evaluated, but a run goes "
+                    f"on from format {FORMAT} alone; go on with the lmkit that wrote it"
+                )
             if reasons:
                 link(directory / "last.ckpt", path)
                 if not (directory / "best.ckpt").is_file():

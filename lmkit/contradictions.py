@@ -28,6 +28,7 @@ def contradictions(config: Mapping[str, Any], splits: tuple[str, ...] | None) ->
     return [
         *_machine(trainer),
         *_kernels(config),
+        *_least(config),
         *_length(trainer, scheduler),
         *_lanes(data, trainer),
         *_monitors(trainer, scheduler, callbacks, splits),
@@ -53,6 +54,12 @@ def _machine(trainer: Mapping[str, Any]) -> Iterator[str]:
             "trainer.precision=bf16-mixed but this GPU or its cuDNN cannot compute recurrent "
             "layers in bf16; set trainer.precision=16-mixed or 32-true"
         )
+
+
+def _least(config: Mapping[str, Any]) -> Iterator[str]:
+    for key, least in (("restarts", 0), ("threads", 1)):
+        if (value := config.get(key, least)) < least:
+            yield f"{key}={value}: must be at least {least}"
 
 
 def _kernels(config: Mapping[str, Any]) -> Iterator[str]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import logging
+import os
 import shlex
+import signal
+import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +15,18 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
-from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from lmkit import hardware
 from lmkit.checkpoint_io import latest_checkpoint
 from lmkit.errors import UserError
+from lmkit.processes import Launched, broadcast, launched, meet
 from lmkit.run import Run
 from lmkit.signals import Stopped
 from lmkit.trained import TrainedModel
-from lmkit.training import make_data, work
+from lmkit.training import work
+from lmkit.workers import log_to, work_in_processes
 
+Work = Callable[[Run, dict[str, Any]], None]
 SAMPLE_TOKENS = 60
 
 
@@ -32,31 +36,75 @@ def train(config: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     With the run_id of a run that has been stopped, goes on with that run.
     """
     place = (config["outputs"], config["name"], config["run_id"])
-    return _hold(Run.create(*place, config, overrides, sys.argv), config)
+    return _start(lambda: Run.create(*place, config, overrides, sys.argv), config)
 
 
 def resume(run: Run, config: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     """Go on with a run from its newest checkpoint; length, devices and logging may change."""
-    run.start(config, overrides, sys.argv)
-    return _hold(run, config)
+
+    def start() -> Run:
+        run.start(config, overrides, sys.argv)
+        return run
+
+    return _start(start, config)
 
 
-def _hold(run: Run, config: dict[str, Any]) -> dict[str, Any]:
+def _start(make: Callable[[], Run], config: dict[str, Any]) -> dict[str, Any]:
+    """Do the work of a run that `make` starts, in as many processes as it is to have."""
+    if place := launched():
+        return _join(make, config, place)
+    if hardware.num_processes(config["trainer"]) > 1:
+        return _hold(make(), config, work_in_processes)
+    return _hold(make(), config, _work_alone)
+
+
+def _work_alone(run: Run, config: dict[str, Any]) -> None:
+    work(run, config, latest_checkpoint(run.path / "checkpoints"))
+
+
+def _join(make: Callable[[], Run], config: dict[str, Any], place: Launched) -> dict[str, Any]:
+    """As one of the processes that torchrun or SLURM has started; rank 0 holds the run."""
+    meet(place, config["trainer"]["accelerator"])
+    told: tuple[Path, Path | None] | str
+    if place.rank == 0:
+        try:
+            run = make()
+            told = (run.path, latest_checkpoint(run.path / "checkpoints"))
+        except UserError as error:
+            told = str(error)
+    told = broadcast(told if place.rank == 0 else None)
+    if isinstance(told, str):
+        if place.rank:
+            sys.exit(2)  # rank 0 says why
+        raise UserError(told)
+    path, newest = told
+    log_to(path, place.rank)
+    try:
+        if place.rank == 0:
+            return _hold(run, config, lambda run, config: work(run, config, newest))
+        work(Run(path), config, newest)
+    except Stopped as stopped:
+        if place.by == "slurm":
+            if stopped.signum == signal.SIGUSR1 and place.rank == 0:
+                subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)
+            raise
+        # torchrun would take another code for a failure, and start again.
+    return {}
+
+
+def _hold(run: Run, config: dict[str, Any], work: Work) -> dict[str, Any]:
     """Do the work of a started run and write down how it ended."""
     print(f"run {run.name}/{run.id} in {run.path}", file=sys.stderr)
     try:
-        newest = latest_checkpoint(run.path / "checkpoints")
-        if hardware.num_processes(config["trainer"]) > 1:
-            _work_in_processes(run, config, newest)
-        else:
-            work(run, config, newest)
+        work(run, config)
     except Stopped as stopped:
         run.write_status("stopped", stopped.name, stopped.exit_code)
         print(f"stopped by {stopped.name}; to go on: {_command('resume', run)}", file=sys.stderr)
         raise
     except BaseException as error:
         code = 2 if isinstance(error, UserError) else 1
-        run.write_status("failed", f"{type(error).__name__}: {error}", code)
+        reason = str(error).partition("\n")[0]
+        run.write_status("failed", f"{type(error).__name__}: {reason}", code)
         raise
     else:
         run.write_status("finished", exit_code=0)
@@ -66,33 +114,6 @@ def _hold(run: Run, config: dict[str, Any]) -> dict[str, Any]:
     if summary:
         _report(run, config, summary)
     return {"run": str(run.path), **summary}
-
-
-def _work_in_processes(run: Run, config: dict[str, Any], newest: Path | None) -> None:
-    """Work in one process a device, under torch's elastic agent, over data prepared here.
-
-    Lightning's own launcher would execute the command line once more in every process.
-    """
-    assert make_data(config).prepared
-    launch = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=hardware.num_processes(config["trainer"]),
-        run_id=run.id,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,
-        monitor_interval=0.2,
-    )
-    try:
-        elastic_launch(launch, _worker)(run.path, config, newest)
-    except SignalException as stopped:
-        raise Stopped(stopped.sigval) from None
-
-
-def _worker(path: Path, config: dict[str, Any], newest: Path | None) -> None:
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    work(Run(path), config, newest)
 
 
 def _report(run: Run, config: dict[str, Any], summary: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import logging
 import math
 import os
 import re
@@ -22,10 +23,15 @@ Status = Literal["running", "finished", "failed", "stopped"]
 
 # What a run may be continued with: more length, other devices, other logging.
 FREE = re.compile(
-    r"(outputs|run_id|kernels|logger|callbacks\.samples"
+    r"(outputs|run_id|kernels|restarts|threads|logger|callbacks\.(samples|watchdog)"
     r"|trainer\.(min_epochs|max_epochs|min_steps|max_steps|max_time|accelerator|devices|num_nodes"
     r"|strategy|profiler|log_every_n_steps|enable_\w+))(\.|$)"
 )
+
+# What bits depend on, beside the config.
+EXACT = ("versions.lmkit", "versions.torch", "hardware.processor", "hardware.gpus")
+
+log = logging.getLogger(__name__)
 
 
 class Run:
@@ -95,10 +101,12 @@ class Run:
             (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
             self._hold()
             self.continued = (self.path / "config.yaml").is_file()
+            here = environment(command)
             if self.continued:
                 self._check_same(config)
+                self._compare(self.read("environment.json"), here)
             self.write("overrides.yaml", list(map(mask, overrides)))
-            self.write("environment.json", environment(command))
+            self.write("environment.json", here)
             self.write_status("running")
             self.write("config.yaml", dict(config))
         except OSError as error:
@@ -214,9 +222,25 @@ class Run:
                 "only length, devices and logging may change; choose another run_id for the rest"
             )
 
+    def _compare(self, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+        """Say so where another machine or version cannot give the same bits."""
+        flat, here = _flat(then), _flat(now)
+        changes = [
+            f"{key} {flat[key]}, here {here.get(key, 'none')}"
+            for key in EXACT
+            if key in flat and flat[key] != here.get(key)
+        ]
+        if changes:
+            log.warning(
+                "%s began with %s: it goes on, but not to the bit", self.id, "; ".join(changes)
+            )
+
 
 def mint_id() -> str:
-    """A new run id: sorts by time (UTC), and differs within a second."""
+    """A new run id: sorts by time (UTC), and differs within a second. Under SLURM that of the job,
+    so that one that is queued again goes on with its run."""
+    if job := os.environ.get("SLURM_JOB_ID"):
+        return f"slurm-{job}"
     return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
 
 

@@ -1,4 +1,5 @@
-"""Ctrl-C and SIGTERM, from start-up to the last file written, without losing a step."""
+"""Ctrl-C, SIGTERM and a cluster's SIGUSR1, from start-up to the last file written, without losing
+a step."""
 
 import os
 import signal
@@ -6,18 +7,21 @@ import threading
 from types import FrameType, TracebackType
 from typing import Self
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
 
 class Stopped(BaseException):
     """The work ends because of a signal; like KeyboardInterrupt, no `except Exception` stops it."""
 
     def __init__(self, signum: int) -> None:
         self.name = signal.Signals(signum).name
+        self.signum = signum
         self.exit_code = 128 + signum  # 130 for SIGINT, 143 for SIGTERM
         super().__init__(f"stopped by {self.name}")
 
 
 class StopSignals:
-    """A context in which SIGINT and SIGTERM raise `Stopped`, or wait while `deferred`.
+    """A context in which SIGNALS raise `Stopped`, or wait while `deferred`.
 
     While deferred, the first signal is only noted in `received`, for training to stop between
     two steps; a second Ctrl-C raises at once, and a third is the kernel's.
@@ -30,7 +34,7 @@ class StopSignals:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+            self._before = {signum: signal.getsignal(signum) for signum in SIGNALS}
             self.install()
         return self
 

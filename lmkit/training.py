@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 
 from lmkit import hardware, kernels
 from lmkit.allocator import keep_freed_memory
@@ -16,8 +20,9 @@ from lmkit.allow import slot_bases
 from lmkit.binding import build
 from lmkit.check import split_data
 from lmkit.checkpoint import Checkpoint
-from lmkit.checkpoint_io import AtomicCheckpointIO, load_checkpoint
+from lmkit.checkpoint_io import AtomicCheckpointIO, load_checkpoint, read_manifest
 from lmkit.datamodule import DataModule
+from lmkit.errors import UserError
 from lmkit.guard import StopOnSignal
 from lmkit.logs import JsonlLogger
 from lmkit.metrics import perplexity
@@ -32,7 +37,9 @@ from lmkit.trained import build_model
 def work(run: Run, config: dict[str, Any], newest: Path | None) -> None:
     """Train to the end, from the checkpoint `newest` if there is one; raises `Stopped`."""
     quiet()
+    _check_length(config["trainer"], newest)
     with StopSignals() as signals, kernels.use(config["kernels"]):
+        torch.set_num_threads(config["threads"])
         pl.seed_everything(config["seed"], verbose=False)
         data = make_data(config)
         task = make_task(config, data)
@@ -42,7 +49,8 @@ def work(run: Run, config: dict[str, Any], newest: Path | None) -> None:
             _describe_data(run, data)
         keep_freed_memory()
         try:
-            trainer.fit(task, datamodule=data, ckpt_path=newest)
+            with _room(run):
+                trainer.fit(task, datamodule=data, ckpt_path=newest)
             # A run that had ended already is not validated again.
             summary = {k: v for k, v in run.read("summary.json").items() if k.startswith("val/")}
             summary |= _logged(trainer, "val/") | _take_best(run, trainer, task)
@@ -56,6 +64,30 @@ def work(run: Run, config: dict[str, Any], newest: Path | None) -> None:
         summary |= _effort(task, metrics.seconds)
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             run.write("summary.json", summary)
+
+
+def _check_length(trainer: Mapping[str, Any], newest: Path | None) -> None:
+    done = read_manifest(newest)["epoch"] if newest else 0
+    epochs = trainer.get("max_epochs")
+    if epochs is not None and -1 < epochs < done:
+        raise UserError(
+            f"trainer.max_epochs={epochs} but the run has come further: {newest} is from epoch "
+            f"{done}; give more, or begin another run"
+        )
+
+
+@contextmanager
+def _room(run: Run) -> Iterator[None]:
+    """A disk that is full, or has gone, ends a run in one sentence."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
+            raise
+        raise UserError(
+            f"cannot write to {run.path}: {error.strerror}; the last checkpoint stays: make room "
+            f"and go on with lmkit resume {run.id}"
+        ) from error
 
 
 def make_data(config: dict[str, Any]) -> DataModule:
@@ -85,7 +117,7 @@ def make_task(config: dict[str, Any], data: DataModule) -> Task:
     splits = {"val": "valid", "test": "test"} if data.tokenizer.lossless else {}
     stores = data.prepared.stores
     num_bytes = {s: stores[split].num_bytes for s, split in splits.items() if split in stores}
-    return Task(model, head, make_optimizer, make_scheduler, num_bytes)
+    return Task(model, head, make_optimizer, make_scheduler, num_bytes, config["seed"])
 
 
 def build_trainer(node: dict[str, Any], **given: Any) -> pl.Trainer:

@@ -122,7 +122,7 @@ def test_keeps_the_newest_two_and_the_best(straight):
     assert (directory / "last.ckpt").resolve().name == "step-000000036.ckpt"
     assert best_checkpoint(directory).name == "best.ckpt"
     manifest = read_manifest(directory / "last.ckpt")
-    assert (manifest["format"], manifest["step"], manifest["config"]) == (1, 36, "abc")
+    assert (manifest["format"], manifest["step"], manifest["config"]) == (2, 36, "abc")
     assert sorted(path.name for path in directory.iterdir() if path.suffix == ".tmp") == []
 
 
@@ -213,11 +213,22 @@ def test_an_explicit_damaged_one_is_an_error(tmp_path):
 def test_a_newer_format_is_not_touched(tmp_path):
     old, new = write(tmp_path, 1, 2)
     manifest = json.loads(new.with_suffix(".json").read_text())
-    new.with_suffix(".json").write_text(json.dumps(manifest | {"format": 2}))
-    with pytest.raises(UserError, match="has format 2, this lmkit reads up to 1: update lmkit"):
+    new.with_suffix(".json").write_text(json.dumps(manifest | {"format": 3}))
+    with pytest.raises(UserError, match="has format 3, this lmkit reads up to 2: update lmkit"):
         latest_checkpoint(tmp_path)
     assert new.is_file()
     assert old.is_file()
+
+
+def test_an_older_format_is_read_but_not_gone_on_from(tmp_path):
+    _, new = write(tmp_path, 1, 2)
+    manifest = json.loads(new.with_suffix(".json").read_text())
+    new.with_suffix(".json").write_text(json.dumps(manifest | {"format": 1}))
+    with pytest.raises(
+        UserError, match="has format 1: it can be evaluated, but a run goes on from "
+    ):
+        latest_checkpoint(tmp_path)
+    assert load_checkpoint(new)["global_step"] == 2
 
 
 class Hostile:

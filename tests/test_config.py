@@ -51,7 +51,7 @@ def test_a_group_takes_an_option_several_or_none():
     without = checked("scheduler=constant", "logger=[]", "callbacks.samples=null")
     assert without["scheduler"] is None
     assert without["logger"] == {}
-    assert without["callbacks"].keys() == {"non_finite", "checkpoint"}
+    assert without["callbacks"].keys() == {"non_finite", "checkpoint", "watchdog"}
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,9 @@ FLOW = """
     token_store store
     lanes datamodule
     gemm kernels dropout embedding lstm recurrent model odds cross_entropy head metrics optim task
-    run checkpoint_io checkpoint guard logs progress
+    run checkpoint_io checkpoint guard watchdog logs progress
     config allow binding contradictions check
-    sampling text trained probe training launch
+    sampling text trained probe training workers launch
     estimate evaluate score_page score generate analyze watch dashboard doctor list
     cli __main__
 """.split()  # noqa: SIM905 - a line is a stage

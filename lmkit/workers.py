@@ -1,0 +1,141 @@
+"""The processes of a run on this machine: started, told to stop, started again when one dies."""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import logging
+import multiprocessing
+import os
+import re
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import Any, TextIO
+
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from lmkit import hardware
+from lmkit.checkpoint_io import latest_checkpoint
+from lmkit.errors import UserError
+from lmkit.processes import Failure
+from lmkit.run import Run
+from lmkit.signals import SIGNALS, Stopped
+from lmkit.training import make_data, work
+
+log = logging.getLogger(__name__)
+
+# What a process says whose peer is gone.
+PEER_GONE = re.compile(
+    r"onnection (closed|reset|refused)|closed by peer|Broken pipe|Timed out wait"
+)
+PR_SET_PDEATHSIG = 1
+
+
+class WorkerError(RuntimeError):
+    """One of the processes of a run has raised or died; `died` if without an exception."""
+
+    def __init__(self, message: str, died: bool) -> None:
+        super().__init__(message)
+        self.died = died
+
+
+def work_in_processes(run: Run, config: dict[str, Any]) -> None:
+    """Do the work of a run in one process a device, over data prepared here; raises `Stopped`.
+
+    When a process dies, as by a signal, all are started again from the last checkpoint,
+    `config["restarts"]` times. An exception would come again, and ends the run.
+    """
+    assert make_data(config).prepared
+    # Lightning's own launcher would execute the command line once more in every process.
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ",".join(s.name for s in SIGNALS)
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    launch = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=hardware.num_processes(config["trainer"]),
+        run_id=run.id,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        monitor_interval=0.2,
+    )
+    for restarts in range(config["restarts"] + 1):
+        newest = latest_checkpoint(run.path / "checkpoints")
+        Failure.take(run.path / "logs")
+        try:
+            elastic_launch(launch, _worker)(run.path, config, newest)
+        except SignalException as stopped:
+            for child in multiprocessing.active_children():
+                child.kill()  # a second signal came while they were ending
+            raise Stopped(stopped.sigval) from None
+        except ChildFailedError as error:
+            failed = _cause(run, error, launch.nproc_per_node)
+            if not failed.died or restarts == config["restarts"]:
+                raise failed from None
+            left = f"{restarts + 1} of {config['restarts']}"
+            log.warning("%s; starting again from the last checkpoint (%s)", failed, left)
+        else:
+            return
+
+
+def _worker(path: Path, config: dict[str, Any], newest: Path | None) -> None:
+    """One process's work; how it ended otherwise is for `_cause`."""
+    os.setpgrp()  # Ctrl-C is the parent's to pass on, once
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    rank = int(os.environ["RANK"])
+    stream = log_to(path, rank)
+    try:
+        work(Run(path), config, newest)
+    except Stopped as stopped:
+        Failure(str(stopped), "", signum=stopped.signum).write(path / "logs", rank)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(stopped.exit_code)  # a return would wait for the parent, which waits for the end
+    except BaseException as error:
+        mistake = isinstance(error, UserError)
+        what = str(error) if mistake else f"raised {type(error).__name__}: {error}"
+        Failure(what, traceback.format_exc(), mistake=mistake).write(path / "logs", rank)
+        traceback.print_exc(file=stream)
+        raise
+
+
+def log_to(path: Path, rank: int) -> TextIO:
+    """Have `logs/rank-<n>.log` of the run, which is returned, get this process's warnings and,
+    from ranks but 0, all that it prints."""
+    file = path / "logs" / f"rank-{rank}.log"
+    file.parent.mkdir(exist_ok=True)
+    stream = file.open("a", buffering=1, encoding="utf-8")
+    faulthandler.enable(stream)
+    handlers: list[logging.Handler] = [logging.StreamHandler()]
+    if rank:
+        os.dup2(stream.fileno(), sys.stdout.fileno())
+        os.dup2(stream.fileno(), sys.stderr.fileno())
+    else:
+        handlers.append(logging.StreamHandler(stream))
+    form = "%(levelname)s: %(message)s"
+    logging.basicConfig(format=form, level=logging.WARNING, handlers=handlers, force=True)
+    return stream
+
+
+def _cause(run: Run, error: ChildFailedError, number: int) -> WorkerError:
+    """Which process failed first: those that waited for it fail after it, of its absence."""
+    failures = Failure.take(run.path / "logs")
+    if stops := [failure.signum for failure in failures if failure.signum]:
+        raise Stopped(max(stops)) from None
+    first = next((failure for failure in failures if not PEER_GONE.search(failure.what)), None)
+    if first and first.mistake:
+        raise UserError(first.what) from None
+    if first:
+        message = f"rank {first.rank} ({first.process}) {first.what}\n\n{first.stack.rstrip()}\n"
+        return WorkerError(message, first.died)
+    rank, failure = error.get_first_failure()
+    if failure.exitcode < 0:
+        name = signal.Signals(-failure.exitcode).name
+        return WorkerError(f"rank {rank} (process {failure.pid}) was killed by {name}", died=True)
+    heard = {failure.rank for failure in failures}
+    gone = [str(rank) for rank in range(number) if rank not in heard]
+    return WorkerError(f"rank {', '.join(gone) or rank} died without a word", died=True)

@@ -1,0 +1,81 @@
+"""`lmkit` with faults: run as `python injected.py train ...` with FAULTS set by `fail_at`.
+
+The processes of a run are spawned from this main module, so that each of them reads it.
+"""
+
+import errno
+import json
+import math
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from lmkit import checkpoint_io
+from lmkit.task import Task
+
+FAULTS = "LMKIT_TEST_FAULTS"
+
+
+def fail_at(rank: int, step: int, fault: str, once: Path) -> dict[str, str]:
+    """Environment in which `rank` does `fault` as it begins the step after `step` updates, the
+    first time that any process comes there; `once` is a file that does not exist yet."""
+    return {FAULTS: json.dumps({"rank": rank, "step": step, "fault": fault, "once": str(once)})}
+
+
+def _full_disk(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def _kill(*_: object, **__: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _raise() -> None:
+    raise ValueError("an injected mistake")
+
+
+ACTIONS = {
+    "kill": _kill,
+    "raise": _raise,
+    "hang": lambda: time.sleep(10_000),
+    "term": lambda: os.kill(os.getpid(), signal.SIGTERM),
+    "full disk": lambda: setattr(torch, "save", _full_disk),
+    "kill in write": lambda: setattr(checkpoint_io.os, "fsync", _kill),
+    "kill before manifest": lambda: setattr(checkpoint_io, "write_atomically", _kill),
+}
+
+
+def _inject(fault: dict) -> None:
+    begin, step = Task.on_train_batch_start, Task.training_step
+
+    def due(task: Task) -> bool:
+        here = (task.global_rank, task.trainer.global_step)
+        if here != (fault["rank"], fault["step"]) or Path(fault["once"]).exists():
+            return False
+        Path(fault["once"]).touch()
+        return True
+
+    def on_train_batch_start(self: Task, batch: object, batch_idx: int) -> None:
+        if fault["fault"] in ACTIONS and due(self):
+            ACTIONS[fault["fault"]]()
+        begin(self, batch, batch_idx)
+
+    def training_step(self: Task, window: object, batch_idx: int) -> torch.Tensor:
+        loss = step(self, window, batch_idx)
+        return loss * math.nan if fault["fault"] == "nan" and due(self) else loss
+
+    Task.on_train_batch_start = on_train_batch_start
+    Task.training_step = training_step
+
+
+if FAULTS in os.environ:
+    _inject(json.loads(os.environ[FAULTS]))
+
+if __name__ == "__main__":
+    from lmkit.cli import main
+
+    sys.exit(main())
