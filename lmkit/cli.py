@@ -27,6 +27,7 @@ MODULES = {
     "score": "score",
     "analyze": "analyze",
     "dashboard": "dashboard",
+    "verify": "verify",
     "doctor": "doctor",
     "list": "list",
 }

@@ -19,7 +19,7 @@ FLOW = """
     run checkpoint_io checkpoint guard watchdog logs progress
     config allow binding contradictions check
     sampling text trained probe training workers launch
-    estimate evaluate score_page score generate analyze watch dashboard doctor list
+    estimate evaluate score_page score generate analyze watch dashboard verify doctor list
     cli __main__
 """.split()  # noqa: SIM905 - a line is a stage
 MODULES = sorted(file.stem for file in PACKAGE.glob("*.py") if file.stem != "__init__")

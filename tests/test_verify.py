@@ -1,0 +1,45 @@
+"""`lmkit verify` on a real run, and on one of which a promise does not hold."""
+
+import json
+import shutil
+
+import pytest
+from journey import lmkit
+
+from lmkit import verify
+from lmkit.errors import UserError
+from lmkit.run import Run
+
+
+def test_every_promise_holds_and_the_run_is_left_alone(finished):
+    run, _ = finished
+    before = {path.name: path.stat().st_mtime_ns for path in run.iterdir()}
+    done = lmkit("verify", "whole", "steps=12", "format=json", cwd=run.parents[2])
+    findings = json.loads(done.stdout)["findings"]
+    assert [finding["holds"] for finding in findings] == [True] * 4, findings
+    assert "equal to the bit" in findings[0]["found"]
+    assert {path.name: path.stat().st_mtime_ns for path in run.iterdir()} == before
+
+
+def test_a_broken_promise_is_said_and_is_the_exit_code(finished, tmp_path, monkeypatch, capsys):
+    place = shutil.copytree(finished[0].parents[2], tmp_path / "place", symlinks=True)
+    run = Run(place / "outputs" / "tiny" / "whole")
+    config = run.config() | {"outputs": str(place / "outputs")}
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(verify, "damage", lambda path: "differs from its manifest")
+    monkeypatch.setattr(verify, "_rows", lambda run: [{"run": run.id, "train/nll": len(run.id)}])
+    config["data"]["batch_size"] = 3
+    with pytest.raises(SystemExit) as caught:
+        verify.verify(run, config, steps=2)
+    assert caught.value.code == 1
+    told = " ".join(capsys.readouterr().out.split())
+    assert "BROKEN kill -9 and resume change nothing" in told
+    assert "metrics.jsonl DIFFER" in told
+    assert "not tried one process or two" in told
+    assert "BROKEN a checkpoint holds plain values alone" in told
+    assert "holds documents alone or in any batch" in told
+
+
+def test_too_few_steps(finished):
+    with pytest.raises(UserError, match="steps=1: must be at least 2"):
+        verify.verify(Run(finished[0]), {}, steps=1)
