@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lmkit import hardware, kernels
+from lmkit.processes import launched
 
 LEAST = {
     "accumulate_grad_batches": 1,
@@ -37,6 +38,11 @@ def contradictions(config: Mapping[str, Any], splits: tuple[str, ...] | None) ->
 
 
 def _machine(trainer: Mapping[str, Any]) -> Iterator[str]:
+    if (nodes := trainer.get("num_nodes", 1)) > 1 and not launched():
+        yield (
+            f"trainer.num_nodes={nodes}: on several machines torchrun or srun starts the processes "
+            "(docs/reliability.md); leave it out here"
+        )
     name, precision = trainer.get("accelerator", "cpu"), trainer.get("precision")
     if not hardware.is_available(name):
         yield f"trainer.accelerator={name}: PyTorch sees none here; set trainer=cpu"

@@ -12,6 +12,7 @@ from pathlib import Path
 from socket import gethostname
 from typing import Any, Literal
 
+import torch
 import torch.distributed as dist
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities import move_data_to_device
@@ -24,6 +25,7 @@ class Launched:
     by: Literal["torchrun", "slurm"]
     rank: int
     world_size: int
+    local_rank: int
     local_world_size: int
 
     @property
@@ -34,13 +36,14 @@ class Launched:
 def launched(environment: Mapping[str, str] = os.environ) -> Launched | None:
     """None where lmkit is to start the processes itself, or there is one."""
     if "TORCHELASTIC_RUN_ID" in environment:
-        keys = ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+        keys = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
         return Launched("torchrun", *(int(environment[key]) for key in keys))
     # A batch script has SLURM_NTASKS too, but only the tasks of srun have a step.
     tasks = int(environment.get("SLURM_NTASKS", 1))
     if "SLURM_STEP_ID" in environment and tasks > 1:
         nodes = int(environment.get("SLURM_NNODES", 1))
-        return Launched("slurm", int(environment["SLURM_PROCID"]), tasks, tasks // nodes)
+        rank, local_rank = (int(environment[key]) for key in ("SLURM_PROCID", "SLURM_LOCALID"))
+        return Launched("slurm", rank, tasks, local_rank, tasks // nodes)
     return None
 
 
@@ -52,6 +55,8 @@ def meet(place: Launched, accelerator: str) -> None:
         cluster = SLURMEnvironment(auto_requeue=False)
         os.environ |= {"MASTER_ADDR": cluster.main_address, "MASTER_PORT": str(cluster.main_port)}
     backend = "nccl" if accelerator == "cuda" else "gloo"
+    if backend == "nccl":
+        torch.cuda.set_device(place.local_rank)
     dist.init_process_group(
         backend, rank=place.rank, world_size=place.world_size, timeout=timedelta(minutes=30)
     )

@@ -85,7 +85,8 @@ def work_in_processes(run: Run, config: dict[str, Any]) -> None:
 def _worker(path: Path, config: dict[str, Any], newest: Path | None) -> None:
     """One process's work; how it ended otherwise is for `_cause`."""
     os.setpgrp()  # Ctrl-C is the parent's to pass on, once
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if sys.platform == "linux":  # elsewhere a parent that is killed leaves them to themselves
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     rank = int(os.environ["RANK"])
     stream = log_to(path, rank)
     try:

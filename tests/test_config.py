@@ -11,6 +11,7 @@ from lmkit import hardware
 from lmkit.check import check, split_data
 from lmkit.config import Composition, compose, hydra_arguments
 from lmkit.errors import UserError
+from lmkit.processes import Launched
 
 
 def mistakes_of(*argv: str, base: Path | None = None) -> list[str]:
@@ -256,6 +257,13 @@ def test_a_missing_path_is_found_before_data_is_touched(tmp_path):
             "scheduler.warmup_steps=100 but trainer.max_steps=50: the learning rate would never "
             "leave its warm-up; lower the one or raise the other",
         ),
+        (["restarts=-1"], "restarts=-1: must be at least 0"),
+        (["threads=0"], "threads=0: must be at least 1"),
+        (
+            ["trainer=ddp_cpu", "trainer.num_nodes=2", "data.batch_size=8"],
+            "trainer.num_nodes=2: on several machines torchrun or srun starts the processes "
+            "(docs/reliability.md); leave it out here",
+        ),
     ],
 )
 def test_contradictions_between_groups(argv, mistake):
@@ -287,6 +295,21 @@ def test_auto_precision_is_decided_and_written_down(fast, precision, monkeypatch
     monkeypatch.setattr(hardware, "fast_bf16", lambda name: fast)
     assert checked("trainer.precision=auto")["trainer"]["precision"] == precision
     assert checked("trainer.precision=32-true")["trainer"]["precision"] == "32-true"
+
+
+def test_threads_are_shared_by_the_processes_and_written_down(monkeypatch):
+    monkeypatch.setattr("torch.get_num_threads", lambda: 12)
+    assert checked()["threads"] == 12
+    assert checked("trainer=ddp_cpu", "trainer.devices=4")["threads"] == 3
+    assert checked("threads=5")["threads"] == 5
+
+
+def test_whoever_started_the_processes_knows_their_number(monkeypatch):
+    place = Launched("torchrun", 5, 8, 1, 4)
+    monkeypatch.setattr("lmkit.check.launched", lambda: place)
+    monkeypatch.setattr("lmkit.contradictions.launched", lambda: place)
+    trainer = checked("trainer=ddp_cpu", "data.batch_size=16", "data.eval_batch_size=8")["trainer"]
+    assert (trainer["devices"], trainer["num_nodes"]) == (4, 2)
 
 
 def test_a_gpu_without_bf16_trains_in_fp16(monkeypatch):

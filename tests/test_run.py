@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lmkit.environment import mask
+from lmkit.environment import environment, mask
 from lmkit.errors import UserError
 from lmkit.run import Run, mint_id, strict_json, write_atomically
 
@@ -109,6 +109,23 @@ def test_continued_with_more_length_other_devices_and_logging(tmp_path):
     assert second.continued
     assert second.config() == config
     assert second.status()["created"] == first.status()["created"]
+
+
+def test_another_machine_is_said_to_give_other_bits(tmp_path, caplog):
+    first = create(tmp_path)
+    first.release()
+    create(tmp_path).release()
+    assert caplog.messages == []
+    there = first.read("environment.json")
+    there["versions"]["torch"] = "2.0"
+    there["hardware"]["processor"] = "another"
+    first.write("environment.json", there)
+    here = environment([])
+    create(tmp_path)
+    assert caplog.messages == [
+        f"one began with versions.torch 2.0, here {here['versions']['torch']}; hardware.processor "
+        f"another, here {here['hardware']['processor']}: it goes on, but not to the bit"
+    ]
 
 
 def test_another_config_is_an_error_that_names_every_key(tmp_path):
