@@ -6,6 +6,7 @@ import os
 import time
 from argparse import Namespace
 from collections.abc import Callable, Mapping
+from functools import wraps
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -153,6 +154,31 @@ class Samples(Callback):
         self._lines.length = state_dict["length"]
 
 
+def tolerate(logger: Logger) -> None:
+    """Have the mistakes of a logger cost a warning and what it would still have shown, never the
+    run."""
+    failed = False
+
+    def tolerating(method: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(method)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal failed
+            if failed:
+                return None
+            try:
+                return method(*args, **kwargs)
+            except Exception as error:  # whatever a service or its library leads to
+                failed = True
+                what = f"{type(logger).__name__} failed ({type(error).__name__}: {error})"
+                log.warning("%s: it gets no more; metrics.jsonl goes on", what)
+                return None
+
+        return call
+
+    for name in ("log_metrics", "log_hyperparams", "log_graph", "save", "finalize"):
+        setattr(logger, name, tolerating(getattr(logger, name)))
+
+
 class WandbLogger(LightningWandbLogger):
     """The same rows in wandb, offline inside the run directory.
 
@@ -189,7 +215,6 @@ class WandbLogger(LightningWandbLogger):
         )
         del self._wandb_init["anonymous"]  # Lightning passes it, wandb warns of it
         self._trainer: Trainer | None = None
-        self._broken = False
 
     @staticmethod
     def check(**config: Any) -> list[str]:
@@ -218,15 +243,9 @@ class WandbLogger(LightningWandbLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        if self._broken:
-            return
         row = position(self._trainer) if self._trainer is not None else {"step": step}
         values = {key: metrics[key] for key in metrics if key != "epoch"}
-        try:
-            super().log_metrics(values | {k: row[k] for k in row if k != "step"}, row["step"])
-        except Exception as error:
-            self._broken = True
-            log.warning("wandb failed (%s): no more rows for it; metrics.jsonl has them", error)
+        super().log_metrics(values | {k: row[k] for k in row if k != "step"}, row["step"])
 
     @rank_zero_only
     def close(self) -> None:

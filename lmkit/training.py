@@ -24,7 +24,7 @@ from lmkit.checkpoint_io import AtomicCheckpointIO, load_checkpoint, read_manife
 from lmkit.datamodule import DataModule
 from lmkit.errors import UserError
 from lmkit.guard import StopOnSignal
-from lmkit.logs import JsonlLogger
+from lmkit.logs import JsonlLogger, tolerate
 from lmkit.metrics import perplexity
 from lmkit.progress import Progress
 from lmkit.run import Run, strict_json
@@ -157,6 +157,8 @@ def _make_trainer(
     place: dict[str, Any] = {"save_dir": run.path, "version": run.id}
     nodes = config["logger"].values()
     loggers = [build(node, bases=slot_bases("logger"), **place) for node in nodes]
+    for logger in loggers:
+        tolerate(logger)
     identity = {
         "config": hashlib.sha256(strict_json(config).encode()).hexdigest(),
         "tokenizer": data.tokenizer.hash(),

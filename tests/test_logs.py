@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from lightning.pytorch.loggers import CSVLogger
 
-from lmkit.logs import JsonLines, JsonlLogger, WandbLogger, logged_in
+from lmkit.logs import JsonLines, JsonlLogger, WandbLogger, logged_in, tolerate
 
 
 def read(path: Path) -> list:
@@ -150,3 +151,22 @@ def test_logged_in(tmp_path, monkeypatch):
     assert not logged_in()
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     assert logged_in()
+
+
+def test_a_logger_that_raises_costs_a_warning(tmp_path, caplog):
+    class Failing(CSVLogger):
+        calls = 0
+
+        def log_metrics(self, metrics, step=None):
+            self.calls += 1
+            raise ConnectionError("no route to host")
+
+    logger = Failing(tmp_path)
+    tolerate(logger)
+    for step in range(3):
+        logger.log_metrics({"val/nll": 1.0}, step)
+    logger.finalize("success")
+    assert logger.calls == 1
+    assert caplog.messages == [
+        "Failing failed (ConnectionError: no route to host): it gets no more; metrics.jsonl goes on"
+    ]

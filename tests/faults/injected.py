@@ -3,6 +3,7 @@
 The processes of a run are spawned from this main module, so that each of them reads it.
 """
 
+import datetime
 import errno
 import json
 import math
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from lmkit import checkpoint_io
+from lmkit import checkpoint_io, logs, run
 from lmkit.task import Task
 
 FAULTS = "LMKIT_TEST_FAULTS"
@@ -34,11 +35,26 @@ def _kill(*_: object, **__: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _raise() -> None:
+def _raise(*_: object, **__: object) -> None:
     raise ValueError("an injected mistake")
 
 
+def _clock_back() -> None:
+    """From now on it is yesterday."""
+    real, now = time.time, datetime.datetime
+
+    class Yesterday(datetime.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return now.now(tz) - datetime.timedelta(days=1)
+
+    time.time = lambda: real() - 86_400
+    run.datetime = Yesterday
+
+
 ACTIONS = {
+    "clock back": _clock_back,
+    "logger": lambda: setattr(logs.LightningWandbLogger, "log_metrics", _raise),
     "kill": _kill,
     "raise": _raise,
     "hang": lambda: time.sleep(10_000),

@@ -138,3 +138,18 @@ def test_a_store_that_was_changed_is_noticed_before_training(finished, settings,
     done = lmkit("train", *settings, "run_id=after", cwd=place)
     assert f"{tokens}: the prepared data is damaged" in done.stderr
     assert rows(place / "outputs" / "tiny" / "after") == rows(finished[0])
+
+
+def test_a_clock_that_goes_backwards_changes_nothing(finished, settings, tmp_path):
+    run, _ = interrupted("clock back", 25, settings, tmp_path, 0)
+    assert_same_run(run, finished[0])
+    status = json.loads((run / "status.json").read_text())
+    assert status["status"] == "finished"
+    assert status["ended"] < status["started"], "the clock did go back"
+    lmkit("evaluate", "latest", cwd=tmp_path)
+
+
+def test_a_logger_that_raises_costs_a_warning(finished, settings, tmp_path):
+    run, err = interrupted("logger", 25, [*settings, "logger=wandb"], tmp_path, 0)
+    assert "WandbLogger failed (ValueError: an injected mistake): it gets no more" in err
+    assert_same_run(run, finished[0])
