@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import logging
+import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -40,6 +41,9 @@ def work(run: Run, config: dict[str, Any], newest: Path | None) -> None:
     _check_length(config["trainer"], newest)
     with StopSignals() as signals, kernels.use(config["kernels"]):
         torch.set_num_threads(config["threads"])
+        if config["trainer"]["accelerator"] == "cuda":  # sums in one order, for the same bits again
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True, warn_only=True)
         pl.seed_everything(config["seed"], verbose=False)
         data = make_data(config)
         task = make_task(config, data)
