@@ -11,7 +11,7 @@ from journey import LIMIT, lmkit, rows
 from test_train import assert_same_state, last, wait_for_rows
 
 from faults import injected
-from faults.test_processes import begin, end
+from faults.test_processes import SLOW, begin, end
 
 pytestmark = pytest.mark.faults
 
@@ -76,7 +76,9 @@ def empty(path: Path) -> None:
     path.write_bytes(b"")
 
 
-@pytest.mark.parametrize("harm", [truncate, flip_a_bit, empty])
+@pytest.mark.parametrize(
+    "harm", [pytest.param(truncate, marks=SLOW), flip_a_bit, pytest.param(empty, marks=SLOW)]
+)
 def test_a_damaged_newest_checkpoint_is_set_aside(finished, settings, tmp_path, harm):
     run, _ = interrupted("kill", 37, settings, tmp_path, -signal.SIGKILL)
     newest = (run / "checkpoints" / "last.ckpt").resolve()

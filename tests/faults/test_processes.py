@@ -16,6 +16,7 @@ from test_train import assert_same_state, last, wait_for_rows
 from faults import injected
 
 pytestmark = pytest.mark.faults
+SLOW = pytest.mark.slow
 TWO = ("trainer=ddp_cpu", "trainer.devices=2")
 
 
@@ -89,7 +90,9 @@ def test_a_process_that_raises_ends_the_others_with_its_name_and_stack(settings,
     assert "an injected mistake" in (tmp_path / "outputs/tiny/cut/logs/rank-1.log").read_text()
 
 
-@pytest.mark.parametrize("who", [[0], [1], [0, 1]])
+@pytest.mark.parametrize(
+    "who", [pytest.param([0], marks=SLOW), [1], pytest.param([0, 1], marks=SLOW)]
+)
 def test_sigterm_to_some_processes_stops_all_at_the_same_step(two, settings, tmp_path, who):
     process = begin("train", *settings, *TWO, "run_id=cut", cwd=tmp_path)
     run = tmp_path / "outputs" / "tiny" / "cut"
@@ -107,7 +110,10 @@ def test_sigterm_to_some_processes_stops_all_at_the_same_step(two, settings, tmp
     assert_same_state(last(run), last(two))
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("signum", "code"),
+    [pytest.param(signal.SIGTERM, 143, marks=SLOW), (signal.SIGINT, 130)],
+)
 def test_a_signal_to_the_parent_stops_all(two, settings, tmp_path, signum, code):
     process = begin("train", *settings, *TWO, "run_id=cut", cwd=tmp_path)
     run = tmp_path / "outputs" / "tiny" / "cut"
