@@ -98,7 +98,7 @@ def gradients(
     scaled = hidden.new_empty(padded(positions) * padded(hidden_size + 1))
     call("pack_inputs", dtype, positions, hidden_size, hidden, share, scaled)
     sizes = (positions, panels, len(weight), hidden_size)
-    aimed = (hidden, targets, row_weight)
+    aimed = (hidden, targets, row_weight, share)
     call("odds_to_weight", dtype, *sizes, odds, scaled, *aimed, int(add), grad_weight, grad_bias)
     grad_hidden = weight.new_empty(positions, hidden_size)
     given = (odds, weight, targets, row_weight, share)

@@ -139,3 +139,13 @@ def test_the_loss_by_odds_shows_what_is_not_finite(bad):
     nll, _ = odds.nll_and_odds(hidden, weight, bias, targets, None)
     assert not torch.isfinite(nll[0])
     assert torch.isfinite(nll[1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_certain_prediction_has_no_gradient(dtype):
+    """What rounding takes from a weight it takes from both sides."""
+    hidden = torch.tensor([[1.3, 0.7]], dtype=dtype)
+    weight = torch.tensor([[211.3, 77.7], [-150.1, -99.9]])
+    nll, *found = loss_by_odds(hidden, weight, torch.zeros(2), torch.tensor([0]), torch.ones(1))
+    assert float(nll) == 0
+    assert all(gradient.abs().max() < 1e-5 for gradient in found)

@@ -49,6 +49,13 @@ void NAME(pack_inputs)(int threads, long N, long K, const E *x, const float *sha
         }
 }
 
+/* As E has it. */
+INLINE vf NAME(rounded)(vf v) {
+    E some[WIDTH];
+    NAME(store)(some, v);
+    return NAME(load)(some);
+}
+
 /* Products of R rows of W, less `from`, become odds, in words of rows, and are added to total. */
 INLINE void NAME(to_odds)(long R, long J, vf *sum, vf *total, E *odds) {
     for (long r = 0; r < R; r++)
@@ -108,7 +115,7 @@ void NAME(softmax_odds)(int threads, long N, long panels, long V, long K, const 
    x, or 1, for the target. With `add` that of W is added to what is there; that of b always. */
 void NAME(odds_to_weight)(int threads, long N, long panels, long V, long K, const E *odds,
                           const E *xs, const E *x, const int64_t *targets, const float *weight,
-                          long add, float *grad_w, float *grad_b) {
+                          const float *share, long add, float *grad_w, float *grad_b) {
     const long width = VECTORS(N) * WIDTH, blocks = (V + ROWS - 1) / ROWS;
     const long columns = VECTORS(K + 1), parts = (columns + 3) / 4;
 #pragma omp parallel num_threads(threads)
@@ -155,8 +162,14 @@ void NAME(odds_to_weight)(int threads, long N, long panels, long V, long K, cons
         for (long n = 0; n < N; n++) {
             const long v = targets[n];
             if (v < low || v >= high) continue;
-            for (long k = 0; k < K; k++) grad_w[v * K + k] -= weight[n] * NAME(real)(x[n * K + k]);
-            if (grad_b) grad_b[v] -= weight[n];
+            /* As rounded in xs, so that a certain prediction leaves nothing. */
+            const float total = weight[n] / share[n];
+            for (long k = 0; k < K; k += WIDTH) {
+                vf row = NAME(rounded)(NAME(load_some)(x + n * K + k, K - k) * share[n]);
+                float *at = grad_w + v * K + k;
+                store_some_f32(at, load_some_f32(at, K - k) - row * total, K - k);
+            }
+            if (grad_b) grad_b[v] -= NAME(rounded)(splat(share[n]))[0] * total;
         }
         free(a);
     }
@@ -212,7 +225,7 @@ void NAME(odds_to_inputs)(int threads, long N, long panels, long V, long K, cons
                 for (long k = 0; k < K; k++)
                     grad_x[n * K + k] =
                         share[n] * sums[first * width + k * (end - first) + n - first] -
-                        weight[n] * w[targets[n] * K + k];
+                        weight[n] * NAME(rounded)(splat(w[targets[n] * K + k]))[0];
         }
     }
     free(sums);
