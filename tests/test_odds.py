@@ -147,5 +147,5 @@ def test_a_certain_prediction_has_no_gradient(dtype):
     hidden = torch.tensor([[1.3, 0.7]], dtype=dtype)
     weight = torch.tensor([[211.3, 77.7], [-150.1, -99.9]])
     nll, *found = loss_by_odds(hidden, weight, torch.zeros(2), torch.tensor([0]), torch.ones(1))
-    assert float(nll) == 0
+    assert float(nll) < 1e-4  # rounding of a logit of 329
     assert all(gradient.abs().max() < 1e-5 for gradient in found)
