@@ -149,9 +149,9 @@ def _by_odds(
         rows, aims, shares = hidden[chunk], targets[chunk], weight[chunk]
         kept = memory.scratch("odds", hidden, 1, odds.num_odds(len(rows), len(matrix)))
         nll[counts[chunk]], total = odds.nll_and_odds(rows, matrix, bias, aims, kept)
+        into = (gradients.matrix, gradients.bias)
         gradients.hidden[counts[chunk]] = odds.gradients(
-            *(rows, matrix, aims, shares, total, kept, gradients.matrix, gradients.bias),
-            add=chunk.start > 0,
+            rows, matrix, aims, shares, total, kept, *into, add=chunk.start > 0
         )
     return nll
 

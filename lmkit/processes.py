@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from socket import gethostname
@@ -85,18 +85,18 @@ class Failure:
     """How a process of a run has ended, for its parent: `died` if another try may do better,
     `signum` if it was stopped."""
 
+    rank: int
     what: str
     stack: str
     died: bool = False
     mistake: bool = False  # the user's: what says it all
     signum: int = 0
-    rank: int = 0
     time: float = field(default_factory=time.time)
     process: str = field(default_factory=lambda: f"process {os.getpid()} on {gethostname()}")
 
-    def write(self, directory: Path, rank: int) -> None:
-        text = json.dumps(asdict(replace(self, rank=rank)))
-        (directory / f"rank-{rank}.failure.json").write_text(text, encoding="utf-8")
+    def write(self, directory: Path) -> None:
+        file = directory / f"rank-{self.rank}.failure.json"
+        file.write_text(json.dumps(asdict(self)), encoding="utf-8")
 
     @classmethod
     def take(cls, directory: Path) -> list[Failure]:

@@ -152,14 +152,11 @@ def _processes(trials: Trials, steps: int) -> Finding:
     lanes = trials.config["data"]["batch_size"]
     if lanes % 2:
         return Finding(promise, None, f"data.batch_size={lanes} does not divide by 2")
-    one, two = (_losses(trials.run(name, steps, processes=n)) for name, n in PROCESSES.items())
-    apart = [abs(a - b) for a, b in zip(one, two, strict=True)]
+    one, two = trials.run("whole", steps), trials.run("two", steps, processes=2)
+    apart = [abs(a - b) for a, b in zip(_losses(one), _losses(two), strict=True)]
     near = max(apart[:FIRST]) <= NEAR
     found = f"at most {max(apart[:FIRST]):.1e} nats apart in {FIRST} steps, {apart[-1]:.1e} at last"
     return Finding(promise, near, found)
-
-
-PROCESSES = {"whole": 1, "two": 2}
 
 
 def _batches(trials: Trials, steps: int) -> Finding:
@@ -191,12 +188,9 @@ def _loads(trials: Trials, steps: int) -> Finding:
 
 def _beginning(store: Any) -> Text:
     """The first documents of a store, some NUM_TOKENS tokens."""
-    ends = torch.as_tensor(store.document_ends.astype("int64"))
-    number = max(int((ends <= NUM_TOKENS).sum()), 1)
-    end = int(ends[number - 1])
-    return Text(
-        store.tokens[:end].astype("int64"), ends[:number].numpy(), ends[:number].numpy(), 0, 0
-    )
+    number = max(int((store.document_ends <= NUM_TOKENS).sum()), 1)
+    ends = store.document_ends[:number].astype("int64")
+    return Text(store.tokens[: ends[-1]].astype("int64"), ends, ends, 0, 0)
 
 
 def _nll(trained: TrainedModel, text: Text, num_lanes: int, positions: int) -> float:

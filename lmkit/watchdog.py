@@ -107,17 +107,12 @@ class Watchdog(Callback):
 
     def _end(self, directory: Path, rank: int, place: Place, still: float) -> None:
         step, phase, window = place
-        what = f"{PHASES[phase]}, step {step + 1}, window {window}"
-        (frame,) = (
-            frame
-            for ident, frame in sys._current_frames().items()
-            if ident == threading.main_thread().ident
-        )
+        where = f"{PHASES[phase]}, step {step + 1}, window {window}"
+        what = f"has not moved for {still:.0f} s ({where})"
+        frame = sys._current_frames()[threading.main_thread().ident or 0]
         stack = "".join(traceback.format_stack(frame))
-        Failure(f"has not moved for {still:.0f} s ({what})", stack, died=True).write(
-            directory, rank
-        )
-        sys.stderr.write(f"rank {rank} has not moved for {still:.0f} s ({what})\n{stack}")
+        Failure(rank, what, stack, died=True).write(directory)
+        sys.stderr.write(f"rank {rank} {what}\n{stack}")
         sys.stderr.flush()
         os._exit(1)
 

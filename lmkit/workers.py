@@ -92,14 +92,14 @@ def _worker(path: Path, config: dict[str, Any], newest: Path | None) -> None:
     try:
         work(Run(path), config, newest)
     except Stopped as stopped:
-        Failure(str(stopped), "", signum=stopped.signum).write(path / "logs", rank)
+        Failure(rank, str(stopped), "", signum=stopped.signum).write(path / "logs")
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(stopped.exit_code)  # a return would wait for the parent, which waits for the end
     except BaseException as error:
         mistake = isinstance(error, UserError)
         what = str(error) if mistake else f"raised {type(error).__name__}: {error}"
-        Failure(what, traceback.format_exc(), mistake=mistake).write(path / "logs", rank)
+        Failure(rank, what, traceback.format_exc(), mistake=mistake).write(path / "logs")
         traceback.print_exc(file=stream)
         raise
 

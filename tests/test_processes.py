@@ -36,7 +36,7 @@ def test_num_nodes():
 
 def test_failures_are_taken_once_the_earliest_first(tmp_path):
     for rank, time in ((0, 2.0), (1, 1.0)):
-        Failure("raised", "stack", time=time).write(tmp_path, rank)
+        Failure(rank, "raised", "stack", time=time).write(tmp_path)
     assert json.loads((tmp_path / "rank-1.failure.json").read_text())["rank"] == 1
     assert [failure.rank for failure in Failure.take(tmp_path)] == [1, 0]
     assert Failure.take(tmp_path) == []

@@ -58,7 +58,6 @@ ACTIONS = {
     "kill": _kill,
     "raise": _raise,
     "hang": lambda: time.sleep(10_000),
-    "term": lambda: os.kill(os.getpid(), signal.SIGTERM),
     "full disk": lambda: setattr(torch, "save", _full_disk),
     "kill in write": lambda: setattr(checkpoint_io.os, "fsync", _kill),
     "kill before manifest": lambda: setattr(checkpoint_io, "write_atomically", _kill),
