@@ -22,6 +22,7 @@ PACKAGE = Path(__file__).parent
 MODULES = {
     "train": "launch",
     "resume": "launch",
+    "sweep": "sweep",
     "evaluate": "evaluate",
     "generate": "generate",
     "score": "score",
@@ -32,9 +33,9 @@ MODULES = {
     "list": "list",
 }
 # These start from a config that must fit this machine; the others only read a run.
-TRAINS = ("train", "resume", "analyze")
+TRAINS = ("train", "resume", "sweep", "analyze")
 # Parameters of a command that the command line does not spell out.
-PROVIDED = ("config", "composition", "overrides", "config_dir", "commands")
+PROVIDED = ("config", "composition", "search", "overrides", "config_dir", "commands")
 WORDS = {"run": "RUN: a run directory, an id, the beginning of one, or latest"}
 HYDRA_FLAGS = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--shell-completion", "-sc")
 
@@ -127,6 +128,12 @@ def _run(command: Command, argv: list[str]) -> Any:
         if run or not command.takes_config:
             raise UserError(f"lmkit {command.name} composes no config for Hydra's flags to show")
         return _show(argv, name)
+    search = None
+    if "search" in command.positional:
+        from lmkit.search import split
+
+        search = split(argv, command.own)
+        argv = [*search.first(), *search.own]
     base = run.path / "config.yaml" if run else None
     composition = compose(argv, base, command.own if command.takes_config else None, name)
     function = command.load()
@@ -145,6 +152,7 @@ def _run(command: Command, argv: list[str]) -> Any:
         "run": run,
         "config": config,
         "composition": composition,
+        "search": search,
         "overrides": composition.overrides,
         "config_dir": parse_flags(argv).config_dir,
         "commands": {name: known.purpose for name, known in commands().items()},

@@ -137,14 +137,14 @@ def _report(run: Run, config: dict[str, Any], summary: dict[str, Any]) -> None:
     prompt = config["callbacks"].get("samples", {}).get("prompt")
     start = f" prompt={shlex.quote(prompt)}" if prompt else ""
     console.print(Text(f"more text:     {_command('generate', run)}{start}"))
-    console.print(Text(f"the dashboard: lmkit dashboard{_outputs(run)}"))
+    console.print(Text(f"the dashboard: lmkit dashboard{outputs_argument(run)}"))
 
 
 def _command(name: str, run: Run) -> str:
-    return f"lmkit {name} {run.id}{_outputs(run)}"
+    return f"lmkit {name} {run.id}{outputs_argument(run)}"
 
 
-def _outputs(run: Run) -> str:
-    """`outputs=` where lmkit would look elsewhere."""
+def outputs_argument(run: Run) -> str:
+    """` outputs=DIR` where a command would look elsewhere for the run."""
     outputs = run.path.parents[1]
     return "" if outputs == Path("outputs").absolute() else f" outputs={outputs}"

@@ -9,7 +9,8 @@ import re
 import secrets
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -111,13 +112,23 @@ class Run:
             self.write("config.yaml", dict(config))
         except OSError as error:
             self.release()
-            raise UserError(
-                f"cannot write the run directory {self.path}: {error.strerror}; "
-                "give another place with outputs=DIR"
-            ) from error
+            raise self._unwritable(error) from error
         except UserError:
             self.release()
             raise
+
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """Hold the directory, which is made where there is none, for something else than a run."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._hold()
+        except OSError as error:
+            raise self._unwritable(error) from error
+        try:
+            yield
+        finally:
+            self.release()
 
     def release(self) -> None:
         """Let go of the directory; the kernel does so itself when the process dies."""
@@ -187,6 +198,12 @@ class Run:
         except (ValueError, yaml.YAMLError) as error:
             raise UserError(f"{self.path / name} is damaged: {error}") from error
         return value
+
+    def _unwritable(self, error: OSError) -> UserError:
+        return UserError(
+            f"cannot write the run directory {self.path}: {error.strerror}; "
+            "give another place with outputs=DIR"
+        )
 
     def _hold(self) -> None:
         lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)

@@ -111,6 +111,7 @@ def _about(run: Run) -> dict[str, Any]:
         "status": run.status,
         "config": lambda: _config(run.path / "config.yaml"),
         "summary": lambda: run.read("summary.json"),
+        "sweep": lambda: _trial(run),
     }
     for name, read in parts.items():
         try:
@@ -120,6 +121,23 @@ def _about(run: Run) -> dict[str, Any]:
         except (AttributeError, TypeError, ValueError):
             problems.append(f"{run.path}: its {name} is no mapping")
     return about
+
+
+def _trial(run: Run) -> Mapping[str, Any]:
+    """What the sweep that a run is a trial of says of it, if it is one."""
+    sweep = Run(run.path.parent / f"{run.id.rpartition('-')[0]}-sweep")
+    try:
+        at = (sweep.path / "sweep.json").stat()
+    except FileNotFoundError:
+        return {}
+    return _trials(sweep.path, at.st_mtime_ns).get(f"{run.name}/{run.id}", {})
+
+
+@lru_cache(maxsize=100)
+def _trials(path: Path, changed: int) -> Mapping[str, Mapping[str, Any]]:
+    found = Run(path).read("sweep.json")
+    about = {"id": f"{path.parent.name}/{path.name}", "metric": found["metric"]}
+    return {trial["run"]: about | trial for trial in found["trials"]}
 
 
 def _config(path: Path) -> Mapping[str, Any]:

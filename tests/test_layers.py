@@ -14,12 +14,13 @@ FLOW = """
     pydocs readers probe_corpus source hub corpus
     encoding word subword tokenizer
     token_store store
-    lanes datamodule
+    lanes mixture datamodule
     gemm kernels dropout embedding lstm recurrent model odds cross_entropy head metrics optim task
     run checkpoint_io checkpoint guard watchdog logs progress
-    config allow binding contradictions check
+    config search allow binding contradictions check
     sampling text trained probe training workers launch
     estimate evaluate score_page score generate analyze watch dashboard verify doctor list
+    study trial sweep_report sweep
     cli __main__
 """.split()  # noqa: SIM905 - a line is a stage
 MODULES = sorted(file.stem for file in PACKAGE.glob("*.py") if file.stem != "__init__")

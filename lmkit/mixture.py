@@ -1,0 +1,245 @@
+"""Several texts at once, in proportions: an endless stream of documents into lanes.
+
+Each text is read in passes, in an order of its own for each pass. A lane that comes to the end of
+its document takes the next of the text that lags most behind its share of tokens. Nothing is kept
+for each document, so that memory does not grow with the texts; and lanes go on over the end of an
+epoch, which is a number of windows here, so that no document is cut short and none is padded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from lmkit.lanes import RELEASE_EVERY, Tokens, Window
+
+ROUNDS = 6
+MASK64 = (1 << 64) - 1
+
+
+class Segment(NamedTuple):
+    """Positions `place` to `place + count` of a document, 0 being the one that resets.
+
+    text: number of its text. document: its number there. start, length: in tokens.
+    """
+
+    text: int
+    document: int
+    start: int
+    length: int
+    place: int
+    count: int  # type: ignore[assignment]  # of tuple, which nobody asks a segment
+
+
+@dataclass
+class Progress:
+    """Where a mixture stands: documents and tokens taken of each text, and what each lane reads.
+
+    lanes: [text, document, start, length, positions read] each; empty before the first document.
+    """
+
+    taken: list[int]
+    tokens: list[int]
+    lanes: list[list[int]] = field(default_factory=list)
+
+
+class MixtureLoader:
+    """Iterates over the windows of an epoch, this process's rows of them; resumes exactly.
+
+    A window's `index` counts from the first epoch on: the state is never reset between epochs.
+    """
+
+    def __init__(
+        self,
+        texts: Sequence[Tokens],
+        weights: Sequence[float],
+        *,
+        eos_id: int,
+        num_lanes: int,
+        bptt: int,
+        seed: int,
+        epoch_tokens: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        accumulate: int = 1,
+    ) -> None:
+        """weights: shares of the tokens. epoch_tokens: about how many an epoch reads; if None, as
+        many as until the first of the texts has been read once."""
+        self.texts = texts
+        self.shares = [weight / sum(weights) for weight in weights]
+        self.eos_id = eos_id
+        self.num_lanes = num_lanes
+        self.bptt = bptt
+        self.seed = seed
+        self.accumulate = accumulate
+        self.world_size = world_size
+        share = num_lanes // world_size
+        self.rows = slice(rank * share, (rank + 1) * share)
+        read = [(text.num_tokens, len(text.document_ends)) for text in texts]
+        if epoch_tokens is None:
+            epoch_tokens = int(min(n / p for (n, _), p in zip(read, self.shares, strict=True)))
+        # A document of n tokens takes n + 1 positions.
+        self.efficiency = 1 / sum(
+            p * (n + documents) / n for (n, documents), p in zip(read, self.shares, strict=True)
+        )
+        positions = epoch_tokens / self.efficiency
+        self._num_windows = max(round(positions / (num_lanes * bptt)), 1)
+        self.epoch = -1  # read to its end, so that the first pass is epoch 0
+        self.position = self._num_windows
+        self._resumed = False
+        self._group = self._beginning()  # as it was before the update that is being read
+
+    def __len__(self) -> int:
+        return self._num_windows
+
+    def __iter__(self) -> Iterator[Window]:
+        if not self._resumed or self.position >= len(self):
+            self.epoch += 1
+            self.position = 0
+        self._resumed = False
+        unreleased = 0
+        while self.position < len(self):
+            first = self.position - self.position % self.accumulate
+            progress = deepcopy(self._group)
+            together = min(self.accumulate, len(self) - first)
+            plans = [self._plan(progress) for _ in range(together)]
+            counts = [num_targets(plan) for plan in plans]
+            for place in range(self.position - first, together):
+                window = self._window(plans[place], counts[place], sum(counts))
+                self.position += 1
+                if place + 1 == together:
+                    self._group = progress
+                unreleased += window.tokens.numel()
+                if unreleased >= RELEASE_EVERY:
+                    self._release()
+                    unreleased = 0
+                yield window
+        self._release()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Windows of the epoch already handed out, and where the update they belong to began."""
+        return {"epoch": self.epoch, "position": self.position, "mixture": asdict(self._group)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """`ended` true, which a trainer may add, means that no more of the pass was wanted."""
+        self.epoch = state["epoch"]
+        self.position = state["position"]
+        self._group = Progress(**state["mixture"])
+        self._resumed = not state.get("ended", False)
+
+    def documents(self, epoch: int, index: int) -> list[tuple[int, int]]:
+        """(text, number) of the documents, in all lanes, of which a window has targets."""
+        progress = self._beginning()
+        for _ in range(epoch * len(self) + index):
+            self._plan(progress)
+        segments = [segment for lane in self._plan(progress) for segment in lane]
+        return sorted({(s.text, s.document) for s in segments if s.place + s.count > 1})
+
+    def _beginning(self) -> Progress:
+        none = [0] * len(self.texts)
+        return Progress([*none], [*none], [[] for _ in range(self.num_lanes)])
+
+    def _plan(self, progress: Progress) -> list[list[Segment]]:
+        """What the lanes read in the next window; moves `progress` on."""
+        plan: list[list[Segment]] = []
+        for lane in progress.lanes:
+            segments = []
+            room = self.bptt
+            while room:
+                if not lane:
+                    lane[:] = [*self._take(progress), 0]
+                count = min(room, lane[3] + 1 - lane[4])
+                segments.append(Segment(*lane, count))  # type: ignore[call-arg]
+                lane[4] += count
+                room -= count
+                if lane[4] > lane[3]:
+                    lane.clear()
+            plan.append(segments)
+        return plan
+
+    def _take(self, progress: Progress) -> tuple[int, int, int, int]:
+        """Text, number, start and length of the next document."""
+        behind = [
+            tokens / share for tokens, share in zip(progress.tokens, self.shares, strict=True)
+        ]
+        text = behind.index(min(behind))
+        ends = self.texts[text].document_ends
+        turn, place = divmod(progress.taken[text], len(ends))
+        document = shuffled(place, len(ends), mix(mix(mix(self.seed) + text) + turn))
+        start = int(ends[document - 1]) if document else 0
+        length = int(ends[document]) - start
+        progress.taken[text] += 1
+        progress.tokens[text] += length
+        return text, document, start, length
+
+    def _window(self, plan: list[list[Segment]], num: int, num_update: int) -> Window:
+        own = plan[self.rows]
+        tokens = np.full((len(own), self.bptt), self.eos_id, np.int64)
+        targets = tokens.copy()
+        resets, mask = np.zeros((2, *tokens.shape), bool)
+        for row, segments in enumerate(own):
+            column = 0
+            for text, _, start, _, place, count in segments:
+                read = self.texts[text].tokens
+                # Position p reads token p - 2 and has token p - 1 as its target.
+                first, stop = max(place, 1), place + count
+                if first < stop:
+                    at = slice(column + first - place, column + count)
+                    targets[row, at] = read[start + first - 1 : start + stop - 1]
+                    known = max(first, 2)  # the input of position 1 is `<eos>`
+                    at = slice(column + known - place, column + count)
+                    tokens[row, at] = read[start + known - 2 : start + stop - 2]
+                mask[row, column + first - place : column + count] = True
+                resets[row, column] = place == 0
+                column += count
+        weight = mask * (self.accumulate * self.world_size / max(num_update, 1))
+        return Window(
+            torch.from_numpy(tokens),
+            torch.from_numpy(targets),
+            torch.from_numpy(resets),
+            torch.from_numpy(mask),
+            torch.from_numpy(weight.astype(np.float32)),
+            self.epoch * len(self) + self.position,
+            num,
+            self.epoch,
+            self.rows.start,
+            self.num_lanes,
+        )
+
+    def _release(self) -> None:
+        for text in self.texts:
+            text.release()
+
+
+def num_targets(plan: list[list[Segment]]) -> int:
+    """Real targets of a window: all positions but those that reset."""
+    return sum(s.count - (s.place == 0) for segments in plan for s in segments)
+
+
+def shuffled(place: int, size: int, key: int) -> int:
+    """What stands at `place` of a permutation of range(size), drawn by `key`, without a table.
+
+    A Feistel network over a power of four, walked on until it is inside (Black and Rogaway 2002).
+    """
+    half = max(((size - 1).bit_length() + 1) // 2, 1)
+    low = (1 << half) - 1
+    while True:
+        left, right = place >> half, place & low
+        for number in range(ROUNDS):
+            left, right = right, left ^ mix(right + mix(key + number)) & low
+        place = left << half | right
+        if place < size:
+            return place
+
+
+def mix(value: int) -> int:
+    """64 bits that depend on all bits of a number (splitmix64, Steele et al. 2014)."""
+    value = (value + 0x9E3779B97F4A7C15) & MASK64
+    value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9 & MASK64
+    value = (value ^ value >> 27) * 0x94D049BB133111EB & MASK64
+    return value ^ value >> 31

@@ -1,0 +1,158 @@
+"""What a sweep varies: keys that have several values on the command line, in Hydra's syntax."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
+from hydra.errors import HydraException
+
+from lmkit.config import ASSIGNMENT, config_folders, group_options, nearest, normalise, parse_flags
+from lmkit.errors import UserError
+
+# A sweep gives each trial its own.
+NAMING = ("outputs", "name", "run_id")
+GOLDEN = 0.382  # of an interval: hardly ever a whole number where one is asked for
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """A key and what it may be: `values` in Hydra's grammar, or any number from low to high.
+
+    source: the argument that said so. Whole numbers where low is one.
+    """
+
+    key: str
+    source: str
+    values: tuple[str, ...] = ()
+    low: float = 0.0
+    high: float = 0.0
+    log: bool = False
+
+    def argument(self, value: object) -> str:
+        """The command line's argument that gives the key this value."""
+        return f"{self.source.partition('=')[0]}={value}"
+
+    def examples(self) -> tuple[object, ...]:
+        """Values, the first of them first, that show whether a config takes all there are."""
+        if self.values:
+            return self.values
+        if isinstance(self.low, int):
+            return (self.low, self.high)
+        inside = self.low + GOLDEN * (self.high - self.low)
+        return (self.low, self.high, float(f"{inside:.5g}"))
+
+
+@dataclass(frozen=True)
+class Search:
+    """The dimensions of a sweep, the arguments that all its trials share, those for the sweep
+    itself, and Hydra's flags."""
+
+    dimensions: tuple[Dimension, ...]
+    fixed: tuple[str, ...]
+    own: tuple[str, ...]
+    flags: tuple[str, ...]
+
+    def arguments(self, values: Sequence[object]) -> list[str]:
+        """The command line of the point with one value for each dimension."""
+        varied = [d.argument(value) for d, value in zip(self.dimensions, values, strict=True)]
+        return [*self.flags, *self.fixed, *varied]
+
+    def first(self) -> list[str]:
+        """The command line of the point that has the first of all values."""
+        return self.arguments([dimension.examples()[0] for dimension in self.dimensions])
+
+    def grid(self) -> list[dict[str, str]]:
+        """All combinations, the last key varying fastest; raises UserError for intervals."""
+        if endless := [d.key for d in self.dimensions if not d.values]:
+            raise UserError(
+                f"sampler=grid: {', '.join(endless)} can be any number of an interval; list some "
+                f"as {endless[0]}=1,2,3 or take sampler=random or sampler=tpe"
+            )
+        keys = [dimension.key for dimension in self.dimensions]
+        points = product(*(dimension.values for dimension in self.dimensions))
+        return [dict(zip(keys, point, strict=True)) for point in points]
+
+
+def split(argv: Sequence[str], own: Collection[str]) -> Search:
+    """Tell the keys with several values from the rest of a command line; `own` are the command's.
+
+    `sweep=NAME` stands for the lines of `sweep/NAME.yaml`; the command line comes after them.
+    Raises UserError.
+    """
+    flags = parse_flags(argv)
+    folders = config_folders(flags.config_dir)
+    options = group_options(folders)
+    arguments: list[str] = []
+    for argument in flags.overrides:
+        key, _, value = argument.partition("=")
+        arguments += _preset(value, folders, options) if key == "sweep" else [argument]
+    dimensions: dict[str, Dimension] = {}
+    fixed: dict[str, str] = {}
+    mine = []
+    for argument in arguments:
+        match = ASSIGNMENT.match(argument)
+        key = match["key"] if match else argument
+        if key in own:
+            mine.append(argument)
+            continue
+        override = _parse(argument, options) if match else None
+        dimensions.pop(key, None)  # the last line that sets a key wins
+        fixed.pop(key, None)
+        if match and override and override.is_sweep_override():
+            dimensions[key] = _dimension(key, argument, override)
+        else:
+            fixed[key] = argument
+    if not dimensions:
+        raise UserError(
+            "lmkit sweep needs a key with several values, as model.hidden_size=200,400 or "
+            "optimizer.lr='tag(log,interval(1e-4,1e-2))', or a preset sweep=NAME"
+        )
+    kept = tuple(argument for argument in argv if argument not in flags.overrides)
+    return Search(tuple(dimensions.values()), tuple(fixed.values()), tuple(mine), kept)
+
+
+def _preset(name: str, folders: Sequence[Path], options: dict[str, list[str]]) -> list[str]:
+    there = options.get("sweep", [])
+    if name not in there:
+        raise UserError(f"sweep={name}: no such option of sweep; {nearest(name, there)}")
+    file = next(f for folder in reversed(folders) if (f := folder / f"sweep/{name}.yaml").is_file())
+    try:
+        lines = yaml.load(file.read_text(encoding="utf-8"), yaml.BaseLoader)  # as written
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{file}: not a readable sweep: {error}") from error
+    if not isinstance(lines, dict) or not all(isinstance(v, str) for v in lines.values()):
+        raise UserError(
+            f"{file}: expected a line `key: values` for each key, values as on the command line"
+        )
+    return [f"{key}={value}" for key, value in lines.items()]
+
+
+def _parse(argument: str, options: Collection[str]) -> Override | None:
+    """None for what `compose` will say is wrong."""
+    try:
+        return OverridesParser.create().parse_override(normalise(argument, options))
+    except HydraException:
+        return None
+
+
+def _dimension(key: str, source: str, override: Override) -> Dimension:
+    if key in NAMING:
+        raise UserError(f"{source}: a sweep names its trials itself; give one value")
+    value = override.value()
+    if isinstance(value, IntervalSweep):
+        whole = isinstance(value.start, int) or "int" in value.tags
+        low, high = (int(end) if whole else float(end) for end in (value.start, value.end))  # type: ignore[arg-type]
+        log = "log" in value.tags
+        if not low < high or (log and low <= 0):
+            above = " from above 0" if log else ""
+            raise UserError(f"{source}: an interval goes up{above}, found {low} to {high}")
+        return Dimension(key, source, low=low, high=high, log=log)
+    if not isinstance(value, ChoiceSweep | RangeSweep) or value.shuffle:
+        raise UserError(f"{source}: a sweep takes a list a,b or choice, range, interval")
+    return Dimension(key, source, tuple(dict.fromkeys(map(str, override.sweep_string_iterator()))))

@@ -1,0 +1,291 @@
+"""`lmkit sweep`: trainings over keys with several values, each a run like any other."""
+
+from __future__ import annotations
+
+import io
+import os
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from lmkit import hardware
+from lmkit.check import check
+from lmkit.config import compose, report
+from lmkit.errors import UserError
+from lmkit.launch import outputs_argument
+from lmkit.run import Run, mint_id, write_atomically
+from lmkit.search import Search
+from lmkit.signals import Stopped
+from lmkit.study import Pruner, Sampler, Study, Trial
+from lmkit.sweep_report import Board, draw, results, show
+from lmkit.training import make_data
+from lmkit.trial import TrialProcess
+
+Metric = Literal["val/nll", "val/bits_per_byte"]
+NUM_TRIALS = 20
+POLL_SECONDS = 0.2
+HELD_SECONDS = 60.0  # that a trial of a killed sweep may take to save its place and end
+
+
+def sweep(
+    config: dict[str, Any],
+    search: Search,
+    *,
+    sampler: Sampler = "tpe",
+    num_trials: int | None = None,
+    parallel: int = 1,
+    metric: Metric = "val/nll",
+    pruner: Pruner = "none",
+    num_startup_trials: int = 5,
+    num_warmup_validations: int = 1,
+) -> dict[str, Any]:
+    """Train with many values of the keys that have several, and show what came of it.
+
+    As in: lmkit sweep optimizer.lr='tag(log,interval(1e-4,1e-2))' model.hidden_size=200,400. Each
+    trial is a run, <id>-000 and so on, that never sees the test split. With the run_id of a sweep
+    that was stopped or killed, goes on to num_trials in all.
+    sampler: tpe learns from the trials so far, random does not, grid takes all combinations.
+    num_trials: how many ever start, failed ones too; null: 20, or all of a grid.
+    parallel: trials at a time; they share the cores, or have GPUs of their own.
+    pruner: median or halving end a trial whose validations are worse than those of others, from
+    num_warmup_validations on, and after num_startup_trials (median).
+    """
+    points = search.grid() if sampler == "grid" else []
+    total = (len(points) or NUM_TRIALS) if num_trials is None else num_trials
+    slots = _slots(config, parallel)
+    _check(search, config, metric, total, points)
+    settings = {
+        "search": [dimension.source for dimension in search.dimensions],
+        "arguments": [a for a in search.fixed if not a.startswith(("outputs=", "run_id="))],
+        **{"sampler": sampler, "metric": metric, "pruner": pruner, "seed": config["seed"]},
+        "num_startup_trials": num_startup_trials,
+        "num_warmup_validations": num_warmup_validations,
+    }
+    assert make_data(config).prepared  # once, and not by each of the first trials
+    identity = config["run_id"] or mint_id()
+    place = Run(Path(config["outputs"]) / config["name"] / f"{identity}-sweep")
+    with place.holding():
+        _same_or_new(place, settings)
+        study = Study(
+            place.path / "study.db",
+            search.dimensions,
+            sampler=sampler,
+            pruner=pruner,
+            warmup=(num_startup_trials, num_warmup_validations),
+            seed=config["seed"],
+            points=points,
+        )
+        trials = Sweep(place, identity, config, search, metric, study)
+        return trials.run(total, slots)
+
+
+class Sweep:
+    """The processes of a sweep's trials, and the study that decides about them."""
+
+    def __init__(
+        self,
+        place: Run,
+        identity: str,
+        config: Mapping[str, Any],
+        search: Search,
+        metric: Metric,
+        study: Study,
+    ) -> None:
+        self.place = place
+        self.identity = identity
+        self.config = config
+        self.search = search
+        self.metric = metric
+        self.study = study
+        self.running: dict[int, tuple[Trial, TrialProcess]] = {}  # by slot
+
+    def run(self, total: int, slots: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+        """Start trials until there were `total`, one a slot at a time; what they came to."""
+        print(f"sweep {self.place.name}/{self.identity} in {self.place.path}", file=sys.stderr)
+        self.place.write_status("running")
+        try:
+            with Board(self.study, total, self.metric) as board:
+                while self._fill(total, slots) or self.running:
+                    self._follow(board)
+                    time.sleep(POLL_SECONDS)
+        except BaseException as error:
+            self._stop()
+            code = error.exit_code if isinstance(error, Stopped) else 1
+            self.place.write_status("stopped" if code > 128 else "failed", repr(error), code)
+            print(f"to go on: {self._command()}", file=sys.stderr)
+            raise
+        self.place.write_status("finished", exit_code=0)
+        return self._report()
+
+    def _fill(self, total: int, slots: Sequence[Mapping[str, str]]) -> bool:
+        """Start trials where there is room; whether any was started."""
+        free = [slot for slot in range(len(slots)) if slot not in self.running]
+        for slot in free:
+            trial = self.study.unfinished()
+            if trial is None and self.study.num_started() < total:
+                trial = self.study.ask()
+            if trial is None:
+                return False
+            self.running[slot] = (trial, self._start(trial, slots[slot], len(slots)))
+            self._write()
+        return bool(free)
+
+    def _start(self, trial: Trial, environment: Mapping[str, str], parallel: int) -> TrialProcess:
+        run = Run(self.place.path.parent / f"{self.identity}-{trial.number:03d}")
+        deadline = time.monotonic() + HELD_SECONDS
+        while run.held() and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+        processes = hardware.num_processes(self.config["trainer"])
+        threads = max(torch.get_num_threads() // (parallel * processes), 1)
+        groups = [
+            f"logger.{name}.group={self.identity}"
+            for name, node in self.config["logger"].items()
+            if node["_target_"] == "lmkit.logs.WandbLogger" and node.get("group") is None
+        ]
+        values = [trial.params[dimension.key] for dimension in self.search.dimensions]
+        arguments = [
+            *([f"threads={threads}"] if parallel > 1 else []),
+            *groups,
+            *self.search.arguments(values),
+            *(f"outputs={self.config['outputs']}", f"name={run.name}", f"run_id={run.id}"),
+            "trainer.limit_test_batches=0",
+        ]
+        log = self.place.path / f"trial-{trial.number:03d}.log"
+        return TrialProcess(run, arguments, self.metric, log, {**os.environ, **environment})
+
+    def _follow(self, board: Board) -> None:
+        """Hear from every trial, end those that are not worth going on."""
+        for slot, (trial, process) in list(self.running.items()):
+            code = process.poll()
+            pruned = process.pruned or self.study.prunes(trial, process.values)
+            if code is None:
+                if pruned and not process.pruned:
+                    process.prune()
+                continue
+            del self.running[slot]
+            if code == 0 and process.best is not None:
+                self.study.tell(trial, "finished", process.best)
+            elif process.pruned and code > 128:
+                why = f"pruned after {len(process.values)} validations"
+                process.run.write_status("stopped", why, code)
+                self.study.tell(trial, "pruned", why=why)
+            else:
+                why = process.what_failed(code) if code else f"no {self.metric} that is a number"
+                self.study.tell(trial, "failed", why=why)
+            self._write()
+            board.ended(trial.number)
+        board.show([pair for _, pair in sorted(self.running.items())])
+
+    def _stop(self) -> None:
+        """Let the trials save their places and end; they go on with the sweep."""
+        processes = [process for _, process in self.running.values()]
+        for process in processes:
+            process.stop()
+        try:
+            for process in processes:
+                process.wait()
+        except Stopped:
+            for process in processes:
+                process.kill()
+            raise
+
+    def _write(self) -> dict[str, Any]:
+        found = results(self.study, self.place, self.metric)
+        self.place.write("sweep.json", found)
+        return found
+
+    def _report(self) -> dict[str, Any]:
+        """Print and draw what came of the trials."""
+        found = self._write()
+        show(found)
+        if not found["best"]:
+            print(f"no trial finished; what they printed is in {self.place.path}", file=sys.stderr)
+            sys.exit(1)
+        file = io.BytesIO()
+        draw(found).savefig(file, format="png")
+        write_atomically(self.place.path / "sweep.png", file.getvalue())
+        where = outputs_argument(self.place)
+        print(f"picture:       {self.place.path / 'sweep.png'}")
+        print(f"test the best: lmkit evaluate {found['best']['run']}{where} split=test")
+        print(f"the dashboard: lmkit dashboard{where}")
+        return found
+
+    def _command(self) -> str:
+        search = self.search
+        given = [a for a in (*search.own, *search.fixed) if not a.startswith("run_id=")]
+        varied = [dimension.source for dimension in search.dimensions]
+        words = [*search.flags, *given, *varied, f"run_id={self.identity}"]
+        return shlex.join(["lmkit", "sweep", *words])
+
+
+def _slots(config: Mapping[str, Any], parallel: int) -> list[dict[str, str]]:
+    """What the environment of each of the trials at a time has beside this one's."""
+    if parallel < 1:
+        raise UserError(f"parallel={parallel}: must be at least 1")
+    if parallel == 1 or config["trainer"]["accelerator"] != "cuda":
+        return [{}] * parallel
+    each = hardware.num_processes(config["trainer"])
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(
+        map(str, range(torch.cuda.device_count()))
+    )
+    gpus = visible.split(",")
+    if parallel * each > len(gpus):
+        raise UserError(
+            f"parallel={parallel} trials of trainer.devices={each} need {parallel * each} GPUs, "
+            f"here are {len(gpus)}; lower either"
+        )
+    shares = [gpus[slot * each : (slot + 1) * each] for slot in range(parallel)]
+    return [{"CUDA_VISIBLE_DEVICES": ",".join(share)} for share in shares]
+
+
+def _check(
+    search: Search,
+    config: Mapping[str, Any],
+    metric: Metric,
+    total: int,
+    points: Sequence[Mapping[str, str]],
+) -> None:
+    """Raises UserError with what no trial could do, and every value that the config rejects."""
+    mistakes = []
+    if total < 1 or (points and total > len(points)):
+        most = f"the grid has {len(points)} combinations" if points else "must be at least 1"
+        mistakes.append(f"num_trials={total}: {most}")
+    if config["trainer"].get("limit_val_batches") == 0 or config["trainer"].get("fast_dev_run"):
+        mistakes.append("trials are compared by their validation: without one there is no sweep")
+    tokenizers = [d.source for d in search.dimensions if d.key.partition(".")[0] == "tokenizer"]
+    if tokenizers and metric == "val/nll":
+        mistakes.append(
+            f"{tokenizers[0]}: nats per token of different tokens cannot be compared; "
+            "set metric=val/bits_per_byte"
+        )
+    for place, dimension in enumerate(search.dimensions):
+        firsts = [each.examples()[0] for each in search.dimensions]
+        for value in dimension.examples()[1:]:  # the first point has been checked whole
+            firsts[place] = value
+            try:
+                check(compose(search.arguments(firsts)), trains=False)
+            except UserError as error:
+                mistakes += [line.strip() for line in str(error).splitlines()[1:]]
+    if mistakes:
+        raise UserError(report(list(dict.fromkeys(mistakes))))
+
+
+def _same_or_new(place: Run, settings: dict[str, Any]) -> None:
+    """Write down what the sweep is; one that goes on must be the same."""
+    then = place.read("sweep.yaml")
+    changes = [
+        f"\n  {key}: {then.get(key)} there, {settings[key]} now"
+        for key in settings
+        if then and then.get(key) != settings[key]
+    ]
+    if changes:
+        raise UserError(
+            f"run_id={place.id.removesuffix('-sweep')} is another sweep ({place.path}):"
+            f"{''.join(changes)}\nonly num_trials and parallel may change; choose another run_id"
+        )
+    place.write("sweep.yaml", settings)

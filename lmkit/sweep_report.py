@@ -1,0 +1,212 @@
+"""What a person sees of a sweep: a board while it runs, then a table, a picture and numbers."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from lmkit.metrics import perplexity
+from lmkit.run import Run
+from lmkit.study import OUTCOMES, Study, Trial
+from lmkit.trial import TrialProcess
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NUM_SHOWN = 10
+COLOURS = {"finished": "#0072B2", "pruned": "#E69F00", "failed": "#D55E00"}
+
+
+class Board:
+    """On a terminal, trials that run and the best so far; elsewhere a line for each that ends."""
+
+    def __init__(self, study: Study, total: int, metric: str) -> None:
+        self.study = study
+        self.total = total
+        self.metric = metric
+        self.console = Console(stderr=True)
+        self._live = Live(console=self.console, auto_refresh=False, transient=True)
+        self._began = time.monotonic()
+        self._ended_before = num_ended(study)
+
+    def __enter__(self) -> Self:
+        if self.console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._live.stop()
+
+    def ended(self, number: int) -> None:
+        """Say what a trial came to."""
+        trial = trial_record(self.study, number)
+        came_to = trial["why"]
+        if trial["value"] is not None:
+            came_to = f"{value_name(self.metric)} {value_text(trial['value'], self.metric)}"
+        parts = (
+            f"{num_ended(self.study)}/{self.total}",
+            f"trial {number} {trial['outcome']}",
+            values_text(trial["values"]),
+            came_to,
+        )
+        self.console.print("  ".join(parts), highlight=False, soft_wrap=True, markup=False)
+
+    def show(self, running: Sequence[tuple[Trial, TrialProcess]]) -> None:
+        """Draw the board anew."""
+        if not self.console.is_terminal:
+            return
+        ended = num_ended(self.study)
+        each = (time.monotonic() - self._began) / max(ended - self._ended_before, 1)
+        left = f", {each * (self.total - ended):,.0f} s left" if ended > self._ended_before else ""
+        table = Table("trial", "values", "step", "epoch", "last", "best", box=None)
+        table.title = f"{ended} of {self.total} trials{left}"
+        table.title_justify = "left"
+        for trial, process in running:
+            last = process.values[-1] if process.values else math.nan
+            row = process.row
+            cells = (value_text(v, self.metric) for v in (last, process.best or math.nan))
+            place = (str(row.get("step", "")), str(row.get("epoch", "")))
+            table.add_row(str(trial.number), values_text(trial.params), *place, *cells)
+        self._live.update(table, refresh=True)
+
+
+def num_ended(study: Study) -> int:
+    return sum(OUTCOMES[trial.state] in COLOURS for trial in study.trials())
+
+
+def trial_record(study: Study, number: int) -> dict[str, Any]:
+    """A trial in plain values: its validations by their number from 1, its value if finished."""
+    trial = study.trials()[number]
+    return {
+        "number": number,
+        "outcome": OUTCOMES[trial.state],
+        "value": trial.value,
+        "values": dict(trial.params),
+        "validations": [trial.intermediate_values[i] for i in sorted(trial.intermediate_values)],
+        "why": trial.user_attrs.get("why", ""),
+    }
+
+
+def results(study: Study, place: Run, metric: str) -> dict[str, Any]:
+    """All that a sweep came to, trials by number and their runs."""
+    identity = place.id.removesuffix("-sweep")
+    trials = [
+        {"run": f"{place.name}/{identity}-{trial.number:03d}", **trial_record(study, trial.number)}
+        for trial in study.trials()
+        if OUTCOMES[trial.state] != "waiting"
+    ]
+    finished = [trial for trial in trials if trial["outcome"] == "finished"]
+    return {
+        "sweep": str(place.path),
+        "metric": metric,
+        "counts": dict(Counter(trial["outcome"] for trial in trials)),
+        "best": min(finished, key=lambda trial: trial["value"], default=None),
+        "trials": trials,
+    }
+
+
+def show(found: Mapping[str, Any]) -> None:
+    """Print the best trials, what became of the others, and what to type next."""
+    console = Console()
+    metric, trials = found["metric"], found["trials"]
+    finished = sorted(
+        (trial for trial in trials if trial["outcome"] == "finished"), key=lambda t: t["value"]
+    )
+    keys = list(trials[0]["values"]) if trials else []
+    table = Table("run", value_name(metric), *keys, box=None)
+    for trial in finished[:NUM_SHOWN]:
+        values = (short(value) for value in trial["values"].values())
+        table.add_row(trial["run"], value_text(trial["value"], metric), *values)
+    console.print(table)
+    counts = ", ".join(f"{n} {outcome}" for outcome, n in found["counts"].items())
+    console.print(f"{len(trials)} trials: {counts}", highlight=False)
+    reasons = Counter(trial["why"] for trial in trials if trial["outcome"] == "failed")
+    for why, count in reasons.most_common(NUM_SHOWN):
+        console.print(f"{count} failed: {why}", highlight=False, markup=False, soft_wrap=True)
+
+
+def draw(found: Mapping[str, Any]) -> Figure:
+    """The value of each trial against each key that was varied, one panel a key."""
+    from matplotlib.figure import Figure
+
+    keys = list(found["trials"][0]["values"])
+    columns = min(len(keys), 3)
+    rows = -(-len(keys) // columns)
+    figure = Figure(figsize=(4 * columns, 3.2 * rows), dpi=150, layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).flat
+    for key, axes in zip(keys, panels, strict=False):
+        _panel(axes, key, found)
+    for axes in list(figure.axes)[len(keys) :]:
+        axes.remove()
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper right", ncols=len(labels), frameon=False)
+    return figure
+
+
+def _panel(axes: Any, key: str, found: Mapping[str, Any]) -> None:
+    shown = [(trial, lowest(trial)) for trial in found["trials"] if lowest(trial) is not None]
+    values = [trial["values"][key] for trial, _ in shown]
+    places = [number(value) for value in values]
+    if any(map(math.isnan, places)):
+        names = sorted(set(map(str, values)))
+        places = [names.index(str(value)) for value in values]
+        axes.set_xticks(range(len(names)), names)
+    elif places and min(places) > 0 and max(places) >= 30 * min(places):
+        axes.set_xscale("log")
+    for outcome, colour in COLOURS.items():
+        points = [
+            (place, value)
+            for place, (trial, value) in zip(places, shown, strict=True)
+            if trial["outcome"] == outcome
+        ]
+        if points:
+            axes.scatter(*zip(*points, strict=True), s=22, color=colour, label=outcome, alpha=0.8)
+    axes.set(xlabel=key, ylabel=found["metric"])
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def lowest(trial: Mapping[str, Any]) -> float | None:
+    """A trial's value, or the lowest of its validations."""
+    seen = [value for value in trial["validations"] if value is not None and math.isfinite(value)]
+    return trial["value"] if trial["value"] is not None else min(seen, default=None)
+
+
+def number(value: object) -> float:
+    """A drawn value as a number; NaN where it is none."""
+    try:
+        return float(str(value))
+    except ValueError:
+        return math.nan
+
+
+def short(value: object) -> str:
+    """A drawn value in few digits."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def values_text(values: Mapping[str, Any]) -> str:
+    return " ".join(f"{key}={short(value)}" for key, value in values.items())
+
+
+def value_name(metric: str) -> str:
+    return "val/perplexity" if metric == "val/nll" else metric
+
+
+def value_text(value: float, metric: str) -> str:
+    """A perplexity for a nll, as everywhere else."""
+    if not math.isfinite(value):
+        return ""
+    return f"{perplexity(value):,.2f}" if metric == "val/nll" else f"{value:.4f}"

@@ -1,0 +1,104 @@
+"""One training of a sweep: a process of `lmkit train`, followed through what it writes."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lmkit.run import Run
+from lmkit.watch import read_rows
+from lmkit.workers import PR_SET_PDEATHSIG
+
+LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+TAIL = 4000  # characters of a log in which to look for what went wrong
+
+
+class TrialProcess:
+    """`values` are those of `metric` after each validation so far, `row` what was logged last."""
+
+    def __init__(
+        self,
+        run: Run,
+        arguments: Sequence[str],
+        metric: str,
+        log: Path,
+        environment: Mapping[str, str],
+    ) -> None:
+        """`arguments` train `run`; what the process prints goes to the end of `log`."""
+        self.run = run
+        self.metric = metric
+        self.log = log
+        self.values: list[float] = []
+        self.row: dict[str, Any] = {}
+        self.pruned = False
+        self._place = [0, 0]
+        with log.open("ab") as file:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "lmkit", "train", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env=dict(environment),
+                process_group=0,  # Ctrl-C is the sweep's to pass on
+                preexec_fn=_end_with_parent,
+            )
+
+    def poll(self) -> int | None:
+        """The exit code of a process that has ended; None before. Reads what there is to read."""
+        code = self._process.poll()
+        more = True
+        while more:
+            piece = read_rows(self.run.path / "metrics.jsonl", self._place)
+            self._place, more = piece["place"], piece["more"]
+            if piece["afresh"]:
+                self.values, self.row = [], {}
+            for row in piece["rows"]:
+                self.row |= row
+                if self.metric in row:
+                    self.values.append(math.nan if row[self.metric] is None else row[self.metric])
+        return code
+
+    @property
+    def best(self) -> float | None:
+        """The lowest value so far."""
+        return min(filter(math.isfinite, self.values), default=None)
+
+    def prune(self) -> None:
+        """Stop it for good."""
+        self.pruned = True
+        self.stop()
+
+    def stop(self) -> None:
+        """Let it save its place and end."""
+        self._process.send_signal(signal.SIGTERM)
+
+    def wait(self) -> None:
+        self._process.wait()
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def what_failed(self, code: int) -> str:
+        """Why a process that exited with `code` has, in a line."""
+        said = self.log.read_text(encoding="utf-8", errors="replace")[-TAIL:]
+        status = self.run.status()
+        if code < 0:
+            return f"killed by {signal.Signals(-code).name}"
+        if code > 128:
+            return f"stopped by {signal.Signals(code - 128).name}"
+        if code == 2 and "error: " in said:
+            return " ".join(said.rpartition("error: ")[2].split())
+        return str(status.get("reason") or f"exit code {code}")
+
+
+def _end_with_parent() -> None:
+    """In the new process: have the kernel stop it when this one is killed."""
+    if LIBC is not None:
+        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

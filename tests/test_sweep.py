@@ -1,0 +1,156 @@
+"""`lmkit sweep` with real processes: exactly as many trials as asked for, each a run as alone."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from journey import LIMIT, lmkit, rows, start
+
+from lmkit.sweep import _slots
+
+
+def trials(place: Path, identity: str) -> list[dict]:
+    file = place / "outputs" / "tiny" / f"{identity}-sweep" / "sweep.json"
+    return json.loads(file.read_text())["trials"] if file.exists() else []
+
+
+def outcomes(place: Path, identity: str) -> list[str]:
+    return [trial["outcome"] for trial in trials(place, identity)]
+
+
+def wait_for(condition) -> None:
+    deadline = time.monotonic() + LIMIT
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def run_of(place: Path, trial: dict) -> Path:
+    return place / "outputs" / trial["run"]
+
+
+def test_12_trials_killed_in_the_middle_end_as_12(tmp_path, settings):
+    command = [
+        *("sweep", *settings, "run_id=s", "trainer.max_epochs=2", "sampler=random"),
+        *("num_trials=12", "parallel=2", "optimizer.lr=tag(log,interval(1e-4,1e-1))"),
+        *("model.hidden_size=8,12", "model.tie_weights=false"),
+    ]
+    process = start(*command, cwd=tmp_path)
+    wait_for(lambda: outcomes(tmp_path, "s").count("finished") >= 4)
+    wait_for(lambda: "running" in outcomes(tmp_path, "s"))
+    started = [t for t in trials(tmp_path, "s") if t["outcome"] == "running"]
+    wait_for(lambda: all((run_of(tmp_path, t) / "metrics.jsonl").exists() for t in started))
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    before = trials(tmp_path, "s")
+    done = lmkit(*command, "format=json", cwd=tmp_path)
+    found = json.loads(done.stdout)
+    assert found["counts"] == {"finished": 12}
+    assert [trial["number"] for trial in found["trials"]] == list(range(12))
+    assert [t["values"] for t in found["trials"][: len(before)]] == [t["values"] for t in before]
+    runs = sorted(p.name for p in (tmp_path / "outputs" / "tiny").glob("s-???"))
+    assert runs == [f"s-{number:03d}" for number in range(12)]
+    assert found["best"]["value"] == min(trial["value"] for trial in found["trials"])
+    # One that was interrupted is what it is alone, and none has seen the test split.
+    cut = next(t for t in found["trials"] if t["number"] == started[0]["number"])
+    overrides = run_of(tmp_path, cut) / "overrides.yaml"
+    lines = [line.removeprefix("- ").strip("'") for line in overrides.read_text().splitlines()]
+    lmkit("train", *lines, "run_id=alone", cwd=tmp_path)
+    alone = tmp_path / "outputs" / "tiny" / "alone"
+    assert rows(alone) == rows(run_of(tmp_path, cut))
+    for trial in found["trials"]:
+        run = run_of(tmp_path, trial)
+        summary = json.loads((run / "summary.json").read_text())
+        assert summary["best/val/nll"] == pytest.approx(trial["value"])
+        assert not any(key.startswith("test") for key in summary)
+        assert "test/" not in (run / "metrics.jsonl").read_text()
+    assert (tmp_path / "outputs" / "tiny" / "s-sweep" / "sweep.png").read_bytes()[1:4] == b"PNG"
+
+
+def test_pruning_saves_steps_and_a_failed_trial_is_counted(tmp_path, settings):
+    done = lmkit(
+        *("sweep", *settings, "run_id=s", "trainer.max_epochs=30", "sampler=grid"),
+        *("pruner=median", "num_startup_trials=1", "num_warmup_validations=2"),
+        *("optimizer.lr=1e-2,1e-9", "model.hidden_size=12,13", "format=json"),
+        cwd=tmp_path,
+    )
+    found = json.loads(done.stdout)
+    by_values = {tuple(t["values"].values()): t for t in found["trials"]}
+    assert found["counts"] == {"finished": 1, "failed": 2, "pruned": 1}
+    assert by_values["0.01", "12"]["outcome"] == "finished"
+    failed = by_values["0.01", "13"]
+    assert "tied weights need" in failed["why"], failed["why"]
+    pruned = by_values["1e-09", "12"]
+    assert pruned["outcome"] == "pruned"
+    assert 2 <= len(pruned["validations"]) < 30
+    last = [rows(run_of(tmp_path, t))[-1]["step"] for t in (by_values["0.01", "12"], pruned)]
+    assert last[1] < last[0] / 2
+    status = json.loads((run_of(tmp_path, pruned) / "status.json").read_text())
+    assert status["status"] == "stopped"
+    assert status["reason"].startswith("pruned after")
+    assert "1 failed" not in done.stdout
+
+
+def test_ctrl_c_stops_all_and_the_same_command_goes_on(tmp_path, settings):
+    command = ["sweep", *settings, "run_id=s", "trainer.max_epochs=30", "seed=1,2", "sampler=grid"]
+    process = start(*command, cwd=tmp_path)
+    first = tmp_path / "outputs" / "tiny" / "s-000"
+    wait_for(lambda: (first / "metrics.jsonl").exists() and len(rows(first)) > 5)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=LIMIT)
+    assert process.returncode == 130
+    assert "to go on: lmkit sweep" in err
+    assert json.loads((first / "status.json").read_text())["status"] == "stopped"
+    assert outcomes(tmp_path, "s") == ["running"]
+    lmkit(*command, cwd=tmp_path)
+    assert outcomes(tmp_path, "s") == ["finished", "finished"]
+
+
+def test_mistakes_are_found_before_anything_starts(tmp_path, settings):
+    done = lmkit(
+        *("sweep", *settings, "optimizer.lr=1e-2,fast", "model.hidden_size=interval(8,16)"),
+        *("tokenizer=characters,bytes", "num_trials=0"),
+        cwd=tmp_path,
+        code=2,
+    )
+    assert done.stderr == (
+        "error: 4 mistakes:\n"
+        "  num_trials=0: must be at least 1\n"
+        "  tokenizer=characters,bytes: nats per token of different tokens cannot be compared; "
+        "set metric=val/bits_per_byte\n"
+        "  optimizer.lr=fast: expected float, found text\n"
+        "  model.hidden_size=11.056: expected int, found float\n"
+    )
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_another_search_is_another_sweep(tmp_path, settings):
+    command = ["sweep", *settings, "run_id=s", "trainer.max_steps=2", "sampler=grid"]
+    lmkit(*command, "seed=1,2", "num_trials=1", cwd=tmp_path)
+    done = lmkit(*command, "seed=1,2,3", cwd=tmp_path, code=2)
+    assert done.stderr.startswith("error: run_id=s is another sweep (")
+    assert "\n  search: ['seed=1,2'] there, ['seed=1,2,3'] now\n" in done.stderr
+    lmkit(*command, "seed=1,2", cwd=tmp_path)
+    assert outcomes(tmp_path, "s") == ["finished"] * 2
+
+
+@pytest.mark.slow
+def test_trials_of_two_processes_are_what_they_are_alone(tmp_path, settings):
+    several = [*settings, "trainer=ddp_cpu", "trainer.devices=2", "threads=1"]
+    lmkit("sweep", *several, "run_id=s", "seed=1,2", "sampler=grid", cwd=tmp_path)
+    for number, seed in enumerate((1, 2)):
+        lmkit("train", *several, f"seed={seed}", f"run_id=alone-{seed}", cwd=tmp_path)
+        tiny = tmp_path / "outputs" / "tiny"
+        alone = [row for row in rows(tiny / f"alone-{seed}") if "test/nll" not in row]
+        assert rows(tiny / f"s-{number:03d}") == alone
+
+
+def test_trials_side_by_side_have_gpus_of_their_own(monkeypatch):
+    monkeypatch.setitem(os.environ, "CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    config = {"trainer": {"accelerator": "cuda", "devices": 2, "num_nodes": 1}}
+    assert _slots(config, 2) == [{"CUDA_VISIBLE_DEVICES": "4,5"}, {"CUDA_VISIBLE_DEVICES": "6,7"}]
+    with pytest.raises(Exception, match=r"parallel=3 trials of trainer.devices=2 need 6 GPUs, he"):
+        _slots(config, 3)
