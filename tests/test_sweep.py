@@ -72,30 +72,27 @@ def test_12_trials_killed_in_the_middle_end_as_12(tmp_path, settings):
 
 def test_pruning_saves_steps_and_a_failed_trial_is_counted(tmp_path, settings):
     done = lmkit(
-        *("sweep", *settings, "run_id=s", "trainer.max_epochs=30", "sampler=grid"),
+        *("sweep", *settings, "run_id=s", "trainer.max_epochs=8", "sampler=grid"),
         *("pruner=median", "num_startup_trials=1", "num_warmup_validations=2"),
-        *("optimizer.lr=1e-2,1e-9", "model.hidden_size=12,13", "format=json"),
+        *("optimizer.lr=1e-2,1e-9,1e9", "format=json"),
         cwd=tmp_path,
     )
     found = json.loads(done.stdout)
-    by_values = {tuple(t["values"].values()): t for t in found["trials"]}
-    assert found["counts"] == {"finished": 1, "failed": 2, "pruned": 1}
-    assert by_values["0.01", "12"]["outcome"] == "finished"
-    failed = by_values["0.01", "13"]
-    assert "tied weights need" in failed["why"], failed["why"]
-    pruned = by_values["1e-09", "12"]
+    assert found["counts"] == {"finished": 1, "pruned": 1, "failed": 1}
+    good, pruned, failed = found["trials"]
+    assert good["outcome"] == "finished"
+    assert failed["why"].startswith("NonFiniteError: ")
     assert pruned["outcome"] == "pruned"
-    assert 2 <= len(pruned["validations"]) < 30
-    last = [rows(run_of(tmp_path, t))[-1]["step"] for t in (by_values["0.01", "12"], pruned)]
+    assert 2 <= len(pruned["validations"]) < 8
+    last = [rows(run_of(tmp_path, trial))[-1]["step"] for trial in (good, pruned)]
     assert last[1] < last[0] / 2
     status = json.loads((run_of(tmp_path, pruned) / "status.json").read_text())
     assert status["status"] == "stopped"
     assert status["reason"].startswith("pruned after")
-    assert "1 failed" not in done.stdout
 
 
 def test_ctrl_c_stops_all_and_the_same_command_goes_on(tmp_path, settings):
-    command = ["sweep", *settings, "run_id=s", "trainer.max_epochs=30", "seed=1,2", "sampler=grid"]
+    command = ["sweep", *settings, "run_id=s", "trainer.max_epochs=5", "seed=1,2", "sampler=grid"]
     process = start(*command, cwd=tmp_path)
     first = tmp_path / "outputs" / "tiny" / "s-000"
     wait_for(lambda: (first / "metrics.jsonl").exists() and len(rows(first)) > 5)
