@@ -127,6 +127,10 @@ def _run(command: Command, argv: list[str]) -> Any:
         if run or not command.takes_config:
             raise UserError(f"lmkit {command.name} composes no config for Hydra's flags to show")
         return _show(argv, name)
+    if command.name == "train" and parse_flags(argv, multirun=True).multirun:
+        from lmkit.multirun import multirun
+
+        return multirun(argv)
     base = run.path / "config.yaml" if run else None
     composition = compose(argv, base, command.own if command.takes_config else None, name)
     function = command.load()

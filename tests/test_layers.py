@@ -18,7 +18,7 @@ FLOW = """
     gemm kernels dropout embedding lstm recurrent model odds cross_entropy head metrics optim task
     run checkpoint_io checkpoint guard watchdog logs progress
     config allow binding contradictions check
-    sampling text trained probe training workers launch
+    sampling text trained probe training workers launch job multirun
     estimate evaluate score_page score generate analyze watch dashboard verify doctor list
     cli __main__
 """.split()  # noqa: SIM905 - a line is a stage
