@@ -1,6 +1,7 @@
 """`python -m lmkit`."""
 
 import os
+import signal
 import sys
 
 from lmkit.cli import main
@@ -8,5 +9,6 @@ from lmkit.signals import follow_parent
 
 if parent := os.environ.pop("LMKIT_FOLLOWS", None):  # a job of a sweep
     follow_parent(int(parent))
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # submitit's, for the launcher's process
 
 sys.exit(main())
