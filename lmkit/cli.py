@@ -128,6 +128,10 @@ def _run(command: Command, argv: list[str]) -> Any:
         if run or not command.takes_config:
             raise UserError(f"lmkit {command.name} composes no config for Hydra's flags to show")
         return _show(argv, name)
+    if command.name == "train" and parse_flags(argv, multirun=True).multirun:
+        from lmkit.multirun import multirun
+
+        return multirun(argv)
     search = None
     if "search" in command.positional:
         from lmkit.search import split

@@ -66,16 +66,18 @@ def compose(
             config = _merge(_fresh_groups(_read(base), groups, folders, done.mistakes), values)
             done.config = _plain(config)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise UserError(report([*done.mistakes, _first_lines(error)])) from error
+        raise UserError(report([*done.mistakes, first_lines(error)])) from error
     _anchor_paths(done.config)
     return done
 
 
-def parse_flags(argv: Sequence[str]) -> Any:
+def parse_flags(argv: Sequence[str], *, multirun: bool = False) -> Any:
     """Hydra's own flags apart from the `key=value` arguments (`.overrides`)."""
     arguments = get_args_parser().parse_intermixed_args(list(argv))
-    if arguments.multirun or arguments.experimental_rerun:
-        raise UserError("--multirun and --experimental-rerun are not supported: start each run")
+    if arguments.multirun and not multirun:
+        raise UserError("--multirun is for lmkit train, with no other of Hydra's flags that show")
+    if arguments.experimental_rerun:
+        raise UserError("--experimental-rerun is not supported: lmkit resume goes on with a run")
     if arguments.config_path:
         raise UserError("--config-path would hide lmkit's groups: add yours with --config-dir")
     return arguments
@@ -118,9 +120,32 @@ def normalise(argument: str, groups: Collection[str]) -> str:
         return argument
     sign, key, value = match["sign"], match["key"], match["value"]
     if VERBATIM.match(key) and sign != "~":
-        return f"++{key}={QuotedString(_literal(value), Quote.double).with_quotes()}"
+        return f"++{key}={quoted(value)}"
     is_group = key.partition("@")[0] in groups and not value.startswith("{")
     return argument if sign or is_group else f"++{argument}"
+
+
+def spell(line: str, groups: Collection[str]) -> str:
+    """The argument that `normalise` makes `line` of."""
+    plain = line.removeprefix("++")
+    key, _, _ = plain.partition("=")
+    if VERBATIM.match(key):
+        override = OverridesParser.create().parse_override(line)
+        value = override.value()
+        text = value if isinstance(value, str) else override.get_value_element_as_str()
+        return f"{key}={_unliteral(text)}"
+    return plain if normalise(plain, groups) == line else line
+
+
+def quoted(text: str) -> str:
+    """Any text as a value in Hydra's grammar."""
+    return QuotedString(literal(text), Quote.double).with_quotes()
+
+
+def search_path(folders: Sequence[Path]) -> str:
+    """The override by which Hydra looks into the user's folder too."""
+    search = [QuotedString(f"file://{f}", Quote.double).with_quotes() for f in folders[1:]]
+    return f"hydra.searchpath=[{','.join(search)}]"
 
 
 def nearest(name: str, names: Collection[str]) -> str:
@@ -133,6 +158,13 @@ def report(mistakes: Sequence[str]) -> str:
     """All mistakes, one a line, under their count."""
     count = f"{len(mistakes)} mistake{'s' if len(mistakes) > 1 else ''}:"
     return "\n".join([count, *(f"  {mistake}" for mistake in mistakes)])
+
+
+def reported(error: UserError) -> list[str]:
+    """The mistakes of a `report`; any other error is one."""
+    first, *lines = str(error).splitlines()
+    is_report = re.fullmatch(r"\d+ mistakes?:", first)
+    return [line.removeprefix("  ") for line in lines] if is_report else [str(error)]
 
 
 def _sort_overrides(
@@ -155,7 +187,7 @@ def _sort_overrides(
             override = parser.parse_override(normalise(argument, options))
         except HydraException as error:
             remedy = "put the value in quotes within the shell's, as 'key=\"value\"'"
-            mistakes.append(f"{argument}: {_first_lines(error)}; {remedy}")
+            mistakes.append(f"{argument}: {first_lines(error)}; {remedy}")
             continue
         key = override.key_or_group
         if override.is_sweep_override():
@@ -189,9 +221,8 @@ def _option_name(value: object) -> str:
 
 
 def _hydra(folders: Sequence[Path], name: str, overrides: list[str]) -> DictConfig:
-    search = [QuotedString(f"file://{f}", Quote.double).with_quotes() for f in folders[1:]]
     with initialize_config_dir(str(folders[0]), job_name="lmkit", version_base="1.3"):
-        return hydra_compose(name, [f"hydra.searchpath=[{','.join(search)}]", *overrides])
+        return hydra_compose(name, [search_path(folders), *overrides])
 
 
 def _fresh_groups(
@@ -238,15 +269,20 @@ def _read(path: Path) -> DictConfig:
     try:
         loaded = yaml.load(path.read_text(encoding="utf-8"), Loader=get_yaml_loader())
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: not a readable config: {_first_lines(error)}") from error
+        raise UserError(f"{path}: not a readable config: {first_lines(error)}") from error
     if not isinstance(loaded, dict):
         raise UserError(f"{path}: not a config: expected a mapping")
-    return OmegaConf.create(_map_strings(loaded, _literal))
+    return OmegaConf.create(_map_strings(loaded, literal))
 
 
-def _literal(text: str) -> str:
+def literal(text: str) -> str:
     """`text` written so that OmegaConf reads it back as it is, secrets excepted."""
     return re.sub(r"(\\*)\$\{(?!oc\.env:)", lambda m: m[1] * 2 + "\\${", text)
+
+
+def _unliteral(text: str) -> str:
+    """What `literal` was given."""
+    return re.sub(r"(\\+)\$\{(?!oc\.env:)", lambda m: "\\" * (len(m[1]) // 2) + "${", text)
 
 
 def _map_strings(value: Any, change: Any) -> Any:
@@ -272,7 +308,7 @@ def _anchor_paths(config: dict[str, Any]) -> None:
                     node[key] = str(Path(value).absolute())
 
 
-def _first_lines(error: Exception) -> str:
+def first_lines(error: Exception) -> str:
     """The message of an error of Hydra, YAML or OmegaConf, without its pointers to the web."""
     lines = [line.strip() for line in str(error).splitlines()]
     kept = [line for line in lines if line and not line.startswith(("See https", "Config search"))]

@@ -33,7 +33,8 @@ SAMPLE_TOKENS = 60
 def train(config: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     """Train a model, test its best checkpoint, and show a sample of its text.
 
-    With the run_id of a run that has been stopped, goes on with that run.
+    With the run_id of a run that has been stopped, goes on with that run. With -m, Hydra's
+    multirun, a run for each combination of values: -m optimizer.lr=1e-3,1e-2 model=lstm,gru.
     """
     place = (config["outputs"], config["name"], config["run_id"])
     return _start(lambda: Run.create(*place, config, overrides, sys.argv), config)

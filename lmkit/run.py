@@ -61,7 +61,7 @@ class Run:
         """
         for key, value in (("name", name), ("run_id", run_id)):
             if value is not None:
-                _check_name(key, str(value))
+                check_name(key, str(value))
         run = cls(Path(outputs).absolute() / str(name) / str(run_id or mint_id()))
         run.start(config, overrides, command)
         return run
@@ -261,7 +261,8 @@ def mint_id() -> str:
     return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
 
 
-def _check_name(key: str, value: str) -> None:
+def check_name(key: str, value: str) -> None:
+    """Raises UserError where a name or an id cannot name a directory of `outputs`."""
     if not re.fullmatch(r"[^\W_][\w.+=,@-]*", value) or value == "latest":
         raise UserError(
             f"{key}={value}: expected letters, digits and any of ._+=,@- after the first letter "

@@ -1,13 +1,26 @@
 """Ctrl-C, SIGTERM and a cluster's SIGUSR1, from start-up to the last file written, without losing
 a step."""
 
+import ctypes
 import os
 import signal
+import sys
 import threading
 from types import FrameType, TracebackType
 from typing import Self
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+PR_SET_PDEATHSIG = 1
+FOLLOWS = "LMKIT_FOLLOWS"  # in the environment of a process that is to end with its parent
+
+
+def follow_parent(parent: int | None = None) -> None:
+    """Have this process get SIGTERM when the one that started it, `parent`, dies or has died."""
+    if sys.platform == "linux":  # elsewhere it is left to itself
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # a launcher may have blocked them
+    if parent is not None and os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 class Stopped(BaseException):

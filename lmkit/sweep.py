@@ -15,7 +15,7 @@ import torch
 
 from lmkit import hardware
 from lmkit.check import check
-from lmkit.config import compose, report
+from lmkit.config import compose, report, reported
 from lmkit.errors import UserError
 from lmkit.launch import outputs_argument
 from lmkit.run import Run, mint_id, write_atomically
@@ -270,7 +270,7 @@ def _check(
             try:
                 check(compose(search.arguments(firsts)), trains=False)
             except UserError as error:
-                mistakes += [line.strip() for line in str(error).splitlines()[1:]]
+                mistakes += reported(error)
     if mistakes:
         raise UserError(report(list(dict.fromkeys(mistakes))))
 

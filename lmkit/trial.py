@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from lmkit.run import Run
+from lmkit.signals import FOLLOWS
 from lmkit.watch import read_rows
-from lmkit.workers import PR_SET_PDEATHSIG
 
-LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 TAIL = 4000  # characters of a log in which to look for what went wrong
 
 
@@ -44,9 +43,8 @@ class TrialProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                env=dict(environment),
+                env={**environment, FOLLOWS: str(os.getpid())},
                 process_group=0,  # Ctrl-C is the sweep's to pass on
-                preexec_fn=_end_with_parent,
             )
 
     def poll(self) -> int | None:
@@ -96,9 +94,3 @@ class TrialProcess:
         if code == 2 and "error: " in said:
             return " ".join(said.rpartition("error: ")[2].split())
         return str(status.get("reason") or f"exit code {code}")
-
-
-def _end_with_parent() -> None:
-    """In the new process: have the kernel stop it when this one is killed."""
-    if LIBC is not None:
-        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -99,8 +99,8 @@ def test_list_shows_every_option_with_its_purpose(capsys):
             "lmkit dashboard composes no config for Hydra's flags to show",
         ),
         (
-            ["train", "-m", "seed=1,2"],
-            "--multirun and --experimental-rerun are not supported: start each run",
+            ["doctor", "-m", "seed=1,2"],
+            "--multirun is for lmkit train, with no other of Hydra's flags that show",
         ),
     ],
 )

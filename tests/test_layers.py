@@ -18,7 +18,7 @@ FLOW = """
     gemm kernels dropout embedding lstm recurrent model odds cross_entropy head metrics optim task
     run checkpoint_io checkpoint guard watchdog logs progress
     config search allow binding contradictions check
-    sampling text trained probe training workers launch
+    sampling text trained probe training workers launch job multirun
     estimate evaluate score_page score generate analyze watch dashboard verify doctor list
     study trial sweep_report sweep
     cli __main__
