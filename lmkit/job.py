@@ -98,7 +98,10 @@ class Job:
                 stderr=log,
                 start_new_session=True,
             )
-            out = _attend(process, self.directory)
+            try:
+                out = _attend(process, self.directory)
+            except Exception as error:  # as submitit raises at the end of a job's time
+                return Outcome(*known, process.returncode, f"ended by its launcher: {error}")
         if code := process.returncode:
             return Outcome(*known, code, _reason(code, file.read_bytes()[start:].decode()))
         summary = json.loads(out)
@@ -145,7 +148,7 @@ def _attend(process: subprocess.Popen[bytes], directory: Path) -> bytes:
                 if not told and (signum := asked_to_stop(directory)):
                     process.send_signal(signum)
                     told = True
-    except BaseException:  # as a launcher raises at the end of a job's time
+    except BaseException:  # SystemExit: submitit has queued the job again
         process.terminate()
         process.communicate()
         raise

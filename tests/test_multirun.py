@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from journey import LIMIT, lmkit, rows, start
 from test_train import assert_same_state, last, wait_for_rows
 
 from lmkit import cli, multirun
+from lmkit import job as job_module
 from lmkit.config import CONF, group_options, normalise, spell
 from lmkit.job import Job, Outcome, ask_to_stop
 from lmkit.run import Run
@@ -320,3 +322,44 @@ def test_what_a_sweep_has_started_ends_with_it(settings, tmp_path):
     while Run(run).held():
         pass
     assert Run(run).status()["status"] == "stopped"
+
+
+@pytest.mark.parametrize("error", [SystemExit, RuntimeError])
+def test_a_launcher_that_ends_a_job_lets_its_run_save(error, tmp_path, monkeypatch):
+    """SystemExit, after which submitit begins the job again, is not caught, all else is told."""
+
+    def end(*_: object) -> None:
+        raise error("no time left")
+
+    script = tmp_path / "lmkit.py"  # `python -m lmkit`, begun in its directory
+    script.write_text(
+        "import pathlib, signal, sys, time\n"
+        "def save(*_): pathlib.Path('saved').touch(); sys.exit(143)\n"
+        "signal.signal(signal.SIGTERM, save)\n"
+        "pathlib.Path('begun').touch()\n"
+        "time.sleep(60)\n"
+    )
+    (tmp_path / "0").mkdir()
+    before = signal.signal(signal.SIGALRM, end)
+    try:
+        with monkeypatch.context() as patch:
+            attend = job_module._attend
+
+            def begun(process: subprocess.Popen[bytes], directory: Path) -> bytes:
+                while not (tmp_path / "begun").exists():
+                    time.sleep(0.01)
+                signal.setitimer(signal.ITIMER_REAL, 0.1)
+                return attend(process, directory)
+
+            patch.setattr(job_module, "_attend", begun)
+            job = Job("s", tmp_path, tmp_path, None, [], {})
+            if error is SystemExit:
+                with pytest.raises(SystemExit):
+                    job._train(0, [])
+            else:
+                outcome = job._train(0, [])
+                assert (outcome.exit_code, outcome.run) == (143, None)
+                assert outcome.why == "ended by its launcher: no time left"
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert (tmp_path / "saved").exists()
