@@ -26,7 +26,7 @@ CONF = next(
     if directory.is_dir()
 )
 # Hydra's grammar rejects commas, quotes and brackets, which texts and paths are free to hold.
-VERBATIM = re.compile(r"(text|file|stop|outputs|(\w+\.)*prompt|(\w+\.)+\w*path)$")
+VERBATIM = re.compile(r"(text|file|stop|outputs|store|(\w+\.)*prompt|(\w+\.)+\w*path)$")
 ASSIGNMENT = re.compile(r"(?P<sign>\+\+|\+|~)?(?P<key>[\w./@$:-]+)=(?P<value>.*)$", re.DOTALL)
 
 

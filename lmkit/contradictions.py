@@ -31,6 +31,7 @@ def contradictions(config: Mapping[str, Any], splits: tuple[str, ...] | None) ->
         *_kernels(config),
         *_least(config),
         *_length(trainer, scheduler),
+        *_splits(splits),
         *_lanes(data, trainer),
         *_monitors(trainer, scheduler, callbacks, splits),
         *_callbacks(callbacks),
@@ -99,6 +100,11 @@ def _length(trainer: Mapping[str, Any], scheduler: Mapping[str, Any]) -> Iterato
             f"scheduler.warmup_steps={warmup} but trainer.max_steps={steps}: the learning rate "
             "would never leave its warm-up; lower the one or raise the other"
         )
+
+
+def _splits(splits: tuple[str, ...] | None) -> Iterator[str]:
+    if splits is not None and "train" not in splits:
+        yield f"data has no train split (it has {', '.join(splits) or 'none'}): nothing to train on"
 
 
 def _lanes(data: Mapping[str, Any], trainer: Mapping[str, Any]) -> Iterator[str]:

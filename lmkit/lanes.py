@@ -13,7 +13,7 @@ every lane. What differs between the protocols is where a lane is reset:
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 from typing import Protocol as Interface
@@ -33,7 +33,10 @@ RELEASE_EVERY = 2**22
 
 
 class Tokens(Interface):
-    """What is read of a text, on disk or in memory; ends are exclusive token positions."""
+    """What is read of a text, on disk or in memory; ends are exclusive token positions.
+
+    tokens: an array, or what has an array's length, slices and `take`.
+    """
 
     @property
     def tokens(self) -> npt.NDArray[Any]: ...
@@ -270,7 +273,8 @@ class _Reader:
         self.epoch = loader.epoch
         self.first_lane = loader.rows.start
         self.num_lanes = loader.num_lanes
-        self.tokens = np.asarray(loader.store.tokens)
+        tokens = loader.store.tokens
+        self.tokens = np.asarray(tokens) if isinstance(tokens, Sequence | np.ndarray) else tokens
         self.lead = lanes.lead
         self.unit_ends = lanes.unit_ends
         # Token index minus position, for every position of a unit.

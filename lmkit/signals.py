@@ -1,13 +1,16 @@
 """Ctrl-C, SIGTERM and a cluster's SIGUSR1, from start-up to the last file written, without losing
 a step."""
 
+import ctypes
 import os
 import signal
+import sys
 import threading
 from types import FrameType, TracebackType
 from typing import Self
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+PR_SET_PDEATHSIG = 1
 
 
 class Stopped(BaseException):
@@ -63,3 +66,9 @@ class StopSignals:
                 for each in self._before:
                     signal.signal(each, signal.SIG_DFL)
             raise Stopped(signum)
+
+
+def end_with_parent() -> None:
+    """Have SIGTERM end this process when its parent is gone, on Linux; elsewhere it stays."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -45,6 +45,10 @@ class Text:
     def num_documents(self) -> int:
         return len(self.document_ends)
 
+    @property
+    def num_lines(self) -> int:
+        return len(self.line_ends)
+
     def release(self) -> None:
         """Nothing: a text in memory stays there."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import logging
 import multiprocessing
@@ -23,7 +22,7 @@ from lmkit.checkpoint_io import latest_checkpoint
 from lmkit.errors import UserError
 from lmkit.processes import Failure
 from lmkit.run import Run
-from lmkit.signals import SIGNALS, Stopped
+from lmkit.signals import SIGNALS, Stopped, end_with_parent
 from lmkit.training import make_data, work
 
 log = logging.getLogger(__name__)
@@ -32,7 +31,6 @@ log = logging.getLogger(__name__)
 PEER_GONE = re.compile(
     r"onnection (closed|reset|refused)|closed by peer|Broken pipe|Timed out wait"
 )
-PR_SET_PDEATHSIG = 1
 
 
 class WorkerError(RuntimeError):
@@ -85,8 +83,7 @@ def work_in_processes(run: Run, config: dict[str, Any]) -> None:
 def _worker(path: Path, config: dict[str, Any], newest: Path | None) -> None:
     """One process's work; how it ended otherwise is for `_cause`."""
     os.setpgrp()  # Ctrl-C is the parent's to pass on, once
-    if sys.platform == "linux":  # elsewhere a parent that is killed leaves them to themselves
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    end_with_parent()
     rank = int(os.environ["RANK"])
     stream = log_to(path, rank)
     try:

@@ -1,0 +1,92 @@
+"""Tokens that are there already, as sources: what `lmkit prepare store=DIR` made."""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from lmkit import readers
+from lmkit.encoding import FILE, Tokenizer
+from lmkit.errors import UserError
+from lmkit.shard import MANIFEST
+from lmkit.source import SPLITS, Document, Source
+from lmkit.token_store import Prepared, TokenStore
+from lmkit.tokenizer import Stored, load_tokenizer
+
+DATA = "data.json"
+PLAN = "plan.json"
+
+
+class PreparedSource(Source):
+    """A source of tokens, which has no text."""
+
+    @abstractmethod
+    def prepared(self, tokenizer: Tokenizer, cache: Path, splits: Sequence[str] | None) -> Prepared:
+        """The tokens, where they are those of the tokenizer; UserError where they are not."""
+
+    def _read(self, split: str) -> Iterator[Document]:
+        raise UserError(f"{self._where} has tokens, no text: take the data they were made of")
+
+    def _wanted(self, splits: Sequence[str] | None) -> tuple[str, ...]:
+        for split in splits or ():
+            if split not in self.splits:
+                raise UserError(f"{self._where} has no split {split!r}: it has {self.splits}")
+        return self.splits if splits is None else tuple(splits)
+
+
+class Store(PreparedSource):
+    """A directory that `lmkit prepare store=DIR` made: its sizes are checked, not its text."""
+
+    def __init__(self, path: str) -> None:
+        self._directory = readers.located(path)
+        where = f"data.path={path}"
+        if not self._directory.is_dir():
+            raise UserError(f"{where} does not exist; {readers.nearby(self._directory)}")
+        if not (self._directory / DATA).is_file():
+            begun = (self._directory / PLAN).is_file()
+            what = "has not been finished" if begun else f"has no {DATA}"
+            remedy = (
+                "with the command that began it" if begun else f"with lmkit prepare store={path}"
+            )
+            raise UserError(f"{where} {what}: make it {remedy}")
+        try:
+            self._data: dict[str, Any] = json.loads((self._directory / DATA).read_text())
+            self._described: dict[str, object] = dict(self._data["source"])
+            self._hash = str(self._data["store"])
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise UserError(f"{self._directory / DATA} is damaged: {error!r}") from None
+        super().__init__(where, {}, {})
+
+    def _own_splits(self) -> Iterable[str]:
+        return [name for name in SPLITS if (self._directory / name / MANIFEST).is_file()]
+
+    def fingerprint(self) -> str:
+        return str(self._described.get("fingerprint", ""))
+
+    def describe(self) -> dict[str, object]:
+        return {**self._described, "prepared": str(self._directory.absolute())}
+
+    def prepared(self, tokenizer: Tokenizer, cache: Path, splits: Sequence[str] | None) -> Prepared:
+        own = load_tokenizer(self._directory)
+        found, expected = own.hash(), self._data["tokenizer"]
+        if found != expected:
+            raise UserError(
+                f"{self._directory / FILE} is not that of the tokens: found SHA-256 {found}, "
+                f"expected {expected}"
+            )
+        if not isinstance(tokenizer, Stored) and tokenizer.hash() != found:
+            raise UserError(
+                f"{self._where} has tokens of another tokenizer ({own.name}, {found[:12]}): take "
+                "the model that was trained on it, or data=store with its own tokenizer"
+            )
+        stores = {split: TokenStore.open(self._directory / split) for split in self._wanted(splits)}
+        for split, store in stores.items():
+            if store.sha256 != self._data["splits"][split]["sha256"]:
+                raise UserError(
+                    f"{self._directory / split} is not what {DATA} says: lmkit prepare "
+                    f"store={self._directory} verify=true tells what is damaged"
+                )
+        return Prepared(own, stores, self._directory, self._hash, self.describe(), {})
