@@ -88,7 +88,7 @@ class Source(ABC):
         counts: Counter[str] = Counter()
         for piece in self.pieces(split):
             yield from self.read(split, piece, counts)
-        self.check(split, counts)
+        self.check_counts(split, counts)
 
     def pieces(self, split: str) -> list[Piece]:
         """What `documents` reads, in order: a function of the source alone."""
@@ -110,7 +110,7 @@ class Source(ABC):
             if home == split:
                 yield document
 
-    def check(self, split: str, counts: Counter[str]) -> None:
+    def check_counts(self, split: str, counts: Counter[str]) -> None:
         """Warn of what was skipped in all pieces of a split; raise where a split has nothing."""
         cut = self._cut_with(split)
         part = "train" if cut else split

@@ -221,7 +221,7 @@ def _make(
     read: Counter[str] = Counter()
     for shard in shards:
         read.update(shard.read)
-    encode.source.check(split, read)
+    encode.source.check_counts(split, read)
     write_split(encode.directory / split, shards)
     made[split] = (meter.amount, time.perf_counter() - began)
     store = TokenStore.open(encode.directory / split)

@@ -129,5 +129,5 @@ def _count(
         counts, read = _counts(directory / shard_name(job.index))
         add_counts(total, counts)
         documents.update(read)
-    source.check("train", documents)
+    source.check_counts("train", documents)
     tokenizer.learn(total)
