@@ -180,7 +180,7 @@ def main() -> None:
     pieces = -(-num_bytes // (1 << 28))
 
     def num_shards() -> int:
-        return len(list(one.glob("train/*/manifest.json")))
+        return len(list(one.glob("train/[0-9]*[0-9]/manifest.json")))
 
     phases = [killed(given, num_shards, max(pieces // 2, 1))]
     left = num_shards()
