@@ -32,6 +32,7 @@ def contradictions(config: Mapping[str, Any], splits: tuple[str, ...] | None) ->
         *_least(config),
         *_length(trainer, scheduler),
         *_splits(splits),
+        *_tokens(config),
         *_lanes(data, trainer),
         *_monitors(trainer, scheduler, callbacks, splits),
         *_callbacks(callbacks),
@@ -105,6 +106,25 @@ def _length(trainer: Mapping[str, Any], scheduler: Mapping[str, Any]) -> Iterato
 def _splits(splits: tuple[str, ...] | None) -> Iterator[str]:
     if splits is not None and "train" not in splits:
         yield f"data has no train split (it has {', '.join(splits) or 'none'}): nothing to train on"
+
+
+def _tokens(config: Mapping[str, Any]) -> Iterator[str]:
+    """Tokens that are there already have their tokenizer, and text needs one that is for text."""
+    source, tokenizer = (
+        str((config.get(name) or {}).get("_target_", "")) for name in ("data", "tokenizer")
+    )
+    stored = tokenizer == "lmkit.tokenizer.Stored"
+    if source == "lmkit.stored.Store" and not stored:
+        yield "data=store has tokens and their own tokenizer: leave tokenizer out"
+    elif stored and source != "lmkit.stored.Store":
+        yield "tokenizer=stored comes with data=store; for other data choose another"
+    elif source == "lmkit.datatrove_tokens.Datatrove" and tokenizer.endswith(
+        (".Word", ".ByteLevelBPE", ".Characters")
+    ):
+        yield (
+            "data=datatrove has tokens, no text to train a tokenizer on: give the one they were "
+            "made with, tokenizer=pretrained tokenizer.path=tokenizer.json"
+        )
 
 
 def _lanes(data: Mapping[str, Any], trainer: Mapping[str, Any]) -> Iterator[str]:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from lmkit import readers
 from lmkit.encoding import Tokenizer, write_whole
 from lmkit.errors import UserError
-from lmkit.stored import PreparedSource
+from lmkit.stored import PreparedSource, is_trained
 from lmkit.token_store import Prepared, TokenStore
 
 SUFFIX = ".ds"
@@ -39,10 +39,10 @@ class DatatrovePart:
             raise UserError(f"{self.index} is damaged: its size is no multiple of 8 bytes")
         self.num_tokens = int(self.map("document_ends")[-1]) if self.num_documents else 0
         size = file.stat().st_size
-        width = 4 if self.num_tokens and size == 4 * self.num_tokens else 2
+        width = self._width() or (4 if self.num_tokens and size == 4 * self.num_tokens else 2)
         if size != width * self.num_tokens:
             raise UserError(
-                f"{file} is damaged: found {size:,} bytes, expected 2 or 4 for each of the "
+                f"{file} is damaged: found {size:,} bytes, expected {width} for each of the "
                 f"{self.num_tokens:,} tokens that {self.index.name} ends with"
             )
         if width == 2 and vocabulary_size > 1 << 16:
@@ -51,6 +51,23 @@ class DatatrovePart:
                 f"{vocabulary_size:,}: it was another"
             )
         self.dtype: np.dtype[Any] = np.dtype(f"<u{width}")
+
+    def _width(self) -> int | None:
+        """Bytes of a token, by `.ds.metadata` (`tokenizer|bytes`, tokens) where that is."""
+        file = self.file.with_name(f"{self.file.name}.metadata")
+        if not file.is_file():
+            return None
+        try:
+            first, count = file.read_text(encoding="utf-8").splitlines()[:2]
+            width, num_tokens = int(first.rpartition("|")[2]), int(count)
+        except ValueError as error:
+            raise UserError(f"{file} is damaged: {error}; make it anew or delete it") from None
+        if num_tokens != self.num_tokens:
+            raise UserError(
+                f"{file} says {num_tokens:,} tokens, {self.index.name} {self.num_tokens:,}: one of "
+                "them belongs to other tokens"
+            )
+        return width
 
     def map(self, name: str) -> npt.NDArray[Any]:
         if name in ("line_ends", "document_bytes"):
@@ -117,7 +134,7 @@ class Datatrove(PreparedSource):
         return {**super().describe(), "paths": dict(self._paths), "num_files": num_files}
 
     def prepared(self, tokenizer: Tokenizer, cache: Path, splits: Sequence[str] | None) -> Prepared:
-        if tokenizer.trainable and not hasattr(tokenizer, "vocabulary_size"):
+        if not is_trained(tokenizer):
             raise UserError(
                 f"{self._where} has tokens, no text to train a tokenizer on: give the one they "
                 "were made with, tokenizer=pretrained tokenizer.path=tokenizer.json"

@@ -30,6 +30,8 @@ Integers = npt.NDArray[np.int64]
 
 # Tokens read before a memory map is asked to give its pages back.
 RELEASE_EVERY = 2**22
+# Units that are put into lanes at a time.
+PLANNED = 2**16
 
 
 class Tokens(Interface):
@@ -144,10 +146,14 @@ def plan_lanes(
     longest_first = np.lexsort((ties, -lengths))
     lane_of_unit = np.empty(len(lengths), dtype=np.int64)
     filled = [(0, lane) for lane in range(num_lanes)]
-    for unit, length in zip(longest_first.tolist(), lengths[longest_first].tolist(), strict=True):
-        load, lane = filled[0]
-        lane_of_unit[unit] = lane
-        heapq.heapreplace(filled, (load + length + 1, lane))
+    for begin in range(0, len(lengths), PLANNED):  # as Python's integers, few at a time
+        units = longest_first[begin : begin + PLANNED]
+        chosen = []
+        for length in lengths[units].tolist():
+            load, lane = filled[0]
+            chosen.append(lane)
+            heapq.heapreplace(filled, (load + length + 1, lane))
+        lane_of_unit[units] = chosen
     if rng is None:
         place = np.empty(num_lanes, dtype=np.int64)
         place[[lane for _, lane in sorted(filled, key=lambda lane: -lane[0])]] = np.arange(

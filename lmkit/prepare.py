@@ -116,8 +116,8 @@ def _show(
     console = Console()
     console.print(table)
     if store is None:
-        groups = [argument for argument in overrides if not argument.startswith("store=")]
-        command = shlex.join(["lmkit", "train", *groups])
+        keys = [each for each in overrides if not each.startswith("workers=")]
+        command = shlex.join(["lmkit", "train", *keys])
     else:
         command = shlex.join(["lmkit", "train", "data=store", f"data.path={store}"])
     console.print(f"in {prepared.directory}", highlight=False, markup=False, soft_wrap=True)

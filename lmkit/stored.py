@@ -20,6 +20,11 @@ DATA = "data.json"
 PLAN = "plan.json"
 
 
+def is_trained(tokenizer: Tokenizer) -> bool:
+    """Whether a tokenizer has its vocabulary."""
+    return hasattr(tokenizer, "vocabulary_size")
+
+
 class PreparedSource(Source):
     """A source of tokens, which has no text."""
 
@@ -77,7 +82,8 @@ class Store(PreparedSource):
                 f"{self._directory / FILE} is not that of the tokens: found SHA-256 {found}, "
                 f"expected {expected}"
             )
-        if not isinstance(tokenizer, Stored) and tokenizer.hash() != found:
+        trained = not isinstance(tokenizer, Stored)
+        if trained and (not is_trained(tokenizer) or tokenizer.hash() != found):
             raise UserError(
                 f"{self._where} has tokens of another tokenizer ({own.name}, {found[:12]}): take "
                 "the model that was trained on it, or data=store with its own tokenizer"
