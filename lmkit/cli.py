@@ -20,6 +20,7 @@ from lmkit.signals import Stopped, StopSignals
 
 PACKAGE = Path(__file__).parent
 MODULES = {
+    "prepare": "prepare",
     "train": "launch",
     "resume": "launch",
     "sweep": "sweep",

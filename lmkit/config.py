@@ -26,7 +26,7 @@ CONF = next(
     if directory.is_dir()
 )
 # Hydra's grammar rejects commas, quotes and brackets, which texts and paths are free to hold.
-VERBATIM = re.compile(r"(text|file|stop|outputs|(\w+\.)*prompt|(\w+\.)+\w*path)$")
+VERBATIM = re.compile(r"(text|file|stop|outputs|store|(\w+\.)*prompt|(\w+\.)+\w*path)$")
 ASSIGNMENT = re.compile(r"(?P<sign>\+\+|\+|~)?(?P<key>[\w./@$:-]+)=(?P<value>.*)$", re.DOTALL)
 
 
@@ -306,6 +306,11 @@ def _anchor_paths(config: dict[str, Any]) -> None:
                 glob = re.match(r"(?:([^*?\[]*)/)?[^*?\[/]*[*?\[]", value)
                 if Path(value).exists() or (glob and Path(glob[1] or ".").is_dir()):
                     node[key] = str(Path(value).absolute())
+            elif key == "paths" and isinstance(value, dict):
+                node[key] = {
+                    name: str(Path(path).absolute()) if Path(str(path)).exists() else path
+                    for name, path in value.items()
+                }
 
 
 def first_lines(error: Exception) -> str:

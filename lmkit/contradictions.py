@@ -31,6 +31,8 @@ def contradictions(config: Mapping[str, Any], splits: tuple[str, ...] | None) ->
         *_kernels(config),
         *_least(config),
         *_length(trainer, scheduler),
+        *_splits(splits),
+        *_tokens(config),
         *_lanes(data, trainer),
         *_monitors(trainer, scheduler, callbacks, splits),
         *_callbacks(callbacks),
@@ -98,6 +100,37 @@ def _length(trainer: Mapping[str, Any], scheduler: Mapping[str, Any]) -> Iterato
         yield (
             f"scheduler.warmup_steps={warmup} but trainer.max_steps={steps}: the learning rate "
             "would never leave its warm-up; lower the one or raise the other"
+        )
+
+
+def _splits(splits: tuple[str, ...] | None) -> Iterator[str]:
+    if splits is not None and "train" not in splits:
+        yield f"data has no train split (it has {', '.join(splits) or 'none'}): nothing to train on"
+
+
+def _tokens(config: Mapping[str, Any]) -> Iterator[str]:
+    """Tokens that are there already have their tokenizer, and text needs one that is for text."""
+    source, tokenizer = (
+        str((config.get(name) or {}).get("_target_", "")) for name in ("data", "tokenizer")
+    )
+    stored = tokenizer == "lmkit.tokenizer.Stored"
+    prepared = source in ("lmkit.stored.Store", "lmkit.stored.Mixture")
+    named = config["tokenizer"].get("path") if stored else None
+    if prepared and (not stored or named):
+        yield "data=store and data=mixture have tokens of their own tokenizer: leave tokenizer out"
+    elif stored and not prepared and named is None:
+        yield "tokenizer=stored: name the saved tokenizer with tokenizer.path=DIR"
+    elif source == "lmkit.stored.Mixture" and config["data"].get("protocol") != "document":
+        yield (
+            f"data.protocol={config['data'].get('protocol')}: data=mixture reads document by "
+            "document; set data.protocol=document"
+        )
+    elif source == "lmkit.datatrove_tokens.Datatrove" and tokenizer.endswith(
+        (".Word", ".ByteLevelBPE", ".Characters")
+    ):
+        yield (
+            "data=datatrove has tokens, no text to train a tokenizer on: give the one they were "
+            "made with, tokenizer=pretrained tokenizer.path=tokenizer.json"
         )
 
 

@@ -4,14 +4,15 @@ import itertools
 import platform
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from lmkit import probe_corpus, pydocs, readers
 from lmkit.errors import UserError
 from lmkit.hub import HuggingFace
-from lmkit.source import SPLITS, Document, Source
+from lmkit.source import SPLITS, Document, Piece, Source
 
 __all__ = [
     "Document",
@@ -49,6 +50,14 @@ class Pydocs(Source):
             yield name, readers.sha256(file)
 
 
+class Span(NamedTuple):
+    """A file by its name in the source; of a parquet file perhaps some row groups only."""
+
+    name: str
+    file: Path
+    groups: range | None = None
+
+
 class _Files(Source):
     """Files found by path; a split is its own path's, its directory's, or cut out of train."""
 
@@ -84,21 +93,48 @@ class _Files(Source):
                     )
 
     @abstractmethod
-    def _records(self, file: Path) -> Iterator[tuple[int, str]]:
+    def _records(self, span: Span) -> Iterator[tuple[int, str]]:
         """Line or row number (0: the whole file) and text of each document of a file."""
+
+    def _spans(self, name: str, file: Path) -> list[tuple[Span, int]]:
+        """What a file is read as, each with its bytes on disk."""
+        return [(Span(name, file), file.stat().st_size)]
 
     def _own_splits(self) -> Iterable[str]:
         return self._files
 
     def _read(self, split: str) -> Iterator[Document]:
-        for name, file in self._files[split].items():
-            for number, text in self._records(file):
-                yield Document(f"{name}:{number}" if number else name, text)
+        for piece in self._pieces(split):
+            yield from self._read_piece(piece)
+
+    def _pieces(self, part: str) -> list[Piece]:
+        pieces: list[Piece] = []
+        run: list[Span] = []
+        num_bytes = 0
+        for name, file in self._files[part].items():
+            for span, size in self._spans(name, file):
+                if run and num_bytes + size > self.piece_bytes:
+                    pieces.append(Piece(part, tuple(run), num_bytes))
+                    run, num_bytes = [], 0
+                run.append(span)
+                num_bytes += size
+        return [*pieces, Piece(part, tuple(run), num_bytes)]
+
+    def _read_piece(self, piece: Piece) -> Iterator[Document]:
+        for span in piece.spans:
+            for number, text in self._records(span):
+                yield Document(f"{span.name}:{number}" if number else span.name, text)
 
     def _content(self) -> Iterable[object]:
-        for split, files in self._files.items():
-            for name, file in files.items():
-                yield split, name, readers.sha256(file)
+        named = [
+            (split, name, file)
+            for split in self._files
+            for name, file in self._files[split].items()
+        ]
+        with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter
+            hashes = pool.map(readers.sha256, [file for _, _, file in named])
+            for (split, name, _), sha256 in zip(named, hashes, strict=True):
+                yield split, name, sha256
 
     def _remedy(self, split: str) -> str:
         if split == "train":
@@ -145,8 +181,8 @@ class Files(_Files):
             {"valid": valid_fraction, "test": test_fraction},
         )
 
-    def _records(self, file: Path) -> Iterator[tuple[int, str]]:
-        return self._cutter(readers.text_lines(file))
+    def _records(self, span: Span) -> Iterator[tuple[int, str]]:
+        return self._cutter(readers.text_lines(span.file))
 
 
 class Jsonl(_Files):
@@ -173,8 +209,8 @@ class Jsonl(_Files):
             {"valid": valid_fraction, "test": test_fraction},
         )
 
-    def _records(self, file: Path) -> Iterator[tuple[int, str]]:
-        return readers.json_fields(file, self._field)
+    def _records(self, span: Span) -> Iterator[tuple[int, str]]:
+        return readers.json_fields(span.file, self._field)
 
 
 class Parquet(_Files):
@@ -199,8 +235,20 @@ class Parquet(_Files):
             {"valid": valid_fraction, "test": test_fraction},
         )
 
-    def _records(self, file: Path) -> Iterator[tuple[int, str]]:
-        return readers.parquet_column(file, self._column)
+    def _spans(self, name: str, file: Path) -> list[tuple[Span, int]]:
+        size = file.stat().st_size
+        if size <= self.piece_bytes:
+            return super()._spans(name, file)
+        num_groups = readers.num_row_groups(file)
+        number = min(-(-size // self.piece_bytes), num_groups)
+        bounds = [num_groups * n // number for n in range(number + 1)]
+        return [
+            (Span(name, file, range(*groups)), size // number)
+            for groups in itertools.pairwise(bounds)
+        ]
+
+    def _records(self, span: Span) -> Iterator[tuple[int, str]]:
+        return readers.parquet_column(span.file, self._column, span.groups)
 
 
 class WikiText(_Files):
@@ -224,8 +272,8 @@ class WikiText(_Files):
         super().__init__(files, {}, {})
         self._where = f"data.path={path}"
 
-    def _records(self, file: Path) -> Iterator[tuple[int, str]]:
-        return self._cutter(readers.text_lines(file))
+    def _records(self, span: Span) -> Iterator[tuple[int, str]]:
+        return self._cutter(readers.text_lines(span.file))
 
 
 def _wikitext_file(directory: Path, split: str) -> str:

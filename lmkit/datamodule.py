@@ -11,7 +11,9 @@ import numpy as np
 
 from lmkit.corpus import Source
 from lmkit.lanes import Protocol, WindowLoader
+from lmkit.mixture import MixtureLoader
 from lmkit.store import Prepared, prepare
+from lmkit.stored import Mixture
 from lmkit.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -96,8 +98,21 @@ class DataModule(pl.LightningDataModule):
         trainer = self.trainer
         return {"rank": trainer.global_rank, "world_size": trainer.world_size} if trainer else {}
 
-    def train_dataloader(self) -> WindowLoader:
+    def train_dataloader(self) -> WindowLoader | MixtureLoader:
         accumulate = self.trainer.accumulate_grad_batches if self.trainer else 1
+        if isinstance(self.source, Mixture):
+            texts, weights = zip(*self.prepared.mixture, strict=True)
+            return MixtureLoader(
+                texts,
+                weights,
+                eos_id=self.tokenizer.eos_id,
+                num_lanes=self.batch_size,
+                bptt=self.bptt,
+                seed=self.seed,
+                epoch_tokens=self.source.epoch_tokens,
+                accumulate=accumulate,
+                **self._rank(),
+            )
         loader = self.loader("train", train=True, accumulate=accumulate, **self._rank())
         if loader.efficiency < LOW_EFFICIENCY:
             self._warn_of_padding(loader)

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self, TypeVar
@@ -100,6 +100,27 @@ class Tokenizer(ABC):
     def hash(self) -> str:
         """SHA-256 of what `save` writes."""
         return hashlib.sha256(self._payload()).hexdigest()
+
+
+class CountedTokenizer(Tokenizer):
+    """A tokenizer whose vocabulary follows from counts, which add up over pieces of the text."""
+
+    def train(self, texts: Iterable[str]) -> None:
+        self.learn(self.count(texts))
+
+    @abstractmethod
+    def count(self, texts: Iterable[str]) -> dict[str, int]:
+        """How often each part of a vocabulary occurs, in the order of first appearance."""
+
+    @abstractmethod
+    def learn(self, counts: dict[str, int]) -> None:
+        """Take the vocabulary from the counts of all texts."""
+
+
+def add_counts(counts: dict[str, int], more: Mapping[str, int]) -> None:
+    """Add those of the text that follows."""
+    for token, n in more.items():
+        counts[token] = counts.get(token, 0) + n
 
 
 class Flat(NamedTuple):

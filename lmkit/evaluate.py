@@ -81,7 +81,7 @@ def measure(
     """nll, perplexity and, where the tokenizer loses nothing, bits per byte under a protocol."""
     units = {
         "document": store.num_documents,
-        "sentence": len(store.line_ends),
+        "sentence": store.num_lines,
         "stream": store.num_tokens,
     }[protocol]
     num_lanes = min(num_lanes or (1 if protocol == "stream" else NUM_LANES), units)
@@ -94,7 +94,7 @@ def measure(
             bar.update(task, completed=num_tokens, rate=f"{rate:,.0f} tokens/s")
     assert num_tokens == store.num_tokens
     nll = nll_sum / num_tokens
-    lossless = trained.tokenizer.lossless
+    lossless = trained.tokenizer.lossless and store.num_bytes
     return {
         "protocol": protocol,
         "num_lanes": num_lanes,

@@ -11,9 +11,9 @@ from torch.optim import Optimizer
 
 from lmkit.checkpoint import Checkpoint
 from lmkit.lanes import WindowLoader
+from lmkit.mixture import MixtureLoader
 from lmkit.run import strict_json, write_atomically
 from lmkit.signals import Stopped, StopSignals
-from lmkit.token_store import TokenStore
 
 
 class StopOnSignal(Callback):
@@ -164,10 +164,9 @@ class StopOnNonFinite(Callback):
         step = epoch * -(-num_windows // together) + place // together + 1
         where = f"at step {step} (epoch {epoch}, window {place})"
         loader: Any = trainer.train_dataloader
-        ours = isinstance(loader, WindowLoader) and isinstance(loader.store, TokenStore)
+        ours = isinstance(loader, WindowLoader | MixtureLoader)
         if trainer.is_global_zero and ours:
-            documents = loader.documents(epoch, place)
-            names = [loader.store.document_id(number) for number in documents]
+            names = loader.document_names(epoch, place)
             found = {"step": step, "epoch": epoch, "window": place, "documents": names}
             path = Path(trainer.default_root_dir) / "non_finite.json"
             write_atomically(path, strict_json(found, indent=1).encode())

@@ -13,7 +13,7 @@ every lane. What differs between the protocols is where a lane is reset:
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 from typing import Protocol as Interface
@@ -30,10 +30,15 @@ Integers = npt.NDArray[np.int64]
 
 # Tokens read before a memory map is asked to give its pages back.
 RELEASE_EVERY = 2**22
+# Units that are put into lanes at a time.
+PLANNED = 2**16
 
 
 class Tokens(Interface):
-    """What is read of a text, on disk or in memory; ends are exclusive token positions."""
+    """What is read of a text, on disk or in memory; ends are exclusive token positions.
+
+    tokens: an array, or what has an array's length, slices and `take`.
+    """
 
     @property
     def tokens(self) -> npt.NDArray[Any]: ...
@@ -43,6 +48,9 @@ class Tokens(Interface):
     def line_ends(self) -> npt.NDArray[Any]: ...
     @property
     def num_tokens(self) -> int: ...
+    def document_id(self, index: int) -> str:
+        """What the source calls a document."""
+
     def release(self) -> None:
         """Take what was read out of resident memory; it may be read again."""
 
@@ -141,10 +149,14 @@ def plan_lanes(
     longest_first = np.lexsort((ties, -lengths))
     lane_of_unit = np.empty(len(lengths), dtype=np.int64)
     filled = [(0, lane) for lane in range(num_lanes)]
-    for unit, length in zip(longest_first.tolist(), lengths[longest_first].tolist(), strict=True):
-        load, lane = filled[0]
-        lane_of_unit[unit] = lane
-        heapq.heapreplace(filled, (load + length + 1, lane))
+    for begin in range(0, len(lengths), PLANNED):  # as Python's integers, few at a time
+        units = longest_first[begin : begin + PLANNED]
+        chosen = []
+        for length in lengths[units].tolist():
+            load, lane = filled[0]
+            chosen.append(lane)
+            heapq.heapreplace(filled, (load + length + 1, lane))
+        lane_of_unit[units] = chosen
     if rng is None:
         place = np.empty(num_lanes, dtype=np.int64)
         place[[lane for _, lane in sorted(filled, key=lambda lane: -lane[0])]] = np.arange(
@@ -231,6 +243,10 @@ class WindowLoader:
             found |= set(np.searchsorted(self.store.document_ends, token, side="right").tolist())
         return sorted(found)
 
+    def document_names(self, epoch: int, index: int) -> list[str]:
+        """What the sources call the `documents` of a window."""
+        return [self.store.document_id(number) for number in self.documents(epoch, index)]
+
     def __iter__(self) -> Iterator[Window]:
         # Lightning may call iter() without ever asking for an item: as a generator, nothing
         # here happens before the first one.
@@ -270,7 +286,8 @@ class _Reader:
         self.epoch = loader.epoch
         self.first_lane = loader.rows.start
         self.num_lanes = loader.num_lanes
-        self.tokens = np.asarray(loader.store.tokens)
+        tokens = loader.store.tokens
+        self.tokens = np.asarray(tokens) if isinstance(tokens, Sequence | np.ndarray) else tokens
         self.lead = lanes.lead
         self.unit_ends = lanes.unit_ends
         # Token index minus position, for every position of a unit.

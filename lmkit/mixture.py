@@ -140,6 +140,12 @@ class MixtureLoader:
         segments = [segment for lane in self._plan(progress) for segment in lane]
         return sorted({(s.text, s.document) for s in segments if s.place + s.count > 1})
 
+    def document_names(self, epoch: int, index: int) -> list[str]:
+        """What the sources call the `documents` of a window."""
+        return [
+            self.texts[text].document_id(number) for text, number in self.documents(epoch, index)
+        ]
+
     def _beginning(self) -> Progress:
         none = [0] * len(self.texts)
         return Progress([*none], [*none], [[] for _ in range(self.num_lanes)])

@@ -259,19 +259,35 @@ def as_text(value: object, place: str) -> str:
     return value.replace("\r\n", "\n")
 
 
-def parquet_column(path: Path, column: str) -> Iterator[tuple[int, str]]:
-    """The number (from 1) and text of each row, read a batch at a time."""
+def parquet_column(
+    path: Path, column: str, groups: range | None = None
+) -> Iterator[tuple[int, str]]:
+    """The number (from 1) and text of each row, or of those of some row groups, read a batch at
+    a time."""
+    with _parquet(path) as file:
+        _check_column(path, file.schema_arrow, column)
+        groups = range(file.num_row_groups) if groups is None else groups
+        number = sum(file.metadata.row_group(k).num_rows for k in range(groups.start))
+        for batch in file.iter_batches(batch_size=1024, row_groups=groups, columns=[column]):
+            for value in batch.column(0):
+                number += 1
+                yield number, _scalar_text(value, f"{path}, row {number}")
+
+
+def num_row_groups(path: Path) -> int:
+    """What a parquet file can be read in."""
+    with _parquet(path) as file:
+        return int(file.num_row_groups)
+
+
+@contextlib.contextmanager
+def _parquet(path: Path) -> Iterator[Any]:
     import pyarrow
     from pyarrow import parquet
 
     try:
         with parquet.ParquetFile(path) as file:
-            _check_column(path, file.schema_arrow, column)
-            number = 0
-            for batch in file.iter_batches(batch_size=1024, columns=[column]):
-                for value in batch.column(0):
-                    number += 1
-                    yield number, _scalar_text(value, f"{path}, row {number}")
+            yield file
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path} is not a whole parquet file: {error}") from error
 

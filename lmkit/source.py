@@ -1,12 +1,15 @@
-"""What a source of text is: documents by split, with a fingerprint of what it will yield."""
+"""What a source of text is: documents by split, in pieces that can be read on their own, with a
+fingerprint of what it will yield."""
 
 import hashlib
 import json
 import logging
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from lmkit.errors import UserError
 
@@ -15,6 +18,8 @@ log = logging.getLogger(__name__)
 SPLITS = ("train", "valid", "test")
 # Part of every fingerprint: raise it when the same bytes give other documents.
 _FORMAT = 1
+# What empty documents are counted as, beside the splits.
+EMPTY = "empty"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +30,25 @@ class Document:
     text: str
 
 
-class Source(ABC):
-    """Documents by split; the constructor's arguments are the keys of the config group `data`."""
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A run of the documents of a source's own split, `part`, that is read on its own.
 
+    spans: where they are, as the source knows it. num_bytes: on disk, 0 where nobody knows.
+    """
+
+    part: str
+    spans: tuple[Any, ...] = ()
+    num_bytes: int = 0
+
+
+class Source(ABC):
+    """Documents by split; the constructor's arguments are the keys of the config group `data`.
+
+    piece_bytes: how large the pieces are that files are read in, on disk.
+    """
+
+    piece_bytes = 1 << 28
     _finer: tuple[str, ...] = ()
 
     def __init__(
@@ -64,40 +85,56 @@ class Source(ABC):
 
     def documents(self, split: str) -> Iterator[Document]:
         """The split's documents in their order, without the empty ones, which are counted."""
+        counts: Counter[str] = Counter()
+        for piece in self.pieces(split):
+            yield from self.read(split, piece, counts)
+        self.check_counts(split, counts)
+
+    def pieces(self, split: str) -> list[Piece]:
+        """What `documents` reads, in order: a function of the source alone."""
         if split not in self.splits:
             raise UserError(
                 f"{self._where} has no split {split!r}: it has {', '.join(self.splits)}"
             )
-        cut = self._cut if split in (*self._cut, "train") else {}
-        part = "train" if cut else split
-        counts, num_empty = dict.fromkeys((part, *cut), 0), 0
-        for document in self._read(part):
+        return self._pieces("train" if self._cut_with(split) else split)
+
+    def read(self, split: str, piece: Piece, counts: Counter[str]) -> Iterator[Document]:
+        """The split's documents of one piece; all it reads is counted, by split and as EMPTY."""
+        cut = self._cut_with(split)
+        for document in self._read_piece(piece):
             if not document.text or document.text.isspace():
-                num_empty += 1
+                counts[EMPTY] += 1
                 continue
-            home = _home(document.text, cut) if cut else part
+            home = _home(document.text, cut) if cut else piece.part
             counts[home] += 1
             if home == split:
                 yield document
-        self._check(part, counts, num_empty)
 
-    def _check(self, part: str, counts: Mapping[str, int], num_empty: int) -> None:
-        total = sum(counts.values())
-        if num_empty and part not in self._warned:
+    def check_counts(self, split: str, counts: Counter[str]) -> None:
+        """Warn of what was skipped in all pieces of a split; raise where a split has nothing."""
+        cut = self._cut_with(split)
+        part = "train" if cut else split
+        total = counts.total() - counts[EMPTY]
+        if counts[EMPTY] and part not in self._warned:
             self._warned.add(part)
-            log.warning("%s: skipped %d empty documents of %s", self._where, num_empty, part)
+            log.warning("%s: skipped %d empty documents of %s", self._where, counts[EMPTY], part)
         if total == 0:
             raise UserError(
-                f"{self._where} has no documents for {part} ({num_empty} empty ones): "
+                f"{self._where} has no documents for {part} ({counts[EMPTY]} empty ones): "
                 "name text that has words"
             )
-        if empty := [name for name in SPLITS if counts.get(name) == 0]:
-            found = ", ".join(f"{counts[name]} {name}" for name in SPLITS if name in counts)
+        homes = [name for name in SPLITS if name in (part, *cut)]
+        if empty := [name for name in homes if not counts[name]]:
+            found = ", ".join(f"{counts[name]} {name}" for name in homes)
             remedies = (*self._finer, *(self._remedy(name) for name in empty))
             raise UserError(
                 f"{self._where}: {total} documents are too few to cut by their hash ({found}): "
                 + "; ".join(remedies)
             )
+
+    def _cut_with(self, split: str) -> Mapping[str, float]:
+        """The splits that are cut out of the same documents as this one."""
+        return self._cut if split in (*self._cut, "train") else {}
 
     def _remedy(self, split: str) -> str:
         if split == "train":
@@ -110,6 +147,12 @@ class Source(ABC):
     @abstractmethod
     def _read(self, split: str) -> Iterator[Document]:
         """Every document of one of the source's own splits, before any cut."""
+
+    def _pieces(self, part: str) -> list[Piece]:
+        return [Piece(part)]
+
+    def _read_piece(self, piece: Piece) -> Iterator[Document]:
+        return self._read(piece.part)
 
     def _content(self) -> Iterable[object]:
         """JSON values that change whenever the documents do."""

@@ -3,43 +3,33 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
-import os
-import shutil
-import sys
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from lmkit.encoding import FILE, Encoded, Tokenizer, in_batches
 from lmkit.errors import UserError
-from lmkit.source import Source
-from lmkit.token_store import TokenStore, write_store, writing
-from lmkit.tokenizer import load_tokenizer
+from lmkit.meter import Advance, metered
+from lmkit.once import locked, make_once, set_aside
+from lmkit.pool import num_cores, run_jobs
+from lmkit.shard import MANIFEST, Shard, damaged, write_shard, writing
+from lmkit.source import Document, Piece, Source
+from lmkit.stored import PLAN, PreparedSource
+from lmkit.token_store import Prepared, TokenStore, read_split, shard_name, write_split
+from lmkit.tokenizer import Stored, load_tokenizer
+from lmkit.vocabulary import trained_tokenizer
 
-__all__ = ["Prepared", "TokenStore", "prepare", "write_store"]
+__all__ = ["Prepared", "TokenStore", "prepare"]
 
 log = logging.getLogger(__name__)
 
 # Part of every cache key: raise it when the same text gives other tokens or files.
-_FORMAT = 1
-Made = TypeVar("Made")
-Advance = Callable[[int], None]
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A trained tokenizer, a store for each split, their common hash, the source described."""
-
-    tokenizer: Tokenizer
-    stores: dict[str, TokenStore]
-    directory: Path
-    hash: str
-    source: dict[str, object]
+_FORMAT = 2
 
 
 def prepare(
@@ -50,171 +40,199 @@ def prepare(
     splits: Sequence[str] | None = None,
     trained: bool = False,
     progress: bool = True,
+    workers: int | None = None,
+    store: Path | None = None,
 ) -> Prepared:
-    """Train the tokenizer on the train split unless it is `trained`, encode the splits, cache both.
+    """Train the tokenizer on the train split unless it is `trained`, encode the splits, keep both.
 
     The result's tokenizer is the one to use: the one given is left untrained where the cache
-    holds its like. splits: all of the source's unless given.
+    holds its like. splits: all of the source's unless given. workers: processes that encode, as
+    many as there are cores unless given. store: where the shards go, in the cache unless given.
     """
+    if isinstance(source, PreparedSource):
+        return source.prepared(tokenizer, Path(cache), splits)
+    if isinstance(tokenizer, Stored):
+        tokenizer, trained = tokenizer.load(), True
+    workers = num_cores() if workers is None else workers
     wanted = tuple(source.splits if splits is None else splits)
+    encode = _encoder(source, tokenizer, Path(cache), wanted, trained, progress, workers, store)
+    directory = encode.directory
+    stores = {split: found for split in wanted if (found := _find(directory / split))}
+    made: dict[str, tuple[int, float]] = {}
+    if len(stores) < len(wanted):
+        with locked(directory / ".lock", directory):
+            for split in wanted:
+                found = stores.get(split) or _find(directory / split, mend=True)
+                stores[split] = found or _make(encode, split, workers, progress, made)
+    stores = {split: stores[split] for split in wanted}
+    sha256 = encode.tokenizer.hash()
+    hashes = [sha256, *(f"{split} {each.sha256}" for split, each in stores.items())]
+    return Prepared(encode.tokenizer, stores, directory, _key(*hashes), source.describe(), made)
+
+
+def plan(
+    source: Source, tokenizer: Tokenizer, cache: Path, *, workers: int, store: Path
+) -> tuple[Encode, list[Job]]:
+    """What `prepare` would do with all splits, up to the tokenizer, and the shards that are left
+    to make, by whatever processes; `prepare` finds them and ends the work."""
+    encode = _encoder(source, tokenizer, cache, source.splits, False, True, workers, store)
+    return encode, [job for split in source.splits for job in shard_jobs(source, split)]
+
+
+def _encoder(
+    source: Source,
+    tokenizer: Tokenizer,
+    cache: Path,
+    splits: Sequence[str],
+    trained: bool,
+    progress: bool,
+    workers: int,
+    store: Path | None,
+) -> Encode:
+    """The tokenizer, trained if need be, and where the shards go."""
     untrained = tokenizer.trainable and not trained
-    for split in (*wanted, "train") if untrained else wanted:
+    for split in (*splits, "train") if untrained else splits:
         if split not in source.splits:
-            need = " (the tokenizer is trained on train)" if split not in wanted else ""
+            need = " (the tokenizer is trained on train)" if split not in splits else ""
             raise UserError(
                 f"the source has no split {split!r}{need}: it has {', '.join(source.splits)}"
             )
-    cache = Path(cache)
     if untrained:
-        tokenizer = _trained(source, tokenizer, cache, progress)
-    sha256 = tokenizer.hash()
-    directory = cache / _key(source.fingerprint(), sha256)
-
-    def encoded(split: str) -> TokenStore:
-        def make(new: Path) -> None:
-            with _meter(f"encoding {split}", "tokens", progress) as advance:
-                write_store(new, _encoded(source, split, tokenizer, advance), tokenizer)
-
-        return _once(directory / split, _verified, make)
-
-    stores = {split: encoded(split) for split in wanted}
-    hashes = [sha256, *(f"{split} {store.sha256}" for split, store in stores.items())]
-    return Prepared(tokenizer, stores, directory, _key(*hashes), source.describe())
+        settings = json.dumps(tokenizer.settings(), sort_keys=True)
+        target = cache / _key(source.fingerprint(), tokenizer.name, settings) / "tokenizer"
+        tokenizer = trained_tokenizer(source, tokenizer, target, workers, progress)
+    if store:
+        _claim(source, tokenizer, store)
+        return Encode(source, tokenizer, store)
+    key = _key(source.fingerprint(), tokenizer.hash(), str(source.piece_bytes))
+    return Encode(source, tokenizer, cache / key)
 
 
-def _trained(source: Source, tokenizer: Tokenizer, cache: Path, progress: bool) -> Tokenizer:
-    settings = json.dumps(tokenizer.settings(), sort_keys=True)
-    target = cache / _key(source.fingerprint(), tokenizer.name, settings) / "tokenizer"
-
-    def load(directory: Path) -> Tokenizer:
-        loaded = load_tokenizer(directory)
-        expected = (directory / "sha256").read_text() if (directory / "sha256").exists() else ""
-        if loaded.hash() != expected:
+def _claim(source: Source, tokenizer: Tokenizer, directory: Path) -> None:
+    """Save the tokenizer in a directory of shards, which must not be those of another text."""
+    record = {
+        "format": _FORMAT,
+        "fingerprint": source.fingerprint(),
+        "tokenizer": tokenizer.hash(),
+        "shards": {split: len(source.pieces(split)) for split in source.splits},
+    }
+    text = json.dumps(record, indent=1)
+    with locked(directory / ".lock", directory), writing(directory):
+        file = directory / PLAN
+        if not file.exists():
+            if any(path.name != ".lock" for path in directory.iterdir()):
+                raise UserError(f"store={directory} holds other files: name a directory of its own")
+            file.write_text(text)
+        elif file.read_text() != text:
             raise UserError(
-                f"{directory / FILE}: the tokenizer is damaged: found SHA-256 {loaded.hash()}, "
-                f"expected {expected or 'a file sha256'}"
+                f"store={directory} is of another text or tokenizer: name another directory, or "
+                "delete it"
             )
-        return loaded
-
-    def make(directory: Path) -> None:
-        with _meter(f"training the {tokenizer.name} tokenizer", "characters", progress) as advance:
-
-            def texts() -> Iterator[str]:
-                for document in source.documents("train"):
-                    advance(len(document.text))
-                    yield document.text
-
-            tokenizer.train(texts())
-        with writing(directory):
+        if not (directory / FILE).exists():
             tokenizer.save(directory)
-            (directory / "sha256").write_text(tokenizer.hash())
-
-    return _once(target, load, make)
-
-
-def _encoded(
-    source: Source, split: str, tokenizer: Tokenizer, advance: Advance
-) -> Iterator[tuple[list[str], Encoded]]:
-    num_documents = num_tokens = num_unknown = 0
-    for batch in in_batches(source.documents(split), lambda document: len(document.text)):
-        encoded = tokenizer.encode([document.text for document in batch])
-        advance(len(encoded.ids))
-        num_documents += len(batch)
-        num_tokens += len(encoded.ids)
-        num_unknown += encoded.num_unknown
-        yield [document.id for document in batch], encoded
-    if not num_documents:
-        raise UserError(
-            f"split {split!r} of {type(source).__name__} is empty: no document, no token; "
-            "name text that has words"
-        )
-    log.info(
-        "%s: %d tokens (%d unknown) in %d documents", split, num_tokens, num_unknown, num_documents
-    )
+        elif load_tokenizer(directory).hash() != record["tokenizer"]:
+            raise UserError(
+                f"{directory / FILE} is not the tokenizer that it was: delete {directory}"
+            )
 
 
-def _verified(directory: Path) -> TokenStore:
-    return TokenStore.open(directory, verify=True)
+@dataclass(frozen=True)
+class Job:
+    """A shard to make."""
+
+    split: str
+    index: int
+    piece: Piece
+
+    @property
+    def num_bytes(self) -> int:
+        return self.piece.num_bytes
+
+    def __str__(self) -> str:
+        return f"shard {self.index} of {self.split}"
 
 
-def _once(target: Path, find: Callable[[Path], Made], make: Callable[[Path], None]) -> Made:
-    """What `find` finds in `target`, after `make` if there is nothing whole: by one process.
+def shard_jobs(source: Source, split: str) -> list[Job]:
+    """Every shard of a split, in order."""
+    return [Job(split, index, piece) for index, piece in enumerate(source.pieces(split))]
 
-    `make` fills a temporary directory, which then becomes `target` in one rename.
+
+@dataclass(frozen=True)
+class Encode:
+    """Makes shards, each in a process of any kind, exactly once."""
+
+    source: Source
+    tokenizer: Tokenizer
+    directory: Path
+
+    def place(self, job: Job) -> Path:
+        return self.directory / job.split / shard_name(job.index)
+
+    def __call__(self, job: Job, advance: Advance) -> None:
+        read: Counter[str] = Counter()
+
+        def make(new: Path) -> None:
+            documents = self.source.read(job.split, job.piece, read)
+            write_shard(new, self._batches(documents, advance), self.tokenizer, read)
+
+        make_once(self.place(job), self._find, make)
+
+    def _find(self, directory: Path) -> Shard:
+        shard = Shard.open(directory, verify=True)
+        if shard.tokenizer != self.tokenizer.hash():
+            raise damaged(directory / MANIFEST, "a shard of another tokenizer")
+        return shard
+
+    def _batches(
+        self, documents: Iterator[Document], advance: Advance
+    ) -> Iterator[tuple[list[str], Encoded]]:
+        for batch in in_batches(documents, lambda document: len(document.text)):
+            encoded = self.tokenizer.encode([document.text for document in batch])
+            advance(len(encoded.ids))
+            yield [document.id for document in batch], encoded
+
+
+def _find(directory: Path, mend: bool = False) -> TokenStore | None:
+    """The store of a split if it is there whole; `mend`: with its manifest set aside if damaged.
+
+    A damaged shard is seen to where shards are made.
     """
-    with contextlib.suppress(UserError):  # what is damaged is seen to under the lock
-        if target.exists():
-            return find(target)
-    with _locked(target):
-        if target.exists():
-            try:
-                return find(target)
-            except UserError as error:
-                aside = target.with_name(f"{target.name}.damaged")
-                log.warning("%s\nsetting it aside as %s and preparing it again", error, aside)
-                with writing(target):
-                    shutil.rmtree(aside, ignore_errors=True)
-                    target.rename(aside)
-        new = target.with_name(f"{target.name}.tmp")  # of ours, or left by a process that died
-        try:
-            with writing(target):
-                shutil.rmtree(new, ignore_errors=True)
-                new.mkdir()
-            make(new)
-            with writing(target):
-                _sync(new)
-                new.rename(target)
-                _sync(target.parent)
-        finally:
-            shutil.rmtree(new, ignore_errors=True)
-        return find(target)
-
-
-@contextlib.contextmanager
-def _locked(target: Path) -> Iterator[None]:
-    """Hold `target` against other processes; the system lets go of it when this one dies."""
-    with contextlib.ExitStack() as stack:
-        with writing(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            lock = stack.enter_context(target.with_name(f"{target.name}.lock").open("w"))
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                log.warning("%s: another process prepares it; waiting", target)
-                fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
+    if not (directory / MANIFEST).exists():
+        return None
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        read_split(directory)
+    except UserError as error:
+        if mend:
+            set_aside(directory / MANIFEST, error)
+        return None
+    with contextlib.suppress(UserError):
+        return TokenStore.open(directory, verify=True)
+    return None
+
+
+def _make(
+    encode: Encode, split: str, workers: int, progress: bool, made: dict[str, tuple[int, float]]
+) -> TokenStore:
+    """Make what is not there of a split; the tokens encoded and the seconds go into `made`."""
+    began = time.perf_counter()
+    jobs = shard_jobs(encode.source, split)
+    num_bytes = sum(job.num_bytes for job in jobs)
+    with metered(f"encoding {split}", "tokens", progress, num_bytes) as meter:
+        run_jobs(encode, jobs, workers, meter)
+    shards = [Shard.open(encode.place(job)) for job in jobs]
+    read: Counter[str] = Counter()
+    for shard in shards:
+        read.update(shard.read)
+    encode.source.check_counts(split, read)
+    write_split(encode.directory / split, shards)
+    made[split] = (meter.amount, time.perf_counter() - began)
+    store = TokenStore.open(encode.directory / split)
+    log.info(
+        "%s: %d tokens (%d unknown) in %d documents",
+        *(split, store.num_tokens, store.num_unknown, store.num_documents),
+    )
+    return store
 
 
 def _key(*parts: str) -> str:
     return hashlib.sha256("\n".join((str(_FORMAT), *parts)).encode()).hexdigest()[:32]
-
-
-@contextlib.contextmanager
-def _meter(label: str, unit: str, shown: bool) -> Iterator[Advance]:
-    """How much is done and how fast, on stderr where a person watches it."""
-    if not (shown and sys.stderr.isatty()):
-        yield lambda amount: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn
-
-    columns = TextColumn(
-        f"{{task.description}}: {{task.completed:,.0f}} {unit}, {{task.fields[rate]:,.0f}} {unit}/s"
-    )
-    with Progress(SpinnerColumn(), columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(label, total=None, rate=0.0)
-
-        def advance(amount: int) -> None:
-            state = bar.tasks[task]
-            done, elapsed = state.completed + amount, state.elapsed or 0.0
-            bar.update(task, completed=done, rate=done / elapsed if elapsed else 0.0)
-
-        yield advance

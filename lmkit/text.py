@@ -45,6 +45,14 @@ class Text:
     def num_documents(self) -> int:
         return len(self.document_ends)
 
+    @property
+    def num_lines(self) -> int:
+        return len(self.line_ends)
+
+    def document_id(self, index: int) -> str:
+        """Its place."""
+        return str(index)
+
     def release(self) -> None:
         """Nothing: a text in memory stays there."""
 

@@ -1,188 +1,231 @@
-"""Token ids on disk: flat, memory-mapped, checksummed; complete once its manifest is there."""
+"""A split as its shards: one array of tokens and one list of documents, however many they are."""
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import hashlib
 import json
 import mmap
-import os
-from collections.abc import Iterable, Iterator, Sequence
+import operator
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
-from lmkit.encoding import Encoded, Tokenizer, write_whole
-from lmkit.errors import UserError
+from lmkit.encoding import Tokenizer, write_whole
+from lmkit.shard import MANIFEST, Shard, as_json, damaged, writing
 
-FORMAT = "lmkit store 1"
-MANIFEST = "manifest.json"
-POSITIONS = ("document_ends", "line_ends", "document_bytes", "document_id_ends")
-FILES = ("tokens", *POSITIONS, "document_ids")
+FORMAT = "lmkit split 1"
+# Files of tokens that are mapped at a time: each holds a descriptor, of which there are often 1024.
+NUM_MAPPED = 128
+
+
+class Part(Protocol):
+    """What a split is made of, in order; num_bytes and num_lines are 0 where nobody knows."""
+
+    dtype: np.dtype[Any]
+    num_tokens: int
+    num_documents: int
+    num_lines: int
+    num_bytes: int
+    num_unknown: int
+
+    def map(self, name: str) -> npt.NDArray[Any]: ...
+    def document_id(self, index: int) -> str: ...
+
+
+class JoinedTokens:
+    """The tokens of several parts as one array, of which only what is asked for is read."""
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self.dtype = parts[0].dtype
+        self._ends = np.cumsum([part.num_tokens for part in parts])
+        self._starts = self._ends - [part.num_tokens for part in parts]
+        self._map: Callable[[int], npt.NDArray[Any]] = functools.lru_cache(NUM_MAPPED)(
+            lambda k: np.asarray(parts[k].map("tokens"))
+        )
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    @property
+    def shape(self) -> tuple[int]:
+        return (len(self),)
+
+    def take(self, indices: npt.ArrayLike, *, mode: Literal["clip"]) -> npt.NDArray[Any]:
+        """The tokens at `indices`, of any shape; those beyond either end are the nearest."""
+        places = np.clip(indices, 0, len(self) - 1)
+        part = np.searchsorted(self._ends, places, side="right")
+        found = np.empty(places.shape, self.dtype)
+        for k in np.unique(part).tolist():
+            here = part == k
+            found[here] = self._map(k).take(places[here] - self._starts[k])
+        return found
+
+    def __getitem__(self, key: slice | int) -> Any:
+        """A token, or a copy of those of a slice."""
+        if not isinstance(key, slice):
+            index = range(len(self))[operator.index(key)]
+            return self.take(index, mode="clip")[()]
+        start, stop, step = key.indices(len(self))
+        if step != 1:
+            return self.take(np.arange(start, stop, step), mode="clip")
+        runs = [np.empty(0, self.dtype)]
+        first = int(np.searchsorted(self._ends, start, side="right"))
+        while start < stop:
+            end = min(int(self._ends[first]), stop)
+            offset = int(self._starts[first])
+            runs.append(self._map(first)[start - offset : end - offset])
+            start, first = end, first + 1
+        return np.concatenate(runs)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        return np.asarray(self[:], dtype)
+
+    def release(self) -> None:
+        """Unmap the files."""
+        self._map.cache_clear()  # type: ignore[attr-defined]
 
 
 class TokenStore:
-    """One split, read only; every array is memory-mapped.
+    """One split, read only.
 
-    tokens: (num_tokens,) uint16 or uint32. document_ends: (num_documents,) and line_ends:
-    (num_lines,), uint64 exclusive token positions. document_bytes: (num_documents,) uint64 of
-    UTF-8. sha256: of all that the store holds. tokenizer: hash of the tokenizer that made it.
+    tokens: (num_tokens,) uint16 or uint32; a memory map, or `JoinedTokens` of several shards.
+    document_ends: (num_documents,) and line_ends: (num_lines,), uint64 exclusive token positions.
+    document_bytes: (num_documents,) uint64 of UTF-8. sha256: of all that the store holds.
     """
 
-    def __init__(self, directory: Path, manifest: dict[str, Any]) -> None:
+    def __init__(self, directory: Path, parts: Sequence[Part], sha256: str) -> None:
         self.directory = directory
-        self.num_bytes: int = manifest["num_bytes"]
-        self.num_unknown: int = manifest["num_unknown"]
-        self.tokenizer: str = manifest["tokenizer"]
-        self.sha256 = hashlib.sha256(_json(manifest)).hexdigest()
-        self.tokens = self._map("tokens", manifest["dtype"])
-        self.document_ends, self.line_ends, self.document_bytes, self._id_ends = (
-            self._map(name, "<u8") for name in POSITIONS
-        )
-        self.num_tokens = len(self.tokens)
-        self.num_documents = len(self.document_ends)
-        self.num_lines = len(self.line_ends)
-
-    def _map(self, name: str, dtype: str) -> np.memmap[Any, np.dtype[Any]]:
-        return np.memmap(_file(self.directory, name), dtype, "r")
+        self.parts = parts
+        self.sha256 = sha256
+        self.num_tokens = sum(part.num_tokens for part in parts)
+        self.num_documents = sum(part.num_documents for part in parts)
+        self.num_lines = sum(part.num_lines for part in parts)
+        self.num_bytes = sum(part.num_bytes for part in parts)
+        self.num_unknown = sum(part.num_unknown for part in parts)
+        self.tokens: Any = JoinedTokens(parts) if len(parts) > 1 else parts[0].map("tokens")
 
     @classmethod
     def open(cls, directory: Path, verify: bool = False) -> TokenStore:
         """Map a store after a look at the sizes of its files, or with `verify` at all they hold."""
         directory = Path(directory)
-        path = directory / MANIFEST
-        try:
-            manifest = json.loads(path.read_text(encoding="utf-8"))
-            if manifest["format"] != FORMAT or set(manifest["files"]) != set(FILES):
-                raise ValueError(f"not of the format {FORMAT!r}")
-            for name, record in manifest["files"].items():
-                _check(_file(directory, name), record["bytes"], record["sha256"] if verify else "")
-            return cls(directory, manifest)
-        except (OSError, ValueError, LookupError, TypeError) as error:
-            raise _damaged(path, f"not a whole manifest ({error!r})") from None
+        manifest = read_split(directory)
+        recorded = [record["sha256"] for record in manifest["shards"]]
+        places = [directory / shard_name(k) for k in range(len(recorded))]
+        with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter
+            shards = list(pool.map(partial(Shard.open, verify=verify), places))
+        for shard, sha256 in zip(shards, recorded, strict=True):
+            if shard.sha256 != sha256:
+                raise damaged(shard.directory / MANIFEST, "a shard of another preparation")
+        return cls(directory, shards, hashlib.sha256(as_json(manifest)).hexdigest())
+
+    @cached_property
+    def document_ends(self) -> npt.NDArray[Any]:
+        return self._positions("document_ends")
+
+    @cached_property
+    def line_ends(self) -> npt.NDArray[Any]:
+        return self._positions("line_ends")
+
+    @cached_property
+    def document_bytes(self) -> npt.NDArray[Any]:
+        return self._positions("document_bytes", shifted=False)
+
+    def _positions(self, name: str, shifted: bool = True) -> npt.NDArray[Any]:
+        if len(self.parts) == 1:
+            return self.parts[0].map(name)
+        joined, num_tokens = [], 0
+        for part in self.parts:
+            joined.append(np.array(part.map(name)))  # a copy: the file is closed again
+            joined[-1] += np.uint64(num_tokens if shifted else 0)
+            num_tokens += part.num_tokens
+        return np.concatenate(joined)
 
     def document_id(self, index: int) -> str:
         """What the source calls a document."""
-        start = int(self._id_ends[index - 1]) if index else 0
-        with _file(self.directory, "document_ids").open("rb") as file:
-            file.seek(start)
-            return file.read(int(self._id_ends[index]) - start).decode()
+        ends = list(accumulate(part.num_documents for part in self.parts))
+        k = int(np.searchsorted(ends, index, side="right"))
+        return self.parts[k].document_id(index - (ends[k] - self.parts[k].num_documents))
 
     def release(self) -> None:
         """Take the pages read so far out of resident memory; they are mapped again when read."""
-        for array in (self.tokens, self.document_ends, self.line_ends, self.document_bytes):
-            array._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
+        if isinstance(self.tokens, JoinedTokens):
+            self.tokens.release()
+        for array in vars(self).values():
+            if isinstance(array, np.memmap):
+                array._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
 
 
-def write_store(
-    directory: Path, batches: Iterable[tuple[Sequence[str], Encoded]], tokenizer: Tokenizer
-) -> None:
-    """Write (ids, encoded) batches of documents into an empty `directory`, the manifest last."""
-    dtype = "<u2" if tokenizer.vocabulary_size <= 1 << 16 else "<u4"
-    num_bytes = num_unknown = 0
-    with contextlib.ExitStack() as stack:
-        with writing(directory):
-            files = {name: stack.enter_context(_Checksummed(directory, name)) for name in FILES}
-        for names, encoded in batches:
-            if (highest := int(encoded.ids.max())) >= tokenizer.vocabulary_size:
-                raise ValueError(
-                    f"token id {highest} is beyond the vocabulary of {tokenizer.vocabulary_size}"
-                )
-            with writing(directory):
-                _append(files, [name.encode() for name in names], encoded, dtype)
-            num_bytes += int(encoded.num_bytes.sum())
-            num_unknown += encoded.num_unknown
-        with writing(directory):
-            records = {name: file.finish() for name, file in files.items()}
+def shard_name(index: int) -> str:
+    """The directory of a shard in that of its split."""
+    return f"{index:05d}"
+
+
+def read_split(directory: Path) -> dict[str, Any]:
+    """The manifest of a store; raises UserError where it is not whole."""
+    path = directory / MANIFEST
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if manifest["format"] != FORMAT or not manifest["shards"]:
+            raise ValueError(f"not of the format {FORMAT!r}")
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise damaged(path, f"not a whole manifest ({error!r})") from None
+    return manifest
+
+
+def write_split(directory: Path, shards: Sequence[Shard]) -> None:
+    """Write the manifest that makes a directory of whole shards a store."""
+    first = shards[0]
+    for shard in shards:
+        if shard.tokenizer != first.tokenizer:
+            raise damaged(shard.directory / MANIFEST, "a shard of another tokenizer")
+    counts = ("num_tokens", "num_documents", "num_lines", "num_bytes", "num_unknown")
     manifest = {
         "format": FORMAT,
-        "tokenizer": tokenizer.hash(),
-        "vocabulary_size": tokenizer.vocabulary_size,
-        "dtype": dtype,
-        "num_tokens": records["tokens"]["bytes"] // np.dtype(dtype).itemsize,
-        "num_documents": records["document_ends"]["bytes"] // 8,
-        "num_lines": records["line_ends"]["bytes"] // 8,
-        "num_bytes": num_bytes,
-        "num_unknown": num_unknown,
-        "files": records,
+        "tokenizer": first.tokenizer,
+        "vocabulary_size": first.vocabulary_size,
+        "dtype": first.dtype.str,
+        **{name: sum(getattr(shard, name) for shard in shards) for name in counts},
+        "shards": [{"sha256": shard.sha256, "num_tokens": shard.num_tokens} for shard in shards],
     }
     with writing(directory):
-        write_whole(directory / MANIFEST, _json(manifest))
+        write_whole(directory / MANIFEST, as_json(manifest))
 
 
-def _append(
-    files: dict[str, _Checksummed], names: list[bytes], encoded: Encoded, dtype: str
-) -> None:
-    num_tokens = files["tokens"].size // np.dtype(dtype).itemsize
-    positions = {
-        "document_ends": encoded.document_ends + num_tokens,
-        "line_ends": encoded.line_ends + num_tokens,
-        "document_bytes": encoded.num_bytes,
-        "document_id_ends": np.cumsum([len(name) for name in names]) + files["document_ids"].size,
-    }
-    for file, values in positions.items():
-        files[file].write(values.astype("<u8").tobytes())
-    files["document_ids"].write(b"".join(names))
-    files["tokens"].write(encoded.ids.astype(dtype).tobytes())
+@dataclass(frozen=True)
+class Prepared:
+    """A trained tokenizer, a store for each split, their common hash, the source described.
 
+    made: tokens encoded for it just now, not found, and the seconds that took, of each split.
+    mixture: what training reads instead of the train store, where that is several, each with its
+    share of the tokens.
+    """
 
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Name the place where prepared data cannot be written."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot write the prepared data: {error.strerror}; "
-            "make the place writable, free space there or name another directory"
-        ) from None
+    tokenizer: Tokenizer
+    stores: dict[str, TokenStore]
+    directory: Path
+    hash: str
+    source: dict[str, object]
+    made: dict[str, tuple[int, float]]
+    mixture: Sequence[tuple[TokenStore, float]] = ()
 
-
-class _Checksummed(contextlib.AbstractContextManager["_Checksummed"]):
-    """A file that counts and hashes what is written to it."""
-
-    def __init__(self, directory: Path, name: str) -> None:
-        self._file = _file(directory, name).open("wb")
-        self._sha256 = hashlib.sha256()
-        self.size = 0
-
-    def write(self, data: bytes) -> None:
-        self._file.write(data)
-        self._sha256.update(data)
-        self.size += len(data)
-
-    def finish(self) -> dict[str, Any]:
-        """Flush to the disk; the file's record in the manifest."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        return {"bytes": self.size, "sha256": self._sha256.hexdigest()}
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-
-def _file(directory: Path, name: str) -> Path:
-    return directory / f"{name}.bin"
-
-
-def _json(manifest: dict[str, Any]) -> bytes:
-    return json.dumps(manifest, indent=1).encode()
-
-
-def _check(file: Path, size: int, sha256: str) -> None:
-    found = file.stat().st_size if file.exists() else None
-    if found != size:
-        has = "no file" if found is None else f"{found:,} bytes"
-        raise _damaged(file, f"{has}, expected {size:,} bytes")
-    if sha256:
-        with file.open("rb") as opened:
-            if hashlib.file_digest(opened, "sha256").hexdigest() != sha256:
-                raise _damaged(file, f"{size:,} bytes as expected, but not those written")
-
-
-def _damaged(file: Path, found: str) -> UserError:
-    return UserError(
-        f"{file}: the prepared data is damaged: found {found}; "
-        f"delete {file.parent} and it will be prepared again"
-    )
+    def describe(self) -> dict[str, Any]:
+        """Plain values, for `data.json`."""
+        counts = ("num_documents", "num_lines", "num_tokens", "num_unknown", "num_bytes", "sha256")
+        return {
+            "source": self.source,
+            "store": self.hash,
+            "tokenizer": self.tokenizer.hash(),
+            "vocabulary_size": self.tokenizer.vocabulary_size,
+            "splits": {
+                split: {name: getattr(store, name) for name in counts}
+                for split, store in self.stores.items()
+            },
+        }

@@ -14,6 +14,7 @@ from lmkit.encoding import (
     FILE,
     FORMAT,
     ByteSurfaces,
+    CountedTokenizer,
     DocumentTokenizer,
     Encoded,
     Flat,
@@ -31,6 +32,7 @@ __all__ = [
     "Characters",
     "Encoded",
     "Pretrained",
+    "Stored",
     "Tokenizer",
     "Word",
     "load_tokenizer",
@@ -67,7 +69,7 @@ class Bytes(ByteSurfaces):
         return cls()
 
 
-class Characters(DocumentTokenizer):
+class Characters(DocumentTokenizer, CountedTokenizer):
     """Unicode code points; those rarer than `min_frequency` in the train split are `<unk>`."""
 
     name = "characters"
@@ -78,14 +80,18 @@ class Characters(DocumentTokenizer):
         at_least("min_frequency", min_frequency, 1, "every character of the text occurs once")
         self.min_frequency = min_frequency
 
-    def train(self, texts: Iterable[str]) -> None:
+    def count(self, texts: Iterable[str]) -> dict[str, int]:
         counts: Counter[str] = Counter()
         num_documents = 0
         for num_documents, text in enumerate(texts, start=1):  # noqa: B007
             counts.update(text)
+        return {**counts, EOS: num_documents}
+
+    def learn(self, counts: dict[str, int]) -> None:
+        characters = {token: n for token, n in counts.items() if token != EOS}
         self._adopt(
             by_frequency(
-                {**counts, EOS: num_documents},
+                {**characters, EOS: counts[EOS]},
                 min_frequency=self.min_frequency,
                 max_size=None,
                 specials=(EOS, UNK),
@@ -127,6 +133,35 @@ class Characters(DocumentTokenizer):
         tokenizer = cls(**state["settings"])
         tokenizer._adopt(state["vocabulary"])
         return tokenizer
+
+
+class Stored(Tokenizer):
+    """Stands for a tokenizer that has been saved: that of prepared tokens, or `path`'s."""
+
+    name = "stored"
+    trainable = True
+    lossless = False
+
+    def __init__(self, path: str | None = None) -> None:
+        """path: a directory of `lmkit prepare`, a run, or the file there."""
+        self.path = path
+
+    def load(self) -> Tokenizer:
+        """The tokenizer that lies at `path`."""
+        if self.path is None:
+            self.train(())
+        return load_tokenizer(Path(str(self.path)).expanduser())
+
+    def train(self, texts: Iterable[str]) -> None:
+        raise UserError(
+            "tokenizer=stored: goes with data=store, whose tokens are made; for text name one with "
+            "tokenizer.path=DIR"
+        )
+
+    encode = encode_text = decode = pieces = _state = _restore = train  # type: ignore[assignment]
+
+    def settings(self) -> dict[str, Any]:
+        return {"path": self.path}
 
 
 KINDS: tuple[type[Tokenizer], ...] = (Word, ByteLevelBPE, Characters, Bytes, Pretrained)

@@ -120,7 +120,8 @@ def make_task(config: dict[str, Any], data: DataModule) -> Task:
 
     splits = {"val": "valid", "test": "test"} if data.tokenizer.lossless else {}
     stores = data.prepared.stores
-    num_bytes = {s: stores[split].num_bytes for s, split in splits.items() if split in stores}
+    known = [(s, split) for s, split in splits.items() if split in stores]
+    num_bytes = {s: n for s, split in known if (n := stores[split].num_bytes)}
     return Task(model, head, make_optimizer, make_scheduler, num_bytes, config["seed"])
 
 
@@ -185,26 +186,7 @@ def _describe_data(run: Run, data: DataModule) -> None:
     """Write `data.json` and the tokenizer, which travels with the run."""
     prepared = data.prepared
     prepared.tokenizer.save(run.path)
-    run.write(
-        "data.json",
-        {
-            "source": prepared.source,
-            "store": prepared.hash,
-            "tokenizer": prepared.tokenizer.hash(),
-            "vocabulary_size": prepared.tokenizer.vocabulary_size,
-            "splits": {
-                split: {
-                    "num_documents": store.num_documents,
-                    "num_lines": store.num_lines,
-                    "num_tokens": store.num_tokens,
-                    "num_unknown": store.num_unknown,
-                    "num_bytes": store.num_bytes,
-                    "sha256": store.sha256,
-                }
-                for split, store in prepared.stores.items()
-            },
-        },
-    )
+    run.write("data.json", prepared.describe())
 
 
 def _logged(trainer: pl.Trainer, stage: str) -> dict[str, float]:

@@ -9,12 +9,19 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
-from lmkit.encoding import Encoded, Positions, Tokenizer, at_least, by_frequency, in_batches
+from lmkit.encoding import (
+    CountedTokenizer,
+    Encoded,
+    Positions,
+    at_least,
+    by_frequency,
+    in_batches,
+)
 
 EOS, UNK = "<eos>", "<unk>"
 
 
-class Word(Tokenizer):
+class Word(CountedTokenizer):
     """`line.split() + ["<eos>"]` for every line; a blank line is one `<eos>`.
 
     A literal `<eos>` or `<unk>` in the text is that token, as in WikiText's own files.
@@ -45,7 +52,7 @@ class Word(Tokenizer):
         self._usual = dict(zip(spaced, range(len(vocabulary)), strict=False))
         self._usual[b"\n"] = self.eos_id
 
-    def train(self, texts: Iterable[str]) -> None:
+    def count(self, texts: Iterable[str]) -> dict[str, int]:
         chunks: dict[bytes, int] = {}
         for batch in in_batches(texts, len):
             cut = _cut(batch)
@@ -55,6 +62,9 @@ class Word(Tokenizer):
         for chunk, n in chunks.items():
             for word in self._split(chunk):
                 counts[word] = counts.get(word, 0) + n
+        return counts
+
+    def learn(self, counts: dict[str, int]) -> None:
         vocabulary = by_frequency(
             counts,
             min_frequency=self.min_frequency,

@@ -13,12 +13,13 @@ FLOW = """
     errors hardware allocator signals processes environment
     pydocs readers probe_corpus source hub corpus
     encoding word subword tokenizer
-    token_store store
+    meter pool shard once token_store vocabulary stored datatrove_tokens store
     lanes mixture datamodule
     gemm kernels dropout embedding lstm recurrent model odds cross_entropy head metrics optim task
     run checkpoint_io checkpoint guard watchdog logs progress
     config search allow binding contradictions check
     sampling text trained probe training workers launch job multirun
+    prepare cluster
     estimate evaluate score_page score generate analyze watch dashboard verify doctor list
     study trial sweep_report sweep
     cli __main__

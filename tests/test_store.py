@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 
 from lmkit import encoding
 from lmkit.errors import UserError
+from lmkit.shard import Shard, write_shard
 from lmkit.source import Document, Source
-from lmkit.store import Prepared, TokenStore, prepare, write_store
+from lmkit.store import Prepared, TokenStore, prepare
 from lmkit.tokenizer import ByteLevelBPE, Bytes, Characters, Tokenizer, Word
 
 
@@ -36,11 +37,11 @@ class Texts(Source):
         return self.texts
 
     def _read(self, split: str) -> Iterator[Document]:
+        self.reads.append(split)
         return (Document(f"{split}/é{n}", text) for n, text in enumerate(self.texts[split]))
 
-    def documents(self, split: str) -> Iterator[Document]:
-        self.reads.append(split)
-        return super().documents(split)
+    def _content(self) -> Iterable[object]:
+        return [self.texts]
 
 
 def corpus() -> Texts:
@@ -88,12 +89,12 @@ def test_batches_do_not_show(
     for length in (size, 1 << 20):
         directory = tmp_path_factory.mktemp("store")
         batches = encoding.in_batches(zip(names, texts, strict=True), lambda d: len(d[1]), length)
-        write_store(
+        write_shard(
             directory,
             (([name for name, _ in b], Bytes().encode([text for _, text in b])) for b in batches),
             Bytes(),
         )
-        stores.append(TokenStore.open(directory, verify=True))
+        stores.append(Shard.open(directory, verify=True))
     assert stores[0].sha256 == stores[1].sha256
     assert [stores[0].document_id(n) for n in range(len(names))] == names
 
@@ -111,15 +112,15 @@ def test_tokens_are_as_wide_as_the_vocabulary_needs(
 ) -> None:
     encoded = Bytes().encode(["ab"])
     encoded.ids[0] = size - 1
-    write_store(tmp_path, [(["x"], encoded)], Wide(size))
-    store = TokenStore.open(tmp_path)
-    assert store.tokens.dtype == dtype
-    assert store.tokens.tolist() == [size - 1, ord("b"), 256]
+    write_shard(tmp_path, [(["x"], encoded)], Wide(size))
+    store = Shard.open(tmp_path)
+    assert store.map("tokens").dtype == dtype
+    assert store.map("tokens").tolist() == [size - 1, ord("b"), 256]
 
 
 def test_no_token_beyond_the_vocabulary(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^token id 256 is beyond the vocabulary of 256$"):
-        write_store(tmp_path, [(["x"], Bytes().encode(["ab"]))], Wide(256))
+        write_shard(tmp_path, [(["x"], Bytes().encode(["ab"]))], Wide(256))
     assert not (tmp_path / "manifest.json").exists()
 
 
@@ -175,14 +176,13 @@ def test_splits_that_are_not_there(tmp_path: Path) -> None:
 
 
 def test_empty_split(tmp_path: Path) -> None:
-    source = corpus()
-    source.documents = lambda split: iter([])  # type: ignore[method-assign]
-    with pytest.raises(UserError) as caught:
-        prepare(source, Bytes(), tmp_path)
-    assert str(caught.value) == (
-        "split 'train' of Texts is empty: no document, no token; name text that has words"
-    )
-    assert {path.suffix for path in tmp_path.glob("*/*")} == {".lock"}
+    for _ in range(2):
+        with pytest.raises(UserError) as caught:
+            prepare(Texts(train=["a"], valid=[" ", ""]), Bytes(), tmp_path)
+        assert str(caught.value) == (
+            "texts has no documents for valid (2 empty ones): name text that has words"
+        )
+    assert {path.parent.name for path in tmp_path.glob("*/*/manifest.json")} == {"train"}
 
 
 def test_place_that_cannot_be_written(tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_full_disk_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError, match="cannot write the prepared data: No space left on device"):
         prepare(corpus(), Bytes(), tmp_path)
-    assert {path.suffix for path in tmp_path.glob("*/*")} == {".lock"}
+    assert {path.name for path in tmp_path.glob("*/*/*")} == {"00000.lock"}
 
 
 def flip(path: Path) -> None:
@@ -249,22 +249,23 @@ def test_damage_is_named_set_aside_and_mended(
     tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     damage, file, found = DAMAGE[kind]
-    directory = only_store(tmp_path)
-    sound = TokenStore.open(directory, verify=True).sha256
+    split = only_store(tmp_path)
+    directory = split / "00000"
+    sound = TokenStore.open(split, verify=True).sha256
     damage(directory)
     with pytest.raises(UserError) as caught:
-        TokenStore.open(directory, verify=True)
+        TokenStore.open(split, verify=True)
     message = str(caught.value)
     assert message.startswith(f"{directory / file}: the prepared data is damaged: found {found}")
     assert message.endswith(f"; delete {directory} and it will be prepared again")
     with caplog.at_level(logging.WARNING):
-        assert only_store(tmp_path) == directory
-    aside = directory.with_name("train.damaged")
+        assert only_store(tmp_path) == split
+    aside = directory.with_name("00000.damaged")
     assert [record.getMessage() for record in caplog.records] == [
         f"{message}\nsetting it aside as {aside} and preparing it again"
     ]
     assert aside.is_dir()
-    assert TokenStore.open(directory, verify=True).sha256 == sound
+    assert TokenStore.open(split, verify=True).sha256 == sound
     caplog.clear()
     only_store(tmp_path)
     assert caplog.records == []
@@ -272,9 +273,9 @@ def test_damage_is_named_set_aside_and_mended(
 
 def test_open_looks_at_sizes_without_reading(tmp_path: Path) -> None:
     directory = only_store(tmp_path)
-    flip(directory / "document_ids.bin")
+    flip(directory / "00000" / "document_ids.bin")
     assert TokenStore.open(directory).document_id(0) != "train/é0"
-    os.truncate(directory / "tokens.bin", 7)
+    os.truncate(directory / "00000" / "tokens.bin", 7)
     with pytest.raises(UserError, match=r"tokens\.bin: .* found 7 bytes, expected 48 bytes"):
         TokenStore.open(directory)
 
@@ -343,7 +344,7 @@ def wait_until(happened: partial[object], process: subprocess.Popen[str]) -> Non
 
 
 def half_written(cache: Path) -> bool:
-    return any(path.stat().st_size for path in cache.glob("*/train.tmp/tokens.bin"))
+    return any(path.stat().st_size for path in cache.glob("*/train/00000.tmp/tokens.bin"))
 
 
 def test_two_processes_at_once(tmp_path: Path) -> None:
@@ -354,7 +355,7 @@ def test_two_processes_at_once(tmp_path: Path) -> None:
     outputs = [process.communicate(timeout=60) for process in (first, second)]
     assert outputs[0][0] == outputs[1][0] != ""
     assert outputs[0][0].endswith(" 5000003\n")
-    (store,) = cache.glob("*/train")
+    (store,) = (path.parent for path in cache.glob("*/train"))
     assert outputs[0][1] == ""
     assert outputs[1][1] == f"{store}: another process prepares it; waiting\n"
     assert (tmp_path / "marks").read_text() == "reads\n"
@@ -372,7 +373,10 @@ def test_killed_while_preparing(tmp_path: Path) -> None:
     assert victim.returncode == -signal.SIGKILL
     out, err = waiting.communicate(timeout=60)
     assert (out.split()[1], err) == ("5000003", "")
-    assert {path.name for path in cache.glob("*/*")} == {"train", "train.lock"}
+    assert {path.name for path in cache.glob("*/*")} == {"train", ".lock"}
+    assert {path.name for path in cache.glob("*/train/*")} == {
+        *("00000", "00000.lock", "manifest.json")
+    }
     third = start(cache, 0.0)
     assert third.communicate(timeout=60) == (out, "")
     assert (tmp_path / "marks").read_text() == "reads\n" * 2

@@ -135,7 +135,7 @@ def test_two_runs_on_one_directory(settings, tmp_path):
 def test_a_store_that_was_changed_is_noticed_before_training(finished, settings, tmp_path):
     place = tmp_path / "again"
     shutil.copytree(finished[0].parents[2], place, symlinks=True)
-    (tokens,) = (place / "outputs" / ".cache").rglob("train/tokens.bin")
+    (tokens,) = (place / "outputs" / ".cache").rglob("train/00000/tokens.bin")
     flip_a_bit(tokens)
     done = lmkit("train", *settings, "run_id=after", cwd=place)
     assert f"{tokens}: the prepared data is damaged" in done.stderr

@@ -1,0 +1,45 @@
+"""Shards of a store as the tasks of datatrove's executors: on this machine, under SLURM or Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lmkit.check import check
+from lmkit.config import compose
+from lmkit.pool import num_cores
+from lmkit.prepare import parts
+from lmkit.store import Encode, Job, plan
+
+
+@dataclass(frozen=True)
+class ShardStep:
+    """A step of a datatrove pipeline: task `rank` makes every `world_size`-th shard.
+
+    Shards that are there whole are left alone. What comes before the step passes through.
+    """
+
+    encode: Encode
+    jobs: tuple[Job, ...]
+
+    def __call__(
+        self, data: Iterable[Any] | None = None, rank: int = 0, world_size: int = 1
+    ) -> Iterator[Any]:
+        for job in self.jobs[rank::world_size]:
+            self.encode(job, lambda num_tokens: None)
+        yield from data or ()
+
+
+def shard_step(arguments: Sequence[str], store: str, workers: int | None = None) -> ShardStep:
+    """The step that encodes the data of a command line, `["data=jsonl", "data.path=..."]`.
+
+    The text is hashed and the tokenizer trained here, in `workers` processes. When all tasks are
+    done, `lmkit prepare` with the same arguments and store=DIR makes of the shards a store.
+    """
+    config, _ = check(compose(arguments), trains=False)
+    cache, place = Path(config["outputs"]) / ".cache", Path(store).expanduser().absolute()
+    workers = num_cores() if workers is None else workers
+    encode, jobs = plan(*parts(config), cache, workers=workers, store=place)
+    return ShardStep(encode, tuple(jobs))

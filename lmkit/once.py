@@ -1,0 +1,81 @@
+"""Directories that are made once, by one process, and are there whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from lmkit.errors import UserError
+from lmkit.shard import writing
+
+log = logging.getLogger(__name__)
+
+Made = TypeVar("Made")
+
+
+def make_once(target: Path, find: Callable[[Path], Made], make: Callable[[Path], None]) -> Made:
+    """What `find` finds in `target`, after `make` if there is nothing whole: by one process.
+
+    `make` fills a temporary directory, which then becomes `target` in one rename.
+    """
+    with contextlib.suppress(UserError):  # what is damaged is seen to under the lock
+        if target.exists():
+            return find(target)
+    with locked(target.with_name(f"{target.name}.lock"), target):
+        if target.exists():
+            try:
+                return find(target)
+            except UserError as error:
+                set_aside(target, error)
+        new = target.with_name(f"{target.name}.tmp")  # of ours, or left by a process that died
+        try:
+            with writing(target):
+                shutil.rmtree(new, ignore_errors=True)
+                new.mkdir()
+            make(new)
+            with writing(target):
+                _sync(new)
+                new.rename(target)
+                _sync(target.parent)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+        return find(target)
+
+
+def set_aside(target: Path, error: UserError) -> None:
+    """Move what is damaged out of the way, and say so."""
+    aside = target.with_name(f"{target.name}.damaged")
+    log.warning("%s\nsetting it aside as %s and preparing it again", error, aside)
+    with writing(target):
+        if aside.is_dir():
+            shutil.rmtree(aside, ignore_errors=True)
+        target.rename(aside)
+
+
+@contextlib.contextmanager
+def locked(lock: Path, what: Path) -> Iterator[None]:
+    """Hold a file against other processes; the system lets go of it when this one dies."""
+    with contextlib.ExitStack() as stack:
+        with writing(what):
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            held = stack.enter_context(lock.open("w"))
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                log.warning("%s: another process prepares it; waiting", what)
+                fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+
+
+def _sync(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,184 @@
+"""Jobs for several processes, handed out one by one; the first that fails ends all, by name."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection, wait
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from lmkit.errors import UserError
+from lmkit.meter import Advance, Meter
+from lmkit.signals import SIGNALS, follow_parent
+
+# Seconds that a process has to clean up after itself.
+PATIENCE = 5.0
+
+
+class Job(Protocol):
+    """What a process is given; `str` names it. num_bytes: how much of all the work it is."""
+
+    @property
+    def num_bytes(self) -> int: ...
+
+
+Task = Callable[[Any, Advance], Any]
+
+
+def num_cores() -> int:
+    """Cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def run_jobs(task: Task, jobs: Sequence[Job], workers: int, meter: Meter) -> None:
+    """Call `task(job, advance)` for every job: here, or in as many spawned processes.
+
+    Raises UserError where a job does or its process dies; then all others are ended too.
+    """
+    if min(workers, len(jobs)) < 2:
+        for job in jobs:
+            task(job, meter.advance)
+            meter.finish(job.num_bytes)
+        return
+    with _Pool(task, min(workers, len(jobs))) as pool:
+        pool.run(jobs, meter)
+
+
+class _Worker:
+    """A process of the pool, and the job it has."""
+
+    def __init__(self, task: Task) -> None:
+        context = multiprocessing.get_context("spawn")  # a fork would copy threads' locks
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, task, os.getpid()), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.job: Job | None = None
+
+    def give(self, job: Job) -> None:
+        self.job = job
+        with contextlib.suppress(OSError):  # it has died, which `receive` tells
+            self.connection.send(job)
+
+    def receive(self) -> tuple[str, Any]:
+        try:
+            kind, value = self.connection.recv()
+            return kind, value
+        except (EOFError, OSError):
+            self.process.join(PATIENCE)
+            code = self.process.exitcode or 0
+            how = (
+                f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
+            )
+            raise UserError(
+                f"{self.job}: the process that prepared it {how}; what is whole stays, so the same "
+                "command goes on (with less memory for workers=1)"
+            ) from None
+
+
+class _Pool:
+    def __init__(self, task: Task, number: int) -> None:
+        self.workers: list[_Worker] = []
+        try:
+            with _held_back():
+                for _ in range(number):
+                    self.workers.append(_Worker(task))
+        except BaseException:
+            self._end()
+            raise
+
+    def run(self, jobs: Sequence[Job], meter: Meter) -> None:
+        waiting = deque(jobs)
+        for worker in self.workers:
+            worker.give(waiting.popleft())
+        busy = {worker.connection: worker for worker in self.workers}
+        while busy:
+            for connection in wait(list(busy)):
+                assert isinstance(connection, Connection)
+                worker = busy[connection]
+                kind, value = worker.receive()
+                assert worker.job is not None
+                if kind == "advance":
+                    meter.advance(value)
+                elif kind == "mistake":
+                    raise UserError(value)
+                elif kind == "error":
+                    raise RuntimeError(f"{worker.job}: {value}")
+                else:
+                    meter.finish(worker.job.num_bytes)
+                    if waiting:
+                        worker.give(waiting.popleft())
+                    else:
+                        worker.job = None
+                        del busy[connection]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        with _held_back():
+            for worker in self.workers:
+                worker.connection.close()  # who has nothing to do ends by that
+                if worker.job:
+                    worker.process.terminate()
+            for worker in self.workers:
+                worker.process.join(PATIENCE)
+                worker.process.kill()
+                worker.process.join()
+
+
+@contextlib.contextmanager
+def _held_back() -> Iterator[None]:
+    """Keep signals until the block ends: a process that is started here begins without them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _serve(connection: Connection, task: Task, parent: int) -> None:
+    """A process's whole life: a job at a time, until there are none."""
+    for signum in SIGNALS:  # Ctrl-C reaches all processes of a terminal: it is the parent's
+        signal.signal(signum, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _leave)
+    follow_parent()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are as many as is useful
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    with contextlib.suppress(EOFError, OSError):
+        while os.getppid() == parent:
+            job = connection.recv()
+            connection.send(_outcome(task, job, connection))
+
+
+def _outcome(task: Task, job: Job, connection: Connection) -> tuple[str, Any]:
+    try:
+        task(job, lambda amount: connection.send(("advance", amount)))
+    except UserError as error:
+        return "mistake", str(error)
+    except Exception as error:
+        return "error", f"{type(error).__name__}: {error}\n\n{traceback.format_exc().rstrip()}"
+    return "done", None
+
+
+def _leave(signum: int, frame: object) -> None:
+    sys.exit(128 + signum)  # by way of every `finally`

@@ -1,0 +1,124 @@
+"""`lmkit prepare`: text to stores in several processes, for later trainings here or elsewhere."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from lmkit.allow import slot_bases
+from lmkit.binding import build
+from lmkit.check import split_data
+from lmkit.encoding import FILE, Tokenizer
+from lmkit.errors import UserError
+from lmkit.pool import num_cores
+from lmkit.run import write_atomically
+from lmkit.source import SPLITS, Source
+from lmkit.store import prepare as prepare_stores
+from lmkit.stored import DATA, PreparedSource, Store
+from lmkit.token_store import Prepared, TokenStore
+from lmkit.tokenizer import load_tokenizer
+
+
+def prepare(
+    config: Mapping[str, Any],
+    overrides: Sequence[str],
+    *,
+    store: str | None = None,
+    workers: int | None = None,
+    verify: bool = False,
+) -> dict[str, Any]:
+    """Encode the text of a config in several processes; go on where an earlier one was killed.
+
+    store: a directory of its own for the tokens, to train from with data=store data.path=DIR;
+    without it they go where lmkit train will look for them.
+    workers: processes, as many as there are cores unless given.
+    verify: read again all that store=DIR holds, and say what is damaged.
+    """
+    if workers is not None and workers < 1:
+        raise UserError(f"workers={workers}: must be at least 1")
+    if verify:
+        if store is None:
+            raise UserError("verify=true: name the directory too, with store=DIR")
+        return _verify(Path(store).expanduser())
+    source, tokenizer = parts(config)
+    workers = num_cores() if workers is None else workers
+    place = None if store is None else Path(store).expanduser().absolute()
+    cache = Path(config["outputs"]) / ".cache"
+    prepared = prepare_stores(source, tokenizer, cache, workers=workers, store=place)
+    if place:
+        _write_data(place, prepared)
+    result = {
+        "directory": str(prepared.directory),
+        "workers": workers,
+        **prepared.describe(),
+    }
+    for split, (num_tokens, seconds) in prepared.made.items():
+        result["splits"][split] |= {
+            "encoded_tokens": num_tokens,
+            "seconds": seconds,
+            "tokens_per_second": num_tokens / max(seconds, 1e-9),
+        }
+    _show(result, prepared, store, overrides)
+    return result
+
+
+def parts(config: Mapping[str, Any]) -> tuple[Source, Tokenizer]:
+    """Source and tokenizer of a config, which must be of text."""
+    source = build(split_data(config["data"])[0], bases=slot_bases("data"))
+    if isinstance(source, PreparedSource):
+        raise UserError("data has tokens that are prepared already: give the text")
+    return source, build(config["tokenizer"], bases=slot_bases("tokenizer"))
+
+
+def _write_data(directory: Path, prepared: Prepared) -> None:
+    """What makes a directory of stores one that can be trained from: written last."""
+    text = json.dumps(prepared.describe(), indent=2) + "\n"
+    write_atomically(directory / DATA, text.encode())
+
+
+def _verify(directory: Path) -> dict[str, Any]:
+    """Hash all files of a directory of stores and compare with what was written."""
+    source = Store(str(directory))
+    data = json.loads((directory / DATA).read_text(encoding="utf-8"))
+    if load_tokenizer(directory).hash() != data["tokenizer"]:
+        raise UserError(f"{directory / FILE} is not the tokenizer that {directory / DATA} names")
+    splits = {}
+    for split in source.splits:
+        found = TokenStore.open(directory / split, verify=True)
+        if found.sha256 != data["splits"][split]["sha256"]:
+            raise UserError(f"{directory / split} is not the one that {directory / DATA} names")
+        splits[split] = {"sha256": found.sha256, "num_tokens": found.num_tokens}
+        print(f"{split}: {found.num_tokens:,} tokens in {len(found.parts)} shards, all as written")
+    return {"directory": str(directory), "splits": splits}
+
+
+def _show(
+    result: Mapping[str, Any], prepared: Prepared, store: str | None, overrides: Sequence[str]
+) -> None:
+    table = Table(box=None)
+    for column in ("", "documents", "tokens", "unknown", "bytes", "shards", "tokens/s"):
+        table.add_column(column, justify="right" if column else "left")
+    for split in (name for name in SPLITS if name in prepared.stores):
+        found, counts = prepared.stores[split], result["splits"][split]
+        rate = counts.get("tokens_per_second")
+        table.add_row(
+            split,
+            *(f"{counts[f'num_{name}']:,}" for name in ("documents", "tokens", "unknown", "bytes")),
+            f"{len(found.parts):,}",
+            "was there" if rate is None else f"{rate:,.0f}",
+        )
+    console = Console()
+    console.print(table)
+    if store is None:
+        keys = [each for each in overrides if not each.startswith("workers=")]
+        command = shlex.join(["lmkit", "train", *keys])
+    else:
+        command = shlex.join(["lmkit", "train", "data=store", f"data.path={store}"])
+    console.print(f"in {prepared.directory}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"to train: {command}", highlight=False, markup=False, soft_wrap=True)

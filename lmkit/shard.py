@@ -1,0 +1,196 @@
+"""Token ids on disk: flat, memory-mapped, checksummed; complete once the manifest is there."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lmkit.encoding import Encoded, Tokenizer, write_whole
+from lmkit.errors import UserError
+
+FORMAT = "lmkit shard 1"
+MANIFEST = "manifest.json"
+POSITIONS = ("document_ends", "line_ends", "document_bytes", "document_id_ends")
+FILES = ("tokens", *POSITIONS, "document_ids")
+
+
+class Shard:
+    """A run of a split's documents, read only.
+
+    sha256: of all that it holds. tokenizer: hash of the one that made it. read: how many documents
+    of which split, and empty ones, its text had. num_bytes: of UTF-8.
+    """
+
+    def __init__(self, directory: Path, manifest: dict[str, Any]) -> None:
+        self.directory = directory
+        self.dtype = np.dtype(manifest["dtype"])
+        self.num_tokens: int = manifest["num_tokens"]
+        self.num_documents: int = manifest["num_documents"]
+        self.num_lines: int = manifest["num_lines"]
+        self.num_bytes: int = manifest["num_bytes"]
+        self.num_unknown: int = manifest["num_unknown"]
+        self.tokenizer: str = manifest["tokenizer"]
+        self.vocabulary_size: int = manifest["vocabulary_size"]
+        self.read: dict[str, int] = manifest["read"]
+        self.sha256 = hashlib.sha256(as_json(manifest)).hexdigest()
+
+    def map(self, name: str) -> npt.NDArray[Any]:
+        """One of its arrays: `tokens` (num_tokens,) uint16 or uint32, exclusive token positions
+        `document_ends` (num_documents,) and `line_ends` (num_lines,), or `document_bytes`."""
+        file = _file(self.directory, name)
+        dtype = self.dtype if name == "tokens" else np.dtype("<u8")
+        return np.memmap(file, dtype, "r") if file.stat().st_size else np.empty(0, dtype)
+
+    @classmethod
+    def open(cls, directory: Path, verify: bool = False) -> Shard:
+        """Found whole by the sizes of its files, or with `verify` by all they hold."""
+        path = Path(directory) / MANIFEST
+        try:
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+            if manifest["format"] != FORMAT or set(manifest["files"]) != set(FILES):
+                raise ValueError(f"not of the format {FORMAT!r}")
+            for name, record in manifest["files"].items():
+                sha256 = record["sha256"] if verify else ""
+                _check(_file(path.parent, name), record["bytes"], sha256)
+            return cls(path.parent, manifest)
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise damaged(path, f"not a whole manifest ({error!r})") from None
+
+    def document_id(self, index: int) -> str:
+        """What the source calls a document."""
+        ends = self.map("document_id_ends")
+        start = int(ends[index - 1]) if index else 0
+        with _file(self.directory, "document_ids").open("rb") as file:
+            file.seek(start)
+            return file.read(int(ends[index]) - start).decode()
+
+
+def write_shard(
+    directory: Path,
+    batches: Iterable[tuple[Sequence[str], Encoded]],
+    tokenizer: Tokenizer,
+    read: Mapping[str, int] = MappingProxyType({}),
+) -> None:
+    """Write (ids, encoded) batches of documents into an empty `directory`, the manifest last.
+
+    read: what the batches were read from, complete once they are.
+    """
+    dtype = "<u2" if tokenizer.vocabulary_size <= 1 << 16 else "<u4"
+    num_bytes = num_unknown = 0
+    with contextlib.ExitStack() as stack:
+        with writing(directory):
+            files = {name: stack.enter_context(_Checksummed(directory, name)) for name in FILES}
+        for names, encoded in batches:
+            if (highest := int(encoded.ids.max())) >= tokenizer.vocabulary_size:
+                raise ValueError(
+                    f"token id {highest} is beyond the vocabulary of {tokenizer.vocabulary_size}"
+                )
+            with writing(directory):
+                _append(files, [name.encode() for name in names], encoded, dtype)
+            num_bytes += int(encoded.num_bytes.sum())
+            num_unknown += encoded.num_unknown
+        with writing(directory):
+            records = {name: file.finish() for name, file in files.items()}
+    manifest = {
+        "format": FORMAT,
+        "tokenizer": tokenizer.hash(),
+        "vocabulary_size": tokenizer.vocabulary_size,
+        "dtype": dtype,
+        "num_tokens": records["tokens"]["bytes"] // np.dtype(dtype).itemsize,
+        "num_documents": records["document_ends"]["bytes"] // 8,
+        "num_lines": records["line_ends"]["bytes"] // 8,
+        "num_bytes": num_bytes,
+        "num_unknown": num_unknown,
+        "read": dict(sorted(read.items())),
+        "files": records,
+    }
+    with writing(directory):
+        write_whole(directory / MANIFEST, as_json(manifest))
+
+
+def _append(
+    files: dict[str, _Checksummed], names: list[bytes], encoded: Encoded, dtype: str
+) -> None:
+    num_tokens = files["tokens"].size // np.dtype(dtype).itemsize
+    positions = {
+        "document_ends": encoded.document_ends + num_tokens,
+        "line_ends": encoded.line_ends + num_tokens,
+        "document_bytes": encoded.num_bytes,
+        "document_id_ends": np.cumsum([len(name) for name in names]) + files["document_ids"].size,
+    }
+    for file, values in positions.items():
+        files[file].write(values.astype("<u8").tobytes())
+    files["document_ids"].write(b"".join(names))
+    files["tokens"].write(encoded.ids.astype(dtype).tobytes())
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Name the place where prepared data cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot write the prepared data: {error.strerror}; "
+            "make the place writable, free space there or name another directory"
+        ) from None
+
+
+class _Checksummed(contextlib.AbstractContextManager["_Checksummed"]):
+    """A file that counts and hashes what is written to it."""
+
+    def __init__(self, directory: Path, name: str) -> None:
+        self._file = _file(directory, name).open("wb")
+        self._sha256 = hashlib.sha256()
+        self.size = 0
+
+    def write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._sha256.update(data)
+        self.size += len(data)
+
+    def finish(self) -> dict[str, Any]:
+        """Flush to the disk; the file's record in the manifest."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return {"bytes": self.size, "sha256": self._sha256.hexdigest()}
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+def _file(directory: Path, name: str) -> Path:
+    return directory / f"{name}.bin"
+
+
+def as_json(manifest: Mapping[str, Any]) -> bytes:
+    """A manifest as it is written and hashed."""
+    return json.dumps(manifest, indent=1).encode()
+
+
+def _check(file: Path, size: int, sha256: str) -> None:
+    found = file.stat().st_size if file.exists() else None
+    if found != size:
+        has = "no file" if found is None else f"{found:,} bytes"
+        raise damaged(file, f"{has}, expected {size:,} bytes")
+    if sha256:
+        with file.open("rb") as opened:
+            if hashlib.file_digest(opened, "sha256").hexdigest() != sha256:
+                raise damaged(file, f"{size:,} bytes as expected, but not those written")
+
+
+def damaged(file: Path, found: str) -> UserError:
+    """What to raise where a file is not as it was written."""
+    return UserError(
+        f"{file}: the prepared data is damaged: found {found}; "
+        f"delete {file.parent} and it will be prepared again"
+    )

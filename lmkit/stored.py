@@ -1,0 +1,185 @@
+"""Tokens that are there already: what `lmkit prepare store=DIR` made, one such or several."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lmkit import readers
+from lmkit.encoding import FILE, Tokenizer
+from lmkit.errors import UserError
+from lmkit.shard import MANIFEST
+from lmkit.source import SPLITS, Document, Source
+from lmkit.token_store import Prepared, TokenStore
+from lmkit.tokenizer import Stored, load_tokenizer
+
+DATA = "data.json"
+PLAN = "plan.json"
+
+
+def is_trained(tokenizer: Tokenizer) -> bool:
+    """Whether a tokenizer has its vocabulary."""
+    return hasattr(tokenizer, "vocabulary_size")
+
+
+class PreparedSource(Source):
+    """A source of tokens, which has no text."""
+
+    @abstractmethod
+    def prepared(self, tokenizer: Tokenizer, cache: Path, splits: Sequence[str] | None) -> Prepared:
+        """The tokens, where they are those of the tokenizer; UserError where they are not."""
+
+    def _read(self, split: str) -> Iterator[Document]:
+        raise UserError(f"{self._where} has tokens, no text: take the data they were made of")
+
+    def _wanted(self, splits: Sequence[str] | None) -> tuple[str, ...]:
+        for split in splits or ():
+            if split not in self.splits:
+                raise UserError(f"{self._where} has no split {split!r}: it has {self.splits}")
+        return self.splits if splits is None else tuple(splits)
+
+
+class Store(PreparedSource):
+    """A directory that `lmkit prepare store=DIR` made: its sizes are checked, not its text."""
+
+    def __init__(self, path: str) -> None:
+        self._directory = readers.located(path)
+        where = f"data.path={path}"
+        if not self._directory.is_dir():
+            raise UserError(f"{where} does not exist; {readers.nearby(self._directory)}")
+        if not (self._directory / DATA).is_file():
+            begun = (self._directory / PLAN).is_file()
+            what = "has not been finished" if begun else f"has no {DATA}"
+            remedy = (
+                "with the command that began it" if begun else f"with lmkit prepare store={path}"
+            )
+            raise UserError(f"{where} {what}: make it {remedy}")
+        try:
+            self._data: dict[str, Any] = json.loads((self._directory / DATA).read_text())
+            self._described: dict[str, object] = dict(self._data["source"])
+            self._hash = str(self._data["store"])
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise UserError(f"{self._directory / DATA} is damaged: {error!r}") from None
+        super().__init__(where, {}, {})
+
+    def _own_splits(self) -> Iterable[str]:
+        return [name for name in SPLITS if (self._directory / name / MANIFEST).is_file()]
+
+    def fingerprint(self) -> str:
+        return str(self._described.get("fingerprint", ""))
+
+    def describe(self) -> dict[str, object]:
+        return {**self._described, "prepared": str(self._directory.absolute())}
+
+    def prepared(self, tokenizer: Tokenizer, cache: Path, splits: Sequence[str] | None) -> Prepared:
+        own = load_tokenizer(self._directory)
+        found, expected = own.hash(), self._data["tokenizer"]
+        if found != expected:
+            raise UserError(
+                f"{self._directory / FILE} is not that of the tokens: found SHA-256 {found}, "
+                f"expected {expected}"
+            )
+        trained = not isinstance(tokenizer, Stored)
+        if trained and (not is_trained(tokenizer) or tokenizer.hash() != found):
+            raise UserError(
+                f"{self._where} has tokens of another tokenizer ({own.name}, {found[:12]}): take "
+                "the model that was trained on it, or data=store with its own tokenizer"
+            )
+        stores = {split: TokenStore.open(self._directory / split) for split in self._wanted(splits)}
+        for split, store in stores.items():
+            if store.sha256 != self._data["splits"][split]["sha256"]:
+                raise UserError(
+                    f"{self._directory / split} is not what {DATA} says: lmkit prepare "
+                    f"store={self._directory} verify=true tells what is damaged"
+                )
+        return Prepared(own, stores, self._directory, self._hash, self.describe(), {})
+
+
+class Mixture(PreparedSource):
+    """Several directories that `lmkit prepare store=DIR` made, with one tokenizer.
+
+    Training reads of each its share of the tokens; what is evaluated is all of each.
+    """
+
+    def __init__(
+        self,
+        paths: Mapping[str, str],
+        weights: Mapping[str, float] | None = None,
+        *,
+        epoch_tokens: int | None = None,
+    ) -> None:
+        """paths: by a name for each. weights: their shares; as large as they are unless given.
+        epoch_tokens: training tokens between two validations, about; unless given, as many as until
+        the first of them has been read once."""
+        self._stores = {name: Store(path) for name, path in paths.items()}
+        self._weights = weights
+        self.epoch_tokens = epoch_tokens
+        super().__init__("data=mixture", {}, {})
+
+    @staticmethod
+    def check(**config: Any) -> list[str]:
+        """Weights that are not those of the paths."""
+        paths, weights, tokens = (config[key] for key in ("paths", "weights", "epoch_tokens"))
+        mistakes = [] if paths else ["paths={}: name at least one, paths.NAME=DIR"]
+        if weights is not None and set(weights) != set(paths):
+            mistakes.append(
+                f"weights={', '.join(weights)}: expected one for each of paths ({', '.join(paths)})"
+            )
+        for name, weight in (weights or {}).items():
+            if not 0 < weight < math.inf:
+                mistakes.append(f"weights={name}: {weight} is not above 0")
+        if tokens is not None and tokens < 1:
+            mistakes.append(f"epoch_tokens={tokens}: must be at least 1")
+        return mistakes
+
+    def _own_splits(self) -> Iterable[str]:
+        return {split for store in self._stores.values() for split in store.splits}
+
+    def fingerprint(self) -> str:
+        parts = [f"{name} {store.fingerprint()}" for name, store in self._stores.items()]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    def describe(self) -> dict[str, object]:
+        return {name: store.describe() for name, store in self._stores.items()}
+
+    def prepared(self, tokenizer: Tokenizer, cache: Path, splits: Sequence[str] | None) -> Prepared:
+        wanted = self._wanted(splits)
+        parts = {
+            name: store.prepared(tokenizer, cache, [s for s in wanted if s in store.splits])
+            for name, store in self._stores.items()
+        }
+        (first, one), *others = parts.items()
+        for name, other in others:
+            if other.tokenizer.hash() != one.tokenizer.hash():
+                raise UserError(
+                    f"data.paths.{name} has tokens of another tokenizer than data.paths.{first}: "
+                    f"prepare it again with tokenizer=stored tokenizer.path={one.directory}"
+                )
+        stores = {
+            split: _joined([p.stores[split] for p in parts.values() if split in p.stores])
+            for split in wanted
+        }
+        mixture = [
+            (part.stores["train"], self._weights[name] if self._weights else store.num_tokens)
+            for name, part in parts.items()
+            if (store := part.stores.get("train"))
+        ]
+        described = json.dumps(
+            [[n, p.hash, (self._weights or {}).get(n)] for n, p in parts.items()]
+        )
+        digest = hashlib.sha256(described.encode()).hexdigest()[:32]
+        place = one.directory
+        return Prepared(one.tokenizer, stores, place, digest, self.describe(), {}, mixture)
+
+
+def _joined(stores: Sequence[TokenStore]) -> TokenStore:
+    """Several stores as one, their documents after each other."""
+    if len(stores) == 1:
+        return stores[0]
+    digest = hashlib.sha256("\n".join(store.sha256 for store in stores).encode()).hexdigest()
+    return TokenStore(stores[0].directory, [p for store in stores for p in store.parts], digest)

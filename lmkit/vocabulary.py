@@ -1,0 +1,133 @@
+"""The tokenizer of a source, trained once on its train split."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from lmkit.encoding import FILE, CountedTokenizer, Tokenizer, add_counts, write_whole
+from lmkit.errors import UserError
+from lmkit.meter import Advance, metered
+from lmkit.once import make_once
+from lmkit.pool import run_jobs
+from lmkit.shard import damaged, writing
+from lmkit.source import Piece, Source
+from lmkit.token_store import shard_name
+from lmkit.tokenizer import load_tokenizer
+
+COUNTS = "counts.json"
+
+
+def trained_tokenizer(
+    source: Source, tokenizer: Tokenizer, target: Path, workers: int, progress: bool
+) -> Tokenizer:
+    """The tokenizer that is saved in `target`, after training the one given if there is none."""
+
+    def make(directory: Path) -> None:
+        counts = target.with_name("counts")
+        if isinstance(tokenizer, CountedTokenizer) and len(source.pieces("train")) > 1:
+            _count(source, tokenizer, counts, workers, progress)
+        else:
+            _read(source, tokenizer, progress)
+        with writing(directory):
+            tokenizer.save(directory)
+            (directory / "sha256").write_text(tokenizer.hash())
+        shutil.rmtree(counts, ignore_errors=True)
+
+    return make_once(target, _load, make)
+
+
+def _load(directory: Path) -> Tokenizer:
+    loaded = load_tokenizer(directory)
+    expected = (directory / "sha256").read_text() if (directory / "sha256").exists() else ""
+    if loaded.hash() != expected:
+        raise UserError(
+            f"{directory / FILE}: the tokenizer is damaged: found SHA-256 {loaded.hash()}, "
+            f"expected {expected or 'a file sha256'}"
+        )
+    return loaded
+
+
+def _read(source: Source, tokenizer: Tokenizer, progress: bool) -> None:
+    with metered(f"training the {tokenizer.name} tokenizer", "characters", progress) as meter:
+
+        def texts() -> Iterator[str]:
+            for document in source.documents("train"):
+                meter.advance(len(document.text))
+                yield document.text
+
+        tokenizer.train(texts())
+
+
+@dataclass(frozen=True)
+class _Job:
+    index: int
+    piece: Piece
+
+    @property
+    def num_bytes(self) -> int:
+        return self.piece.num_bytes
+
+    def __str__(self) -> str:
+        return f"the counts of piece {self.index} of train"
+
+
+@dataclass(frozen=True)
+class _Count:
+    """Counts one piece, into a directory of its own that outlives an end by kill."""
+
+    source: Source
+    tokenizer: CountedTokenizer
+    directory: Path
+
+    def __call__(self, job: _Job, advance: Advance) -> None:
+        def make(directory: Path) -> None:
+            read: Counter[str] = Counter()
+
+            def texts() -> Iterator[str]:
+                for document in self.source.read("train", job.piece, read):
+                    advance(len(document.text))
+                    yield document.text
+
+            counts = self.tokenizer.count(texts())
+            data = json.dumps([counts, read]).encode()
+            sha256 = hashlib.sha256(data).hexdigest().encode()
+            with writing(directory):
+                write_whole(directory / COUNTS, sha256 + b"\n" + data)
+
+        make_once(self.directory / shard_name(job.index), _counts, make)
+
+
+def _counts(directory: Path) -> tuple[dict[str, int], dict[str, int]]:
+    """Of a piece: how often each word occurs, and how many documents were read."""
+    try:
+        sha256, _, data = (directory / COUNTS).read_bytes().partition(b"\n")
+    except OSError as error:
+        raise damaged(directory / COUNTS, f"{error.strerror}") from None
+    if hashlib.sha256(data).hexdigest().encode() != sha256:
+        raise damaged(directory / COUNTS, "not what was written")
+    counts, read = json.loads(data)
+    return counts, read
+
+
+def _count(
+    source: Source, tokenizer: CountedTokenizer, directory: Path, workers: int, progress: bool
+) -> None:
+    """Train it on counts of the pieces, added up in their order: as if read in one go."""
+    jobs = [_Job(index, piece) for index, piece in enumerate(source.pieces("train"))]
+    label = f"training the {tokenizer.name} tokenizer"
+    with metered(label, "characters", progress, sum(job.num_bytes for job in jobs)) as meter:
+        run_jobs(_Count(source, tokenizer, directory), jobs, workers, meter)
+    total: dict[str, int] = {}
+    documents: Counter[str] = Counter()
+    for job in jobs:
+        counts, read = _counts(directory / shard_name(job.index))
+        add_counts(total, counts)
+        documents.update(read)
+    source.check_counts("train", documents)
+    tokenizer.learn(total)
