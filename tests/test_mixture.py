@@ -1,20 +1,30 @@
 """An endless mixture of texts: proportions, every token of a pass once, exact resume."""
 
+import json
 from collections import Counter
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from journey import lmkit, rows
 
+from lmkit.check import check
+from lmkit.checkpoint_io import load_checkpoint
+from lmkit.config import compose
+from lmkit.errors import UserError
 from lmkit.mixture import MixtureLoader, shuffled
+from lmkit.stored import Mixture
 from lmkit.text import Text
+from lmkit.tokenizer import Stored
 
 EOS = 0
 
 
-def text(lengths: list[int], first: int) -> Text:
+def text_of(lengths: list[int], first: int) -> Text:
     """Documents of these lengths, in which every token is another number, from `first` on."""
     ends = np.cumsum(lengths)
     return Text(np.arange(first, first + ends[-1], dtype=np.uint32), ends, ends, 0, 0)
@@ -48,7 +58,7 @@ def test_lanes_read_whole_documents_from_their_reset_on(all_lengths, num_lanes, 
     weights = data.draw(
         st.lists(st.floats(0.1, 10), min_size=len(all_lengths), max_size=len(all_lengths))
     )
-    texts = [text(lengths, 1000 * (i + 1)) for i, lengths in enumerate(all_lengths)]
+    texts = [text_of(lengths, 1000 * (i + 1)) for i, lengths in enumerate(all_lengths)]
     mixture = loader(texts, weights, num_lanes=num_lanes, bptt=bptt, seed=seed)
     windows = [window for _ in range(3) for window in mixture]
     assert len(windows) == 3 * len(mixture)
@@ -76,7 +86,7 @@ def test_lanes_read_whole_documents_from_their_reset_on(all_lengths, num_lanes, 
 
 @given(texts_of_lengths, st.integers(0, 99))
 def test_a_pass_over_a_text_has_every_token_once(all_lengths, seed):
-    texts = [text(lengths, 1000 * (i + 1)) for i, lengths in enumerate(all_lengths)]
+    texts = [text_of(lengths, 1000 * (i + 1)) for i, lengths in enumerate(all_lengths)]
     mixture = loader(texts, [1.0] * len(texts), num_lanes=1, bptt=1, seed=seed)
     seen: list[list[int]] = [[] for _ in texts]
     total = 3 * sum(t.num_tokens + len(t.document_ends) for t in texts) * len(texts)
@@ -103,7 +113,7 @@ def test_passes_differ_in_their_order():
 
 
 def test_tokens_are_taken_in_proportion():
-    texts = [text([7] * 300, 1000), text([3] * 2000, 10_000), text([11] * 50, 100_000)]
+    texts = [text_of([7] * 300, 1000), text_of([3] * 2000, 10_000), text_of([11] * 50, 100_000)]
     weights = [5.0, 3.0, 2.0]
     mixture = loader(texts, weights, num_lanes=4, bptt=9, epoch_tokens=4000)
     counts = Counter(int(t) // 10_000 for w in mixture for t in w.targets[w.mask].tolist())
@@ -117,7 +127,7 @@ def test_tokens_are_taken_in_proportion():
 
 
 def test_an_epoch_reads_the_first_text_to_end_once():
-    texts = [text([10] * 100, 1000), text([10] * 1000, 10_000)]
+    texts = [text_of([10] * 100, 1000), text_of([10] * 1000, 10_000)]
     mixture = loader(texts, [1.0, 1.0], num_lanes=1, bptt=11)
     first = [t for w in mixture for t in w.targets[w.mask].tolist() if t < 10_000]
     assert sorted(first) == list(range(1000, 2000))
@@ -126,7 +136,7 @@ def test_an_epoch_reads_the_first_text_to_end_once():
 @pytest.mark.parametrize("accumulate", [1, 3])
 @pytest.mark.parametrize("stop", [0, 1, 2, 3, 7, 8, 9, 16])
 def test_a_loader_goes_on_where_its_state_was_taken(accumulate, stop):
-    texts = [text([4, 9, 2, 6], 1000), text([5] * 9, 10_000)]
+    texts = [text_of([4, 9, 2, 6], 1000), text_of([5] * 9, 10_000)]
     settings = {"accumulate": accumulate, "epoch_tokens": 120}
     whole = loader(texts, [2.0, 1.0], **settings)
     assert len(whole) == 10
@@ -146,7 +156,7 @@ def test_a_loader_goes_on_where_its_state_was_taken(accumulate, stop):
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_processes_share_the_rows_of_one(accumulate):
-    texts = [text([4, 9, 2, 6], 1000), text([5] * 9, 10_000)]
+    texts = [text_of([4, 9, 2, 6], 1000), text_of([5] * 9, 10_000)]
     settings = {"num_lanes": 4, "accumulate": accumulate, "epoch_tokens": 200}
     one = list(loader(texts, [1.0, 1.0], **settings))
     two = [list(loader(texts, [1.0, 1.0], rank=r, world_size=2, **settings)) for r in (0, 1)]
@@ -161,7 +171,7 @@ def test_processes_share_the_rows_of_one(accumulate):
 
 
 def test_the_weight_of_an_update_is_one_over_its_targets():
-    texts = [text([4, 9, 2, 6], 1000)]
+    texts = [text_of([4, 9, 2, 6], 1000)]
     windows = list(loader(texts, [1.0], accumulate=3, epoch_tokens=120))
     for first in range(0, len(windows), 3):
         group = windows[first : first + 3]
@@ -171,7 +181,7 @@ def test_the_weight_of_an_update_is_one_over_its_targets():
 
 
 def test_the_documents_of_a_window():
-    texts = [text([4, 9, 2, 6], 1000), text([5] * 9, 10_000)]
+    texts = [text_of([4, 9, 2, 6], 1000), text_of([5] * 9, 10_000)]
     mixture = loader(texts, [1.0, 1.0], epoch_tokens=90)
     windows = [window for _ in range(2) for window in mixture]
     for place, window in enumerate(windows):
@@ -183,3 +193,78 @@ def test_the_documents_of_a_window():
                 (number, int(np.searchsorted(texts[number].document_ends, place_in, "right")))
             )
         assert mixture.documents(*divmod(place, len(mixture))) == sorted(expected)
+
+
+@pytest.fixture(scope="module")
+def two_stores(tmp_path_factory, text) -> Path:
+    """Directories A and B of stores with one tokenizer."""
+    place = tmp_path_factory.mktemp("stores")
+    other = place / "other.txt"
+    other.write_text(text.read_text().replace("cat", "dog"))
+    shared = ("prepare", "data=files", "data.unit=paragraph")
+    lmkit(*shared, f"data.path={text}", "tokenizer=characters", "store=A", cwd=place)
+    saved = ("tokenizer=stored", "tokenizer.path=A")
+    lmkit(*shared, f"data.path={other}", *saved, "store=B", cwd=place)
+    lmkit(*shared, f"data.path={other}", "tokenizer=bytes", "store=C", cwd=place)
+    return place
+
+
+def test_training_reads_a_mixture_and_resumes_to_the_bit(two_stores, settings, tmp_path):
+    text = ("data=", "data.path", "data.unit", "tokenizer", "scheduler")
+    own = [setting for setting in settings if not setting.startswith(text)]
+    paths = [f"data.paths.{name}={two_stores / name}" for name in "AB"]
+    weights = ["data.weights.A=3", "data.weights.B=1", "data.epoch_tokens=3000"]
+    command = ["train", *own, "data=mixture", *paths, *weights]
+    lmkit(*command, "run_id=whole", cwd=tmp_path)
+    lmkit(*command, "run_id=cut", "trainer.max_steps=61", cwd=tmp_path)
+    lmkit("resume", "cut", "trainer.max_steps=-1", cwd=tmp_path)
+    whole, cut = (tmp_path / "outputs" / "tiny" / name for name in ("whole", "cut"))
+
+    def train_rows(run: Path) -> list[dict]:
+        return [row for row in rows(run) if "train/nll" in row]
+
+    assert train_rows(cut) == train_rows(whole)
+    one, other = (load_checkpoint(run / "checkpoints" / "last.ckpt") for run in (whole, cut))
+    assert one["global_step"] == other["global_step"]
+    for name, tensor in one["state_dict"].items():
+        assert torch.equal(tensor, other["state_dict"][name])
+    counts = json.loads((whole / "data.json").read_text())["splits"]
+    alone = [json.loads((two_stores / n / "data.json").read_text())["splits"] for n in "AB"]
+    for split in ("train", "valid", "test"):
+        assert counts[split]["num_tokens"] == sum(c[split]["num_tokens"] for c in alone)
+    lmkit("evaluate", "whole", cwd=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["data.weights.A=1"],
+            "data.weights=A: expected one for each of paths (A, B)",
+        ),
+        (
+            ["data.weights.A=1", "data.weights.B=0"],
+            "data.weights=B: 0.0 is not above 0",
+        ),
+        (
+            ["data.protocol=stream"],
+            "data.protocol=stream: data=mixture reads document by document; "
+            "set data.protocol=document",
+        ),
+        (
+            ["tokenizer=bytes"],
+            "data=store and data=mixture have tokens of their own tokenizer: leave tokenizer out",
+        ),
+    ],
+)
+def test_mistakes(two_stores, arguments, message):
+    paths = [f"data.paths.{name}={two_stores / name}" for name in "AB"]
+    with pytest.raises(UserError) as error:
+        check(compose(["data=mixture", *paths, *arguments]))
+    assert str(error.value) == f"1 mistake:\n  {message}"
+
+
+def test_stores_of_two_tokenizers_cannot_be_mixed(two_stores):
+    mixture = Mixture({name: str(two_stores / name) for name in "AC"})
+    with pytest.raises(UserError, match=r"data.paths.C has tokens of another tokenizer than data"):
+        mixture.prepared(Stored(), two_stores, None)
