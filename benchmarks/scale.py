@@ -66,11 +66,13 @@ class ScaleSettings:
 
 @dataclass
 class Phase:
-    """What a command took: bytes resident at most, in all its processes and in one of them."""
+    """What a command took: bytes resident at most in all its processes, those of them that are
+    not pages of files, and bytes resident in one process."""
 
     name: str
     seconds: float
     all_bytes: int
+    own_bytes: int
     one_bytes: int
     output: str
 
@@ -82,15 +84,17 @@ class Watched:
         self.name = name
         self.began = time.perf_counter()
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        self.all_bytes = self.one_bytes = 0
+        self.all_bytes = self.own_bytes = self.one_bytes = 0
         self.watch = threading.Thread(target=self._watch)
         self.watch.start()
 
     def _watch(self) -> None:
         while self.process.returncode is None:
-            sizes = [_resident(pid) for pid in _tree(self.process.pid)]
-            self.all_bytes = max(self.all_bytes, sum(sizes))
-            self.one_bytes = max(self.one_bytes, *sizes, 0)
+            sizes = [_resident(pid) for pid in _tree(self.process.pid)] or [(0, 0)]
+            whole, of_files = zip(*sizes, strict=True)
+            self.all_bytes = max(self.all_bytes, sum(whole))
+            self.own_bytes = max(self.own_bytes, sum(whole) - sum(of_files))
+            self.one_bytes = max(self.one_bytes, *whole, 0)
             time.sleep(0.1)
 
     def kill(self) -> None:
@@ -103,7 +107,7 @@ class Watched:
         self.watch.join()
         assert self.process.returncode == expected, (self.name, self.process.returncode, output)
         seconds = time.perf_counter() - self.began
-        return Phase(self.name, seconds, self.all_bytes, self.one_bytes, output)
+        return Phase(self.name, seconds, self.all_bytes, self.own_bytes, self.one_bytes, output)
 
 
 def _tree(pid: int) -> list[int]:
@@ -114,11 +118,13 @@ def _tree(pid: int) -> list[int]:
     return [pid, *(each for child in children for each in _tree(int(child)))]
 
 
-def _resident(pid: int) -> int:
+def _resident(pid: int) -> tuple[int, int]:
+    """Bytes, and those of them that are pages of files."""
     try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE
+        _, whole, of_files, *_ = Path(f"/proc/{pid}/statm").read_text().split()
     except OSError:
-        return 0
+        return 0, 0
+    return int(whole) * PAGE, int(of_files) * PAGE
 
 
 def generate(directory: Path, num_tokens: int, file_bytes: int) -> int:
@@ -160,7 +166,7 @@ def prepare(given: ScaleSettings, name: str) -> list[str]:
 
 
 def killed(given: ScaleSettings, num_shards: Callable[[], int], wanted: int) -> Phase:
-    run = Watched("prepare, killed at half", prepare(given, "one"))
+    run = Watched("killed at half", prepare(given, "one"))
     while num_shards() < wanted:
         assert run.process.poll() is None, "it ended too early to be killed"
         time.sleep(0.05)
@@ -184,12 +190,12 @@ def main() -> None:
 
     phases = [killed(given, num_shards, max(pieces // 2, 1))]
     left = num_shards()
-    for name, place in (("prepare, resumed", "one"), ("prepare, undisturbed", "two")):
+    for name, place in (("resumed", "one"), ("undisturbed", "two")):
         phases.append(Watched(name, prepare(given, place)).wait())
     data = [json.loads((store / "data.json").read_text()) for store in (one, two)]
     counts = data[1]["splits"]["train"]
     stream = [sys.executable, "-c", STREAM, str(two), str(given.lanes), str(given.bptt)]
-    phases.append(Watched("stream an epoch of windows", stream).wait())
+    phases.append(Watched("an epoch of windows", stream).wait())
     assert data[0]["splits"] == data[1]["splits"], "the checksums differ"
     console.print(f"{left} shards survived the kill; all checksums equal: {counts['sha256']}")
     result = json.loads(phases[2].output)["splits"]["train"]
@@ -199,7 +205,15 @@ def main() -> None:
         phases[3].name: f"{counts['num_tokens'] / read:,.0f} reading",
     }
     table = Table(title=f"{counts['num_tokens']:,} tokens in {counts['num_documents']:,} documents")
-    for column in ("", "seconds", "tokens/s, whole", "tokens/s", "memory, all", "one process"):
+    for column in (
+        "",
+        "s",
+        "tokens/s in all",
+        "tokens/s",
+        "resident",
+        "of that own",
+        "one process",
+    ):
         table.add_column(column, justify="right" if column else "left")
     for phase in phases:
         whole = phase.name in rates
@@ -208,7 +222,10 @@ def main() -> None:
             f"{phase.seconds:,.0f}",
             f"{counts['num_tokens'] / phase.seconds:,.0f}" if whole else "",
             rates.get(phase.name, ""),
-            *(f"{size / 2**20:,.0f} MiB" for size in (phase.all_bytes, phase.one_bytes)),
+            *(
+                f"{size / 2**20:,.0f} MiB"
+                for size in (phase.all_bytes, phase.own_bytes, phase.one_bytes)
+            ),
         )
     console.print(table)
     size = sum(file.stat().st_size for file in two.rglob("*") if file.is_file())

@@ -28,8 +28,9 @@ PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 
 Integers = npt.NDArray[np.int64]
 
-# Tokens read before a memory map is asked to give its pages back.
-RELEASE_EVERY = 2**22
+# Tokens read before a memory map is asked to give its pages back: each document begins with 64 KiB
+# or more of them, whatever its length.
+RELEASE_EVERY = 2**20
 # Units that are put into lanes at a time.
 PLANNED = 2**16
 

@@ -1,5 +1,6 @@
 """Every YAML that ships composes and passes the check, which knows every key it holds."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,12 @@ def corpus(tmp_path: Path) -> Path:
         (tmp_path / "text" / f"{split}.txt").write_text(" = A = \n\n some words \n")
     (tmp_path / "rows.jsonl").write_text('{"text": "some words"}\n')
     (tmp_path / "rows.parquet").write_bytes(b"PAR1")
+    store = {"store": "", "source": {}, "splits": {}}
+    for split in ("train", "valid", "test"):
+        (tmp_path / "store" / split).mkdir(parents=True)
+        (tmp_path / "store" / split / "manifest.json").write_text("")
+    (tmp_path / "store" / "data.json").write_text(json.dumps(store))
+    (tmp_path / "tokens.ds").write_bytes(b"")
     model = '{"type": "WordLevel", "vocab": {"<eos>": 0, "a": 1}, "unk_token": "<eos>"}'
     (tmp_path / "tokenizer.json").write_text(f'{{"model": {model}}}')
     return tmp_path
@@ -37,6 +44,7 @@ def corpus(tmp_path: Path) -> Path:
 def missing(config: dict, corpus: Path) -> list[str]:
     """What a user must say besides the option."""
     files = {"Jsonl": "rows.jsonl", "Parquet": "rows.parquet", "Pretrained": "tokenizer.json"}
+    files |= {"Store": "store", "Datatrove": "tokens.ds"}
     return [
         f"{group}.{key}={corpus / files.get(config[group]['_target_'].rpartition('.')[2], 'text')}"
         for group in ("data", "tokenizer")
@@ -47,7 +55,7 @@ def missing(config: dict, corpus: Path) -> list[str]:
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_passes_the_check(group, option, corpus):
-    argv = [f"{group}={option}"]
+    argv = [f"{group}={option}", *(["data=store"] if option == "stored" else [])]
     argv += missing(compose(argv).config, corpus)
     config, _ = check(compose(argv))
     assert config["name"] == (option if group == "experiment" else "quick")
