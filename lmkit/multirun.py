@@ -77,12 +77,11 @@ def multirun(argv: Sequence[str]) -> dict[str, Any]:
     if launched():
         raise UserError("lmkit train -m starts its runs itself: call it as one process")
     arguments = parse_flags(argv, multirun=True)
-    flags = []
-    if arguments.config_dir:
-        flags = [f"--config-dir={Path(arguments.config_dir).absolute()}"]
+    folders = config_folders(arguments.config_dir)
+    config_dir = str(folders[1]) if folders[1:] else None
+    flags = [f"--config-dir={config_dir}"] if config_dir else []
     if arguments.config_name:
         flags.append(f"--config-name={arguments.config_name}")
-    folders = config_folders(arguments.config_dir)
     lines, identity = _lines(arguments.overrides, folders)
     of_hydra = [search_path(folders), *_of_hydra(arguments.overrides, identity)]
     name = arguments.config_name or "train"
@@ -98,7 +97,7 @@ def multirun(argv: Sequence[str]) -> dict[str, Any]:
     clear(directory)
     of_hydra.append(f"hydra.sweep.dir={quoted(str(directory))}")
     threads = {key: value for key, value in os.environ.items() if THREADS.match(key)}
-    task = Job(identity, directory, Path.cwd(), arguments.config_dir, flags, threads)
+    task = Job(identity, directory, Path.cwd(), config_dir, flags, threads)
     print(f"sweep {identity} in {directory}", file=sys.stderr)
     with _hydra() as hydra:
         _run(lambda: hydra.multirun(name, task, [*of_hydra, *lines]), directory, jobs)

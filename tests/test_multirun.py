@@ -100,6 +100,17 @@ def test_a_command_line_reaches_its_jobs_through_hydra(fake, tmp_path, monkeypat
     assert [outcome.job for outcome in Outcome.all(directory)] == [0, 1, 2]
 
 
+def test_a_users_own_groups_are_the_jobs_too(fake, tmp_path, monkeypatch):
+    folder = tmp_path / "my conf" / "model"
+    folder.mkdir(parents=True)
+    for name in ("one", "two"):
+        (folder / f"{name}.yaml").write_text("_target_: lmkit.model.LSTM\nhidden_size: 8\n")
+    monkeypatch.chdir(tmp_path)
+    argv = ["--config-dir", "my conf", "model=glob(*o*)", "model.embedding_size=8"]
+    assert cli.main(["train", "-m", *argv]) == 2  # job 0 is made to fail
+    assert fake == [[f"model={name}", "model.embedding_size=8"] for name in ("one", "two")]
+
+
 def test_a_sweeper_is_told_what_a_job_came_to(fake, tmp_path):
     found = []
     job = Job("s", tmp_path, tmp_path, None, [], {})
@@ -149,6 +160,8 @@ def test_an_id_begins_the_ids_of_the_runs_and_two_sweeps_never_share_one(
             ["hydra/launcher=submitit_local", "hydra.launcher.tasks_per_node=2"],
             "hydra.launcher.tasks_per_node=2: a job is one task",
         ),
+        (["outputs=/proc/x"], "cannot write the sweep's directory /proc/x/multirun/"),
+        (["--config-dir", "gone"], "--config-dir gone: no such directory"),
         (["--cfg", "job"], "--multirun is for lmkit train, with no other of Hydra's flags"),
     ],
 )
