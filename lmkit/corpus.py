@@ -146,7 +146,7 @@ class Files(_Files):
         )
 
     def _records(self, file: Path) -> Iterator[tuple[int, str]]:
-        return self._cutter(readers.text_lines(file))
+        return readers.documents(file, self._cutter)
 
 
 class Jsonl(_Files):
@@ -225,7 +225,7 @@ class WikiText(_Files):
         self._where = f"data.path={path}"
 
     def _records(self, file: Path) -> Iterator[tuple[int, str]]:
-        return self._cutter(readers.text_lines(file))
+        return readers.documents(file, self._cutter)
 
 
 def _wikitext_file(directory: Path, split: str) -> str:

@@ -18,6 +18,7 @@ from lmkit.errors import UserError
 
 FORMAT = "lmkit store 1"
 MANIFEST = "manifest.json"
+DTYPES = ("<u2", "<u4")
 POSITIONS = ("document_ends", "line_ends", "document_bytes", "document_id_ends")
 FILES = ("tokens", *POSITIONS, "document_ids")
 
@@ -56,10 +57,19 @@ class TokenStore:
             manifest = json.loads(path.read_text(encoding="utf-8"))
             if manifest["format"] != FORMAT or set(manifest["files"]) != set(FILES):
                 raise ValueError(f"not of the format {FORMAT!r}")
+            if manifest["dtype"] not in DTYPES:
+                raise ValueError(f"its tokens are {manifest['dtype']!r}")
             for name, record in manifest["files"].items():
                 _check(_file(directory, name), record["bytes"], record["sha256"] if verify else "")
             return cls(directory, manifest)
-        except (OSError, ValueError, LookupError, TypeError) as error:
+        except (
+            OSError,
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+        ) as error:
             raise _damaged(path, f"not a whole manifest ({error!r})") from None
 
     def document_id(self, index: int) -> str:
