@@ -114,8 +114,7 @@ def load_checkpoint(path: str | os.PathLike[str], *, map_location: Any = "cpu") 
         raise UserError(f"checkpoint {path} {reason}; give another one")
     _check_archive(path)
     try:
-        # Mapped, a tensor cannot reach beyond the file, whatever size its pickle claims.
-        checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=True)
+        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:  # torch raises whatever the bytes lead it to
         code = re.search(r"unsupported (?:global: )?GLOBAL (\S+)", str(error), re.IGNORECASE)
         kind = f"is refused: it asks for {code[1]}" if code else "cannot be read as one"

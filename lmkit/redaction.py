@@ -5,6 +5,7 @@ Hidden are the values of the environment's secret variables and what `hide` was 
 """
 
 import json
+import logging
 import os
 import re
 import sys
@@ -117,7 +118,11 @@ class Redacting:
 def redacted_output() -> Iterator[None]:
     """Redact all that Python writes to stdout and stderr: prints, warnings, logs, tracebacks."""
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (cast(TextIO, Redacting(stream)) for stream in before)
+    sys.stdout, sys.stderr = out, err = [cast(TextIO, Redacting(stream)) for stream in before]
+    loggers = [logging.root, *logging.root.manager.loggerDict.values()]
+    for handler in (h for logger in loggers for h in getattr(logger, "handlers", ())):
+        if isinstance(handler, logging.StreamHandler) and handler.stream in before:
+            handler.setStream(out if handler.stream is before[0] else err)  # of a library, as it is
     try:
         yield
     finally:
@@ -139,7 +144,9 @@ def _search(hidden: tuple[tuple[str, str], ...]) -> tuple[re.Pattern[str], dict[
     shown = {
         form: text
         for value, text in hidden
-        for form in (quote(value, safe=""), repr(value)[1:-1], json.dumps(value)[1:-1], value)
+        for part in (value, *value.splitlines())  # as of a private key
+        for form in (quote(part, safe=""), repr(part)[1:-1], json.dumps(part)[1:-1], part)
+        if len(form) >= SHORTEST
     }
     forms = sorted(shown, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, forms))), shown

@@ -104,7 +104,7 @@ def _worker(path: Path, config: dict[str, Any], newest: Path | None) -> None:
             what = str(error) if mistake else f"raised {type(error).__name__}: {error}"
             Failure(rank, what, traceback.format_exc(), mistake=mistake).write(path / "logs")
             traceback.print_exc(file=stream)
-            raise
+            sys.exit(1)  # of an exception torch would keep the text, as it is, in $TMPDIR
 
 
 def log_to(path: Path, rank: int) -> TextIO:

@@ -95,6 +95,11 @@ def test_the_longer_of_two_values_goes_first(monkeypatch):
     assert redact("abcdefghijkl abcdefghi") == "*** ***i"
 
 
+def test_a_line_of_a_secret_is_one(monkeypatch):
+    monkeypatch.setenv("SIGNING_PRIVATE_KEY", "-----BEGIN\nabcdefghijkl\nend\n")
+    assert redact("read abcdefghijkl to the end") == "read *** to the end"
+
+
 def test_short_values_blank_out_no_words(monkeypatch):
     monkeypatch.setenv("DB_PASSWORD", "the")
     hide("model")
