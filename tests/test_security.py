@@ -331,9 +331,7 @@ def test_resolvers_in_the_config_of_a_run_are_text(run, monkeypatch):
 # ---- links
 
 
-def test_a_link_out_of_the_run_directory_is_refused_before_anything_is_written(
-    run, tmp_path, capsys
-):
+def test_a_link_out_of_the_run_directory_is_refused_before_it_is_followed(run, tmp_path, capsys):
     precious = tmp_path / "precious"
     precious.write_text("mine\n")
     for name in ("metrics.jsonl", ".lock", "logs", "checkpoints/last.ckpt"):
