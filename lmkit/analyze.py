@@ -49,6 +49,7 @@ def analyze(
     identity = config["run_id"] or mint_id()
     result = _train_and_measure(config, overrides, context, identity)
     directory = Path(config["outputs"]).absolute() / config["name"] / f"{identity}-probe"
+    Run(directory).check_links()
     try:
         directory.mkdir(parents=True, exist_ok=True)
         result |= {name: str(directory / f"probe.{name}") for name in ("json", "png")}

@@ -13,6 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from lmkit.allow import resolve_target
 from lmkit.errors import UserError
+from lmkit.redaction import SHOWN, hide, is_secret_key
 
 SECRET = re.compile(r"\$\{oc\.env:\s*(?P<name>[^,}\s]+)\s*(?:,(?P<default>[^}]*))?\}")
 # Callables whose keys a node holds, each with the arguments that the code passes itself.
@@ -195,10 +196,13 @@ def reveal(text: str) -> str:
     """`text` with every `${oc.env:NAME}` replaced; raises UserError for one that is not set."""
 
     def read(match: re.Match[str]) -> str:
-        found = os.environ.get(match["name"], match["default"])
-        if found is None:
-            raise UserError(f"the environment variable {match['name']} is not set")
-        return found
+        name, default = match["name"], match["default"]
+        if name in os.environ:
+            hide(os.environ[name], f"${{oc.env:{name}}}")
+            return os.environ[name]
+        if default is None:
+            raise UserError(f"the environment variable {name} is not set")
+        return default
 
     return SECRET.sub(read, text)
 
@@ -206,10 +210,12 @@ def reveal(text: str) -> str:
 def _value(value: Any, hint: Any) -> Any:
     if isinstance(value, Mapping):
         if "_target_" in value:
-            return build(value, bases=_object_bases(hint))
+            if bases := _object_bases(hint):
+                return build(value, bases=bases)
+            raise UserError(f"expected a plain value, found a {value['_target_']}")
         return {key: _value(inner, Any) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_value(inner, hint) for inner in value]
+        return [_value(inner, Any) for inner in value]
     return reveal(value) if isinstance(value, str) else value
 
 
@@ -223,6 +229,9 @@ def _fit_noting(path: str, value: Any, hint: Any, mistakes: list[str]) -> Any:
             return bind_node(path, value, bases, mistakes)
         mistakes.append(f"{path}: expected {describe(hint)}, found an object with a _target_")
         return value
+    if Group not in arms and _holds_object(value):
+        mistakes.append(f"{path}: expected {describe(hint)}, found an object with a _target_ in it")
+        return value
     try:
         revealed = reveal(value) if isinstance(value, str) else value
         fitted = fit(revealed, hint)
@@ -230,11 +239,17 @@ def _fit_noting(path: str, value: Any, hint: Any, mistakes: list[str]) -> Any:
     except UserError as error:
         mistakes.append(f"{path}={value}: {error}")
     except MisfitError as misfit:
-        shown = "null" if value is None else value
+        shown = "null" if value is None else SHOWN if is_secret_key(path) else value
         close = get_close_matches(str(value), _options(hint), n=1)
         remedy = f"; did you mean {close[0]}?" if close else ""
         mistakes.append(f"{path}={shown}: expected {misfit}, found {_kind(value)}{remedy}")
     return value
+
+
+def _holds_object(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return "_target_" in value or any(map(_holds_object, value.values()))
+    return isinstance(value, list | tuple) and any(map(_holds_object, value))
 
 
 def _fit_any_of(value: Any, hints: Sequence[Any]) -> Any:

@@ -20,6 +20,8 @@ from lmkit.errors import UserError
 from lmkit.hub import HuggingFace
 from lmkit.kernels import Kernels
 from lmkit.processes import launched
+from lmkit.redaction import redact
+from lmkit.safety import escapes, leaks
 from lmkit.source import Source
 
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
@@ -62,6 +64,7 @@ def check(
     if config:
         names = [*(f.name for f in fields(Root)), *(_keys(command) - given)]
         mistakes += [unknown("", key, names) for key in config if key not in names]
+        mistakes += [*leaks(config, trains), *(escapes(config) if trains else ())]
         config = {key: deepcopy(value) for key, value in config.items() if key in names}
         _decide(config, mistakes)
         config, sound = _bind_config(config, mistakes)
@@ -156,7 +159,7 @@ def _make_cheap_parts(
         try:
             made[name] = build(node, bases=slot_bases(name), **given, **made)
         except UserError as error:
-            mistakes.append(str(error))
+            mistakes.append(redact(str(error)))
         except ValueError as error:  # torch's own checks, as of a negative learning rate
-            mistakes.append(f"{name}: {error}")
+            mistakes.append(redact(f"{name}: {error}"))
     return made.get("data")

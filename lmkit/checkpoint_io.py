@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
@@ -111,6 +112,7 @@ def load_checkpoint(path: str | os.PathLike[str], *, map_location: Any = "cpu") 
         raise UserError(f"{path}: no such checkpoint")
     if manifest_path(path).is_file() and (reason := damage(path)):
         raise UserError(f"checkpoint {path} {reason}; give another one")
+    _check_archive(path)
     try:
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:  # torch raises whatever the bytes lead it to
@@ -122,6 +124,22 @@ def load_checkpoint(path: str | os.PathLike[str], *, map_location: Any = "cpu") 
     return checkpoint
 
 
+def _check_archive(path: Path) -> None:
+    """Refuse what is not a zip of uncompressed files, as torch writes it: others can expand."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, ValueError, OverflowError, OSError) as error:
+        raise UserError(f"checkpoint {path} cannot be read as one; give another one") from error
+    size, declared = path.stat().st_size, sum(entry.file_size for entry in entries)
+    packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+    if packed or declared > size:
+        raise UserError(
+            f"checkpoint {path} is refused: its {size:,} bytes would unpack to {declared:,}, and "
+            "torch packs nothing; give another one"
+        )
+
+
 def damage(path: Path) -> str | None:
     """What is wrong with a checkpoint by its manifest, as the end of a sentence.
 
@@ -130,9 +148,10 @@ def damage(path: Path) -> str | None:
     try:
         manifest = json.loads(manifest_path(path).read_text(encoding="utf-8"))
         version, size, sha256 = (manifest[key] for key in ("format", "bytes", "sha256"))
+        version = int(version)
     except FileNotFoundError:
         return "has no manifest: its writing was cut short"
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return "has a damaged manifest"
     if version > FORMAT:
         raise UserError(
@@ -149,9 +168,10 @@ def damage(path: Path) -> str | None:
 def read_manifest(path: Path) -> dict[str, Any]:
     """Manifest of a checkpoint, with the hashes it was written with; empty if there is none."""
     try:
-        return json.loads(manifest_path(path.resolve()).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        manifest = json.loads(manifest_path(path.resolve()).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError, RecursionError):
         return {}
+    return manifest if isinstance(manifest, dict) else {}
 
 
 def latest_checkpoint(directory: Path) -> Path | None:

@@ -8,6 +8,7 @@ import importlib
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from lmkit.errors import UserError
+from lmkit.redaction import hide_arguments, redact, redacted_output
 from lmkit.signals import Stopped, StopSignals
 
 PACKAGE = Path(__file__).parent
@@ -78,11 +80,18 @@ def commands() -> dict[str, Command]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; the exit code: 0 done, 2 the user's mistake, 130 and 143 stopped."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    hide_arguments(arguments)
+    with redacted_output():
+        return _main(arguments)
+
+
+def _main(argv: list[str]) -> int:
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     logging.getLogger("lmkit").setLevel(logging.INFO)
     try:
         with StopSignals():
-            _dispatch(list(sys.argv[1:] if argv is None else argv))
+            _dispatch(argv)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -90,6 +99,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return stopped.exit_code
     except BrokenPipeError:  # whoever read stdout has seen enough, as `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception:  # the interpreter would print it as it is, secrets and all
+        traceback.print_exc()
+        return 1
     return 0
 
 
@@ -111,7 +123,7 @@ def _dispatch(argv: list[str]) -> None:
             result = _run(known[name], [argument for argument in rest if argument != "format=json"])
             from lmkit.run import strict_json
 
-            print(strict_json(result, indent=2), file=out)
+            print(redact(strict_json(result, indent=2)), file=out)
     else:
         _run(known[name], [argument for argument in rest if argument != "format=text"])
 

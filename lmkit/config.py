@@ -17,8 +17,11 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf._utils import get_yaml_loader
 from omegaconf.errors import OmegaConfBaseException
+from omegaconf.resolvers import oc
 
 from lmkit.errors import UserError
+from lmkit.redaction import mask
+from lmkit.run import check_size
 
 CONF = next(
     directory
@@ -181,17 +184,17 @@ def _sort_overrides(
     mine: list[Override] = []
     for argument in arguments:
         if ASSIGNMENT.match(argument) is None and not argument.startswith("~"):
-            mistakes.append(f"{argument}: expected key=value")
+            mistakes.append(f"{mask(argument)}: expected key=value")
             continue
         try:
             override = parser.parse_override(normalise(argument, options))
         except HydraException as error:
             remedy = "put the value in quotes within the shell's, as 'key=\"value\"'"
-            mistakes.append(f"{argument}: {first_lines(error)}; {remedy}")
+            mistakes.append(f"{mask(argument)}: {first_lines(error)}; {remedy}")
             continue
         key = override.key_or_group
         if override.is_sweep_override():
-            mistakes.append(f"{argument}: a run takes one value; write a list as [a,b]")
+            mistakes.append(f"{mask(argument)}: a run takes one value; write a list as [a,b]")
         elif own is None or key.partition(".")[0] in own:
             mine.append(override)
         elif key in options and not isinstance(override.value(), dict):
@@ -257,18 +260,27 @@ def _merge(config: DictConfig, overrides: list[Override]) -> DictConfig:
 
 def _plain(config: DictConfig) -> dict[str, Any]:
     """Plain containers with every interpolation resolved except secrets (`${oc.env:...}`)."""
-    raw = OmegaConf.to_container(config, resolve=False)
-    guarded = OmegaConf.create(_map_strings(raw, lambda s: s.replace("${oc.env:", "\\${oc.env:")))
-    plain = OmegaConf.to_container(guarded, resolve=True)
+    OmegaConf.register_new_resolver("oc.env", _kept, replace=True)
+    try:
+        plain = OmegaConf.to_container(config, resolve=True)
+    finally:
+        OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
+
+
+def _kept(name: str, *default: Any) -> str:
+    """In place of OmegaConf's `oc.env`, which other resolvers may call too: what was written."""
+    words = ["null" if word is None else str(word) for word in (name, *default)]
+    return f"${{oc.env:{','.join(words)}}}"
 
 
 def _read(path: Path) -> DictConfig:
     """A run's config, whose only interpolations are secrets: any other `${` stands for itself."""
     try:
         loaded = yaml.load(path.read_text(encoding="utf-8"), Loader=get_yaml_loader())
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        check_size(loaded)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"{path}: not a readable config: {first_lines(error)}") from error
     if not isinstance(loaded, dict):
         raise UserError(f"{path}: not a config: expected a mapping")

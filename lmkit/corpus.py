@@ -182,7 +182,7 @@ class Files(_Files):
         )
 
     def _records(self, span: Span) -> Iterator[tuple[int, str]]:
-        return self._cutter(readers.text_lines(span.file))
+        return readers.documents(span.file, self._cutter)
 
 
 class Jsonl(_Files):
@@ -273,7 +273,7 @@ class WikiText(_Files):
         self._where = f"data.path={path}"
 
     def _records(self, span: Span) -> Iterator[tuple[int, str]]:
-        return self._cutter(readers.text_lines(span.file))
+        return readers.documents(span.file, self._cutter)
 
 
 def _wikitext_file(directory: Path, split: str) -> str:

@@ -3,17 +3,14 @@
 import importlib.metadata
 import os
 import platform
-import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-SECRET = re.compile(
-    r"(^|[._+])(api_?key|secret|password|passwd|credentials?|token)=", re.IGNORECASE
-)
-SECRET_VARIABLE = re.compile(r"(API_?KEY|SECRET|PASSWORD|TOKEN)$", re.IGNORECASE)
+from lmkit.redaction import mask
+
 PACKAGES = ("lmkit", "torch", "lightning", "hydra-core", "omegaconf", "numpy", "torchmetrics")
 
 
@@ -38,16 +35,6 @@ def environment(command: Sequence[str]) -> dict[str, Any]:
         "threads": threads,
         "command": list(map(mask, command)),
     }
-
-
-def mask(argument: str) -> str:
-    """A `key=value` without its value if the key or the environment says that it is secret."""
-    if match := SECRET.search(argument):
-        return f"{argument[: match.end()]}***"
-    for name, value in os.environ.items():
-        if SECRET_VARIABLE.search(name) and len(value) >= 8:
-            argument = argument.replace(value, "***")
-    return argument
 
 
 def _versions() -> Iterator[tuple[str, str]]:

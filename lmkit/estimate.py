@@ -70,7 +70,7 @@ def estimate(config: dict[str, Any]) -> Estimate:
     clock = _Clock()
     alone = {"devices": 1, "num_nodes": 1, "strategy": "auto"}
     unending = {"max_epochs": MANY, "max_steps": -1, "max_time": None, "fast_dev_run": False}
-    unchecked = {"limit_val_batches": 0, "num_sanity_val_steps": 0}
+    unchecked = {"limit_val_batches": 0, "num_sanity_val_steps": 0, "profiler": None}
     quiet()
     node = {**config["trainer"], **alone, **unending, **unchecked}
     trainer = build_trainer(node, callbacks=[clock], logger=False)

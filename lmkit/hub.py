@@ -35,6 +35,8 @@ class HuggingFace(Source):
             raise UserError(
                 "data=huggingface needs the package `datasets`: pip install 'lmkit[huggingface]'"
             )
+        if name == "pandas":  # a builder of `datasets`, as of version 4
+            raise UserError("data.name=pandas reads pickles, which run code: use another format")
         self._column = column
         self._cutter = None if heading is None else readers.cutter("heading", heading)
         chosen: dict[str, object] = {"revision": revision, "data_files": data_files}

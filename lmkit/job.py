@@ -19,8 +19,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from lmkit.config import config_folders, group_options, spell
-from lmkit.environment import mask
 from lmkit.errors import UserError
+from lmkit.redaction import mask
 from lmkit.run import strict_json, write_atomically
 from lmkit.signals import FOLLOWS
 

@@ -20,6 +20,7 @@ from lmkit import hardware
 from lmkit.checkpoint_io import latest_checkpoint
 from lmkit.errors import UserError
 from lmkit.processes import Launched, broadcast, launched, meet
+from lmkit.redaction import redact
 from lmkit.run import Run
 from lmkit.signals import Stopped
 from lmkit.trained import TrainedModel
@@ -104,7 +105,7 @@ def _hold(run: Run, config: dict[str, Any], work: Work) -> dict[str, Any]:
         raise
     except BaseException as error:
         code = 2 if isinstance(error, UserError) else 1
-        reason = str(error).partition("\n")[0]
+        reason = redact(str(error)).partition("\n")[0]
         run.write_status("failed", f"{type(error).__name__}: {reason}", code)
         raise
     else:

@@ -17,6 +17,8 @@ import torch.distributed as dist
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities import move_data_to_device
 
+from lmkit.redaction import redacted
+
 
 @dataclass(frozen=True)
 class Launched:
@@ -96,7 +98,7 @@ class Failure:
 
     def write(self, directory: Path) -> None:
         file = directory / f"rank-{self.rank}.failure.json"
-        file.write_text(json.dumps(asdict(self)), encoding="utf-8")
+        file.write_text(json.dumps(redacted(asdict(self))), encoding="utf-8")
 
     @classmethod
     def take(cls, directory: Path) -> list[Failure]:

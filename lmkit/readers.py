@@ -10,8 +10,9 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any
 
+from lmkit.bounds import MAX_LINE, Bounded, Expansion, Lines, TooLongError
 from lmkit.errors import UserError
 
 _CODECS = {".gz": "gzip", ".zst": "zstd"}
@@ -118,7 +119,7 @@ def sha256(path: Path) -> str:
 
 @contextlib.contextmanager
 def open_bytes(path: Path) -> Iterator[IO[bytes]]:
-    """The file's bytes, decompressed by its suffix as they are read.
+    """The file's bytes, decompressed by its suffix as they are read, up to `MAX_EXPANSION`.
 
     Python's `zstandard` ends a truncated stream silently; pyarrow raises.
     """
@@ -131,7 +132,7 @@ def open_bytes(path: Path) -> Iterator[IO[bytes]]:
             import pyarrow
 
             with pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), codec) as stream:
-                yield io.BufferedReader(cast("io.RawIOBase", stream), _BUFFER)
+                yield io.BufferedReader(Bounded(stream, path), _BUFFER)
     except OSError as error:
         problem = f"cannot be read ({error})" if codec is None else f"is damaged ({error})"
         remedy = "check its permissions" if codec is None else f"make the {path.suffix} file anew"
@@ -142,7 +143,12 @@ def text_lines(path: Path) -> Iterator[str]:
     r"""The lines of a UTF-8 file with their "\n"; "\r\n" becomes "\n", a leading BOM goes."""
     offset = 0
     with open_bytes(path) as stream:
-        for raw in stream:
+        for raw in iter(partial(stream.readline, MAX_LINE + 1), b""):
+            if len(raw) > MAX_LINE:
+                raise UserError(
+                    f"{path} has a line of more than {MAX_LINE:,} bytes, from byte offset {offset} "
+                    "on: is it text? Break its lines, or leave it out"
+                )
             try:
                 line = raw.decode()
             except UnicodeDecodeError as error:
@@ -181,7 +187,10 @@ def cutter(unit: str, heading: str | None) -> Cutter:
 
 def whole(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
     """All lines as one document, numbered 0."""
-    yield 0, "".join(lines)
+    document = Lines(0)
+    for line in lines:
+        document.add(line)
+    yield 0, document.text()
 
 
 def by_line(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
@@ -192,17 +201,16 @@ def by_line(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
 
 def by_paragraph(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
     """Each run of lines between blank lines, without its last line end."""
-    first, kept = 1, list[str]()
+    kept = Lines(1)
     for number, line in enumerate(lines, 1):
         if not line.isspace():
-            kept.append(line)
+            kept.add(line)
             continue
-        if kept:
-            yield first, "".join(kept).removesuffix("\n")
-            kept = []
-        first = number + 1
-    if kept:
-        yield first, "".join(kept).removesuffix("\n")
+        if kept.lines:
+            yield kept.first, kept.text().removesuffix("\n")
+        kept = Lines(number + 1)
+    if kept.lines:
+        yield kept.first, kept.text().removesuffix("\n")
 
 
 def by_heading(lines: Iterable[str], heading: re.Pattern[str]) -> Iterator[tuple[int, str]]:
@@ -211,15 +219,23 @@ def by_heading(lines: Iterable[str], heading: re.Pattern[str]) -> Iterator[tuple
     Lines before the first heading belong to the first document. A heading is searched for in
     each line: faster on 10 MB of WikiText (12 ms) than one multi-line search (35 ms).
     """
-    first, kept, opened = 1, list[str](), False
+    kept, opened = Lines(1), False
     for number, line in enumerate(lines, 1):
         if heading.search(line):
             if opened:
-                yield first, "".join(kept)
-                first, kept = number, []
+                yield kept.first, kept.text()
+                kept = Lines(number)
             opened = True
-        kept.append(line)
-    yield first, "".join(kept)
+        kept.add(line)
+    yield kept.first, kept.text()
+
+
+def documents(path: Path, cut: Cutter) -> Iterator[tuple[int, str]]:
+    """The documents that a text file is cut into, each with the number of its first line."""
+    try:
+        yield from cut(text_lines(path))
+    except TooLongError as error:
+        raise UserError(f"{path} {error}") from None
 
 
 def json_fields(path: Path, field: str) -> Iterator[tuple[int, str]]:
@@ -233,6 +249,8 @@ def json_fields(path: Path, field: str) -> Iterator[tuple[int, str]]:
             raise UserError(
                 f"{path}, line {number} is not JSON: {error.msg} at column {error.colno}"
             ) from None
+        except (ValueError, RecursionError) as error:  # a number or nesting beyond Python's bounds
+            raise UserError(f"{path}, line {number} is no record: {error}") from None
         if not isinstance(record, dict):
             raise UserError(
                 f"{path}, line {number} is {type(record).__name__}, not an object with "
@@ -264,14 +282,16 @@ def parquet_column(
 ) -> Iterator[tuple[int, str]]:
     """The number (from 1) and text of each row, or of those of some row groups, read a batch at
     a time."""
-    with _parquet(path) as file:
-        _check_column(path, file.schema_arrow, column)
+    with _parquet(path, column) as file:
         groups = range(file.num_row_groups) if groups is None else groups
         number = sum(file.metadata.row_group(k).num_rows for k in range(groups.start))
+        expansion = Expansion(path)
         for batch in file.iter_batches(batch_size=1024, row_groups=groups, columns=[column]):
             for value in batch.column(0):
                 number += 1
-                yield number, _scalar_text(value, f"{path}, row {number}")
+                text = _scalar_text(value, f"{path}, row {number}")
+                expansion.add(len(text))
+                yield number, text
 
 
 def num_row_groups(path: Path) -> int:
@@ -281,12 +301,19 @@ def num_row_groups(path: Path) -> int:
 
 
 @contextlib.contextmanager
-def _parquet(path: Path) -> Iterator[Any]:
+def _parquet(path: Path, column: str | None = None) -> Iterator[Any]:
+    """The file, with a look at what its footer says of the column that is to be read."""
     import pyarrow
     from pyarrow import parquet
 
     try:
-        with parquet.ParquetFile(path) as file:
+        footer = parquet.read_metadata(path)
+        if column is not None:
+            _check_column(path, footer.schema.to_arrow_schema(), column)
+            _check_declared(path, footer, column)
+        # As a dictionary: a value that many rows repeat is in memory once.
+        repeated = [column] if column is not None else None
+        with parquet.ParquetFile(path, metadata=footer, read_dictionary=repeated) as file:
             yield file
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path} is not a whole parquet file: {error}") from error
@@ -302,6 +329,17 @@ def _check_column(path: Path, schema: Any, column: str) -> None:
     kind = kind.value_type if types.is_dictionary(kind) else kind
     if not (types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)):
         raise UserError(f"{path}, column {column!r} is {kind}, not string; set data.column")
+
+
+def _check_declared(path: Path, footer: Any, column: str) -> None:
+    """Refuse pages that would unpack beyond all proportion, before they are read."""
+    expansion = Expansion(path)
+    for group in range(footer.num_row_groups):
+        row_group = footer.row_group(group)
+        for index in range(row_group.num_columns):
+            chunk = row_group.column(index)
+            if chunk.path_in_schema == column:
+                expansion.add(chunk.total_uncompressed_size)
 
 
 def _scalar_text(value: Any, place: str) -> str:

@@ -17,8 +17,9 @@ from typing import Any, Literal, Self
 
 import yaml
 
-from lmkit.environment import environment, mask
+from lmkit.environment import environment
 from lmkit.errors import UserError
+from lmkit.redaction import mask, redacted
 
 Status = Literal["running", "finished", "failed", "stopped"]
 
@@ -31,6 +32,10 @@ FREE = re.compile(
 
 # What bits depend on, beside the config.
 EXACT = ("versions.lmkit", "versions.torch", "hardware.processor", "hardware.gpus")
+
+# Values of a file that is read: YAML's aliases can stand for more than there is memory.
+MAX_VALUES = 100_000
+MAX_DEPTH = 100
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +104,7 @@ class Run:
     ) -> None:
         """Hold the directory and write down what is about to run there."""
         try:
+            self.check_links()
             (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
             self._hold()
             self.continued = (self.path / "config.yaml").is_file()
@@ -135,6 +141,23 @@ class Run:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+    def check_links(self) -> None:
+        """Raise UserError where a link would have what is written to the run land elsewhere."""
+        outputs = self.path.parents[1].resolve()
+        home = outputs / self.name / self.id
+        if (found := self.path.resolve()) != home:
+            raise UserError(
+                f"{self.path} is a link to {found}: a run writes inside {outputs} alone; "
+                "name the directory that it stands for"
+            )
+        for directory, names, files in os.walk(home):
+            for path in (Path(directory) / name for name in (*names, *files)):
+                if path.is_symlink() and not path.resolve().is_relative_to(home):
+                    raise UserError(
+                        f"{path} is a link to {path.resolve()}, out of the run directory, where "
+                        "nothing is to be written: remove the link"
+                    )
 
     def config(self) -> dict[str, Any]:
         """The resolved config, secrets unresolved."""
@@ -181,7 +204,12 @@ class Run:
         return False
 
     def write(self, name: str, value: Any) -> None:
-        """Write a `.json` (strict) or `.yaml` file of plain values, whole or not at all."""
+        """Write a `.json` (strict) or `.yaml` file of plain values, whole or not at all.
+
+        What is hidden is redacted, but in config.yaml, which the check keeps free of it.
+        """
+        if name != "config.yaml":
+            value = redacted(value)
         if name.endswith(".json"):
             text = strict_json(value, indent=2) + "\n"
         else:
@@ -193,9 +221,10 @@ class Run:
         try:
             text = (self.path / name).read_text(encoding="utf-8")
             value = json.loads(text) if name.endswith(".json") else yaml.safe_load(text)
+            check_size(value)
         except FileNotFoundError:
             return {}
-        except (ValueError, yaml.YAMLError) as error:
+        except (ValueError, RecursionError, yaml.YAMLError) as error:
             raise UserError(f"{self.path / name} is damaged: {error}") from error
         return value
 
@@ -279,6 +308,22 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+def check_size(value: Any) -> None:
+    """Raise ValueError where plain nested values, written out, are too many or too deep."""
+    num_values, level, depth = 0, [value], 0
+    while level:
+        within = [item for item in level if isinstance(item, Mapping | list)]
+        num_values += sum(map(len, within))
+        depth += 1
+        if num_values > MAX_VALUES or depth > MAX_DEPTH:
+            raise ValueError(f"more than {MAX_VALUES:,} values, or {MAX_DEPTH} within each other")
+        level = [
+            inner
+            for item in within
+            for inner in (item.values() if isinstance(item, Mapping) else item)
+        ]
 
 
 def strict_json(value: Any, indent: int | None = None) -> str:

@@ -46,6 +46,7 @@ def score(
     encoded = Text.of(given, trained.tokenizer)
     name = hashlib.sha256(given.encode()).hexdigest()[:12]
     path = run.path / "scores" / f"{name}.html"
+    run.check_links()
     _make_directory(path.parent)
     scores = []
     for token in trained.scores(encoded, protocol):

@@ -21,6 +21,9 @@ FORMAT = "lmkit shard 1"
 MANIFEST = "manifest.json"
 POSITIONS = ("document_ends", "line_ends", "document_bytes", "document_id_ends")
 FILES = ("tokens", *POSITIONS, "document_ids")
+DTYPES = ("<u2", "<u4")
+# What reading a manifest raises that is none, or a hostile one.
+NOT_ONE = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 
 class Shard:
@@ -58,11 +61,13 @@ class Shard:
             manifest = json.loads(path.read_text(encoding="utf-8"))
             if manifest["format"] != FORMAT or set(manifest["files"]) != set(FILES):
                 raise ValueError(f"not of the format {FORMAT!r}")
+            if manifest["dtype"] not in DTYPES:
+                raise ValueError(f"its tokens are {manifest['dtype']!r}")
             for name, record in manifest["files"].items():
                 sha256 = record["sha256"] if verify else ""
                 _check(_file(path.parent, name), record["bytes"], sha256)
             return cls(path.parent, manifest)
-        except (OSError, ValueError, LookupError, TypeError) as error:
+        except NOT_ONE as error:
             raise damaged(path, f"not a whole manifest ({error!r})") from None
 
     def document_id(self, index: int) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from lmkit import readers
 from lmkit.encoding import FILE, Tokenizer
 from lmkit.errors import UserError
-from lmkit.shard import MANIFEST
+from lmkit.shard import MANIFEST, NOT_ONE
 from lmkit.source import SPLITS, Document, Source
 from lmkit.token_store import Prepared, TokenStore
 from lmkit.tokenizer import Stored, load_tokenizer
@@ -63,7 +63,7 @@ class Store(PreparedSource):
             self._data: dict[str, Any] = json.loads((self._directory / DATA).read_text())
             self._described: dict[str, object] = dict(self._data["source"])
             self._hash = str(self._data["store"])
-        except (OSError, ValueError, LookupError, TypeError) as error:
+        except NOT_ONE as error:
             raise UserError(f"{self._directory / DATA} is damaged: {error!r}") from None
         super().__init__(where, {}, {})
 

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lmkit.encoding import Tokenizer, write_whole
-from lmkit.shard import MANIFEST, Shard, as_json, damaged, writing
+from lmkit.shard import MANIFEST, NOT_ONE, Shard, as_json, damaged, writing
 
 FORMAT = "lmkit split 1"
 # Files of tokens that are mapped at a time: each holds a descriptor, of which there are often 1024.
@@ -175,7 +175,7 @@ def read_split(directory: Path) -> dict[str, Any]:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT or not manifest["shards"]:
             raise ValueError(f"not of the format {FORMAT!r}")
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except NOT_ONE as error:
         raise damaged(path, f"not a whole manifest ({error!r})") from None
     return manifest
 

@@ -175,7 +175,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
         state = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot read the tokenizer: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: the tokenizer is damaged: not JSON: {error}") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise UserError(

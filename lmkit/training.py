@@ -29,6 +29,7 @@ from lmkit.logs import JsonlLogger, tolerate
 from lmkit.metrics import perplexity
 from lmkit.progress import Progress
 from lmkit.run import Run, strict_json
+from lmkit.safety import anchored
 from lmkit.sampling import Sampling, sample_texts
 from lmkit.signals import StopSignals
 from lmkit.task import Task
@@ -128,7 +129,7 @@ def make_task(config: dict[str, Any], data: DataModule) -> Task:
 def build_trainer(node: dict[str, Any], **given: Any) -> pl.Trainer:
     """The trainer of a config, without what lmkit does itself."""
     trainer: pl.Trainer = build(
-        node,
+        anchored(node, Path(given.get("default_root_dir", "."))),
         bases=slot_bases("trainer"),
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -154,14 +155,16 @@ def _make_trainer(
 
     samples = {"generate": generate, "path": run.path / "samples.jsonl"}
     callbacks = [
-        build(node, bases=slot_bases("callbacks"), **samples)
+        build(anchored(node, run.path), bases=slot_bases("callbacks"), **samples)
         for node in config["callbacks"].values()
     ]
     # Checkpoint saves the state of the callbacks before it.
     callbacks.sort(key=lambda callback: isinstance(callback, Checkpoint))
     place: dict[str, Any] = {"save_dir": run.path, "version": run.id}
     nodes = config["logger"].values()
-    loggers = [build(node, bases=slot_bases("logger"), **place) for node in nodes]
+    loggers = [
+        build(anchored(node, run.path), bases=slot_bases("logger"), **place) for node in nodes
+    ]
     for logger in loggers:
         tolerate(logger)
     identity = {

@@ -14,7 +14,7 @@ from zlib import crc32
 import yaml
 
 from lmkit.errors import UserError
-from lmkit.run import Run, strict_json
+from lmkit.run import Run, check_size, strict_json
 
 log = logging.getLogger(__name__)
 
@@ -149,6 +149,7 @@ def _config(path: Path) -> Mapping[str, Any]:
 def _parsed(path: Path, changed: int, size: int) -> Mapping[str, Any]:
     try:
         config: Mapping[str, Any] = yaml.load(path.read_text(encoding="utf-8"), Loader=YAML)
-    except (ValueError, yaml.YAMLError) as error:
+        check_size(config)
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"{path} is damaged: {error}") from error
     return config

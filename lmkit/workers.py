@@ -11,7 +11,7 @@ import signal
 import sys
 import traceback
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -21,6 +21,7 @@ from lmkit import hardware
 from lmkit.checkpoint_io import latest_checkpoint
 from lmkit.errors import UserError
 from lmkit.processes import Failure
+from lmkit.redaction import Redacting, redacted_output
 from lmkit.run import Run
 from lmkit.signals import SIGNALS, Stopped, follow_parent
 from lmkit.training import make_data, work
@@ -85,20 +86,22 @@ def _worker(path: Path, config: dict[str, Any], newest: Path | None) -> None:
     os.setpgrp()  # Ctrl-C is the parent's to pass on, once
     follow_parent()
     rank = int(os.environ["RANK"])
-    stream = log_to(path, rank)
-    try:
-        work(Run(path), config, newest)
-    except Stopped as stopped:
-        Failure(rank, str(stopped), "", signum=stopped.signum).write(path / "logs")
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(stopped.exit_code)  # a return would wait for the parent, which waits for the end
-    except BaseException as error:
-        mistake = isinstance(error, UserError)
-        what = str(error) if mistake else f"raised {type(error).__name__}: {error}"
-        Failure(rank, what, traceback.format_exc(), mistake=mistake).write(path / "logs")
-        traceback.print_exc(file=stream)
-        raise
+    with redacted_output():
+        stream = log_to(path, rank)
+        try:
+            work(Run(path), config, newest)
+        except Stopped as stopped:
+            Failure(rank, str(stopped), "", signum=stopped.signum).write(path / "logs")
+            sys.stdout.flush()
+            sys.stderr.flush()
+            # A return would wait for the parent, which waits for the end.
+            os._exit(stopped.exit_code)
+        except BaseException as error:
+            mistake = isinstance(error, UserError)
+            what = str(error) if mistake else f"raised {type(error).__name__}: {error}"
+            Failure(rank, what, traceback.format_exc(), mistake=mistake).write(path / "logs")
+            traceback.print_exc(file=stream)
+            sys.exit(1)  # of an exception torch would keep the text, as it is, in $TMPDIR
 
 
 def log_to(path: Path, rank: int) -> TextIO:
@@ -106,7 +109,8 @@ def log_to(path: Path, rank: int) -> TextIO:
     from ranks but 0, all that it prints."""
     file = path / "logs" / f"rank-{rank}.log"
     file.parent.mkdir(exist_ok=True)
-    stream = file.open("a", buffering=1, encoding="utf-8")
+    opened = file.open("a", buffering=1, encoding="utf-8")
+    stream = cast(TextIO, Redacting(opened))
     faulthandler.enable(stream)
     handlers: list[logging.Handler] = [logging.StreamHandler()]
     if rank:

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from lmkit import redaction
+
 # The models of the tests are tiny: threads that wait for each other only cost time, and here
 # also in the processes that the tests start.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -26,6 +28,13 @@ def wikitext() -> Path:
     if not WIKITEXT.is_dir():
         pytest.skip("WikiText-2 is not on this machine")
     return WIKITEXT
+
+
+@pytest.fixture(autouse=True)
+def nothing_hidden() -> Iterator[None]:
+    """What a test has revealed or hidden in this process is no secret to the next."""
+    yield
+    redaction._hidden.clear()
 
 
 @pytest.fixture(autouse=True)

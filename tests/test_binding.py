@@ -168,6 +168,28 @@ def test_build_makes_nested_objects_of_the_annotated_kind_only():
         build({**trainer, "profiler": {"_target_": "torch.nn.Linear"}})
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        [{"_target_": "torch.optim.SGD"}],
+        {"x": {"_target_": "torch.optim.SGD"}},
+        {"x": [1, {"y": {"_target_": "os.system"}}]},
+    ],
+)
+def test_no_object_hides_in_a_list_or_mapping_of_an_untyped_parameter(value):
+    class Untyped(torch.optim.SGD):
+        def __init__(self, params, more: Any = None, table: dict[str, Any] | None = None) -> None:
+            raise AssertionError("made")
+
+    for name in ("more", "table"):
+        mistakes: list[str] = []
+        bind("optimizer", {name: value}, {Untyped: ("params",)}, mistakes)
+        assert mistakes[0].startswith(f"optimizer.{name}: expected ")
+        assert mistakes[0].endswith(", found an object with a _target_ in it")
+        with pytest.raises(UserError, match="expected a plain value, found a "):
+            build(node(weight_decay=value), params=[])
+
+
 def test_build_does_not_trust_an_unchecked_node():
     with pytest.raises(UserError, match="not allowed"):
         build({"_target_": "os.system", "command": "true"})

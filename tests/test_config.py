@@ -6,6 +6,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 from lmkit import hardware
 from lmkit.check import check, split_data
@@ -126,16 +127,35 @@ def test_numbers_are_read_as_the_user_means_them():
     assert checked("run_id=17", "name=3")["run_id"] == "17"
 
 
-def test_secrets_stay_unresolved_and_everything_else_is_resolved(monkeypatch):
-    monkeypatch.setenv("LMKIT_TEST_ENTITY", "hidden")
+def test_secrets_stay_unresolved_and_everything_else_is_resolved(tmp_path, monkeypatch):
+    (tmp_path / "hidden-200.txt").write_text("some words\n")
+    monkeypatch.setenv("LMKIT_TEST_PLACE", str(tmp_path / "hidden"))
     found = checked(
-        "logger=wandb",
-        "logger.wandb.entity='${oc.env:LMKIT_TEST_ENTITY}'",
-        "logger.wandb.group='${logger.wandb.entity}-${model.hidden_size}'",
+        "data=files",
+        "data.path=${oc.env:LMKIT_TEST_PLACE}-200.txt",
+        "run_id='${model.hidden_size}'",
     )
-    assert found["logger"]["wandb"]["entity"] == "${oc.env:LMKIT_TEST_ENTITY}"
-    assert found["logger"]["wandb"]["group"] == "${oc.env:LMKIT_TEST_ENTITY}-200"
+    assert found["data"]["path"] == "${oc.env:LMKIT_TEST_PLACE}-200.txt"
+    assert found["run_id"] == "200"
     assert "hidden" not in str(found).replace("hidden_size", "")
+
+
+@pytest.mark.parametrize(
+    ("written", "kept"),
+    [
+        ("${oc.env:PLACE}-${model.hidden_size}", "${oc.env:PLACE}-200"),
+        ("${ oc.env : PLACE , 3 }", "${oc.env:PLACE,3}"),
+        ("${oc.env:PLACE,null}", "${oc.env:PLACE,null}"),
+        ("${oc.decode:${oc.env:PLACE}}", "${oc.env:PLACE}"),
+        ("${logger.wandb.entity}", "${oc.env:PLACE}"),
+    ],
+)
+def test_no_way_to_write_it_resolves_a_secret(written, kept, monkeypatch):
+    monkeypatch.setenv("PLACE", "hidden")
+    argv = ["logger=wandb", "logger.wandb.entity='${oc.env:PLACE}'"]
+    found = compose([*argv, f"logger.wandb.group='{written}'"]).config
+    assert found["logger"]["wandb"]["group"] == kept
+    assert OmegaConf.create({"a": "${oc.env:PLACE}"}).a == "hidden"  # and OmegaConf's is back
 
 
 def test_a_broken_interpolation_is_a_mistake():
@@ -342,7 +362,7 @@ def write_run(tmp_path: Path, *argv: str) -> Path:
 
 def test_a_run_is_a_base_that_composes_to_itself(tmp_path):
     base = write_run(
-        tmp_path, "model=gru", "logger=wandb", "logger.wandb.entity='${oc.env:USER,x}'"
+        tmp_path, "model=gru", "data=files", f"data.path=${{oc.env:NOT_SET,{Path(__file__)}}}"
     )
     assert checked(base=base) == yaml.safe_load(base.read_text())
 

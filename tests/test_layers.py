@@ -10,14 +10,14 @@ import lmkit
 PACKAGE = Path(lmkit.__file__).parent
 # A module may import those before it, never those after it.
 FLOW = """
-    errors hardware allocator signals processes environment
-    pydocs readers probe_corpus source hub corpus
+    errors redaction hardware allocator signals processes environment
+    pydocs bounds readers probe_corpus source hub corpus
     encoding word subword tokenizer
     meter pool shard once token_store vocabulary stored datatrove_tokens store
     lanes mixture datamodule
     gemm kernels dropout embedding lstm recurrent model odds cross_entropy head metrics optim task
     run checkpoint_io checkpoint guard watchdog logs progress
-    config search allow binding contradictions check
+    config search allow binding safety contradictions check
     sampling text trained probe training workers launch job multirun
     prepare cluster
     estimate evaluate score_page score generate analyze watch dashboard verify doctor list

@@ -1,0 +1,152 @@
+"""What others must not read: which keys and variables hold secrets, and texts without them.
+
+Hidden are the values of the environment's secret variables and what `hide` was told of: what
+`${oc.env:NAME}` has revealed, and what a command line or config holds under a secret key.
+"""
+
+import json
+import logging
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any, TextIO, cast
+from urllib.parse import quote
+
+_WORDS = r"api_?key|access_?key|private_?key|secret|passw(?:or)?d|passphrase|credential|_auth(?!or)"
+# Never tokens, num_tokens, tokenizer, eos_token: those are the field's.
+_TOKENS = r"(?:^|(?:^|_)(?:hf|api|access|auth|bearer|refresh)_)token$"
+SECRET_KEY = re.compile(rf"{_WORDS}|^auth$|{_TOKENS}", re.IGNORECASE)
+SECRET_VARIABLE = re.compile(rf"{_WORDS}|token$|_pat$", re.IGNORECASE)
+USER_INFO = re.compile(r"(?<=://)[^\s/@'\"]+(?=@)")
+_USER_OF_PATH = re.compile(r"(?<=:/)(?!/)[^\s/@'\"]+(?=@)|" + USER_INFO.pattern)  # Path drops a /
+SHORTEST = 8  # what is shorter would blank out ordinary words
+SHOWN = "***"
+# A value under a secret key, wherever in an argument: api_key=x, "password": "x".
+_ASSIGNED = re.compile(
+    r"""(?P<key>\w+)(?P<is>["']?\s*[=:]\s*)(?P<value>"[^"]*"|'[^']*'|[^\s,{}]+)"""
+)
+
+_hidden: dict[str, str] = {}
+
+
+def is_secret_key(key: str) -> bool:
+    """Whether the last part of a dotted key says that its value is a secret."""
+    return bool(SECRET_KEY.search(key.rpartition(".")[2]))
+
+
+def is_secret_variable(name: str) -> bool:
+    return bool(SECRET_VARIABLE.search(name))
+
+
+def hide(value: str, shown: str = SHOWN) -> None:
+    """From now on `redact` writes `shown` for a value, unless it is too short to be looked for."""
+    if len(value) >= SHORTEST:
+        _hidden[value] = shown
+
+
+def secret_variable_in(text: str) -> str | None:
+    """The secret variable of the environment whose value is within `text`."""
+    return next((name for value, name in _environment().items() if value in text), None)
+
+
+def redact(text: str) -> str:
+    """`text` without what is hidden, also as JSON, Python and URLs would write it, and without
+    the user and password of a URL."""
+    hidden = dict.fromkeys(_environment(), SHOWN) | _hidden
+    if hidden:
+        pattern, shown = _search(tuple(hidden.items()))
+        text = pattern.sub(lambda match: shown[match[0]], text)
+    return _USER_OF_PATH.sub(SHOWN, text) if ":/" in text else text
+
+
+def redacted(value: Any) -> Any:
+    """Plain nested values, each text within redacted."""
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, Mapping):
+        return {key: redacted(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [redacted(item) for item in value]
+    return value
+
+
+def mask(argument: str) -> str:
+    """An argument of a command line without the values of its secret keys, redacted."""
+
+    def without_value(match: re.Match[str]) -> str:
+        return match["key"] + match["is"] + SHOWN if is_secret_key(match["key"]) else match[0]
+
+    key, is_, _ = argument.partition("=")
+    if is_ and is_secret_key(key.lstrip("+~-")):
+        return f"{key}={SHOWN}"
+    return redact(_ASSIGNED.sub(without_value, argument))
+
+
+def hide_arguments(argv: Sequence[str]) -> None:
+    """Hide what a command line holds under secret keys, that no message about it shows it."""
+    for argument in argv:
+        key, _, value = argument.partition("=")
+        if is_secret_key(key.lstrip("+~-")):
+            hide(value.strip("'\""))
+        for match in _ASSIGNED.finditer(argument):
+            if is_secret_key(match["key"]):
+                hide(match["value"].strip("'\""))
+
+
+class Redacting:
+    """A text stream that redacts what is written to it; in all else the stream itself."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write(redact(text))
+        return len(text)
+
+    def writelines(self, lines: Sequence[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def redacted_output() -> Iterator[None]:
+    """Redact all that Python writes to stdout and stderr: prints, warnings, logs, tracebacks."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = out, err = [cast(TextIO, Redacting(stream)) for stream in before]
+    loggers = [logging.root, *logging.root.manager.loggerDict.values()]
+    for handler in (h for logger in loggers for h in getattr(logger, "handlers", ())):
+        if isinstance(handler, logging.StreamHandler) and handler.stream in before:
+            handler.setStream(out if handler.stream is before[0] else err)  # of a library, as it is
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+def _environment() -> dict[str, str]:
+    """The values of secret variables, each with a name."""
+    return {
+        value: name
+        for name, value in os.environ.items()
+        if len(value) >= SHORTEST and is_secret_variable(name)
+    }
+
+
+@lru_cache(maxsize=8)
+def _search(hidden: tuple[tuple[str, str], ...]) -> tuple[re.Pattern[str], dict[str, str]]:
+    """What finds every way to write the hidden values, the longest first, and what replaces it."""
+    shown = {
+        form: text
+        for value, text in hidden
+        for part in (value, *value.splitlines())  # as of a private key
+        for form in (quote(part, safe=""), repr(part)[1:-1], json.dumps(part)[1:-1], part)
+        if len(form) >= SHORTEST
+    }
+    forms = sorted(shown, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, forms))), shown

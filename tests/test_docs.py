@@ -1,0 +1,29 @@
+"""The tests that the promises of docs/ name are there."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+DOCS = TESTS.parent / "docs"
+# `file.py`, `file.py::test`, and `::test` of the file before it.
+NAMED = re.compile(r"`(?P<file>[\w/]+\.py)?(?:::(?P<test>test_\w+))?`")
+
+
+@pytest.mark.parametrize("name", ["reliability.md", "security.md"])
+def test_every_test_that_a_promise_names_is_there(name):
+    rows = [row for row in (DOCS / name).read_text().splitlines() if row.startswith("| ")]
+    num_tests = 0
+    for row in rows[1:]:
+        promised = row.split(" | ")[-1]
+        found = [match for match in NAMED.finditer(promised) if match["file"] or match["test"]]
+        assert found, row
+        file = TESTS
+        for match in found:
+            file = TESTS / match["file"] if match["file"] else file
+            assert file.is_file(), row
+            if match["test"]:
+                assert f"\ndef {match['test']}(" in file.read_text(), match["test"]
+                num_tests += 1
+    assert num_tests > 20
