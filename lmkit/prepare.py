@@ -33,7 +33,7 @@ def prepare(
     workers: int | None = None,
     verify: bool = False,
 ) -> dict[str, Any]:
-    """Encode the text of a config in several processes; go on where an earlier one was killed.
+    """Encode a text in several processes, going on where an earlier command was killed.
 
     store: a directory of its own for the tokens, to train from with data=store data.path=DIR;
     without it they go where lmkit train will look for them.

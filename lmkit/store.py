@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lmkit.encoding import FILE, Encoded, Tokenizer, in_batches
+from lmkit.encoding import FILE, Encoded, Tokenizer, in_batches, write_whole
 from lmkit.errors import UserError
 from lmkit.meter import Advance, metered
 from lmkit.once import locked, make_once, set_aside
@@ -73,8 +73,10 @@ def prepare(
 def plan(
     source: Source, tokenizer: Tokenizer, cache: Path, *, workers: int, store: Path
 ) -> tuple[Encode, list[Job]]:
-    """What `prepare` would do with all splits, up to the tokenizer, and the shards that are left
-    to make, by whatever processes; `prepare` finds them and ends the work."""
+    """`prepare` up to the tokenizer, and the shards of all splits, for other processes to make.
+
+    Afterwards `prepare` finds the shards and ends the work.
+    """
     encode = _encoder(source, tokenizer, cache, source.splits, False, True, workers, store)
     return encode, [job for split in source.splits for job in shard_jobs(source, split)]
 
@@ -120,9 +122,9 @@ def _claim(source: Source, tokenizer: Tokenizer, directory: Path) -> None:
     with locked(directory / ".lock", directory), writing(directory):
         file = directory / PLAN
         if not file.exists():
-            if any(path.name != ".lock" for path in directory.iterdir()):
+            if {path.name for path in directory.iterdir()} - {".lock", f"{PLAN}.tmp"}:
                 raise UserError(f"store={directory} holds other files: name a directory of its own")
-            file.write_text(text)
+            write_whole(file, text.encode())
         elif file.read_text() != text:
             raise UserError(
                 f"store={directory} is of another text or tokenizer: name another directory, or "
