@@ -168,7 +168,8 @@ class Sweep:
                     process.prune()
                 continue
             del self.running[slot]
-            if code == 0 and process.best is not None:
+            finished = code == 0 or process.run.status().get("status") == "finished"
+            if finished and process.best is not None:
                 self.study.tell(trial, "finished", process.best)
             elif process.pruned and code > 128:
                 why = f"pruned after {len(process.values)} validations"

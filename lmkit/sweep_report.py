@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NUM_SHOWN = 10
+FEW = 6  # values of which each has its mark on an axis
 COLOURS = {"finished": "#0072B2", "pruned": "#E69F00", "failed": "#D55E00"}
 
 
@@ -54,7 +55,7 @@ class Board:
         """Say what a trial came to."""
         trial = trial_record(self.study, number)
         came_to = trial["why"]
-        if trial["value"] is not None:
+        if trial["outcome"] == "finished":
             came_to = f"{value_name(self.metric)} {value_text(trial['value'], self.metric)}"
         parts = (
             f"{num_ended(self.study)}/{self.total}",
@@ -166,6 +167,8 @@ def _panel(axes: Any, key: str, found: Mapping[str, Any]) -> None:
         axes.set_xticks(range(len(names)), names)
     elif places and min(places) > 0 and max(places) >= 30 * min(places):
         axes.set_xscale("log")
+    elif len(set(places)) <= FEW:
+        axes.set_xticks(sorted(set(places)), [short(place) for place in sorted(set(places))])
     for outcome, colour in COLOURS.items():
         points = [
             (place, value)
