@@ -142,12 +142,6 @@ def quoted(text: str) -> str:
     return QuotedString(literal(text), Quote.double).with_quotes()
 
 
-def search_path(folders: Sequence[Path]) -> str:
-    """The override by which Hydra looks into the user's folder too."""
-    search = [QuotedString(f"file://{f}", Quote.double).with_quotes() for f in folders[1:]]
-    return f"hydra.searchpath=[{','.join(search)}]"
-
-
 def nearest(name: str, names: Collection[str]) -> str:
     """`; did you mean ...?`, or the list of what there is."""
     close = get_close_matches(name, list(names), n=1)
@@ -221,8 +215,9 @@ def _option_name(value: object) -> str:
 
 
 def _hydra(folders: Sequence[Path], name: str, overrides: list[str]) -> DictConfig:
+    search = [QuotedString(f"file://{f}", Quote.double).with_quotes() for f in folders[1:]]
     with initialize_config_dir(str(folders[0]), job_name="lmkit", version_base="1.3"):
-        return hydra_compose(name, [search_path(folders), *overrides])
+        return hydra_compose(name, [f"hydra.searchpath=[{','.join(search)}]", *overrides])
 
 
 def _fresh_groups(

@@ -20,6 +20,7 @@ from omegaconf import OmegaConf
 
 from lmkit.config import config_folders, group_options, spell
 from lmkit.environment import mask
+from lmkit.errors import UserError
 from lmkit.run import strict_json, write_atomically
 
 POLL = 0.2  # seconds
@@ -131,9 +132,15 @@ def asked_to_stop(directory: Path) -> int | None:
 
 def clear(directory: Path) -> None:
     """Make a sweep's directory, without what an earlier sweep in it came to."""
-    directory.mkdir(parents=True, exist_ok=True)
-    for file in (directory / "stop", *directory.glob(f"*/{RESULT}")):
-        file.unlink(missing_ok=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for file in (directory / "stop", *directory.glob(f"*/{RESULT}")):
+            file.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot write the sweep's directory {directory}: {error.strerror}; "
+            "give another place with outputs=DIR"
+        ) from error
 
 
 def _attend(process: subprocess.Popen[bytes], directory: Path) -> bytes:
