@@ -145,12 +145,6 @@ def quoted(text: str) -> str:
     return QuotedString(literal(text), Quote.double).with_quotes()
 
 
-def search_path(folders: Sequence[Path]) -> str:
-    """The override by which Hydra looks into the user's folder too."""
-    search = [QuotedString(f"file://{f}", Quote.double).with_quotes() for f in folders[1:]]
-    return f"hydra.searchpath=[{','.join(search)}]"
-
-
 def nearest(name: str, names: Collection[str]) -> str:
     """`; did you mean ...?`, or the list of what there is."""
     close = get_close_matches(name, list(names), n=1)
@@ -197,6 +191,8 @@ def _sort_overrides(
             mistakes.append(f"{mask(argument)}: a run takes one value; write a list as [a,b]")
         elif own is None or key.partition(".")[0] in own:
             mine.append(override)
+        elif key == "sweep":
+            mistakes.append(f"{argument}: a preset of lmkit sweep, no part of a run")
         elif key in options and not isinstance(override.value(), dict):
             if not (wrong := _unknown_options(override, options[key])):
                 chosen.append(override)
@@ -224,8 +220,9 @@ def _option_name(value: object) -> str:
 
 
 def _hydra(folders: Sequence[Path], name: str, overrides: list[str]) -> DictConfig:
+    search = [QuotedString(f"file://{f}", Quote.double).with_quotes() for f in folders[1:]]
     with initialize_config_dir(str(folders[0]), job_name="lmkit", version_base="1.3"):
-        return hydra_compose(name, [search_path(folders), *overrides])
+        return hydra_compose(name, [f"hydra.searchpath=[{','.join(search)}]", *overrides])
 
 
 def _fresh_groups(

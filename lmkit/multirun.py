@@ -38,7 +38,6 @@ from lmkit.config import (
     quoted,
     report,
     reported,
-    search_path,
     spell,
 )
 from lmkit.errors import UserError
@@ -83,9 +82,9 @@ def multirun(argv: Sequence[str]) -> dict[str, Any]:
     if arguments.config_name:
         flags.append(f"--config-name={arguments.config_name}")
     lines, identity = _lines(arguments.overrides, folders)
-    of_hydra = [search_path(folders), *_of_hydra(arguments.overrides, identity)]
+    of_hydra = _of_hydra(arguments.overrides, identity)
     name = arguments.config_name or "train"
-    with _hydra() as hydra:
+    with _hydra(folders) as hydra:
         config = hydra.compose_config(name, [*of_hydra, *lines], RunMode.MULTIRUN)
         _check_launcher(config.hydra.launcher)
         jobs = [
@@ -99,7 +98,7 @@ def multirun(argv: Sequence[str]) -> dict[str, Any]:
     threads = {key: value for key, value in os.environ.items() if THREADS.match(key)}
     task = Job(identity, directory, Path.cwd(), config_dir, flags, threads)
     print(f"sweep {identity} in {directory}", file=sys.stderr)
-    with _hydra() as hydra:
+    with _hydra(folders) as hydra:
         _run(lambda: hydra.multirun(name, task, [*of_hydra, *lines]), directory, jobs)
     return _conclude(identity, directory, jobs)
 
@@ -149,16 +148,27 @@ def _of_hydra(arguments: Sequence[str], identity: str) -> list[str]:
 
 
 @contextmanager
-def _hydra() -> Iterator[Hydra]:
+def _hydra(folders: Sequence[Path]) -> Iterator[Hydra]:
     """Hydra over lmkit's groups; what it finds wrong with a command line is the user's mistake."""
     try:
         with initialize_config_dir(str(CONF), job_name="lmkit", version_base="1.3"):
             hydra = GlobalHydra.instance().hydra
             assert hydra is not None
+            _look_into(folders[1:], hydra.config_loader)
             yield hydra
     except (HydraException, OmegaConfBaseException) as error:
         causes = [e for e in (error, error.__cause__) if isinstance(e, Exception)]
         raise UserError(": ".join(map(first_lines, causes))) from error
+
+
+def _look_into(folders: Sequence[Path], loader: Any) -> None:
+    """Have Hydra find the user's groups; by `hydra.searchpath` alone `glob` would not."""
+    path = loader.get_search_path()
+    schema = path.get_path().pop()
+    for folder in folders:
+        path.append("lmkit", f"file://{folder}")
+    path.append(schema.provider, schema.path)
+    loader.repository.initialize_sources(path)
 
 
 def _check_launcher(launcher: DictConfig) -> None:
@@ -176,6 +186,9 @@ def _expand(sweeper: DictConfig, lines: list[str], loader: Any) -> list[list[str
         return []
     given = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
     overrides = OverridesParser.create(loader).parse_overrides([*given, *lines])
+    for override in overrides:
+        if override.is_discrete_sweep() and not list(override.sweep_iterator()):
+            raise UserError(f"{override.input_line}: there is no such value, and so no job")
     return BasicSweeper.split_arguments(overrides, None)[0]
 
 
