@@ -48,8 +48,10 @@ def missing(config: dict, corpus: Path) -> list[str]:
     """What a user must say besides the option."""
     files = {"Jsonl": "rows.jsonl", "Parquet": "rows.parquet", "Pretrained": "tokenizer.json"}
     files |= {"Store": "store", "Datatrove": "tokens.ds", "Mixture": "store"}
+    named = {"paths": "paths.a"}
     return [
-        f"{group}.{key}{'.a' if key == 'paths' else ''}={corpus / files.get(config[group]['_target_'].rpartition('.')[2], 'text')}"
+        f"{group}.{named.get(key, key)}="
+        f"{corpus / files.get(config[group]['_target_'].rpartition('.')[2], 'text')}"
         for group in ("data", "tokenizer")
         for key, value in config[group].items()
         if value == "???"
