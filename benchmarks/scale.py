@@ -90,7 +90,7 @@ class Watched:
 
     def _watch(self) -> None:
         while self.process.returncode is None:
-            sizes = [_resident(pid) for pid in _tree(self.process.pid)] or [(0, 0)]
+            sizes = [resident(pid) for pid in _tree(self.process.pid)] or [(0, 0)]
             whole, of_files = zip(*sizes, strict=True)
             self.all_bytes = max(self.all_bytes, sum(whole))
             self.own_bytes = max(self.own_bytes, sum(whole) - sum(of_files))
@@ -118,7 +118,7 @@ def _tree(pid: int) -> list[int]:
     return [pid, *(each for child in children for each in _tree(int(child)))]
 
 
-def _resident(pid: int) -> tuple[int, int]:
+def resident(pid: int) -> tuple[int, int]:
     """Bytes, and those of them that are pages of files."""
     try:
         _, whole, of_files, *_ = Path(f"/proc/{pid}/statm").read_text().split()

@@ -118,7 +118,7 @@ def _about(run: Run) -> dict[str, Any]:
             about[name] = dict(read())
         except (UserError, OSError) as error:
             problems.append(str(error))
-        except (AttributeError, TypeError, ValueError):
+        except (AttributeError, LookupError, TypeError, ValueError):
             problems.append(f"{run.path}: its {name} is no mapping")
     return about
 
@@ -137,7 +137,10 @@ def _trial(run: Run) -> Mapping[str, Any]:
 def _trials(path: Path, changed: int) -> Mapping[str, Mapping[str, Any]]:
     found = Run(path).read("sweep.json")
     about = {"id": f"{path.parent.name}/{path.name}", "metric": found["metric"]}
-    return {trial["run"]: about | trial for trial in found["trials"]}
+    parts = ("outcome", "value", "values", "validations")
+    return {
+        trial["run"]: about | {part: trial[part] for part in parts} for trial in found["trials"]
+    }
 
 
 def _config(path: Path) -> Mapping[str, Any]:

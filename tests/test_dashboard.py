@@ -221,6 +221,53 @@ def test_shows_only_the_config_that_differs(browser, tmp_path):
         assert page.locator("#differences").get_by_text("show two runs or more").is_visible()
 
 
+def make_sweep(outputs, trials):
+    """The directory of a sweep, trials being (outcome, value, validations, values)."""
+    place = Run(outputs / "words" / "lr-sweep")
+    place.path.mkdir(parents=True)
+    parts = ("outcome", "value", "validations", "values")
+    records = [
+        {"run": f"words/lr-{number:03d}", **dict(zip(parts, trial, strict=True))}
+        for number, trial in enumerate(trials)
+    ]
+    place.write("sweep.json", {"metric": "val/nll", "trials": records})
+
+
+def test_a_sweep_is_a_group_with_a_panel_for_each_key(browser, tmp_path):
+    trials = [
+        ("finished", 4.5, [5.0, 4.5], {"optimizer.lr": 0.001, "model": "lstm"}),
+        ("finished", 4.2, [4.6, 4.2], {"optimizer.lr": 0.1, "model": "gru"}),
+        ("pruned", None, [None, 6.0], {"optimizer.lr": 0.01, "model": "gru"}),
+        ("failed", None, [], {"optimizer.lr": 0.02, "model": HOSTILE}),
+    ]
+    make_sweep(tmp_path, trials)
+    for number in range(4):
+        make_run(tmp_path, "words", f"lr-{number:03d}", rows=metrics(10, 100), summary={})
+    make_run(tmp_path, "words", "alone", rows=metrics(10, 100), summary={})
+    with serving(tmp_path) as (_, url), page_of(browser, url) as page:
+        sweep = page.locator("#sweeps")
+        sweep.get_by_text("Sweep words/lr", exact=True).wait_for()
+        said = sweep.locator(".bar > span").all_inner_texts()
+        assert said[:4] == ["● 2 finished", "● 1 pruned", "● 1 failed", "best: words/lr-001"]
+        assert sweep.locator("svg").count() == 2
+        rate = sweep.locator('svg[aria-label="optimizer.lr against val/nll"]')
+        dots = {dot.get_attribute("data-trial"): dot for dot in rate.locator("circle").all()}
+        assert set(dots) == {"words/lr-000", "words/lr-001", "words/lr-002"}
+        places = [
+            [float(dots[f"words/lr-00{n}"].get_attribute(axis)) for axis in ("cx", "cy")]
+            for n in range(3)
+        ]
+        assert places[0][0] < places[2][0] < places[1][0]  # by learning rate, in its logarithm
+        assert places[2][0] == pytest.approx((places[0][0] + places[1][0]) / 2)
+        assert places[1][1] > places[0][1] > places[2][1]  # the lower, the better
+        sweep.get_by_role("button", name="show none of them").click()
+        page.locator("#legend").get_by_text("alone").wait_for()
+        assert page.locator("#legend span").count() == 1
+        rate.locator('circle[data-trial="words/lr-001"]').click()
+        page.locator("#legend").get_by_text("lr-001").wait_for()
+        assert page.title() == "lmkit"
+
+
 def test_hostile_text_is_only_text(browser, tmp_path):
     samples = [{"step": 10, "epoch": 0, "prompt": HOSTILE, "text": HOSTILE}]
     rows = [row | {f"x{HOSTILE}": 1.0} for row in metrics(10, 50)]
