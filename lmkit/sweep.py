@@ -18,6 +18,7 @@ from lmkit.check import check
 from lmkit.config import compose, report, reported
 from lmkit.errors import UserError
 from lmkit.launch import outputs_argument
+from lmkit.processes import launched
 from lmkit.run import Run, mint_id, write_atomically
 from lmkit.search import Search
 from lmkit.signals import Stopped
@@ -55,6 +56,8 @@ def sweep(
     pruner: median or halving end a trial whose validations are worse than those of others, from
     num_warmup_validations on, and after num_startup_trials (median).
     """
+    if launched():
+        raise UserError("lmkit sweep starts its trials itself: call it as one process")
     points = search.grid() if sampler == "grid" else []
     total = (len(points) or NUM_TRIALS) if num_trials is None else num_trials
     slots = _slots(config, parallel)
