@@ -175,6 +175,8 @@ def read_split(directory: Path) -> dict[str, Any]:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT or not manifest["shards"]:
             raise ValueError(f"not of the format {FORMAT!r}")
+        if not all(isinstance(record["sha256"], str) for record in manifest["shards"]):
+            raise ValueError("its shards have no hashes")
     except NOT_ONE as error:
         raise damaged(path, f"not a whole manifest ({error!r})") from None
     return manifest

@@ -14,6 +14,7 @@ from pyarrow import parquet
 
 from lmkit import bounds, readers
 from lmkit.errors import UserError
+from lmkit.shard import Shard
 from lmkit.token_store import TokenStore
 from lmkit.tokenizer import load_tokenizer
 
@@ -177,22 +178,36 @@ def test_a_record_beyond_pythons_bounds_is_named(tmp_path, line, message):
         {"num_bytes": None, "files": {}},
     ],
 )
-def test_a_hostile_manifest_of_a_store_is_damage(tmp_path, change):
+def test_a_hostile_manifest_of_a_shard_is_damage(tmp_path, change):
     names = ("tokens", "document_ends", "line_ends", "document_bytes", "document_id_ends")
     record = {"bytes": 8, "sha256": ""}
     for name in (*names, "document_ids"):
         (tmp_path / f"{name}.bin").write_bytes(b"01234567")
     manifest = {
-        **{"format": "lmkit store 1", "dtype": "<u2", "num_bytes": 8, "num_unknown": 0},
-        **{"tokenizer": "", "files": dict.fromkeys((*names, "document_ids"), record)},
+        **{"format": "lmkit shard 1", "dtype": "<u2", "num_tokens": 4, "num_documents": 1},
+        **{"num_lines": 1, "num_bytes": 8, "num_unknown": 0, "tokenizer": "", "read": {}},
+        **{"vocabulary_size": 9, "files": dict.fromkeys((*names, "document_ids"), record)},
     }
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    assert TokenStore.open(tmp_path).num_tokens == 4
+    assert Shard.open(tmp_path).num_tokens == 4
     (tmp_path / "manifest.json").write_text(json.dumps(manifest | change))
     with pytest.raises(UserError, match="the prepared data is damaged: found not a whole manifest"):
-        TokenStore.open(tmp_path)
-    (tmp_path / "manifest.json").write_text("[" * 100_000)
+        Shard.open(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "3", '{"format": "lmkit split 1", "shards": []}'])
+@pytest.mark.parametrize("opened", [Shard, TokenStore])
+def test_a_file_that_is_no_manifest_is_damage(tmp_path, text, opened):
+    (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(UserError, match="the prepared data is damaged: found not a whole manifest"):
+        opened.open(tmp_path)
+
+
+@pytest.mark.parametrize("shards", [3, [3], [{"sha256": ""}], {"a": 1}])
+def test_a_hostile_list_of_shards_is_damage(tmp_path, shards):
+    text = json.dumps({"format": "lmkit split 1", "shards": shards})
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(UserError, match="the prepared data is damaged"):
         TokenStore.open(tmp_path)
 
 

@@ -166,10 +166,10 @@ def test_directories_that_are_no_store(text: Path, tmp_path: Path, store: Path, 
 def test_a_store_has_its_own_tokenizer_and_splits(tmp_path: Path, store: Path, capfd: Any) -> None:
     argv = ["train", "data=store", f"data.path={store}", f"outputs={tmp_path / 'outputs'}"]
     assert refused([*argv, "tokenizer=word"], capfd) == (
-        "data=store has tokens and their own tokenizer: leave tokenizer out"
+        "data=store and data=mixture have tokens of their own tokenizer: leave tokenizer out"
     )
     assert refused(["train", "tokenizer=stored"], capfd) == (
-        "tokenizer=stored comes with data=store; for other data choose another"
+        "tokenizer=stored: name the saved tokenizer with tokenizer.path=DIR"
     )
     other = Word()
     other.train(["x y"])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from lmkit import search
 from lmkit.check import check
 from lmkit.config import compose
 
@@ -22,10 +23,13 @@ COMMANDS = [
     for line in block.splitlines()
     if line.startswith("lmkit ")
 ]
-TRAININGS = [c for c in COMMANDS if c.startswith("lmkit train") and "--cfg" not in c]
+SWEEPS = [c for c in COMMANDS if c.startswith(("lmkit sweep", "lmkit train -m"))]
+TRAININGS = [
+    c for c in COMMANDS if c.startswith("lmkit train") and "--cfg" not in c and c not in SWEEPS
+]
 # A dashboard serves until it is stopped; the probe trains for minutes.
 UNENDING = ("lmkit dashboard", "lmkit analyze probe", "lmkit doctor model.hiden_size")
-OTHERS = [c for c in COMMANDS if c not in TRAININGS and not c.startswith(UNENDING)]
+OTHERS = [c for c in COMMANDS if c not in TRAININGS + SWEEPS and not c.startswith(UNENDING)]
 
 
 def words(command: str) -> list[str]:
@@ -63,6 +67,18 @@ def place(tmp_path_factory, text) -> Path:
 def test_every_training_passes_the_check(command, place, monkeypatch):
     monkeypatch.chdir(place)
     check(compose(words(command)))
+
+
+@pytest.mark.parametrize("command", SWEEPS)
+def test_every_sweep_passes_the_check(command, place, monkeypatch):
+    monkeypatch.chdir(place)
+    arguments = [word for word in words(command) if word != "-m"]
+    sweep = search.split(arguments, ("num_trials",))
+    for number, dimension in enumerate(sweep.dimensions):
+        for value in dimension.examples():
+            point = [each.examples()[0] for each in sweep.dimensions]
+            point[number] = value
+            check(compose(sweep.arguments(point)))
 
 
 @pytest.fixture(scope="module")
