@@ -82,8 +82,8 @@ def fake(monkeypatch) -> list[list[str]]:
 def test_a_command_line_reaches_its_jobs_through_hydra(fake, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     common = ["data=files", "data.path=it's, [so] ${seed}", "outputs=my $out, (1)"]
-    common += ["logger=wandb", "logger.wandb.group='${oc.env:LMKIT_TEST_GROUP}'", "name=x"]
-    monkeypatch.setenv("LMKIT_TEST_GROUP", "hidden")
+    common += ["data.unit=heading", "data.heading='${oc.env:LMKIT_TEST_HEADING}'", "name=x"]
+    monkeypatch.setenv("LMKIT_TEST_HEADING", "hidden")
     (tmp_path / "it's, [so] ${seed}").write_text("a text")
     assert cli.main(["train", "-m", *common, "seed=1,2,3", "run_id=s"]) == 2
     assert fake == [[*common, f"seed={n}"] for n in (1, 2, 3)]
