@@ -14,8 +14,8 @@ import lightning
 import torch
 from lightning.fabric.plugins import CheckpointIO
 
+from lmkit.atomic import sync_directory, write_atomically
 from lmkit.errors import UserError
-from lmkit.run import sync_directory, write_atomically
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lmkit import readers
-from lmkit.encoding import Tokenizer, write_whole
+from lmkit.atomic import write_atomically
+from lmkit.encoding import Tokenizer
 from lmkit.errors import UserError
 from lmkit.stored import PreparedSource, is_trained
 from lmkit.token_store import Prepared, TokenStore
@@ -169,7 +170,7 @@ class Datatrove(PreparedSource):
                 found = list(pool.map(partial(DatatrovePart.check, eos_id=tokenizer.eos_id), parts))
             self._report(split, parts, found, tokenizer)
             file.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(file, json.dumps([each["sha256"] for each in found]).encode())
+            write_atomically(file, json.dumps([each["sha256"] for each in found]).encode())
         return hashlib.sha256(file.read_bytes()).hexdigest()
 
     def _report(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from lmkit.atomic import write_atomically
 from lmkit.errors import UserError
 
 FORMAT = "lmkit tokenizer 1"
@@ -95,7 +95,7 @@ class Tokenizer(ABC):
 
     def save(self, directory: Path) -> None:
         """Write `tokenizer.json` into `directory`, whole or not at all."""
-        write_whole(Path(directory) / FILE, self._payload())
+        write_atomically(Path(directory) / FILE, self._payload())
 
     def hash(self) -> str:
         """SHA-256 of what `save` writes."""
@@ -216,13 +216,3 @@ def at_least(setting: str, value: int | None, minimum: int, why: str) -> None:
     """Refuse a tokenizer's setting below `minimum`."""
     if value is not None and value < minimum:
         raise UserError(f"tokenizer.{setting}={value}: must be at least {minimum} ({why})")
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that a crash leaves the old one or the new one."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

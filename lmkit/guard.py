@@ -9,10 +9,11 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lmkit.atomic import write_atomically
 from lmkit.checkpoint import Checkpoint
 from lmkit.lanes import WindowLoader
 from lmkit.mixture import MixtureLoader
-from lmkit.run import strict_json, write_atomically
+from lmkit.run import strict_json
 from lmkit.signals import Stopped, StopSignals
 
 

@@ -18,10 +18,11 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
+from lmkit.atomic import write_atomically
 from lmkit.config import config_folders, group_options, spell
 from lmkit.errors import UserError
 from lmkit.redaction import mask
-from lmkit.run import strict_json, write_atomically
+from lmkit.run import strict_json
 from lmkit.signals import FOLLOWS
 
 POLL = 0.2  # seconds

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import logging
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
+from lmkit.atomic import sync_directory
 from lmkit.errors import UserError
 from lmkit.shard import writing
 
@@ -40,9 +40,9 @@ def make_once(target: Path, find: Callable[[Path], Made], make: Callable[[Path],
                 new.mkdir()
             make(new)
             with writing(target):
-                _sync(new)
+                sync_directory(new)
                 new.rename(target)
-                _sync(target.parent)
+                sync_directory(target.parent)
         finally:
             shutil.rmtree(new, ignore_errors=True)
         return find(target)
@@ -71,11 +71,3 @@ def locked(lock: Path, what: Path) -> Iterator[None]:
                 log.warning("%s: another process prepares it; waiting", what)
                 fcntl.flock(held, fcntl.LOCK_EX)
         yield
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -12,12 +12,12 @@ from rich.console import Console
 from rich.table import Table
 
 from lmkit.allow import slot_bases
+from lmkit.atomic import write_atomically
 from lmkit.binding import build
 from lmkit.check import split_data
 from lmkit.encoding import FILE, Tokenizer
 from lmkit.errors import UserError
 from lmkit.pool import num_cores
-from lmkit.run import write_atomically
 from lmkit.source import SPLITS, Source
 from lmkit.store import prepare as prepare_stores
 from lmkit.stored import DATA, PreparedSource, Store

@@ -17,6 +17,7 @@ from typing import Any, Literal, Self
 
 import yaml
 
+from lmkit.atomic import write_atomically
 from lmkit.environment import environment
 from lmkit.errors import UserError
 from lmkit.redaction import mask, redacted
@@ -339,26 +340,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return value
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Put `data` at `path`: after a crash at any moment it is there whole, or the old is."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_directory(path.parent)
-
-
-def sync_directory(path: Path) -> None:
-    """Make the renames within a directory survive a power cut."""
-    directory = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

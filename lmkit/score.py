@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lmkit.atomic import write_atomically
 from lmkit.errors import UserError
 from lmkit.lanes import Protocol
 from lmkit.metrics import perplexity
-from lmkit.run import Run, strict_json, write_atomically
+from lmkit.run import Run, strict_json
 from lmkit.score_page import page
 from lmkit.text import Text, read_text
 from lmkit.trained import TrainedModel

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lmkit.encoding import Encoded, Tokenizer, write_whole
+from lmkit.atomic import write_atomically
+from lmkit.encoding import Encoded, Tokenizer
 from lmkit.errors import UserError
 
 FORMAT = "lmkit shard 1"
@@ -119,7 +120,7 @@ def write_shard(
         "files": records,
     }
     with writing(directory):
-        write_whole(directory / MANIFEST, as_json(manifest))
+        write_atomically(directory / MANIFEST, as_json(manifest))
 
 
 def _append(

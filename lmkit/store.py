@@ -12,7 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lmkit.encoding import FILE, Encoded, Tokenizer, in_batches, write_whole
+from lmkit.atomic import write_atomically
+from lmkit.encoding import FILE, Encoded, Tokenizer, in_batches
 from lmkit.errors import UserError
 from lmkit.meter import Advance, metered
 from lmkit.once import locked, make_once, set_aside
@@ -122,9 +123,10 @@ def _claim(source: Source, tokenizer: Tokenizer, directory: Path) -> None:
     with locked(directory / ".lock", directory), writing(directory):
         file = directory / PLAN
         if not file.exists():
-            if {path.name for path in directory.iterdir()} - {".lock", f"{PLAN}.tmp"}:
+            unfinished = set(directory.glob(f".{PLAN}.*.tmp"))
+            if set(directory.iterdir()) - unfinished - {directory / ".lock"}:
                 raise UserError(f"store={directory} holds other files: name a directory of its own")
-            write_whole(file, text.encode())
+            write_atomically(file, text.encode())
         elif file.read_text() != text:
             raise UserError(
                 f"store={directory} is of another text or tokenizer: name another directory, or "

@@ -14,12 +14,13 @@ from typing import Any, Literal
 import torch
 
 from lmkit import hardware
+from lmkit.atomic import write_atomically
 from lmkit.check import check
 from lmkit.config import compose, report, reported
 from lmkit.errors import UserError
 from lmkit.launch import outputs_argument
 from lmkit.processes import launched
-from lmkit.run import Run, mint_id, write_atomically
+from lmkit.run import Run, mint_id
 from lmkit.search import Search
 from lmkit.signals import Stopped
 from lmkit.study import Pruner, Sampler, Study, Trial

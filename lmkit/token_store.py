@@ -18,7 +18,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from lmkit.encoding import Tokenizer, write_whole
+from lmkit.atomic import write_atomically
+from lmkit.encoding import Tokenizer
 from lmkit.shard import MANIFEST, NOT_ONE, Shard, as_json, damaged, writing
 
 FORMAT = "lmkit split 1"
@@ -198,7 +199,7 @@ def write_split(directory: Path, shards: Sequence[Shard]) -> None:
         "shards": [{"sha256": shard.sha256, "num_tokens": shard.num_tokens} for shard in shards],
     }
     with writing(directory):
-        write_whole(directory / MANIFEST, as_json(manifest))
+        write_atomically(directory / MANIFEST, as_json(manifest))
 
 
 @dataclass(frozen=True)

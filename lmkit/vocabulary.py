@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lmkit.encoding import FILE, CountedTokenizer, Tokenizer, add_counts, write_whole
+from lmkit.atomic import write_atomically
+from lmkit.encoding import FILE, CountedTokenizer, Tokenizer, add_counts
 from lmkit.errors import UserError
 from lmkit.meter import Advance, metered
 from lmkit.once import make_once
@@ -98,7 +99,7 @@ class _Count:
             data = json.dumps([counts, read]).encode()
             sha256 = hashlib.sha256(data).hexdigest().encode()
             with writing(directory):
-                write_whole(directory / COUNTS, sha256 + b"\n" + data)
+                write_atomically(directory / COUNTS, sha256 + b"\n" + data)
 
         make_once(self.directory / shard_name(job.index), _counts, make)
 

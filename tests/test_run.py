@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lmkit.atomic import write_atomically
 from lmkit.environment import environment, mask
 from lmkit.errors import UserError
-from lmkit.run import Run, mint_id, strict_json, write_atomically
+from lmkit.run import Run, mint_id, strict_json
 
 CONFIG = {
     "outputs": "outputs",
