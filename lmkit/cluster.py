@@ -9,9 +9,9 @@ from typing import Any
 
 from lmkit.check import check
 from lmkit.config import compose
-from lmkit.pool import num_cores
+from lmkit.pool import Job, num_cores
 from lmkit.prepare import parts
-from lmkit.store import Encode, Job, plan
+from lmkit.store import Encode, plan
 
 
 @dataclass(frozen=True)

@@ -11,23 +11,40 @@ import sys
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any
 
 from lmkit.errors import UserError
 from lmkit.meter import Advance, Meter
 from lmkit.signals import SIGNALS, follow_parent
+from lmkit.source import Piece, Source
 
 # Seconds that a process has to clean up after itself.
 PATIENCE = 5.0
 
 
-class Job(Protocol):
-    """What a process is given; `str` names it. num_bytes: how much of all the work it is."""
+@dataclass(frozen=True)
+class Job:
+    """A piece of a split for a process; `what` names, in messages, what is made of it."""
+
+    split: str
+    index: int
+    piece: Piece
+    what: str = "shard"
 
     @property
-    def num_bytes(self) -> int: ...
+    def num_bytes(self) -> int:
+        """How much of all the work it is."""
+        return self.piece.num_bytes
+
+    def __str__(self) -> str:
+        return f"{self.what} {self.index} of {self.split}"
+
+
+def jobs_of(source: Source, split: str, what: str = "shard") -> list[Job]:
+    """One for every piece of a split, in order."""
+    return [Job(split, index, piece, what) for index, piece in enumerate(source.pieces(split))]
 
 
 Task = Callable[[Any, Advance], Any]
@@ -50,7 +67,7 @@ def run_jobs(task: Task, jobs: Sequence[Job], workers: int, meter: Meter) -> Non
             task(job, meter.advance)
             meter.finish(job.num_bytes)
         return
-    with _Pool(task, min(workers, len(jobs))) as pool:
+    with contextlib.closing(_Pool(task, min(workers, len(jobs)))) as pool:
         pool.run(jobs, meter)
 
 
@@ -94,7 +111,7 @@ class _Pool:
                 for _ in range(number):
                     self.workers.append(_Worker(task))
         except BaseException:
-            self._end()
+            self.close()
             raise
 
     def run(self, jobs: Sequence[Job], meter: Meter) -> None:
@@ -122,18 +139,8 @@ class _Pool:
                         worker.job = None
                         del busy[connection]
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._end()
-
-    def _end(self) -> None:
+    def close(self) -> None:
+        """End every process."""
         with _held_back():
             for worker in self.workers:
                 worker.connection.close()  # who has nothing to do ends by that
@@ -161,7 +168,6 @@ def _serve(connection: Connection, task: Task, parent: int) -> None:
         signal.signal(signum, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _leave)
     follow_parent()
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are as many as is useful
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     with contextlib.suppress(EOFError, OSError):

@@ -17,9 +17,9 @@ from lmkit.encoding import FILE, Encoded, Tokenizer, in_batches
 from lmkit.errors import UserError
 from lmkit.meter import Advance, metered
 from lmkit.once import locked, make_once, set_aside
-from lmkit.pool import num_cores, run_jobs
+from lmkit.pool import Job, jobs_of, num_cores, run_jobs
 from lmkit.shard import MANIFEST, Shard, damaged, write_shard, writing
-from lmkit.source import Document, Piece, Source
+from lmkit.source import Document, Source
 from lmkit.stored import PLAN, PreparedSource
 from lmkit.token_store import Prepared, TokenStore, read_split, shard_name, write_split
 from lmkit.tokenizer import Stored, load_tokenizer
@@ -79,7 +79,7 @@ def plan(
     Afterwards `prepare` finds the shards and ends the work.
     """
     encode = _encoder(source, tokenizer, cache, source.splits, False, True, workers, store)
-    return encode, [job for split in source.splits for job in shard_jobs(source, split)]
+    return encode, [job for split in source.splits for job in jobs_of(source, split)]
 
 
 def _encoder(
@@ -141,27 +141,6 @@ def _claim(source: Source, tokenizer: Tokenizer, directory: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Job:
-    """A shard to make."""
-
-    split: str
-    index: int
-    piece: Piece
-
-    @property
-    def num_bytes(self) -> int:
-        return self.piece.num_bytes
-
-    def __str__(self) -> str:
-        return f"shard {self.index} of {self.split}"
-
-
-def shard_jobs(source: Source, split: str) -> list[Job]:
-    """Every shard of a split, in order."""
-    return [Job(split, index, piece) for index, piece in enumerate(source.pieces(split))]
-
-
-@dataclass(frozen=True)
 class Encode:
     """Makes shards, each in a process of any kind, exactly once."""
 
@@ -219,7 +198,7 @@ def _make(
 ) -> TokenStore:
     """Make what is not there of a split; the tokens encoded and the seconds go into `made`."""
     began = time.perf_counter()
-    jobs = shard_jobs(encode.source, split)
+    jobs = jobs_of(encode.source, split)
     num_bytes = sum(job.num_bytes for job in jobs)
     with metered(f"encoding {split}", "tokens", progress, num_bytes) as meter:
         run_jobs(encode, jobs, workers, meter)

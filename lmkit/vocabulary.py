@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,9 +15,9 @@ from lmkit.encoding import FILE, CountedTokenizer, Tokenizer, add_counts
 from lmkit.errors import UserError
 from lmkit.meter import Advance, metered
 from lmkit.once import make_once
-from lmkit.pool import run_jobs
+from lmkit.pool import Job, jobs_of, run_jobs
 from lmkit.shard import damaged, writing
-from lmkit.source import Piece, Source
+from lmkit.source import Document, Source
 from lmkit.token_store import shard_name
 from lmkit.tokenizer import load_tokenizer
 
@@ -56,26 +56,13 @@ def _load(directory: Path) -> Tokenizer:
 
 def _read(source: Source, tokenizer: Tokenizer, progress: bool) -> None:
     with metered(f"training the {tokenizer.name} tokenizer", "characters", progress) as meter:
-
-        def texts() -> Iterator[str]:
-            for document in source.documents("train"):
-                meter.advance(len(document.text))
-                yield document.text
-
-        tokenizer.train(texts())
+        tokenizer.train(_texts(source.documents("train"), meter.advance))
 
 
-@dataclass(frozen=True)
-class _Job:
-    index: int
-    piece: Piece
-
-    @property
-    def num_bytes(self) -> int:
-        return self.piece.num_bytes
-
-    def __str__(self) -> str:
-        return f"the counts of piece {self.index} of train"
+def _texts(documents: Iterable[Document], advance: Advance) -> Iterator[str]:
+    for document in documents:
+        advance(len(document.text))
+        yield document.text
 
 
 @dataclass(frozen=True)
@@ -86,16 +73,11 @@ class _Count:
     tokenizer: CountedTokenizer
     directory: Path
 
-    def __call__(self, job: _Job, advance: Advance) -> None:
+    def __call__(self, job: Job, advance: Advance) -> None:
         def make(directory: Path) -> None:
             read: Counter[str] = Counter()
-
-            def texts() -> Iterator[str]:
-                for document in self.source.read("train", job.piece, read):
-                    advance(len(document.text))
-                    yield document.text
-
-            counts = self.tokenizer.count(texts())
+            documents = self.source.read("train", job.piece, read)
+            counts = self.tokenizer.count(_texts(documents, advance))
             data = json.dumps([counts, read]).encode()
             sha256 = hashlib.sha256(data).hexdigest().encode()
             with writing(directory):
@@ -120,7 +102,7 @@ def _count(
     source: Source, tokenizer: CountedTokenizer, directory: Path, workers: int, progress: bool
 ) -> None:
     """Train it on counts of the pieces, added up in their order: as if read in one go."""
-    jobs = [_Job(index, piece) for index, piece in enumerate(source.pieces("train"))]
+    jobs = jobs_of(source, "train", "the counts of piece")
     label = f"training the {tokenizer.name} tokenizer"
     with metered(label, "characters", progress, sum(job.num_bytes for job in jobs)) as meter:
         run_jobs(_Count(source, tokenizer, directory), jobs, workers, meter)
