@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from lmkit.search import Dimension
 
-__all__ = ["OUTCOMES", "Pruner", "Sampler", "Study", "Trial"]
+__all__ = ["OUTCOMES", "FrozenTrial", "Pruner", "Sampler", "Study", "Trial"]
 
 Sampler = Literal["tpe", "random", "grid"]
 Pruner = Literal["none", "median", "halving"]

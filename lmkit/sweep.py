@@ -8,6 +8,7 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +25,7 @@ from lmkit.run import Run, mint_id
 from lmkit.search import Search
 from lmkit.signals import Stopped
 from lmkit.study import Pruner, Sampler, Study, Trial
-from lmkit.sweep_report import Board, draw, results, show
+from lmkit.sweep_report import Board, draw, identity, results, run_of, show
 from lmkit.training import make_data
 from lmkit.trial import TrialProcess
 
@@ -71,8 +72,8 @@ def sweep(
         "num_warmup_validations": num_warmup_validations,
     }
     assert make_data(config).prepared  # once, and not by each of the first trials
-    identity = config["run_id"] or mint_id()
-    place = Run(Path(config["outputs"]) / config["name"] / f"{identity}-sweep")
+    run_id = config["run_id"] or mint_id()
+    place = Run(Path(config["outputs"]) / config["name"] / f"{run_id}-sweep")
     with place.holding():
         _same_or_new(place, settings)
         study = Study(
@@ -84,7 +85,7 @@ def sweep(
             seed=config["seed"],
             points=points,
         )
-        trials = Sweep(place, identity, config, search, metric, study)
+        trials = Sweep(place, config, search, metric, study)
         return trials.run(total, slots)
 
 
@@ -94,14 +95,13 @@ class Sweep:
     def __init__(
         self,
         place: Run,
-        identity: str,
         config: Mapping[str, Any],
         search: Search,
         metric: Metric,
         study: Study,
     ) -> None:
         self.place = place
-        self.identity = identity
+        self.identity = identity(place)
         self.config = config
         self.search = search
         self.metric = metric
@@ -113,7 +113,7 @@ class Sweep:
         print(f"sweep {self.place.name}/{self.identity} in {self.place.path}", file=sys.stderr)
         self.place.write_status("running")
         try:
-            with Board(self.study, total, self.metric) as board:
+            with closing(Board(self.study, total, self.metric)) as board:
                 while self._fill(total, slots) or self.running:
                     self._follow(board)
                     time.sleep(POLL_SECONDS)
@@ -140,7 +140,7 @@ class Sweep:
         return bool(free)
 
     def _start(self, trial: Trial, environment: Mapping[str, str], parallel: int) -> TrialProcess:
-        run = Run(self.place.path.parent / f"{self.identity}-{trial.number:03d}")
+        run = run_of(self.place, trial.number)
         deadline = time.monotonic() + HELD_SECONDS
         while run.held() and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
@@ -290,7 +290,7 @@ def _same_or_new(place: Run, settings: dict[str, Any]) -> None:
     ]
     if changes:
         raise UserError(
-            f"run_id={place.id.removesuffix('-sweep')} is another sweep ({place.path}):"
+            f"run_id={identity(place)} is another sweep ({place.path}):"
             f"{''.join(changes)}\nonly num_trials and parallel may change; choose another run_id"
         )
     place.write("sweep.yaml", settings)

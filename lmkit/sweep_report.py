@@ -6,8 +6,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.live import Live
@@ -15,7 +14,7 @@ from rich.table import Table
 
 from lmkit.metrics import perplexity
 from lmkit.run import Run
-from lmkit.study import OUTCOMES, Study, Trial
+from lmkit.study import OUTCOMES, FrozenTrial, Study, Trial
 from lmkit.trial import TrialProcess
 
 if TYPE_CHECKING:
@@ -37,23 +36,16 @@ class Board:
         self._live = Live(console=self.console, auto_refresh=False, transient=True)
         self._began = time.monotonic()
         self._ended_before = num_ended(study)
-
-    def __enter__(self) -> Self:
         if self.console.is_terminal:
             self._live.start()
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Leave the terminal to others."""
         self._live.stop()
 
     def ended(self, number: int) -> None:
         """Say what a trial came to."""
-        trial = trial_record(self.study, number)
+        trial = trial_record(self.study.trials()[number])
         came_to = trial["why"]
         if trial["outcome"] == "finished":
             came_to = f"{value_name(self.metric)} {value_text(trial['value'], self.metric)}"
@@ -88,11 +80,10 @@ def num_ended(study: Study) -> int:
     return sum(OUTCOMES[trial.state] in COLOURS for trial in study.trials())
 
 
-def trial_record(study: Study, number: int) -> dict[str, Any]:
-    """A trial in plain values: its validations by their number from 1, its value if finished."""
-    trial = study.trials()[number]
+def trial_record(trial: FrozenTrial) -> dict[str, Any]:
+    """A trial in plain values: its validations in their order, its value if finished."""
     return {
-        "number": number,
+        "number": trial.number,
         "outcome": OUTCOMES[trial.state],
         "value": trial.value,
         "values": dict(trial.params),
@@ -101,11 +92,20 @@ def trial_record(study: Study, number: int) -> dict[str, Any]:
     }
 
 
+def identity(place: Run) -> str:
+    """The id of the sweep whose directory is `place`."""
+    return place.id.removesuffix("-sweep")
+
+
+def run_of(place: Run, number: int) -> Run:
+    """The run of a trial."""
+    return Run(place.path.parent / f"{identity(place)}-{number:03d}")
+
+
 def results(study: Study, place: Run, metric: str) -> dict[str, Any]:
     """All that a sweep came to, trials by number and their runs."""
-    identity = place.id.removesuffix("-sweep")
     trials = [
-        {"run": f"{place.name}/{identity}-{trial.number:03d}", **trial_record(study, trial.number)}
+        {"run": f"{place.name}/{run_of(place, trial.number).id}", **trial_record(trial)}
         for trial in study.trials()
         if OUTCOMES[trial.state] != "waiting"
     ]
