@@ -4,7 +4,6 @@ No torch: the processes import this file.
 """
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pieces import jsonl, written
 
 from lmkit.corpus import Jsonl
 from lmkit.errors import UserError
@@ -25,20 +25,6 @@ from lmkit.source import Source
 from lmkit.store import prepare
 from lmkit.token_store import TokenStore
 from lmkit.tokenizer import Bytes, Characters, Word
-
-
-def written(directory: Path, files: list[list[str]]) -> Path:
-    for number, rows in enumerate(files):
-        directory.mkdir(parents=True, exist_ok=True)
-        lines = "".join(json.dumps({"text": row}) + "\n" for row in rows)
-        (directory / f"{number:03d}.jsonl").write_text(lines)
-    return directory
-
-
-def jsonl(directory: Path, piece_bytes: int, **keys: Any) -> Jsonl:
-    source = Jsonl(str(directory), **{"valid_fraction": 0, "test_fraction": 0} | keys)
-    source.piece_bytes = piece_bytes
-    return source
 
 
 def sums(directory: Path) -> dict[str, str]:

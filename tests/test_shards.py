@@ -1,6 +1,5 @@
 """Shards: cut by the source alone and joined without a trace."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pieces import jsonl, written
 from pyarrow import parquet
 
-from lmkit.corpus import Files, Jsonl, Parquet
+from lmkit.corpus import Files, Parquet
 from lmkit.errors import UserError
 from lmkit.lanes import PROTOCOLS, WindowLoader
 from lmkit.store import prepare
@@ -20,20 +20,6 @@ from lmkit.token_store import JoinedTokens
 from lmkit.tokenizer import Bytes, Word
 
 WORDS = ["a", "b", "cc", "<eos>", "é\u2003x", "<unk>", "The", "the\r"]
-
-
-def written(directory: Path, files: list[list[str]]) -> Path:
-    for number, rows in enumerate(files):
-        directory.mkdir(parents=True, exist_ok=True)
-        lines = "".join(json.dumps({"text": row}) + "\n" for row in rows)
-        (directory / f"{number:03d}.jsonl").write_text(lines)
-    return directory
-
-
-def jsonl(directory: Path, piece_bytes: int, **keys: Any) -> Jsonl:
-    source = Jsonl(str(directory), **{"valid_fraction": 0, "test_fraction": 0} | keys)
-    source.piece_bytes = piece_bytes
-    return source
 
 
 texts = st.lists(
