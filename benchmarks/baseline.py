@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from measure import default_allocator
 from torch import Tensor, nn
 
-from lmkit.lanes import Window
+from lmkit.windows import Window
 
 LSTMState = list[tuple[Tensor, Tensor]]  # of each module
 

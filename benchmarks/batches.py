@@ -31,8 +31,8 @@ from turns import LMKIT, PLAIN, Settings, make_trainer, start
 
 from lmkit.allocator import keep_freed_memory
 from lmkit.datamodule import DataModule
-from lmkit.lanes import Window
 from lmkit.training import make_task
+from lmkit.windows import Window
 
 PADDED, BUCKETED, PACKED, LANES = "padded", "bucketed", "packed", "lanes"
 

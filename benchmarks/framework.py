@@ -19,11 +19,11 @@ from measure import console, print_header, settings
 from torch import nn
 from turns import LMKIT, Settings, TurnAbout, make_trainer, start
 
-from lmkit.lanes import Window
 from lmkit.model import detached
 from lmkit.optim import global_norm
 from lmkit.task import Task
 from lmkit.training import make_task
+from lmkit.windows import Window
 
 BARE = "the bare loop"
 

@@ -11,10 +11,9 @@ from torch.optim import Optimizer
 
 from lmkit.atomic import write_atomically
 from lmkit.checkpoint import Checkpoint
-from lmkit.lanes import WindowLoader
-from lmkit.mixture import MixtureLoader
 from lmkit.run import strict_json
 from lmkit.signals import Stopped, StopSignals
+from lmkit.windows import Passes
 
 
 class StopOnSignal(Callback):
@@ -164,9 +163,8 @@ class StopOnNonFinite(Callback):
         epoch, place = divmod(window, num_windows)
         step = epoch * -(-num_windows // together) + place // together + 1
         where = f"at step {step} (epoch {epoch}, window {place})"
-        loader: Any = trainer.train_dataloader
-        ours = isinstance(loader, WindowLoader | MixtureLoader)
-        if trainer.is_global_zero and ours:
+        loader = trainer.train_dataloader
+        if trainer.is_global_zero and isinstance(loader, Passes):
             names = loader.document_names(epoch, place)
             found = {"step": step, "epoch": epoch, "window": place, "documents": names}
             path = Path(trainer.default_root_dir) / "non_finite.json"

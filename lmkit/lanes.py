@@ -15,67 +15,21 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
-from typing import Protocol as Interface
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+
+from lmkit.windows import Passes, Tokens, Window
 
 Protocol = Literal["document", "sentence", "stream"]
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 
 Integers = npt.NDArray[np.int64]
 
-# Tokens read before a memory map is asked to give its pages back: each document begins with 64 KiB
-# or more of them, whatever its length.
-RELEASE_EVERY = 2**20
 # Units that are put into lanes at a time.
 PLANNED = 2**16
-
-
-class Tokens(Interface):
-    """What is read of a text, on disk or in memory; ends are exclusive token positions.
-
-    tokens: an array, or what has an array's length, slices and `take`.
-    """
-
-    @property
-    def tokens(self) -> npt.NDArray[Any]: ...
-    @property
-    def document_ends(self) -> npt.NDArray[Any]: ...
-    @property
-    def line_ends(self) -> npt.NDArray[Any]: ...
-    @property
-    def num_tokens(self) -> int: ...
-    def document_id(self, index: int) -> str:
-        """What the source calls a document."""
-
-    def release(self) -> None:
-        """Take what was read out of resident memory; it may be read again."""
-
-
-class Window(NamedTuple):
-    """One batch; every tensor is (batch, time).
-
-    tokens, targets: int64 ids. resets: bool, the state is zero after this position.
-    mask: bool, the target counts. weight: float32, the factor of a position's nll in the loss.
-    index: place of the window in its epoch; at 0 every lane starts from the zero state.
-    num_targets: targets that count in the rows of all processes. num_lanes: rows of all
-    processes; those of training from first_lane on are this one's.
-    """
-
-    tokens: Tensor
-    targets: Tensor
-    resets: Tensor
-    mask: Tensor
-    weight: Tensor
-    index: int  # type: ignore[assignment]  # of tuple, which nobody asks a window
-    num_targets: int
-    epoch: int
-    first_lane: int
-    num_lanes: int
 
 
 @dataclass(frozen=True)
@@ -177,12 +131,11 @@ def cut_stream(num_tokens: int, num_lanes: int) -> Lanes:
     return Lanes(bounds[:-1], np.diff(bounds), np.arange(num_lanes + 1), lead=0)
 
 
-class WindowLoader:
-    """Iterates over the windows of one split, this process's rows of them; resumes exactly.
+class WindowLoader(Passes):
+    """Iterates over the windows of one split, this process's rows of them.
 
     A training loader keeps all rows to the end and shuffles by (seed, epoch); an evaluation
-    loader keeps the order and drops the rows that have ended. Every pass is the next epoch,
-    except the first after `load_state_dict`, which goes on where the state was taken.
+    loader keeps the order and drops the rows that have ended.
     """
 
     def __init__(
@@ -214,13 +167,7 @@ class WindowLoader:
         lanes = self.lanes(0)
         self.efficiency = lanes.efficiency
         read = lanes.lengths.max() if seed is not None else lanes.lengths[self.rows].max(initial=0)
-        self._num_windows = -(-int(read) // bptt)
-        self.epoch = -1  # read to its end, so that the first pass is epoch 0
-        self.position = self._num_windows
-        self._resumed = False
-
-    def __len__(self) -> int:
-        return self._num_windows
+        super().__init__([store], num_windows=-(-int(read) // bptt))
 
     def lanes(self, epoch: int) -> Lanes:
         """The lanes of an epoch over all processes: a pure function of (seed, epoch)."""
@@ -248,34 +195,10 @@ class WindowLoader:
         """What the sources call the `documents` of a window."""
         return [self.store.document_id(number) for number in self.documents(epoch, index)]
 
-    def __iter__(self) -> Iterator[Window]:
-        # Lightning may call iter() without ever asking for an item: as a generator, nothing
-        # here happens before the first one.
-        if not self._resumed or self.position >= len(self):
-            self.epoch += 1
-            self.position = 0
-        self._resumed = False
+    def _windows(self) -> Iterator[Window]:
         reader = _Reader(self, self.lanes(self.epoch))
-        unreleased = 0
-        while self.position < len(self):
-            window = reader.window(self.position)
-            self.position += 1
-            unreleased += window.tokens.numel()
-            if unreleased >= RELEASE_EVERY:
-                self.store.release()
-                unreleased = 0
-            yield window
-        self.store.release()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where the pass stands: windows already handed out, and the epoch."""
-        return {"epoch": self.epoch, "position": self.position}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """`ended` true, which a trainer may add, means that no more of the pass was wanted."""
-        self.epoch = state["epoch"]
-        self.position = state["position"]
-        self._resumed = not state.get("ended", False)
+        for index in range(self.position, len(self)):
+            yield reader.window(index)
 
 
 class _Reader:

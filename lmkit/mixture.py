@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from lmkit.lanes import RELEASE_EVERY, Tokens, Window
+from lmkit.windows import Passes, Tokens, Window
 
 ROUNDS = 6
 MASK64 = (1 << 64) - 1
@@ -48,8 +48,8 @@ class Progress:
     lanes: list[list[int]] = field(default_factory=list)
 
 
-class MixtureLoader:
-    """Iterates over the windows of an epoch, this process's rows of them; resumes exactly.
+class MixtureLoader(Passes):
+    """Iterates over the windows of an epoch, this process's rows of them.
 
     A window's `index` counts from the first epoch on: the state is never reset between epochs.
     """
@@ -70,7 +70,6 @@ class MixtureLoader:
     ) -> None:
         """weights: shares of the tokens. epoch_tokens: about how many an epoch reads; if None, as
         many as until the first of the texts has been read once."""
-        self.texts = texts
         self.shares = [weight / sum(weights) for weight in weights]
         self.eos_id = eos_id
         self.num_lanes = num_lanes
@@ -88,21 +87,10 @@ class MixtureLoader:
             p * (n + documents) / n for (n, documents), p in zip(read, self.shares, strict=True)
         )
         positions = epoch_tokens / self.efficiency
-        self._num_windows = max(round(positions / (num_lanes * bptt)), 1)
-        self.epoch = -1  # read to its end, so that the first pass is epoch 0
-        self.position = self._num_windows
-        self._resumed = False
+        super().__init__(texts, num_windows=max(round(positions / (num_lanes * bptt)), 1))
         self._group = self._beginning()  # as it was before the update that is being read
 
-    def __len__(self) -> int:
-        return self._num_windows
-
-    def __iter__(self) -> Iterator[Window]:
-        if not self._resumed or self.position >= len(self):
-            self.epoch += 1
-            self.position = 0
-        self._resumed = False
-        unreleased = 0
+    def _windows(self) -> Iterator[Window]:
         while self.position < len(self):
             first = self.position - self.position % self.accumulate
             progress = deepcopy(self._group)
@@ -111,26 +99,17 @@ class MixtureLoader:
             counts = [num_targets(plan) for plan in plans]
             for place in range(self.position - first, together):
                 window = self._window(plans[place], counts[place], sum(counts))
-                self.position += 1
                 if place + 1 == together:
                     self._group = progress
-                unreleased += window.tokens.numel()
-                if unreleased >= RELEASE_EVERY:
-                    self._release()
-                    unreleased = 0
                 yield window
-        self._release()
 
     def state_dict(self) -> dict[str, Any]:
         """Windows of the epoch already handed out, and where the update they belong to began."""
-        return {"epoch": self.epoch, "position": self.position, "mixture": asdict(self._group)}
+        return super().state_dict() | {"mixture": asdict(self._group)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """`ended` true, which a trainer may add, means that no more of the pass was wanted."""
-        self.epoch = state["epoch"]
-        self.position = state["position"]
+        super().load_state_dict(state)
         self._group = Progress(**state["mixture"])
-        self._resumed = not state.get("ended", False)
 
     def documents(self, epoch: int, index: int) -> list[tuple[int, int]]:
         """(text, number) of the documents, in all lanes, of which a window has targets."""
@@ -216,10 +195,6 @@ class MixtureLoader:
             self.rows.start,
             self.num_lanes,
         )
-
-    def _release(self) -> None:
-        for text in self.texts:
-            text.release()
 
 
 def num_targets(plan: list[list[Segment]]) -> int:

@@ -17,11 +17,11 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from lmkit.dropout import Masks
 from lmkit.head import Head
-from lmkit.lanes import Window
 from lmkit.metrics import TokenNLL, bits_per_byte, perplexity
 from lmkit.model import LanguageModel, States, detached, finite, joined, share_of
 from lmkit.optim import WarmupCosine, WarmupLinear, global_norm, is_plain_sgd
 from lmkit.processes import gather
+from lmkit.windows import Window
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 MakeScheduler = Callable[[Optimizer, float], LRScheduler | None]

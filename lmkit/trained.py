@@ -18,13 +18,14 @@ from lmkit.binding import build
 from lmkit.checkpoint_io import load_checkpoint, read_manifest
 from lmkit.errors import UserError
 from lmkit.head import Head
-from lmkit.lanes import Protocol, Tokens, Window, WindowLoader
+from lmkit.lanes import Protocol, WindowLoader
 from lmkit.metrics import TokenNLL, perplexity
 from lmkit.model import LanguageModel
 from lmkit.run import Run
 from lmkit.sampling import Sampling, sample_texts
 from lmkit.text import Text
 from lmkit.tokenizer import Tokenizer, load_tokenizer
+from lmkit.windows import Tokens, Window
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ FLOW = """
     pydocs bounds readers probe_corpus source hub corpus
     encoding word subword tokenizer
     meter pool shard once token_store vocabulary stored datatrove_tokens store
-    lanes mixture datamodule
+    windows lanes mixture datamodule
     gemm kernels dropout embedding lstm recurrent model odds cross_entropy head metrics optim task
     run checkpoint_io checkpoint guard watchdog logs progress
     config search allow binding safety contradictions check

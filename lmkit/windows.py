@@ -1,0 +1,116 @@
+"""Windows of text, and the passes over them that training and evaluation read."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+from typing import Protocol as Interface
+
+import numpy.typing as npt
+from torch import Tensor
+
+# Tokens read before a memory map is asked to give its pages back: each document begins with 64 KiB
+# or more of them, whatever its length.
+RELEASE_EVERY = 2**20
+
+
+class Tokens(Interface):
+    """What is read of a text, on disk or in memory; ends are exclusive token positions.
+
+    tokens: an array, or what has an array's length, slices and `take`.
+    """
+
+    @property
+    def tokens(self) -> npt.NDArray[Any]: ...
+    @property
+    def document_ends(self) -> npt.NDArray[Any]: ...
+    @property
+    def line_ends(self) -> npt.NDArray[Any]: ...
+    @property
+    def num_tokens(self) -> int: ...
+    def document_id(self, index: int) -> str:
+        """What the source calls a document."""
+
+    def release(self) -> None:
+        """Take what was read out of resident memory; it may be read again."""
+
+
+class Window(NamedTuple):
+    """One batch; every tensor is (batch, time).
+
+    tokens, targets: int64 ids. resets: bool, the state is zero after this position.
+    mask: bool, the target counts. weight: float32, the factor of a position's nll in the loss.
+    index: place of the window in its epoch; at 0 every lane starts from the zero state.
+    num_targets: targets that count in the rows of all processes. num_lanes: rows of all
+    processes; those of training from first_lane on are this one's.
+    """
+
+    tokens: Tensor
+    targets: Tensor
+    resets: Tensor
+    mask: Tensor
+    weight: Tensor
+    index: int  # type: ignore[assignment]  # of tuple, which nobody asks a window
+    num_targets: int
+    epoch: int
+    first_lane: int
+    num_lanes: int
+
+
+class Passes(ABC):
+    """Iterates over the windows of an epoch; resumes exactly.
+
+    Every pass is the next epoch, except the first after `load_state_dict`, which goes on where the
+    state was taken.
+    """
+
+    def __init__(self, texts: Sequence[Tokens], num_windows: int) -> None:
+        """num_windows: of each epoch."""
+        self.texts = texts
+        self._num_windows = num_windows
+        self.epoch = -1  # read to its end, so that the first pass is epoch 0
+        self.position = num_windows
+        self._resumed = False
+
+    def __len__(self) -> int:
+        return self._num_windows
+
+    def __iter__(self) -> Iterator[Window]:
+        # Lightning may call iter() without ever asking for an item: as a generator, nothing
+        # here happens before the first one.
+        if not self._resumed or self.position >= len(self):
+            self.epoch += 1
+            self.position = 0
+        self._resumed = False
+        unreleased = 0
+        for window in self._windows():
+            self.position += 1
+            unreleased += window.tokens.numel()
+            if unreleased >= RELEASE_EVERY:
+                self._release()
+                unreleased = 0
+            yield window
+        self._release()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the pass stands: windows already handed out, and the epoch."""
+        return {"epoch": self.epoch, "position": self.position}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """`ended` true, which a trainer may add, means that no more of the pass was wanted."""
+        self.epoch = state["epoch"]
+        self.position = state["position"]
+        self._resumed = not state.get("ended", False)
+
+    @abstractmethod
+    def document_names(self, epoch: int, index: int) -> list[str]:
+        """What the sources call the documents, in all lanes, of which a window has targets."""
+
+    @abstractmethod
+    def _windows(self) -> Iterator[Window]:
+        """The windows of the epoch from `position` on, which moves on as each is handed out."""
+
+    def _release(self) -> None:
+        for text in self.texts:
+            text.release()
