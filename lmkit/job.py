@@ -23,7 +23,7 @@ from lmkit.config import config_folders, group_options, spell
 from lmkit.errors import UserError
 from lmkit.redaction import mask
 from lmkit.run import strict_json
-from lmkit.signals import FOLLOWS
+from lmkit.signals import FOLLOWS, name_of
 
 POLL = 0.2  # seconds
 LOG = "log.txt"
@@ -178,6 +178,6 @@ def _without_interrupts() -> Iterator[None]:
 def _reason(code: int, log: str) -> str:
     """What a process that failed said last: its error, or the last line of a stack."""
     if code < 0:
-        return f"killed by {signal.Signals(-code).name}"
+        return f"killed by {name_of(-code)}"
     _, error, message = f"\n{log.strip()}".rpartition("\nerror: ")
     return message if error else log.strip().rpartition("\n")[2]

@@ -17,7 +17,7 @@ from typing import Any
 
 from lmkit.errors import UserError
 from lmkit.meter import Advance, Meter
-from lmkit.signals import SIGNALS, follow_parent
+from lmkit.signals import SIGNALS, follow_parent, name_of
 from lmkit.source import Piece, Source
 
 # Seconds that a process has to clean up after itself.
@@ -94,9 +94,7 @@ class _Worker:
         except (EOFError, OSError):
             self.process.join(PATIENCE)
             code = self.process.exitcode or 0
-            how = (
-                f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
-            )
+            how = f"was killed by {name_of(-code)}" if code < 0 else f"exited with {code}"
             raise UserError(
                 f"{self.job}: the process that prepared it {how}; what is whole stays, so the same "
                 "command goes on (with less memory for workers=1)"

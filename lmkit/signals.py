@@ -23,11 +23,19 @@ def follow_parent(parent: int | None = None) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
+def name_of(signum: int) -> str:
+    """As in `SIGKILL`; `signal 60` for one that has no name of its own."""
+    try:
+        return signal.Signals(signum).name
+    except ValueError:
+        return f"signal {signum}"
+
+
 class Stopped(BaseException):
     """The work ends because of a signal; like KeyboardInterrupt, no `except Exception` stops it."""
 
     def __init__(self, signum: int) -> None:
-        self.name = signal.Signals(signum).name
+        self.name = name_of(signum)
         self.signum = signum
         self.exit_code = 128 + signum  # 130 for SIGINT, 143 for SIGTERM
         super().__init__(f"stopped by {self.name}")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lmkit.run import Run
-from lmkit.signals import FOLLOWS
+from lmkit.signals import FOLLOWS, SIGNALS, name_of
 from lmkit.watch import read_rows
 
 TAIL = 4000  # characters of a log in which to look for what went wrong
@@ -88,9 +88,9 @@ class TrialProcess:
         said = self.log.read_text(encoding="utf-8", errors="replace")[-TAIL:]
         status = self.run.status()
         if code < 0:
-            return f"killed by {signal.Signals(-code).name}"
-        if code > 128:
-            return f"stopped by {signal.Signals(code - 128).name}"
+            return f"killed by {name_of(-code)}"
+        if code - 128 in SIGNALS:
+            return f"stopped by {name_of(code - 128)}"
         if code == 2 and "error: " in said:
             return " ".join(said.rpartition("error: ")[2].split())
         return str(status.get("reason") or f"exit code {code}")

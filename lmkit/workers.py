@@ -7,7 +7,6 @@ import logging
 import multiprocessing
 import os
 import re
-import signal
 import sys
 import traceback
 from pathlib import Path
@@ -23,7 +22,7 @@ from lmkit.errors import UserError
 from lmkit.processes import Failure
 from lmkit.redaction import Redacting, redacted_output
 from lmkit.run import Run
-from lmkit.signals import SIGNALS, Stopped, follow_parent
+from lmkit.signals import SIGNALS, Stopped, follow_parent, name_of
 from lmkit.training import make_data, work
 
 log = logging.getLogger(__name__)
@@ -136,8 +135,8 @@ def _cause(run: Run, error: ChildFailedError, number: int) -> WorkerError:
         return WorkerError(message, first.died)
     rank, failure = error.get_first_failure()
     if failure.exitcode < 0:
-        name = signal.Signals(-failure.exitcode).name
-        return WorkerError(f"rank {rank} (process {failure.pid}) was killed by {name}", died=True)
+        how = f"was killed by {name_of(-failure.exitcode)}"
+        return WorkerError(f"rank {rank} (process {failure.pid}) {how}", died=True)
     heard = {failure.rank for failure in failures}
     gone = [str(rank) for rank in range(number) if rank not in heard]
     return WorkerError(f"rank {', '.join(gone) or rank} died without a word", died=True)
