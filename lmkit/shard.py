@@ -198,5 +198,5 @@ def damaged(file: Path, found: str) -> UserError:
     """What to raise where a file is not as it was written."""
     return UserError(
         f"{file}: the prepared data is damaged: found {found}; "
-        f"delete {file.parent} and it will be prepared again"
+        f"delete {file.parent}, and the command that prepared it makes it again"
     )

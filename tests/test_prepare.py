@@ -113,7 +113,7 @@ def test_a_training_needs_the_store_alone(
 
 
 def test_at_the_start_sizes_are_checked_and_verify_reads_all(
-    tmp_path: Path, store: Path, capfd: Any
+    text: Path, tmp_path: Path, store: Path, capfd: Any
 ) -> None:
     argv = ["train", "data=store", f"data.path={store}", f"outputs={tmp_path / 'outputs'}", *SMALL]
     verify = ["prepare", f"store={store}", "verify=true"]
@@ -126,7 +126,13 @@ def test_at_the_start_sizes_are_checked_and_verify_reads_all(
     assert main([*argv, "trainer.max_steps=1"]) == 0
     assert refused(verify, capfd).startswith(f"{tokens}: the prepared data is damaged: found")
     os.truncate(tokens, 10)
-    assert f"error: {tokens}: the prepared data is damaged: found 10 " in refused(argv, capfd)
+    told = refused(argv, capfd)
+    assert f"error: {tokens}: the prepared data is damaged: found 10 " in told
+    remedy = f"delete {tokens.parent}, and the command that prepared it makes it again"
+    assert told.endswith(remedy)
+    shutil.rmtree(tokens.parent)
+    assert main(["prepare", *given(text, tmp_path), f"store={store}"]) == 0
+    assert main(verify) == 0
 
 
 def test_directories_that_are_no_store(text: Path, tmp_path: Path, store: Path, capfd: Any) -> None:

@@ -257,7 +257,8 @@ def test_damage_is_named_set_aside_and_mended(
         TokenStore.open(split, verify=True)
     message = str(caught.value)
     assert message.startswith(f"{directory / file}: the prepared data is damaged: found {found}")
-    assert message.endswith(f"; delete {directory} and it will be prepared again")
+    remedy = f"delete {directory}, and the command that prepared it makes it again"
+    assert message.endswith(f"; {remedy}")
     with caplog.at_level(logging.WARNING):
         assert only_store(tmp_path) == split
     aside = directory.with_name("00000.damaged")
