@@ -113,8 +113,13 @@ def _decide(config: dict[str, Any], mistakes: list[str]) -> None:
         trainer |= {"devices": place.local_world_size, "num_nodes": place.num_nodes}
     elif trainer.setdefault("devices", "auto") == "auto":
         trainer["devices"] = hardware.num_devices(trainer)
+    elif not hardware.are_devices(trainer["devices"], name):
+        which = ", or a list of GPUs by their numbers, as [0,1]" if name == "cuda" else ""
+        mistakes.append(
+            f"trainer.devices={trainer.pop('devices')}: expected a number of devices{which}"
+        )
     if config.get("threads") is None:  # the machine's, shared by its processes
-        devices = trainer["devices"]  # which may still turn out to be a mistake
+        devices = trainer.get("devices")  # which may still turn out to be a mistake
         sharing = devices if isinstance(devices, int) and devices > 0 else 1
         config["threads"] = max(torch.get_num_threads() // sharing, 1)
     if config.setdefault("kernels", "auto") == "auto":

@@ -67,6 +67,17 @@ def peak_memory(device: torch.device) -> int:
     return peak * (1 if sys.platform == "darwin" else 1024)
 
 
+def are_devices(value: object, name: str) -> bool:
+    """Whether a text or list says how many devices, or which: only GPUs are told by numbers."""
+    if not isinstance(value, str | list):
+        return not isinstance(value, float)
+    if isinstance(value, str) and "," not in value:
+        return value.isdecimal() and int(value) > 0
+    numbers = value.rstrip(",").split(",") if isinstance(value, str) else [str(n) for n in value]
+    chosen = {int(number) for number in numbers if number.strip().isdecimal()}
+    return name == "cuda" and len(chosen) == len(numbers) > 0
+
+
 def num_devices(trainer: Mapping[str, Any]) -> int:
     """Processes on this node: one for each device of the composed `trainer` group."""
     devices = trainer.get("devices", "auto")

@@ -290,6 +290,38 @@ def test_contradictions_between_groups(argv, mistake):
     assert mistakes_of(*argv) == [mistake]
 
 
+@pytest.mark.parametrize("devices", ["abc", "3.5", "'0'", "'-1'", "[0,1]", "[]", "'0,1'"])
+def test_devices_of_the_cpu_are_a_number(devices):
+    found = devices.strip("'").replace(",", ", " if devices[0] == "[" else ",")
+    assert mistakes_of(f"trainer.devices={devices}") == [
+        f"trainer.devices={found}: expected a number of devices"
+    ]
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    monkeypatch.setattr(hardware, "is_available", lambda name: True)
+    monkeypatch.setattr(hardware, "num_here", lambda name: 4)
+    monkeypatch.setattr(hardware, "fast_bf16", lambda name: True)
+
+
+@pytest.mark.parametrize(
+    ("devices", "number"), [("[0,1]", 2), ("'0,2'", 2), ("'3,'", 1), ("2", 2), ("'4'", 4)]
+)
+def test_gpus_may_be_told_by_their_numbers(devices, number, gpus):
+    trainer = checked("trainer=gpu", f"trainer.devices={devices}")["trainer"]
+    assert hardware.num_devices(trainer) == number
+
+
+@pytest.mark.parametrize("devices", ["[0,0]", "[]", "'0,x'", "[[0]]", "'0,0'", "some", "'0'"])
+def test_numbers_that_are_none_of_gpus(devices, gpus):
+    (mistake,) = mistakes_of("trainer=gpu", f"trainer.devices={devices}")
+    assert mistake.startswith("trainer.devices=")
+    assert mistake.endswith(
+        ": expected a number of devices, or a list of GPUs by their numbers, as [0,1]"
+    )
+
+
 @pytest.mark.parametrize("trainer", ["gpu", "ddp", "mps"])
 def test_an_accelerator_that_is_not_here(trainer, monkeypatch):
     monkeypatch.setattr(hardware, "is_available", lambda name: name == "cpu")
