@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TextIO
 
-from lmkit.errors import UserError
+from lmkit.errors import ResultError, UserError
 from lmkit.redaction import hide_arguments, redact, redacted_output
 from lmkit.signals import Stopped, StopSignals
 
@@ -79,7 +79,8 @@ def commands() -> dict[str, Command]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line; the exit code: 0 done, 2 the user's mistake, 130 and 143 stopped."""
+    """Run a command line; the exit code: 0 done, 1 failed, 2 the user's mistake, 130 and 143
+    stopped."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     hide_arguments(arguments)
     with redacted_output():
@@ -95,6 +96,9 @@ def _main(argv: list[str]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except ResultError as failed:
+        print(f"error: {failed}", file=sys.stderr)
+        return failed.exit_code
     except Stopped as stopped:
         return stopped.exit_code
     except BrokenPipeError:  # whoever read stdout has seen enough, as `| head`
@@ -120,10 +124,16 @@ def _dispatch(argv: list[str]) -> None:
         print(_usage(known[name]))
     elif "format=json" in rest:
         with _stdout_for_json() as out:
-            result = _run(known[name], [argument for argument in rest if argument != "format=json"])
+            failed = None
+            try:
+                result = _run(known[name], [each for each in rest if each != "format=json"])
+            except ResultError as error:
+                failed, result = error, error.result
             from lmkit.run import strict_json
 
             print(redact(strict_json(result, indent=2)), file=out)
+            if failed:
+                raise failed
     else:
         _run(known[name], [argument for argument in rest if argument != "format=text"])
 

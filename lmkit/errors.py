@@ -1,5 +1,19 @@
-"""The one exception that means the user can mend it."""
+"""What ends a command: a mistake that the user can mend, or a result that is bad."""
+
+from typing import Any
 
 
 class UserError(Exception):
     """A mistake in config, path or data: says what, where, found and expected, and the remedy."""
+
+
+class ResultError(Exception):
+    """A command has done its work, and what came of it is a failure.
+
+    result: what the command would have returned. exit_code: of the process.
+    """
+
+    def __init__(self, message: str, result: Any, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.result = result
+        self.exit_code = exit_code

@@ -40,7 +40,7 @@ from lmkit.config import (
     reported,
     spell,
 )
-from lmkit.errors import UserError
+from lmkit.errors import ResultError, UserError
 from lmkit.job import LOG, POLL, THREADS, Job, Outcome, ask_to_stop, asked_to_stop, clear
 from lmkit.launch import train
 from lmkit.metrics import perplexity
@@ -248,6 +248,7 @@ def _conclude(identity: str, directory: Path, jobs: list[list[str]]) -> dict[str
     outcomes = Outcome.all(directory)
     for outcome in outcomes:
         print(_line(outcome, jobs))
+    result = {"sweep": str(directory), "jobs": [asdict(outcome) for outcome in outcomes]}
     failed = [outcome for outcome in outcomes if outcome.exit_code != 0]
     if signum := asked_to_stop(directory):
         stopped = Stopped(signum)
@@ -257,11 +258,9 @@ def _conclude(identity: str, directory: Path, jobs: list[list[str]]) -> dict[str
     if failed:
         logs = ", ".join(str(directory / str(outcome.job) / LOG) for outcome in failed)
         message = f"{len(failed)} of {len(outcomes)} jobs failed, see {logs}"
-        if all(outcome.exit_code == 2 for outcome in failed):
-            raise UserError(message)
-        print(f"error: {message}", file=sys.stderr)
-        sys.exit(1)
-    return {"sweep": str(directory), "jobs": [asdict(outcome) for outcome in outcomes]}
+        mistakes = all(outcome.exit_code == 2 for outcome in failed)
+        raise ResultError(message, result, exit_code=2 if mistakes else 1)
+    return result
 
 
 def _line(outcome: Outcome, jobs: list[list[str]]) -> str:

@@ -18,7 +18,7 @@ from lmkit import hardware
 from lmkit.atomic import write_atomically
 from lmkit.check import check
 from lmkit.config import compose, report, reported
-from lmkit.errors import UserError
+from lmkit.errors import ResultError, UserError
 from lmkit.launch import outputs_argument
 from lmkit.processes import launched
 from lmkit.run import Run, mint_id
@@ -209,8 +209,9 @@ class Sweep:
         found = self._write()
         show(found)
         if not found["best"]:
-            print(f"no trial finished; what they printed is in {self.place.path}", file=sys.stderr)
-            sys.exit(1)
+            raise ResultError(
+                f"no trial finished; what they printed is in {self.place.path}", found
+            )
         file = io.BytesIO()
         draw(found).savefig(file, format="png")
         write_atomically(self.place.path / "sweep.png", file.getvalue())

@@ -24,7 +24,7 @@ from rich.table import Table
 
 from lmkit import kernels
 from lmkit.checkpoint_io import damage, latest_checkpoint, load_checkpoint
-from lmkit.errors import UserError
+from lmkit.errors import ResultError, UserError
 from lmkit.run import Run
 from lmkit.text import Text
 from lmkit.trained import TrainedModel
@@ -67,9 +67,10 @@ def verify(run: Run, config: Mapping[str, Any], *, steps: int = 30) -> dict[str,
     for finding in findings:
         table.add_row(sign[finding.holds], finding.promise, finding.found)
     Console().print(table)
-    if any(finding.holds is False for finding in findings):
-        sys.exit(1)
-    return {"run": f"{run.name}/{run.id}", "findings": [asdict(finding) for finding in findings]}
+    result = {"run": f"{run.name}/{run.id}", "findings": [asdict(found) for found in findings]}
+    if broken := sum(finding.holds is False for finding in findings):
+        raise ResultError(f"{broken} of {len(findings)} promises do not hold", result)
+    return result
 
 
 class Trials:

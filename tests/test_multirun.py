@@ -16,6 +16,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from journey import LIMIT, lmkit, rows, start
 from test_train import assert_same_state, last, wait_for_rows
+from trained_run import real_stdout
 
 from lmkit import cli, multirun
 from lmkit import job as job_module
@@ -77,6 +78,16 @@ def fake(monkeypatch) -> list[list[str]]:
 
     monkeypatch.setattr(Job, "_train", train)
     return called
+
+
+def test_jobs_that_failed_are_in_the_json_too(fake, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    with real_stdout():
+        assert cli.main(["train", "-m", "seed=1,2", "run_id=s", "format=json"]) == 2
+    captured = capfd.readouterr()
+    jobs = json.loads(captured.out)["jobs"]
+    assert [(job["exit_code"], job["why"]) for job in jobs] == [(2, "no such corpus"), (0, "")]
+    assert "error: 1 of 2 jobs failed, see " in captured.err
 
 
 def test_a_command_line_reaches_its_jobs_through_hydra(fake, tmp_path, monkeypatch, capsys):

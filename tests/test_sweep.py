@@ -91,6 +91,22 @@ def test_pruning_saves_steps_and_a_failed_trial_is_counted(tmp_path, settings):
     assert status["reason"].startswith("pruned after")
 
 
+def test_a_sweep_of_which_nothing_finished_says_so(tmp_path, settings):
+    lr = "optimizer.lr=1e9,1e10"
+    done = lmkit(
+        "sweep", *settings, "run_id=s", lr, "sampler=grid", "format=json", cwd=tmp_path, code=1
+    )
+    found = json.loads(done.stdout)
+    assert found["counts"] == {"failed": 2}
+    assert found["best"] is None
+    place = tmp_path / "outputs" / "tiny" / "s-sweep"
+    message = f"error: no trial finished; what they printed is in {place}\n"
+    assert done.stderr.endswith(message)
+    again = lmkit("sweep", *settings, "run_id=s", lr, "sampler=grid", cwd=tmp_path, code=1)
+    assert again.stderr.endswith(message)
+    assert outcomes(tmp_path, "s") == ["failed", "failed"]
+
+
 def test_ctrl_c_stops_all_and_the_same_command_goes_on(tmp_path, settings):
     command = ["sweep", *settings, "run_id=s", "trainer.max_epochs=5", "seed=1,2", "sampler=grid"]
     process = start(*command, cwd=tmp_path)

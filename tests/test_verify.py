@@ -7,7 +7,7 @@ import pytest
 from journey import lmkit
 
 from lmkit import verify
-from lmkit.errors import UserError
+from lmkit.errors import ResultError, UserError
 from lmkit.run import Run
 
 
@@ -29,9 +29,11 @@ def test_a_broken_promise_is_said_and_is_the_exit_code(finished, tmp_path, monke
     monkeypatch.setattr(verify, "damage", lambda path: "differs from its manifest")
     monkeypatch.setattr(verify, "_rows", lambda run: [{"run": run.id, "train/nll": len(run.id)}])
     config["data"]["batch_size"] = 3
-    with pytest.raises(SystemExit) as caught:
+    with pytest.raises(ResultError, match="2 of 4 promises do not hold") as caught:
         verify.verify(run, config, steps=2)
-    assert caught.value.code == 1
+    assert caught.value.exit_code == 1
+    found = [finding["holds"] for finding in caught.value.result["findings"]]
+    assert found.count(False) == 2
     told = " ".join(capsys.readouterr().out.split())
     assert "BROKEN kill -9 and resume change nothing" in told
     assert "metrics.jsonl DIFFER" in told
