@@ -149,7 +149,10 @@ class Checkpoint(Callback):
             self.save(trainer)
 
     def save(self, trainer: Trainer) -> None:
-        """Write the state between the last step and the next; called on every process."""
+        """Write the state between the last step and the next; called on every process.
+
+        When it returns, `best.ckpt` and `last.ckpt` are the new ones for every process.
+        """
         if self._position is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         if self._better:
@@ -166,6 +169,7 @@ class Checkpoint(Callback):
             if self.best_step is not None and self._path(self.best_step).is_file():
                 link(self.directory / "best.ckpt", self._path(self.best_step))
             self._remove_old(path)
+        trainer.strategy.barrier("Checkpoint.save")
 
     def state_dict(self) -> dict[str, Any]:
         return {"best_score": self.best_score, "best_step": self.best_step}

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from lmkit import checkpoint_io, logs, run
+from lmkit import checkpoint, checkpoint_io, logs, run
 from lmkit.task import Task
 
 FAULTS = "LMKIT_TEST_FAULTS"
@@ -39,6 +39,11 @@ def _raise(*_: object, **__: object) -> None:
     raise ValueError("an injected mistake")
 
 
+def _slow_link(name: Path, target: Path) -> None:
+    time.sleep(1)
+    checkpoint_io.link(name, target)
+
+
 def _clock_back() -> None:
     """From now on it is yesterday."""
     real, now = time.time, datetime.datetime
@@ -58,6 +63,7 @@ ACTIONS = {
     "kill": _kill,
     "raise": _raise,
     "hang": lambda: time.sleep(10_000),
+    "slow link": lambda: setattr(checkpoint, "link", _slow_link),
     "full disk": lambda: setattr(torch, "save", _full_disk),
     "kill in write": lambda: setattr(checkpoint_io.os, "fsync", _kill),
     "kill before manifest": lambda: setattr(checkpoint_io, "write_atomically", _kill),
@@ -65,6 +71,9 @@ ACTIONS = {
 
 
 def _inject(fault: dict) -> None:
+    if fault["fault"] == "slow link" and os.environ.get("RANK") != str(fault["rank"]):
+        read = checkpoint_io._check_archive
+        checkpoint_io._check_archive = lambda path: (time.sleep(3), read(path))
     begin, step = Task.on_train_batch_start, Task.training_step
 
     def due(task: Task) -> bool:

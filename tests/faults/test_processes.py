@@ -69,6 +69,16 @@ def test_a_process_that_is_killed_is_started_again_and_nothing_is_lost(two, sett
     assert_same_state(last(run), last(two))
 
 
+def test_no_process_takes_the_weights_that_were_best_before(two, settings, tmp_path):
+    """Rank 0 is slow to say which checkpoint is the best; the others do not look before."""
+    fault = injected.fail_at(0, 530, "slow link", tmp_path / "once")
+    end(begin("train", *settings, *TWO, "run_id=slow", cwd=tmp_path, **fault), 0)
+    assert (tmp_path / "once").exists()
+    run = tmp_path / "outputs" / "tiny" / "slow"
+    assert rows(run) == rows(two)
+    assert_same_state(last(run), last(two))
+
+
 def test_a_process_that_is_killed_too_often_ends_the_run(settings, tmp_path):
     fault = injected.fail_at(1, 5, "kill", tmp_path / "once")
     process = begin("train", *settings, *TWO, "run_id=cut", "restarts=0", cwd=tmp_path, **fault)
