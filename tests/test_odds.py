@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from compiled import DTYPES, needs_kernels
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lmkit import odds
@@ -43,6 +43,16 @@ def loss_by_pytorch(hidden, weight, bias, targets, row_weight):
     return nll.detach(), rows.grad, matrix.grad, None if bias is None else offset.grad
 
 
+def terms_of_gradients(hidden, weight, bias, targets, row_weight):
+    """What the gradients by hidden, weight and bias sum up, each term by its size: rounding is a
+    part of that, whatever of it cancels out."""
+    matrix, rows = weight.to(hidden.dtype).double(), hidden.double()
+    offset = 0 if bias is None else bias.double()
+    chances = torch.softmax(rows @ matrix.T + offset, -1)
+    sizes = (chances + F.one_hot(targets, len(weight))) * row_weight[:, None].double()
+    return sizes @ matrix.abs(), sizes.T @ rows.abs(), None if bias is None else sizes.sum(0)
+
+
 def near(found, expected, tolerance):
     """Equal to within a part of the largest element, below which rounding has no bound."""
     error = (found.double() - expected.double()).abs().max()
@@ -55,6 +65,7 @@ def near(found, expected, tolerance):
     st.sampled_from([0.1, 1.0, 5.0, 300.0]),
 )
 @settings(max_examples=60)
+@example(rows=59, hidden_size=1, size=2, biased=False, scale=300.0)
 def test_the_loss_by_odds_is_that_of_pytorch(dtype, rows, hidden_size, size, biased, scale):
     """Sizes on both sides of every block, and logits beyond what an exponential can hold."""
     case = loss_case(rows, hidden_size, size, biased, scale, dtype)
@@ -62,10 +73,16 @@ def test_the_loss_by_odds_is_that_of_pytorch(dtype, rows, hidden_size, size, bia
     expected_nll, *expected = loss_by_pytorch(*case)
     assert near(nll, expected_nll, 2e-6 * max(scale, 1))
     exact = 1e-5 * max(scale, 1)
-    tolerances = [exact * scale, exact, exact] if dtype == torch.float32 else [0.01] * 3
-    for one, other, tolerance in zip(found, expected, tolerances, strict=True):
+    tolerances = [exact * scale, exact, exact]
+    terms = terms_of_gradients(*case)
+    for one, other, tolerance, size in zip(found, expected, tolerances, terms, strict=True):
         assert (one is None) == (other is None)
-        assert one is None or near(one, other, tolerance)
+        if one is None:
+            continue
+        if dtype == torch.float32:
+            assert near(one, other, tolerance)
+        else:  # a term is rounded twice at most, by 1 / 256 of it each time
+            assert ((one.double() - other).abs() <= size / 128 + 1e-6).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
