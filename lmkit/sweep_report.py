@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NUM_SHOWN = 10
-FEW = 6  # values of which each has its mark on an axis
+FEW = 6  # values of a list of which each has its mark on an axis
 COLOURS = {"finished": "#0072B2", "pruned": "#E69F00", "failed": "#D55E00"}
 
 
@@ -127,10 +127,10 @@ def show(found: Mapping[str, Any]) -> None:
         (trial for trial in trials if trial["outcome"] == "finished"), key=lambda t: t["value"]
     )
     keys = list(trials[0]["values"]) if trials else []
-    table = Table("run", value_name(metric), *keys, box=None)
+    table = Table("trial", value_name(metric), *keys, box=None)
     for trial in finished[:NUM_SHOWN]:
         values = (short(value) for value in trial["values"].values())
-        table.add_row(trial["run"], value_text(trial["value"], metric), *values)
+        table.add_row(f"{trial['number']:03d}", value_text(trial["value"], metric), *values)
     console.print(table)
     counts = ", ".join(f"{n} {outcome}" for outcome, n in found["counts"].items())
     console.print(f"{len(trials)} trials: {counts}", highlight=False)
@@ -167,7 +167,7 @@ def _panel(axes: Any, key: str, found: Mapping[str, Any]) -> None:
         axes.set_xticks(range(len(names)), names)
     elif places and min(places) > 0 and max(places) >= 30 * min(places):
         axes.set_xscale("log")
-    elif len(set(places)) <= FEW:
+    elif len(set(places)) <= FEW and all(isinstance(value, str) for value in values):
         axes.set_xticks(sorted(set(places)), [short(place) for place in sorted(set(places))])
     for outcome, colour in COLOURS.items():
         points = [

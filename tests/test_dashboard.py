@@ -234,11 +234,14 @@ def make_sweep(outputs, trials):
 
 
 def test_a_sweep_is_a_group_with_a_panel_for_each_key(browser, tmp_path):
+    def sizes(hidden: int, dropout: float) -> dict:  # one of a list is text
+        return {"model.hidden_size": str(hidden), "model.dropout": dropout}
+
     trials = [
-        ("finished", 4.5, [5.0, 4.5], {"optimizer.lr": 0.001, "model": "lstm"}),
-        ("finished", 4.2, [4.6, 4.2], {"optimizer.lr": 0.1, "model": "gru"}),
-        ("pruned", None, [None, 6.0], {"optimizer.lr": 0.01, "model": "gru"}),
-        ("failed", None, [], {"optimizer.lr": 0.02, "model": HOSTILE}),
+        ("finished", 4.5, [5.0, 4.5], {"optimizer.lr": 0.001, "model": "lstm"} | sizes(200, 0.3)),
+        ("finished", 4.2, [4.6, 4.2], {"optimizer.lr": 0.1, "model": "gru"} | sizes(300, 0.31)),
+        ("pruned", None, [None, 6.0], {"optimizer.lr": 0.01, "model": "gru"} | sizes(400, 0.5)),
+        ("failed", None, [], {"optimizer.lr": 0.02, "model": HOSTILE} | sizes(400, 0.5)),
     ]
     make_sweep(tmp_path, trials)
     for number in range(4):
@@ -249,7 +252,7 @@ def test_a_sweep_is_a_group_with_a_panel_for_each_key(browser, tmp_path):
         sweep.get_by_text("Sweep words/lr", exact=True).wait_for()
         said = sweep.locator(".bar > span").all_inner_texts()
         assert said[:4] == ["● 2 finished", "● 1 pruned", "● 1 failed", "best: words/lr-001"]
-        assert sweep.locator("svg").count() == 2
+        assert sweep.locator("svg").count() == 4
         rate = sweep.locator('svg[aria-label="optimizer.lr against val/nll"]')
         dots = {dot.get_attribute("data-trial"): dot for dot in rate.locator("circle").all()}
         assert set(dots) == {"words/lr-000", "words/lr-001", "words/lr-002"}
@@ -260,6 +263,11 @@ def test_a_sweep_is_a_group_with_a_panel_for_each_key(browser, tmp_path):
         assert places[0][0] < places[2][0] < places[1][0]  # by learning rate, in its logarithm
         assert places[2][0] == pytest.approx((places[0][0] + places[1][0]) / 2)
         assert places[1][1] > places[0][1] > places[2][1]  # the lower, the better
+        marks = sweep.locator('svg[aria-label="model.hidden_size against val/nll"] text')
+        assert marks.all_text_contents()[1:4] == ["200", "300", "400"]
+        marks = sweep.locator('svg[aria-label="model.dropout against val/nll"] text')
+        inside = marks.all_text_contents()
+        assert "0.31" not in inside, "values of an interval lie too close for marks"
         sweep.get_by_role("button", name="show none of them").click()
         page.locator("#legend").get_by_text("alone").wait_for()
         assert page.locator("#legend span").count() == 1
