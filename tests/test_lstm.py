@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 import torch.nn.functional as F
-from compiled import BF16, DTYPES, needs_kernels
+from compiled import BF16, DTYPES, needs_kernels, num_threads
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -68,19 +68,15 @@ def test_lstm_in_bf16_stays_near_fp32(sizes):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_lstm_is_the_same_with_any_number_of_threads(dtype):
-    """Lanes and units are divided, sums are not, but for that of the bias over lanes."""
-    case = layer_case(13, 9, 30, 45)
-    before = torch.get_num_threads()
-    found = []
-    for threads in (1, 2, 3):
-        torch.set_num_threads(threads)
-        found.append(results(*case, compiled=True, dtype=dtype))
-    torch.set_num_threads(before)
-    for other in found[1:]:
-        assert torch.equal(found[0][0], other[0])
-        for one, two in zip(found[0], other, strict=True):
-            torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-5)
+@pytest.mark.parametrize("sizes", [(13, 9, 30, 45), (1, 3, 5, 7), (25, 4, 16, 200)])
+def test_lstm_is_bit_for_bit_the_same_with_any_number_of_threads(dtype, sizes):
+    case = layer_case(*sizes)
+    expected = results(*case, compiled=True, dtype=dtype)
+    for number in (1, 3, 7):
+        with num_threads(number):
+            found = results(*case, compiled=True, dtype=dtype)
+        for one, same in zip(expected, found, strict=True):
+            assert torch.equal(one, same)
 
 
 def test_lstm_backward_again_after_retain_graph_and_never_twice_over():
