@@ -89,7 +89,7 @@ def memory_of_lmkit(given: Settings) -> PeakMemory:
     config = composed(given)
     data = make_data(config)
     trainer = make_trainer(config, **steps(MEMORY_STEPS))
-    data.prepared  # noqa: B018 - made before the memory counts
+    data.prepare()  # before the memory counts
     keep_freed_memory()
     with PeakMemory() as peak:
         trainer.fit(make_task(config, data), datamodule=data)

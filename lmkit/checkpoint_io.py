@@ -55,6 +55,7 @@ class AtomicCheckpointIO(CheckpointIO):
             "format": FORMAT,
             "step": checkpoint["global_step"],
             "epoch": checkpoint["epoch"],
+            "epochs_done": _epochs_done(checkpoint),
             "sha256": writer.hash.hexdigest(),
             "bytes": writer.size,
             "lightning": lightning.__version__,
@@ -74,6 +75,12 @@ class AtomicCheckpointIO(CheckpointIO):
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
         manifest_path(Path(path)).unlink(missing_ok=True)
         Path(path).unlink(missing_ok=True)
+
+
+def _epochs_done(checkpoint: Mapping[str, Any]) -> int:
+    """Whole epochs that the training has behind it, as Lightning will count them on a resume."""
+    loops = checkpoint.get("loops")
+    return loops["fit_loop"]["epoch_progress"]["current"]["processed"] if loops else 0
 
 
 class _Hashing:
@@ -172,6 +179,14 @@ def read_manifest(path: Path) -> dict[str, Any]:
     except (FileNotFoundError, ValueError, RecursionError):
         return {}
     return manifest if isinstance(manifest, dict) else {}
+
+
+def newest_manifest(directory: Path) -> tuple[Path | None, dict[str, Any]]:
+    """The newest checkpoint of a run's `checkpoints/` that has a manifest, and that, unchecked."""
+    for path in reversed(steps(directory)):
+        if manifest := read_manifest(path):
+            return path, manifest
+    return None, {}
 
 
 def latest_checkpoint(directory: Path) -> Path | None:

@@ -66,12 +66,16 @@ class DataModule(pl.LightningDataModule):
             if config.get(key) is not None and config[key] < 1
         ]
 
-    @property
-    def prepared(self) -> Prepared:
-        """The stores and the tokenizer, made or found in the cache on first use."""
+    def prepare(self) -> Prepared:
+        """Make the stores and the tokenizer, or find them in the cache; once for each object."""
         if self._prepared is None:
             self._prepared = prepare(self.source, self.untrained, self.cache, trained=self.trained)
         return self._prepared
+
+    @property
+    def prepared(self) -> Prepared:
+        """The stores and the tokenizer."""
+        return self.prepare()
 
     @property
     def tokenizer(self) -> Tokenizer:

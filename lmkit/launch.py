@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.panel import Panel
@@ -17,17 +17,18 @@ from rich.table import Table
 from rich.text import Text
 
 from lmkit import hardware
-from lmkit.checkpoint_io import latest_checkpoint
+from lmkit.checkpoint_io import latest_checkpoint, newest_manifest
+from lmkit.datamodule import DataModule
 from lmkit.errors import UserError
-from lmkit.processes import Launched, broadcast, launched, meet
+from lmkit.processes import Launched, broadcast, gather, launched, meet
 from lmkit.redaction import redact
 from lmkit.run import Run
 from lmkit.signals import Stopped
 from lmkit.trained import TrainedModel
-from lmkit.training import work
+from lmkit.training import make_data, work
 from lmkit.workers import log_to, work_in_processes
 
-Work = Callable[[Run, dict[str, Any]], None]
+Result = TypeVar("Result")
 SAMPLE_TOKENS = 60
 
 
@@ -37,54 +38,80 @@ def train(config: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     With the run_id of a run that has been stopped, goes on with that run. With -m, Hydra's
     multirun, a run for each combination of values: -m optimizer.lr=1e-3,1e-2 model=lstm,gru.
     """
-    place = (config["outputs"], config["name"], config["run_id"])
-    return _start(lambda: Run.create(*place, config, overrides, sys.argv), config)
+    run = Run.named(config["outputs"], config["name"], config["run_id"])
+    return _start(run, config, overrides)
 
 
 def resume(run: Run, config: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     """Go on with a run from its newest checkpoint; length, devices and logging may change."""
-
-    def start() -> Run:
-        run.start(config, overrides, sys.argv)
-        return run
-
-    return _start(start, config)
+    return _start(run, config, overrides)
 
 
-def _start(make: Callable[[], Run], config: dict[str, Any]) -> dict[str, Any]:
-    """Do the work of a run that `make` starts, in as many processes as it is to have."""
+def _start(run: Run, config: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """Start a run and do its work, in as many processes as it is to have.
+
+    The run is written only once its data is prepared: a mistake found until then leaves no run
+    behind, and one that is there as it was.
+    """
     if place := launched():
-        return _join(make, config, place)
+        return _join(run, config, overrides, place)
+    _check(run, config)
+    data = _prepare(run, config)
+    run.start(config, overrides, sys.argv)
     if hardware.num_processes(config["trainer"]) > 1:
-        return _hold(make(), config, work_in_processes)
-    return _hold(make(), config, _work_alone)
+        return _hold(run, config, lambda: work_in_processes(run, config))
+    newest = run.path / "checkpoints"
+    return _hold(run, config, lambda: work(run, config, latest_checkpoint(newest), data))
 
 
-def _work_alone(run: Run, config: dict[str, Any]) -> None:
-    work(run, config, latest_checkpoint(run.path / "checkpoints"))
+def _check(run: Run, config: dict[str, Any]) -> None:
+    """Raises UserError where the run cannot be started, or has come further already."""
+    run.check(config)
+    newest, manifest = newest_manifest(run.path / "checkpoints")
+    epochs = config["trainer"].get("max_epochs")
+    done = manifest.get("epochs_done", manifest.get("epoch", 0))
+    if epochs is not None and -1 < epochs < done:
+        raise UserError(
+            f"trainer.max_epochs={epochs} but the run has come further: {newest} has {done} epochs "
+            "behind it; give more, or begin another run"
+        )
 
 
-def _join(make: Callable[[], Run], config: dict[str, Any], place: Launched) -> dict[str, Any]:
+def _prepare(run: Run, config: dict[str, Any]) -> DataModule:
+    """The data, prepared; raises UserError where a run that goes on began with another text."""
+    data = make_data(config)
+    here = {"tokenizer": data.prepare().tokenizer.hash(), "store": data.prepare().hash}
+    newest, manifest = newest_manifest(run.path / "checkpoints")
+    if changed := [key for key in here if manifest.get(key, here[key]) != here[key]]:
+        what = "vocabulary" if changed[0] == "tokenizer" else "text"
+        raise UserError(
+            f"{run.id} cannot go on: {newest} was trained on another text than the data has now "
+            f"(the {what} differs); put the text back as it was, or begin another run"
+        )
+    return data
+
+
+def _join(
+    run: Run, config: dict[str, Any], overrides: list[str], place: Launched
+) -> dict[str, Any]:
     """As one of the processes that torchrun or SLURM has started; rank 0 holds the run."""
     meet(place, config["trainer"]["accelerator"])
-    told: tuple[Path, Path | None] | str
-    if place.rank == 0:
-        try:
-            run = make()
-            told = (run.path, latest_checkpoint(run.path / "checkpoints"))
-        except UserError as error:
-            told = str(error)
-    told = broadcast(told if place.rank == 0 else None)
-    if isinstance(told, str):
-        if place.rank:
-            sys.exit(2)  # rank 0 says why
-        raise UserError(told)
-    path, newest = told
-    log_to(path, place.rank)
+    newest = None
+
+    def start() -> Path | None:
+        run.start(config, overrides, sys.argv)
+        return latest_checkpoint(run.path / "checkpoints")
+
     try:
+        _agree(place, lambda: _check(run, config), alone=True)
+        # By all of them, of which a lock lets one work: a wait for rank 0 would time out.
+        data = _agree(place, lambda: _prepare(run, config))
+        newest = _agree(place, start, alone=True)
+        path, newest = broadcast((run.path, newest))
+        log_to(path, place.rank)
         if place.rank == 0:
-            return _hold(run, config, lambda run, config: work(run, config, newest))
-        work(Run(path), config, newest)
+            return _hold(run, config, lambda: work(run, config, newest, data))
+        work(Run(path), config, newest, data)
     except Stopped as stopped:
         if place.by == "slurm":
             if stopped.signum == signal.SIGUSR1 and place.rank == 0:
@@ -94,11 +121,27 @@ def _join(make: Callable[[], Run], config: dict[str, Any], place: Launched) -> d
     return {}
 
 
-def _hold(run: Run, config: dict[str, Any], work: Work) -> dict[str, Any]:
+def _agree(place: Launched, do: Callable[[], Result], *, alone: bool = False) -> Result | None:
+    """The result of `do`, by every process or rank 0 alone; a mistake of one of them, which rank 0
+    tells, ends them all."""
+    mistake = result = None
+    if place.rank == 0 or not alone:
+        try:
+            result = do()
+        except UserError as error:
+            mistake = str(error)
+    if mistakes := list(filter(None, gather(mistake))):
+        if place.rank:
+            sys.exit(2)
+        raise UserError(mistakes[0])
+    return result
+
+
+def _hold(run: Run, config: dict[str, Any], do: Callable[[], None]) -> dict[str, Any]:
     """Do the work of a started run and write down how it ended."""
     print(f"run {run.name}/{run.id} in {run.path}", file=sys.stderr)
     try:
-        work(run, config)
+        do()
     except Stopped as stopped:
         run.write_status("stopped", stopped.name, stopped.exit_code)
         print(f"stopped by {stopped.name}; to go on: {_command('resume', run)}", file=sys.stderr)

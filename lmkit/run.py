@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import socket
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -65,12 +66,17 @@ class Run:
 
         Raises UserError when the directory cannot be written, is held, or has another config.
         """
+        run = cls.named(outputs, name, run_id)
+        run.start(config, overrides, command)
+        return run
+
+    @classmethod
+    def named(cls, outputs: str | Path, name: str, run_id: str | None) -> Self:
+        """The run of this name and id, or of a new id, of which nothing is written yet."""
         for key, value in (("name", name), ("run_id", run_id)):
             if value is not None:
                 check_name(key, str(value))
-        run = cls(Path(outputs).absolute() / str(name) / str(run_id or mint_id()))
-        run.start(config, overrides, command)
-        return run
+        return cls(Path(outputs).absolute() / str(name) / str(run_id or mint_id()))
 
     @classmethod
     def all(cls, outputs: str | Path) -> list[Self]:
@@ -96,6 +102,20 @@ class Run:
             raise UserError(f"RUN={which} names {len(found)} runs in {outputs}; say which:{listed}")
         there = f"; there are:{listed}" if runs else ", which has no runs"
         raise UserError(f"RUN={which} names no run in {outputs}{there}")
+
+    def check(self, config: Mapping[str, Any]) -> None:
+        """Raise UserError where `start` would, as far as that can be known without writing."""
+        there = next(place for place in (self.path, *self.path.parents) if place.exists())
+        try:
+            self.check_links()
+            with tempfile.TemporaryFile(dir=there):  # os.access says yes to root, wrongly in /proc
+                pass
+        except OSError as error:
+            raise self._unwritable(error) from error
+        if self.held():
+            raise self._is_held((self.path / ".lock").read_text(encoding="utf-8"))
+        if (self.path / "config.yaml").is_file():
+            self._check_same(config)
 
     def start(
         self,
@@ -235,6 +255,12 @@ class Run:
             "give another place with outputs=DIR"
         )
 
+    def _is_held(self, holder: str) -> UserError:
+        return UserError(
+            f"run_id={self.id} is held by {holder.strip() or 'another process'} ({self.path}): "
+            "wait for it, stop it, or choose another run_id"
+        )
+
     def _hold(self) -> None:
         lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         for patience in range(10, -1, -1):  # somebody else's `held` takes it for a moment
@@ -245,12 +271,9 @@ class Run:
                 if patience:
                     time.sleep(0.02)
         else:
-            holder = os.read(lock, 1000).decode().strip() or "another process"
+            holder = os.read(lock, 1000).decode()
             os.close(lock)
-            raise UserError(
-                f"run_id={self.id} is held by {holder} ({self.path}): "
-                "wait for it, stop it, or choose another run_id"
-            )
+            raise self._is_held(holder)
         os.ftruncate(lock, 0)
         os.write(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         self._lock = lock

@@ -71,7 +71,7 @@ def sweep(
         "num_startup_trials": num_startup_trials,
         "num_warmup_validations": num_warmup_validations,
     }
-    assert make_data(config).prepared  # once, and not by each of the first trials
+    make_data(config).prepare()  # once, and not by each of the first trials
     run_id = config["run_id"] or mint_id()
     place = Run(Path(config["outputs"]) / config["name"] / f"{run_id}-sweep")
     with place.holding():

@@ -7,7 +7,7 @@ import hashlib
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from lmkit.allow import slot_bases
 from lmkit.binding import build
 from lmkit.check import split_data
 from lmkit.checkpoint import Checkpoint
-from lmkit.checkpoint_io import AtomicCheckpointIO, load_checkpoint, read_manifest
+from lmkit.checkpoint_io import AtomicCheckpointIO, load_checkpoint
 from lmkit.datamodule import DataModule
 from lmkit.errors import UserError
 from lmkit.guard import StopOnSignal
@@ -36,17 +36,21 @@ from lmkit.task import Task
 from lmkit.trained import build_model
 
 
-def work(run: Run, config: dict[str, Any], newest: Path | None) -> None:
-    """Train to the end, from the checkpoint `newest` if there is one; raises `Stopped`."""
+def work(
+    run: Run, config: dict[str, Any], newest: Path | None, data: DataModule | None = None
+) -> None:
+    """Train to the end, from the checkpoint `newest` if there is one; raises `Stopped`.
+
+    data: that of the config, where this process has opened it already.
+    """
     quiet()
-    _check_length(config["trainer"], newest)
     with StopSignals() as signals, kernels.use(config["kernels"]):
         torch.set_num_threads(config["threads"])
         if config["trainer"]["accelerator"] == "cuda":  # sums in one order, for the same bits again
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True, warn_only=True)
         pl.seed_everything(config["seed"], verbose=False)
-        data = make_data(config)
+        data = data or make_data(config)
         task = make_task(config, data)
         metrics = JsonlLogger(run.path, run.id)
         trainer = _make_trainer(run, config, task, data, signals, metrics)
@@ -69,16 +73,6 @@ def work(run: Run, config: dict[str, Any], newest: Path | None) -> None:
         summary |= _effort(task, metrics.seconds)
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             run.write("summary.json", summary)
-
-
-def _check_length(trainer: Mapping[str, Any], newest: Path | None) -> None:
-    done = read_manifest(newest)["epoch"] if newest else 0
-    epochs = trainer.get("max_epochs")
-    if epochs is not None and -1 < epochs < done:
-        raise UserError(
-            f"trainer.max_epochs={epochs} but the run has come further: {newest} is from epoch "
-            f"{done}; give more, or begin another run"
-        )
 
 
 @contextmanager

@@ -53,7 +53,7 @@ def verify(run: Run, config: Mapping[str, Any], *, steps: int = 30) -> dict[str,
     """
     if steps < 2:
         raise UserError(f"steps={steps}: must be at least 2")
-    assert make_data(dict(config)).prepared
+    make_data(dict(config)).prepare()
     findings = []
     with _trials(config) as trials:
         console = Console(stderr=True)

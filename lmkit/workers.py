@@ -23,7 +23,7 @@ from lmkit.processes import Failure
 from lmkit.redaction import Redacting, redacted_output
 from lmkit.run import Run
 from lmkit.signals import SIGNALS, Stopped, follow_parent, name_of
-from lmkit.training import make_data, work
+from lmkit.training import work
 
 log = logging.getLogger(__name__)
 
@@ -42,12 +42,11 @@ class WorkerError(RuntimeError):
 
 
 def work_in_processes(run: Run, config: dict[str, Any]) -> None:
-    """Do the work of a run in one process a device, over data prepared here; raises `Stopped`.
+    """Do the work of a run in one process a device, over prepared data; raises `Stopped`.
 
     When a process dies, as by a signal, all are started again from the last checkpoint,
     `config["restarts"]` times. An exception would come again, and ends the run.
     """
-    assert make_data(config).prepared
     # Lightning's own launcher would execute the command line once more in every process.
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ",".join(s.name for s in SIGNALS)
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)

@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from journey import LIMIT, lmkit, rows, start
+
+from lmkit import cli
 
 
 def last(run: Path) -> dict:
@@ -154,3 +157,47 @@ def test_bits_per_byte_come_with_a_tokenizer_that_loses_nothing(settings, tmp_pa
     test = json.loads((run / "data.json").read_text())["splits"]["test"]
     expected = summary["test/nll"] * test["num_tokens"] / test["num_bytes"] / 0.6931471805599453
     assert summary["test/bits_per_byte"] == pytest.approx(expected, rel=1e-5)
+
+
+def tree(directory: Path) -> dict[str, bytes]:
+    """Every file below by its name, and what it holds."""
+    files = (file for file in directory.rglob("*") if file.is_file())
+    return {str(file.relative_to(directory)): file.read_bytes() for file in files}
+
+
+@pytest.mark.parametrize("devices", [(), ("trainer=ddp_cpu", "trainer.devices=2")])
+def test_a_text_that_cannot_be_read_leaves_no_run_behind(tmp_path, capsys, devices):
+    text = tmp_path / "text.txt"
+    text.write_bytes(b"a word\n\nanother word \xff\n" * 50)
+    outputs = tmp_path / "outputs"
+    argv = ["data=files", f"data.path={text}", "data.unit=paragraph", f"outputs={outputs}"]
+    assert cli.main(["train", *argv, *devices]) == 2
+    assert f"{text} is not UTF-8" in capsys.readouterr().err
+    assert {path.name for path in outputs.iterdir()} <= {".cache"}
+
+
+def test_a_run_whose_text_has_changed_is_refused_and_left_as_it_was(
+    finished, text, tmp_path, capsys
+):
+    shutil.copytree(finished[0].parents[1], tmp_path / "outputs", symlinks=True)
+    run = tmp_path / "outputs" / "tiny" / "whole"
+    changed = tmp_path / "text.txt"
+    changed.write_text(text.read_text() + "\n\nZebras and a quagga.\n")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["data"]["path"] = str(changed)
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    before = tree(run)
+    assert cli.main(["resume", str(run), "trainer.max_epochs=4"]) == 2
+    assert "was trained on another text than the data has now (the vocabulary differs)" in (
+        capsys.readouterr().err
+    )
+    assert tree(run) == before
+
+
+def test_a_run_that_has_come_further_is_left_as_it_was(finished, capsys):
+    before = tree(finished[0])
+    last_manifest = (finished[0] / "checkpoints" / "last.ckpt").resolve().with_suffix(".json")
+    assert json.loads(last_manifest.read_text())["epochs_done"] == 3
+    assert cli.main(["resume", str(finished[0]), "trainer.max_epochs=2"]) == 2
+    assert "trainer.max_epochs=2 but the run has come further" in capsys.readouterr().err
+    assert tree(finished[0]) == before
