@@ -23,6 +23,9 @@ class Head(nn.Module):
     hidden is (batch, time, hidden_size); targets is int64 (batch, time).
     """
 
+    # Whether on compiled kernels results are bit for bit the same with any number of threads.
+    any_threads = False
+
     def loss(self, hidden: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
         """The scalar sum of weight * nll; weight is float32 (batch, time), 0 where masked."""
         raise NotImplementedError
@@ -45,6 +48,8 @@ class FullSoftmax(Head):
 
     Logits exist for `chunk_size` positions at a time; null chooses it by the vocabulary.
     """
+
+    any_threads = True
 
     def __init__(
         self,

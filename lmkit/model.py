@@ -65,6 +65,9 @@ class LanguageModel(nn.Module):
     the head uses it as its matrix too (Press and Wolf 2017; Inan et al. 2017).
     """
 
+    # Whether on compiled kernels results are bit for bit the same with any number of threads.
+    any_threads = False
+
     def __init__(
         self,
         vocabulary_size: int,
@@ -157,6 +160,7 @@ class LSTM(Recurrent):
     at the start (Gers et al. 2000; Jozefowicz et al. 2015 use 1)."""
 
     layer = LSTMLayer
+    any_threads = True
 
     def __init__(
         self,

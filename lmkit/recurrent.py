@@ -99,14 +99,18 @@ class LSTMLayer(RecurrentLayer):
 
     num_gates = 4
     num_states = 2
-    fewest_positions = 64  # of a window for which packing the weights is worth it
+    fewest_lanes = 64  # for which packing the weights is worth it in a single position
 
     def forward(self, inputs: Tensor, resets: Tensor, state: State) -> tuple[Tensor, State]:
         weights: list[Tensor] = [self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh]
         dtype = product_dtype(inputs)
-        many = resets.numel() >= self.fewest_positions and self.weight_hh.dtype == torch.float32
-        if many and kernels.compiled(inputs.device, dtype):
-            needs_grad = torch.is_grad_enabled()
+        needs_grad = torch.is_grad_enabled()
+        many = needs_grad or resets.shape[1] > 1 or len(resets) >= self.fewest_lanes
+        if (
+            many
+            and self.weight_hh.dtype == torch.float32
+            and kernels.compiled(inputs.device, dtype)
+        ):
             hidden, h, c = CompiledLSTM.apply(inputs, resets, *state, *weights, dtype, needs_grad)
             return hidden, (h, c)
         if inputs.device.type != "cpu" or resets.any():  # an accelerator is not waited for
