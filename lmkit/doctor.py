@@ -28,7 +28,7 @@ def doctor(composition: Composition, *, probe: bool = True) -> dict[str, Any]:
     probe: prepare the text and train for five seconds, to say what an epoch takes.
     """
     outputs = Path(str(composition.config.get("outputs", "outputs")))
-    found = diagnosis(outputs)
+    found = diagnosis(outputs, str(composition.config.get("kernels", "auto")))
     if not found["outputs"]["writable"]:
         composition.mistakes.append(f"outputs={outputs}: cannot be written")
     try:
@@ -45,11 +45,11 @@ def doctor(composition: Composition, *, probe: bool = True) -> dict[str, Any]:
     return found
 
 
-def diagnosis(outputs: Path) -> dict[str, dict[str, Any]]:
-    """What there is, by topic."""
+def diagnosis(outputs: Path, wanted: str = "auto") -> dict[str, dict[str, Any]]:
+    """What there is, by topic; kernels are built where they are `wanted`."""
     here = environment(sys.argv)
     name = hardware.accelerator("auto")
-    library, reason = kernels.load()
+    library, reason = (None, "as the config says") if wanted == "torch" else kernels.load()
     return {
         "versions": here["versions"],
         "hardware": here["hardware"],
