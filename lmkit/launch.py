@@ -110,11 +110,15 @@ def _pace(run: Run, config: dict[str, Any], overrides: list[str]) -> Threads:
     chosen = measured.threads
     kept = before if wanted is None and not measured.any_threads else None
     _, manifest = newest_manifest(run.path / "checkpoints")
-    left = 1 - manifest.get("step", 0) / measured.steps
-    said = f"an epoch of {measured.tokens:,} tokens: about {lasting(measured.epoch_seconds)} here"
+    what, seconds = "an epoch", measured.epoch_seconds
     if math.isfinite(measured.seconds):
-        said += f"; to the end: about {lasting(max(left, 0) * measured.seconds)}"
-    print(f"{said} ({chosen})", file=sys.stderr)
+        what = "what is left of the training" if manifest else "the training"
+        seconds = max(1 - manifest.get("step", 0) / measured.steps, 0) * measured.seconds
+    print(
+        f"{what} will take about {lasting(seconds)} here: {measured.tokens:,} tokens an epoch, "
+        f"{chosen}",
+        file=sys.stderr,
+    )
     if kept in (None, chosen.number):
         fixed = wanted is not None or not measured.any_threads
         return Threads(chosen.most, chosen.number, measured.tokens_per_second, fixed=fixed)

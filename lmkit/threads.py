@@ -10,6 +10,7 @@ import torch
 BLOCK = 0.4  # seconds with one number of threads in a trial
 LOOK = 5.0  # seconds over which the speed is looked at afterwards
 AGAIN = 120.0  # seconds until fewer threads than there could be are doubted
+QUIET = 60.0  # seconds at least from one trial, or word about the speed, to the next
 FALLEN = 0.6  # of the speed, that calls for another trial
 GAIN = 1.1  # times as fast must fewer threads be, to be preferred
 
@@ -66,7 +67,7 @@ class Threads:
         self._trial: Generator[int, float, int] | None = None
         self._tokens = 0
         self._seconds = 0.0
-        self._since_trial = 0.0
+        self._since = QUIET  # seconds, the last trial or word
         if number is None and not fixed and most > 1:
             self._try()
         torch.set_num_threads(self.number)
@@ -86,13 +87,15 @@ class Threads:
         self._seconds = 0.0
         if self._trial is not None:
             return self._tried(rate)
-        self._since_trial += seconds
-        fallen = rate < FALLEN * self._rate
-        doubtful = self.number < self.most and self._since_trial > AGAIN
-        before, self._rate = self._rate, rate if fallen else max(self._rate, rate)
-        if self.fixed or self.most == 1:
-            return self._fell(before, rate) if fallen else None
-        if fallen or doubtful:
+        self._since += seconds
+        before, self._rate = self._rate, max(self._rate, rate)
+        fallen = rate < FALLEN * before and self._since > QUIET
+        doubtful = self.number < self.most and self._since > AGAIN
+        if not fallen and not (doubtful and not self.fixed):
+            return None
+        self._since = 0.0
+        self._rate = rate
+        if not self.fixed and self.most > 1:
             self._try()
             torch.set_num_threads(self.number)
         return self._fell(before, rate) if fallen else None
@@ -109,7 +112,7 @@ class Threads:
         try:
             self.number = self._trial.send(rate)
         except StopIteration as best:
-            self.number, self._trial, self._since_trial = best.value, None, 0.0
+            self.number, self._trial = best.value, None
             self._rate = self.rates[self.number]
         torch.set_num_threads(self.number)
         if not self.settled or self.number == self._before:
@@ -124,10 +127,11 @@ class Threads:
         )
 
     def __str__(self) -> str:
-        """`2 threads 5,900 tokens/s, 1 thread 3,700`."""
-        chosen = f"{counted(self.number)} {self.rates[self.number]:,.0f} tokens/s"
+        """`5,900 tokens/s with 2 threads (3,700 with 1)`."""
         others = [n for n in sorted(self.rates, reverse=True) if n != self.number]
-        return ", ".join([chosen, *(f"{counted(n)} {self.rates[n]:,.0f}" for n in others)])
+        speeds = ", ".join(f"{self.rates[n]:,.0f} with {n}" for n in others)
+        chosen = f"{self.rates[self.number]:,.0f} tokens/s with {counted(self.number)}"
+        return f"{chosen} ({speeds})" if others else chosen
 
 
 def counted(number: int) -> str:

@@ -55,18 +55,19 @@ def test_the_choice_follows_the_neighbours_and_says_so():
     assert not pace.settled
     assert work(pace, alone, 5 * BLOCK) == []
     assert pace.settled
-    assert str(pace) == "2 threads 6,000 tokens/s, 1 thread 3,700"
+    assert str(pace) == "6,000 tokens/s with 2 threads (3,700 with 1)"
     assert work(pace, alone, 60) == []
     fell, changed = work(pace, beside, 3 * LOOK)
     assert fell.startswith("the speed fell from 6,000 to ")
     assert fell.endswith("tokens/s: other programs use these cores")
     assert (
-        changed == "going on with 1 thread instead of 2: 1 thread 3,650 tokens/s, 2 threads 1,200"
+        changed
+        == "going on with 1 thread instead of 2: 3,650 tokens/s with 1 thread (1,200 with 2)"
     )
     assert work(pace, beside, 2 * AGAIN) == []  # doubted, tried again, and right
     assert pace.number == 1
     (back,) = work(pace, alone, AGAIN + LOOK)
-    assert back.startswith("going on with 2 threads instead of 1: 2 threads 6,000 tokens/s, 1 ")
+    assert back.startswith("going on with 2 threads instead of 1: 6,000 tokens/s with 2 threads (")
 
 
 def test_a_number_that_is_set_stays_and_only_the_speed_is_watched():
