@@ -35,7 +35,8 @@ def score(
 ) -> dict[str, Any]:
     """Print what each token of a text costs, and write a page that colours it by surprise.
 
-    It is computed in full precision unless trainer.precision= says otherwise. A line of JSON a token: its nll in nats, the same in bits, the entropy of the prediction in
+    It is computed in full precision unless trainer.precision= says otherwise.
+    A line of JSON a token: its nll in nats, the same in bits, the entropy of the prediction in
     nats, the token's rank in it (1 is the likeliest), and the likeliest tokens. The page goes
     into the run directory.
     text, file: one of them, read as one document.
