@@ -179,13 +179,8 @@ class Pretrained(DocumentTokenizer):
 
     def unknown(self, text: str) -> dict[int, str]:
         encoding = self._library.encode(text, add_special_tokens=False)
-        return {
-            place: text[start:end]
-            for place, (i, (start, end)) in enumerate(
-                zip(encoding.ids, encoding.offsets, strict=True)
-            )
-            if i == self.unk_id
-        }
+        places = (place for place, i in enumerate(encoding.ids) if i == self.unk_id)
+        return {place: text[slice(*encoding.offsets[place])] for place in places}
 
     def decode(self, ids: Sequence[int]) -> str:
         text = [i for i in ids if i != self.eos_id]
