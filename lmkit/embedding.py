@@ -14,11 +14,19 @@ class Embedding(nn.Embedding):
 
     With `tied` the head multiplies with `matrix()`, and the gradients of the two uses are
     summed where the head left its own, without a dense one of the look-up.
+
+    It starts from U(-init_range, init_range), or without one from N(0, 1) as torch's own: inputs of
+    variance 1, which Glorot and Bengio 2010 assume. If tied it starts as `draw_logits` has it.
     """
 
-    def __init__(self, vocabulary_size: int, size: int, init_range: float, tied: bool) -> None:
+    def __init__(
+        self, vocabulary_size: int, size: int, init_range: float | None, tied: bool
+    ) -> None:
         super().__init__(vocabulary_size, size)
-        nn.init.uniform_(self.weight, -init_range, init_range)
+        if tied:
+            draw_logits(self.weight, init_range)
+        elif init_range is not None:
+            nn.init.uniform_(self.weight, -init_range, init_range)
         self.tied = tied
         self.sparse_gradient = False  # set by who knows that the optimiser can take it
         self._matrix: Tensor | None = None
@@ -34,6 +42,19 @@ class Embedding(nn.Embedding):
         """The weight for one use by the head, after a look-up together with its."""
         matrix, self._matrix = self._matrix, None
         return self.weight if matrix is None else matrix
+
+
+def draw_logits(weight: Tensor, init_range: float | None) -> None:
+    """Start a matrix of logits (vocabulary_size, size) from U(-init_range, init_range), or without
+    one from a normal distribution of variance size^(-1/2).
+
+    Hidden vectors of variance 1 would ask for 1 / size (LeCun et al. 1998, equation 16), but they
+    start far smaller, and the inputs of a tied model ask for 1: it is the geometric mean of both.
+    """
+    if init_range is None:
+        nn.init.normal_(weight, 0.0, weight.shape[1] ** -0.25)
+    else:
+        nn.init.uniform_(weight, -init_range, init_range)
 
 
 class Shared(torch.autograd.Function):

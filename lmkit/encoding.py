@@ -77,6 +77,10 @@ class Tokenizer(ABC):
         A character cut by token ends is the surface of the token that completes it.
         """
 
+    def unknown(self, text: str) -> dict[int, str]:
+        """Where `encode([text])` has `<unk>` for what is not in the vocabulary, and for what."""
+        return {}
+
     @abstractmethod
     def settings(self) -> dict[str, Any]:
         """The constructor's arguments."""

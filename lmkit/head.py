@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lmkit import odds
 from lmkit.cross_entropy import LinearCrossEntropy, Memory
-from lmkit.embedding import Embedding
+from lmkit.embedding import Embedding, draw_logits
 from lmkit.gemm import fast_matmul
 
 # Without `chunk_size`, at least as many rows at a time as make this many logits.
@@ -46,6 +46,7 @@ class FullSoftmax(Head):
     """y_hat = softmax(U h + b_2) over the whole vocabulary; U is the weight of `embedding` where
     that is tied, its own otherwise.
 
+    Its own starts as `draw_logits` has it, the bias from 0.
     Logits exist for `chunk_size` positions at a time; null chooses it by the vocabulary.
     """
 
@@ -56,7 +57,7 @@ class FullSoftmax(Head):
         hidden_size: int,
         vocabulary_size: int,
         embedding: Embedding | None = None,
-        init_range: float = 0.1,
+        init_range: float | None = None,
         *,
         bias: bool = True,
         chunk_size: int | None = None,
@@ -67,7 +68,7 @@ class FullSoftmax(Head):
             self._matrix = embedding.matrix
         else:
             self.weight = nn.Parameter(torch.empty(vocabulary_size, hidden_size))
-            nn.init.uniform_(self.weight, -init_range, init_range)
+            draw_logits(self.weight, init_range)
             self._matrix = lambda: self.weight
         self.bias = nn.Parameter(torch.zeros(vocabulary_size)) if bias else None
         # Few enough for memory, enough that the matrix is not all that is read and written.

@@ -62,7 +62,8 @@ class LanguageModel(nn.Module):
     """What the head and the task know of a model.
 
     `embedding` is the look-up E of shape (vocabulary_size, embedding_size); with `tie_weights`
-    the head uses it as its matrix too (Press and Wolf 2017; Inan et al. 2017).
+    the head uses it as its matrix too (Press and Wolf 2017; Inan et al. 2017). `init_range` bounds
+    the uniform start of embedding and head; null has them normal, scaled by their sizes.
     """
 
     # Whether on compiled kernels results are bit for bit the same with any number of threads.
@@ -74,7 +75,7 @@ class LanguageModel(nn.Module):
         embedding_size: int,
         hidden_size: int,
         tie_weights: bool,
-        init_range: float,
+        init_range: float | None,
     ) -> None:
         super().__init__()
         self.vocabulary_size = vocabulary_size
@@ -103,8 +104,8 @@ class Recurrent(LanguageModel):
     recurrent (Zaremba et al. 2014).
 
     `embedding_dropout` and `output_dropout` are `dropout` unless given. With `tie_weights` the
-    last layer is as large as the embedding (Merity et al. 2018). `init_range` bounds
-    the uniform start of embedding and head, `recurrent_init` is that of the layers.
+    last layer is as large as the embedding (Merity et al. 2018). `recurrent_init` is the start
+    of the layers' weights, see `RecurrentLayer.initialise`.
     """
 
     layer: type[RecurrentLayer]
@@ -121,7 +122,7 @@ class Recurrent(LanguageModel):
         embedding_dropout: float | None = None,
         output_dropout: float | None = None,
         tie_weights: bool = False,
-        init_range: float = 0.1,
+        init_range: float | None = None,
         recurrent_init: RecurrentInit = "uniform",
     ) -> None:
         sizes = [embedding_size, *[hidden_size] * num_layers]
@@ -173,7 +174,7 @@ class LSTM(Recurrent):
         embedding_dropout: float | None = None,
         output_dropout: float | None = None,
         tie_weights: bool = False,
-        init_range: float = 0.1,
+        init_range: float | None = None,
         recurrent_init: RecurrentInit = "uniform",
         forget_gate_bias: float | None = None,
     ) -> None:
@@ -197,7 +198,10 @@ class LSTM(Recurrent):
 
 
 class Elman(Recurrent):
-    """The simple recurrent network of Elman 1990 with the chosen `nonlinearity`."""
+    """The simple recurrent network of Elman 1990 with the chosen `nonlinearity`.
+
+    One of sigmoid starts as that of tanh, seen from 0 to 1.
+    """
 
     layer = ElmanLayer
 
@@ -212,7 +216,7 @@ class Elman(Recurrent):
         embedding_dropout: float | None = None,
         output_dropout: float | None = None,
         tie_weights: bool = False,
-        init_range: float = 0.1,
+        init_range: float | None = None,
         recurrent_init: RecurrentInit = "uniform",
         nonlinearity: Nonlinearity = "tanh",
     ) -> None:
@@ -228,9 +232,11 @@ class Elman(Recurrent):
             init_range=init_range,
             recurrent_init=recurrent_init,
         )
-        for layer in self.layers:
+        for index, layer in enumerate(self.layers):
             assert isinstance(layer, ElmanLayer)
             layer.nonlinearity = nonlinearity
+            if nonlinearity == "sigmoid":
+                layer.start_as_tanh(inputs_are_hidden=index > 0)
 
 
 class Window(LanguageModel):
@@ -238,7 +244,8 @@ class Window(LanguageModel):
     the direct connections): hidden = tanh(H [e_{t-n+1}; ..; e_t] + d).
 
     What lies before the start of a document is the zero vector. The state is the last
-    `context` - 1 tokens, -1 where there is none.
+    `context` - 1 tokens, -1 where there is none. H and d start as torch's nn.Linear has them,
+    U(-1/sqrt(n), 1/sqrt(n)) for n inputs.
     """
 
     def __init__(
@@ -250,7 +257,7 @@ class Window(LanguageModel):
         hidden_size: int = 200,
         dropout: float = 0.0,
         tie_weights: bool = False,
-        init_range: float = 0.1,
+        init_range: float | None = None,
     ) -> None:
         super().__init__(vocabulary_size, embedding_size, hidden_size, tie_weights, init_range)
         self.context = context

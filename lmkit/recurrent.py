@@ -163,6 +163,18 @@ class ElmanLayer(RecurrentLayer):
         super().__init__(input_size, hidden_size, init)
         self.nonlinearity = nonlinearity
 
+    @torch.no_grad()
+    def start_as_tanh(self, inputs_are_hidden: bool) -> None:
+        """Make of a tanh layer's start a sigmoid one's whose outputs are (1 + tanh) / 2 of it:
+        its slope is a quarter, its mean is not 0 (Glorot and Bengio 2010)."""
+        for bias in (self.bias_ih, self.bias_hh):
+            bias.mul_(2)
+        self.weight_ih.mul_(4 if inputs_are_hidden else 2)
+        self.weight_hh.mul_(4)
+        self.bias_hh.sub_(self.weight_hh.sum(1) / 2)
+        if inputs_are_hidden:
+            self.bias_ih.sub_(self.weight_ih.sum(1) / 2)
+
     def forward(self, inputs: Tensor, resets: Tensor, state: State) -> tuple[Tensor, State]:
         (h,) = state
         shut = self.gates_shut(SHUT)

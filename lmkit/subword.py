@@ -146,8 +146,7 @@ class Pretrained(DocumentTokenizer):
         self._library = library
         self.eos = found
         self.eos_id = vocabulary[found]
-        unknown = getattr(library.model, "unk_token", None)
-        self.unk_id = vocabulary.get(unknown) if unknown else None
+        self.unk_id = _unk_id(library)
         self.vocabulary_size = max(vocabulary.values()) + 1  # ids may have gaps
         try:
             self.lossless = self.decode(self.encode_text(PROBE)) == PROBE
@@ -178,6 +177,11 @@ class Pretrained(DocumentTokenizer):
         unknown = 0 if self.unk_id is None else int((ids == self.unk_id).sum())
         return Flat(ids, counts, np.concatenate(newline_ends), unknown)
 
+    def unknown(self, text: str) -> dict[int, str]:
+        encoding = self._library.encode(text, add_special_tokens=False)
+        places = (place for place, i in enumerate(encoding.ids) if i == self.unk_id)
+        return {place: text[slice(*encoding.offsets[place])] for place in places}
+
     def decode(self, ids: Sequence[int]) -> str:
         text = [i for i in ids if i != self.eos_id]
         return str(self._library.decode(text, skip_special_tokens=False))
@@ -203,6 +207,14 @@ class Pretrained(DocumentTokenizer):
         tokenizer.path = "tokenizer.json"
         tokenizer._adopt(_library(json.dumps(state["tokenizer"])), state["eos"])
         return tokenizer
+
+
+def _unk_id(library: tokenizers.Tokenizer) -> int | None:
+    if token := getattr(library.model, "unk_token", None):
+        return library.get_vocab(with_added_tokens=True).get(token)
+    # A Unigram model keeps it to itself.
+    unk_id: int | None = json.loads(library.to_str())["model"].get("unk_id")
+    return unk_id
 
 
 def _library(text: str) -> tokenizers.Tokenizer:

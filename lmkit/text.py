@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Self
 
 from lmkit import readers
@@ -12,13 +13,17 @@ from lmkit.errors import UserError
 
 @dataclass(frozen=True)
 class Text:
-    """One document as tokens: ids (num_tokens,), ends and counts as those of a store."""
+    """One document as tokens: ids (num_tokens,), ends and counts as those of a store.
+
+    unknown: by its place, the own text of each token that `<unk>` stands in for.
+    """
 
     tokens: Ids
     document_ends: Positions
     line_ends: Positions
     num_bytes: int
     num_unknown: int
+    unknown: Mapping[int, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, text: str, tokenizer: Tokenizer) -> Self:
@@ -35,7 +40,19 @@ class Text:
             ) from None
         encoded = tokenizer.encode([text])
         ends = (encoded.document_ends, encoded.line_ends)
-        return cls(encoded.ids, *ends, num_bytes, encoded.num_unknown)
+        unknown = tokenizer.unknown(text) if encoded.num_unknown else {}
+        return cls(encoded.ids, *ends, num_bytes, encoded.num_unknown, unknown)
+
+    def pieces(self, tokenizer: Tokenizer) -> list[str]:
+        """The surface of each token, with an unknown word's own text where `<unk>` would be."""
+        pieces = tokenizer.pieces(self.tokens.tolist())
+        if self.unknown and tokenizer.unk_id is not None:
+            mark = "".join(tokenizer.pieces([tokenizer.unk_id])).strip()
+            for place, own in self.unknown.items():
+                # A space may come before the mark, and a decoder may leave the mark out.
+                shown = mark and mark in pieces[place]
+                pieces[place] = pieces[place].replace(mark, own) if shown else own
+        return pieces
 
     @property
     def num_tokens(self) -> int:

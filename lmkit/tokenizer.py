@@ -116,6 +116,10 @@ class Characters(DocumentTokenizer, CountedTokenizer):
         newline_ends = np.flatnonzero(points == ord("\n")) + 1
         return Flat(ids, counts, newline_ends, int((ids == self.unk_id).sum()))
 
+    def unknown(self, text: str) -> dict[int, str]:
+        ids = self._flat([text]).ids
+        return {place: text[place] for place in np.flatnonzero(ids == self.unk_id).tolist()}
+
     def decode(self, ids: Sequence[int]) -> str:
         return "".join(self.pieces(ids))
 

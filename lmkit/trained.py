@@ -40,7 +40,8 @@ SCORED_POSITIONS = 256
 class TokenScore(NamedTuple):
     """One token of a text and how the model, having read all before it, predicted it.
 
-    token: its id. piece: its text. nll in nats; bits = nll / ln 2. entropy: of the prediction,
+    token: its id. piece: its text, also where the model has only `<unk>` for it, which `unknown`
+    says. nll in nats; bits = nll / ln 2. entropy: of the prediction,
     in nats. rank: 1 for the likeliest token; equally likely ones share the best rank.
     top: the likeliest tokens, each as its text and its probability.
     """
@@ -52,6 +53,7 @@ class TokenScore(NamedTuple):
     entropy: float
     rank: int
     top: tuple[tuple[str, float], ...]
+    unknown: bool = False
 
 
 def build_model(config: Mapping[str, Any], vocabulary_size: int) -> tuple[LanguageModel, Head]:
@@ -221,7 +223,7 @@ class TrainedModel:
         self, text: Text, protocol: Protocol | None = None, num_top: int = 5
     ) -> Iterator[TokenScore]:
         """As `score`, window by window."""
-        pieces = iter(self.tokenizer.pieces(text.tokens.tolist()))
+        pieces = enumerate(text.pieces(self.tokenizer))
         loader = self.loader(text, protocol or self.protocol, positions=SCORED_POSITIONS)
         for window, hidden in self.read(loader):
             rows: list[tuple[Any, ...]] = []
@@ -231,7 +233,9 @@ class TrainedModel:
                     rows += _measured(log_prob, targets[len(rows) :], num_top)
             for token, nll, entropy, rank, probabilities, ids in rows:
                 top = tuple(zip(map(self._name, ids), probabilities, strict=True))
-                yield TokenScore(token, next(pieces), nll, nll / math.log(2), entropy, rank, top)
+                place, piece = next(pieces)
+                measured = (nll, nll / math.log(2), entropy, rank, top)
+                yield TokenScore(token, piece, *measured, place in text.unknown)
 
     def generate(
         self,

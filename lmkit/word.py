@@ -103,6 +103,12 @@ class Word(CountedTokenizer):
             num_unknown=int(unknown[tokens].sum()) if unknown.any() else 0,
         )
 
+    def unknown(self, text: str) -> dict[int, str]:
+        text = text.lower() if self.lower else text
+        lines = text.removesuffix("\n").split("\n")
+        words = (word for line in lines for word in (*line.split(), EOS))
+        return {place: word for place, word in enumerate(words) if word not in self._index}
+
     def encode_text(self, text: str) -> list[int]:
         text = text.lower() if self.lower else text
         lines = [line.split() for line in text.split("\n")]

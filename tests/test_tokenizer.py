@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from lmkit import encoding, subword
 from lmkit.errors import UserError
+from lmkit.text import Text
 from lmkit.tokenizer import (
     ByteLevelBPE,
     Bytes,
@@ -292,6 +293,76 @@ def test_characters_unknown_are_counted() -> None:
     assert encoded.ids.tolist() == [0, 2, 2, 1, 1]
     assert encoded.num_unknown == 2
     assert tokenizer.decode(encoded.ids.tolist()) == "a<unk><unk>"
+
+
+def characters() -> Tokenizer:
+    return trained(Characters(min_frequency=2))
+
+
+def with_unknown(tmp_path: Path) -> list[Tokenizer]:
+    """One of each kind that has an unknown token, and of libraries that show it differently."""
+    vocabulary = {"[UNK]": 0, "the": 1, "cat": 2, "▁": 3, "a": 4, "##s": 5, "[SEP]": 9}
+    models = tokenizers.models
+    wordpiece = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    wordpiece.normalizer = tokenizers.normalizers.BertNormalizer()
+    wordpiece.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    wordpiece.decoder = tokenizers.decoders.WordPiece()
+    scores = [(token, -float(i)) for token, i in vocabulary.items()]
+    unigram = tokenizers.Tokenizer(models.Unigram(scores, unk_id=0))
+    unigram.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    unigram.decoder = tokenizers.decoders.Metaspace()
+    word_level(tmp_path / "words.json", vocabulary)
+    wordpiece.save(str(tmp_path / "wordpiece.json"))
+    unigram.save(str(tmp_path / "unigram.json"))
+    names = ("words", "wordpiece", "unigram")
+    pretrained = [Pretrained(str(tmp_path / f"{name}.json")) for name in names]
+    return [trained(Word()), trained(Word(lower=True)), characters(), *pretrained]
+
+
+@pytest.fixture(scope="module")
+def those_with_unknown(tmp_path_factory: pytest.TempPathFactory) -> list[Tokenizer]:
+    return with_unknown(tmp_path_factory.mktemp("unknown"))
+
+
+@given(text=texts.map(lambda text: text.replace("\r\n", "\n")).filter(lambda t: t.strip()))
+def test_pieces_of_a_text_are_its_own_where_it_is_unknown(
+    those_with_unknown: list[Tokenizer], text: str
+) -> None:
+    for tokenizer in those_with_unknown:
+        read = Text.of(text, tokenizer)
+        assert len(read.unknown) == read.num_unknown
+        marked, own = tokenizer.pieces(read.tokens.tolist()), read.pieces(tokenizer)
+        assert all(read.tokens[place] == tokenizer.unk_id for place in read.unknown)
+        for place, (mark, piece) in enumerate(zip(marked, own, strict=True)):
+            if place in read.unknown:
+                assert piece.endswith(read.unknown[place])
+                lowered = tokenizer.settings().get("lower")
+                assert read.unknown[place] in (text.lower() if lowered else text)
+            else:
+                assert piece == mark
+    word, lower, letters = those_with_unknown[:3]
+    for tokenizer, given_text in ((word, text), (lower, text.lower())):
+        words = [word for line in lines_of(given_text) for word in [*line.split(), "<eos>"]]
+        joined = ""
+        for word in words:
+            space = "" if joined.endswith("\n") or not joined else " "
+            joined += "\n" if word == "<eos>" else space + word
+        assert "".join(Text.of(text, tokenizer).pieces(tokenizer)) == joined
+    assert "".join(Text.of(text, letters).pieces(letters)) == text
+
+
+def test_unknown_words_of_other_libraries(those_with_unknown: list[Tokenizer]) -> None:
+    text = "The zebra's cats"
+    expected = [
+        [*("The", " zebra", " '", " s", " cats", "")],
+        [*("the", " zebra", " '", " s", " cat", "s", "")],
+        [*("", "The", " ", "zebr", "a", "'s", " ", "cat", "s", "")],
+    ]
+    own = [["The", "zebra", "'", "s", "cats"], ["zebra", "'", "s"], ["The", "zebr", "'s", "s"]]
+    for tokenizer, pieces, unknown in zip(those_with_unknown[3:], expected, own, strict=True):
+        read = Text.of(text, tokenizer)
+        assert read.pieces(tokenizer) == pieces
+        assert list(read.unknown.values()) == unknown
 
 
 def test_lossless_is_found_out(tokenizer_json: Path, tmp_path: Path) -> None:

@@ -37,7 +37,10 @@ def test_a_score_is_what_the_whole_prefix_predicts(outputs, kind, monkeypatch):
     log_prob = SlowTwin(trained).log_prob([trained.tokenizer.eos_id, *ids[:-1]])
     scores = trained.score(TEXT)
     assert [score.token for score in scores] == ids
-    assert [score.piece for score in scores] == trained.tokenizer.pieces(ids)
+    marked = [" <unk>" if score.unknown else score.piece for score in scores]
+    assert marked == trained.tokenizer.pieces(ids)
+    assert [score.piece for score in scores if score.unknown] == [" zebra", " end"]
+    assert "".join(s.piece for s in scores) == TEXT.replace(" \n", "\n").replace("\n ", "\n") + "\n"
     for score, row in zip(scores, log_prob, strict=True):
         assert score.nll == pytest.approx(-row[score.token].item(), abs=1e-5)
         assert score.bits == pytest.approx(score.nll / math.log(2))
