@@ -1,8 +1,10 @@
 """Files by path: one, a directory, a glob or a list of them, and the splits their names state."""
 
+import csv
 import difflib
 import glob
 import hashlib
+import itertools
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -60,6 +62,21 @@ def listed(names: Sequence[str]) -> str:
     return f"{shown or 'nothing in it'} and {more} more" if more > 0 else shown or "nothing in it"
 
 
+def as_list(text: str) -> list[str] | None:
+    """The paths of `[a.txt,b/*.txt]`, double quotes around one that holds a comma; None for what
+    is a path, or a pattern such as `[ab]/[0-9]`."""
+    depths = list(itertools.accumulate((c == "[") - (c == "]") for c in text))
+    if not text.startswith("[") or 0 in depths[:-1] or depths[-1] != 0 or exists(text):
+        return None
+    rows = csv.reader([text[1:-1]], skipinitialspace=True)
+    return [name.strip() for row in rows for name in row]
+
+
+def exists(path: str) -> bool:
+    """Whether there is such a path; a name that no file can have is none."""
+    return os.path.exists(path)  # noqa: PTH110 - Path.exists raises for a name that is too long
+
+
 def spelled(path: Paths) -> str:
     """A path, or a list of them, as it is written on the command line."""
     return path if isinstance(path, str) else f"[{','.join(path)}]"
@@ -104,7 +121,8 @@ def _found(path: str, key: str, suffixes: tuple[str, ...]) -> dict[str, Path]:
             if file.is_file() and (rest or _belongs(name, suffixes))
         }
         if not files:
-            expected = f" that end in {' or '.join(suffixes)}" if suffixes and not rest else ""
+            plain = [s for s in suffixes if s.removesuffix(compression(s)) not in {*suffixes} - {s}]
+            expected = f" that end in {' or '.join(plain)}" if suffixes and not rest else ""
             near = nearby(base / (rest or "*"))
             raise UserError(f"{key}={path} names no files{expected}; {near}")
     except OSError as error:

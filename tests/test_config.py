@@ -116,6 +116,77 @@ def test_paths_that_exist_become_absolute(tmp_path, monkeypatch):
     assert compose(["data=files", "data.path=nowhere"]).config["data"]["path"] == "nowhere"
 
 
+def test_a_list_of_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("b, c.txt", "a1.txt", "[x]"):
+        (tmp_path / name).write_text("text")
+
+    def path(text: str) -> object:
+        return compose(["data=files", f"data.path={text}"]).config["data"]["path"]
+
+    assert path('[a*.txt, "b, c.txt" ,gone.txt]') == [
+        str(tmp_path / "a*.txt"),
+        str(tmp_path / "b, c.txt"),
+        "gone.txt",
+    ]
+    assert path("[x]") == str(tmp_path / "[x]")
+    assert path("[a-z]*[0-9].txt") == str(tmp_path / "[a-z]*[0-9].txt")
+    long = "x" * 300
+    assert path(f"[{long},{long}]") == [long, long]
+    assert mistakes_of("data=wikitext", "data.path=[a1.txt]")[0].startswith("data.path=[")
+    files = [str(tmp_path / "a1.txt"), str(tmp_path / "b, c.txt")]
+    found = checked("data=files", f'data.path=[a1.txt,"{files[1]}"]')
+    assert found["data"]["path"] == files
+
+
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [
+        ("^# ", "^# "),
+        ('"^a, b"', "^a, b"),
+        ("'", "'"),
+        ("[,]", "[,]"),
+        ("null", None),
+        ("a=1", "a=1"),
+    ],
+)
+def test_patterns_and_characters_need_no_quotes(written, value):
+    composed = compose(["data=csv", f"data.quote={written}", f"data.heading={written}"]).config
+    assert composed["data"]["quote"] == composed["data"]["heading"] == value
+
+
+@pytest.mark.parametrize(
+    ("argv", "mistakes"),
+    [
+        (["data=spam", "data.path=x", "data.column=body"], ["data=spam: no such option of data"]),
+        (["data.path=x", "data=spam"], ["data=spam: no such option of data"]),
+        (["model=lsmt", "model.hidden_size=3", "data=spam"], ["mean lstm?", "data=spam: no such"]),
+        (
+            ["data=csf", "data.path=.", "data.column=body"],
+            ["mean csv?", " names no files that end"],
+        ),
+        (
+            ["data=jsonlines", "data.path=x", "data.feild=body"],
+            ["mean jsonl?", "data.feild is not a key of lmkit.corpus.Jsonl; did you mean data.fi"],
+        ),
+        (["data=csv"], ["data.path is required by lmkit.corpus.Csv; set data.path=..."]),
+        (["data=csv", "data.path=missing.csv"], ["data.path=missing.csv does not exist; "]),
+        (
+            ["data=tsv", "data.path=missing.tsv", "data.colum=x"],
+            ["data.colum is not a key of lmkit.corpus.Csv; did you mean data.column?"],
+        ),
+        (["data=files", "data.path=.", "data.encoding=utf-61"], ["data.encoding=utf-61 is no enc"]),
+        (["data=csv", "data.path=.", "data.header=false"], ["data.header=false but data.column="]),
+    ],
+)
+def test_a_mistake_is_told_once(argv, mistakes, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = mistakes_of(*argv)
+    assert len(found) == len(mistakes)
+    for mistake, part in zip(found, mistakes, strict=True):
+        assert part in mistake
+
+
 def test_numbers_are_read_as_the_user_means_them():
     found = checked(
         "optimizer=sgd", "optimizer.lr=20", "optimizer.weight_decay='1e-6'", "trainer.max_steps=1e3"

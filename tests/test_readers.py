@@ -543,6 +543,8 @@ def test_a_path_that_is_not_there(tmp_path: Path) -> None:
             names(path)
     with pytest.raises(UserError, match=r"names no files that end in \.gz or \.zst; .* has train"):
         names(tmp_path / "wiki", (".gz", ".zst"))
+    with pytest.raises(UserError, match=r"names no files that end in \.csv or \.tsv; .* has train"):
+        names(tmp_path / "wiki", (".csv", ".csv.gz", ".tsv", ".tsv.gz"))
 
 
 def test_a_pipe_is_not_a_file(tmp_path: Path) -> None:
