@@ -22,6 +22,7 @@ from omegaconf.resolvers import oc
 from lmkit.errors import UserError
 from lmkit.paths import as_list, exists
 from lmkit.redaction import mask
+from lmkit.renamed import renamed
 from lmkit.run import check_size
 
 CONF = next(
@@ -299,7 +300,7 @@ def _read(path: Path) -> DictConfig:
         raise UserError(f"{path}: not a readable config: {first_lines(error)}") from error
     if not isinstance(loaded, dict):
         raise UserError(f"{path}: not a config: expected a mapping")
-    return OmegaConf.create(_map_strings(loaded, literal))
+    return OmegaConf.create(_map_strings(renamed(loaded), literal))
 
 
 def literal(text: str) -> str:

@@ -13,6 +13,7 @@ from lmkit.check import check, split_data
 from lmkit.config import Composition, compose, hydra_arguments
 from lmkit.errors import UserError
 from lmkit.processes import Launched
+from lmkit.run import Run
 
 
 def mistakes_of(*argv: str, base: Path | None = None) -> list[str]:
@@ -468,6 +469,20 @@ def test_a_run_is_a_base_that_composes_to_itself(tmp_path):
         tmp_path, "model=gru", "data=files", f"data.path=${{oc.env:NOT_SET,{Path(__file__)}}}"
     )
     assert checked(base=base) == yaml.safe_load(base.read_text())
+
+
+def test_a_run_of_before_a_key_was_renamed_is_read_and_the_old_name_is_a_mistake(tmp_path):
+    config = checked("tokenizer=word", "tokenizer.vocabulary_size=50")
+    assert config["tokenizer"]["vocabulary_size"] == 50
+    old = {**config, "tokenizer": {"_target_": "lmkit.tokenizer.Word", "max_size": 50}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(old, sort_keys=False))
+    assert checked(base=tmp_path / "config.yaml") == config == Run(tmp_path).config()
+    assert mistakes_of("tokenizer=word", "tokenizer.max_size=50") == [
+        "tokenizer.max_size is not a key of lmkit.tokenizer.Word; did you mean "
+        "tokenizer.vocabulary_size?"
+    ]
+    (mistake,) = mistakes_of("tokenizer=bpe", "tokenizer.vocab_size=50")
+    assert mistake.endswith("did you mean tokenizer.vocabulary_size?")
 
 
 def test_an_option_composes_its_group_afresh_and_then_values_merge(tmp_path):
