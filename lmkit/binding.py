@@ -14,6 +14,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from lmkit.allow import resolve_target
 from lmkit.errors import UserError
 from lmkit.redaction import SHOWN, hide, is_secret_key
+from lmkit.renamed import RENAMED
 
 SECRET = re.compile(r"\$\{oc\.env:\s*(?P<name>[^,}\s]+)\s*(?:,(?P<default>[^}]*))?\}")
 # Callables whose keys a node holds, each with the arguments that the code passes itself.
@@ -121,7 +122,8 @@ def unknown(
         return f"{at}{name} is not supported; write the arguments as keys"
     if name in given:
         return f"{at}{name} is set by lmkit itself and cannot be configured"
-    close = get_close_matches(name, list(keys), n=1)
+    now = RENAMED.get(called, {}).get(name)
+    close = [now] if now else get_close_matches(name, list(keys), n=1)
     remedy = f"did you mean {at}{close[0]}?" if close else f"there are: {', '.join(keys) or 'none'}"
     return f"{at}{name} is not a key{f' of {called}' if called else ''}; {remedy}"
 

@@ -34,7 +34,7 @@ PROBE = (
 class ByteLevelBPE(ByteSurfaces):
     """Byte-level byte-pair encoding (Sennrich et al. 2016, over bytes as in GPT-2), no losses.
 
-    vocabulary_size is an upper bound, met where the text has pairs enough.
+    vocabulary_size is an upper bound that counts `<eos>`, met where the text has pairs enough.
     """
 
     name = "bpe"
@@ -107,6 +107,7 @@ class ByteLevelBPE(ByteSurfaces):
 class Pretrained(DocumentTokenizer):
     """A tokenizer.json of the `tokenizers` library; eos: the token that closes a document.
 
+    Its vocabulary is what it is: vocabulary_size is the highest id there is, and one more.
     Line ends are found through the library's offsets; a line without tokens is no line.
     """
 

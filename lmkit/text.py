@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Self
 
-from lmkit import readers
+from lmkit import paths, readers
 from lmkit.encoding import Ids, Positions, Tokenizer
 from lmkit.errors import UserError
 
@@ -82,9 +82,9 @@ def read_text(text: str | None, file: str | None) -> str:
         return text
     if file is None:
         raise UserError("nothing to read: give text=... or file=...")
-    path = readers.located(file)
+    path = paths.located(file)
     if not path.exists():
-        raise UserError(f"file={file} does not exist; {readers.nearby(path)}")
+        raise UserError(f"file={file} does not exist; {paths.nearby(path)}")
     if not path.is_file():
-        raise UserError(f"file={file} is not a file; {readers.nearby(path / '*')}")
+        raise UserError(f"file={file} is not a file; {paths.nearby(path / '*')}")
     return "".join(readers.text_lines(path))

@@ -70,15 +70,20 @@ class Bytes(ByteSurfaces):
 
 
 class Characters(DocumentTokenizer, CountedTokenizer):
-    """Unicode code points; those rarer than `min_frequency` in the train split are `<unk>`."""
+    """Unicode code points; those rarer than `min_frequency` in the train split are `<unk>`.
+
+    vocabulary_size is an upper bound that counts `<eos>` and `<unk>`; the most frequent stay.
+    """
 
     name = "characters"
     trainable = True
     lossless = False
 
-    def __init__(self, min_frequency: int = 1) -> None:
+    def __init__(self, min_frequency: int = 1, vocabulary_size: int | None = None) -> None:
         at_least("min_frequency", min_frequency, 1, "every character of the text occurs once")
+        at_least("vocabulary_size", vocabulary_size, 3, "<eos>, <unk> and one character")
         self.min_frequency = min_frequency
+        self.wanted_size = vocabulary_size
 
     def count(self, texts: Iterable[str]) -> dict[str, int]:
         counts: Counter[str] = Counter()
@@ -93,7 +98,7 @@ class Characters(DocumentTokenizer, CountedTokenizer):
             by_frequency(
                 {**characters, EOS: counts[EOS]},
                 min_frequency=self.min_frequency,
-                max_size=None,
+                size=self.wanted_size,
                 specials=(EOS, UNK),
             )
         )
@@ -127,7 +132,9 @@ class Characters(DocumentTokenizer, CountedTokenizer):
         return [self._surfaces[i] for i in ids]
 
     def settings(self) -> dict[str, Any]:
-        return {"min_frequency": self.min_frequency}
+        # Without a bound as it was before there was one: hashes of saved tokenizers stay.
+        bound = {} if self.wanted_size is None else {"vocabulary_size": self.wanted_size}
+        return {"min_frequency": self.min_frequency, **bound}
 
     def _state(self) -> dict[str, Any]:
         return {"settings": self.settings(), "vocabulary": self.vocabulary}

@@ -25,7 +25,7 @@ class Word(CountedTokenizer):
     """`line.split() + ["<eos>"]` for every line; a blank line is one `<eos>`.
 
     A literal `<eos>` or `<unk>` in the text is that token, as in WikiText's own files.
-    max_size counts `<eos>` and `<unk>`.
+    vocabulary_size is an upper bound that counts `<eos>` and `<unk>`; the most frequent words stay.
     """
 
     name = "word"
@@ -33,12 +33,12 @@ class Word(CountedTokenizer):
     lossless = False
 
     def __init__(
-        self, min_frequency: int = 1, max_size: int | None = None, lower: bool = False
+        self, min_frequency: int = 1, vocabulary_size: int | None = None, lower: bool = False
     ) -> None:
         at_least("min_frequency", min_frequency, 1, "every word of the text occurs once")
-        at_least("max_size", max_size, 3, "<eos>, <unk> and one word")
+        at_least("vocabulary_size", vocabulary_size, 3, "<eos>, <unk> and one word")
         self.min_frequency = min_frequency
-        self.max_size = max_size
+        self.wanted_size = vocabulary_size
         self.lower = lower
 
     def _adopt(self, vocabulary: list[str]) -> None:
@@ -68,7 +68,7 @@ class Word(CountedTokenizer):
         vocabulary = by_frequency(
             counts,
             min_frequency=self.min_frequency,
-            max_size=self.max_size,
+            size=self.wanted_size,
             specials=(EOS, UNK),
         )
         self._adopt(vocabulary)
@@ -130,16 +130,20 @@ class Word(CountedTokenizer):
     def settings(self) -> dict[str, Any]:
         return {
             "min_frequency": self.min_frequency,
-            "max_size": self.max_size,
+            "vocabulary_size": self.wanted_size,
             "lower": self.lower,
         }
 
     def _state(self) -> dict[str, Any]:
-        return {"settings": self.settings(), "vocabulary": self.vocabulary}
+        # In the file the size keeps its first name, on which the hash of every saved one depends.
+        names = {"vocabulary_size": "max_size"}
+        settings = {names.get(key, key): value for key, value in self.settings().items()}
+        return {"settings": settings, "vocabulary": self.vocabulary}
 
     @classmethod
     def _restore(cls, state: dict[str, Any]) -> Self:
-        tokenizer = cls(**state["settings"])
+        names = {"max_size": "vocabulary_size"}
+        tokenizer = cls(**{names.get(key, key): value for key, value in state["settings"].items()})
         tokenizer._adopt(state["vocabulary"])
         return tokenizer
 

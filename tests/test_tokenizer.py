@@ -1,11 +1,13 @@
 """Tokenizers against slow loops, over any Unicode text; what is saved is what is loaded."""
 
+import hashlib
 import json
 import subprocess
 import sys
 from collections import Counter
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -417,13 +419,16 @@ def test_pretrained_of_no_use(tmp_path: Path) -> None:
         Pretrained(str(path))
 
 
-@pytest.fixture(params=["word", "lower", "bpe", "characters", "bytes", "pretrained"])
+@pytest.fixture(
+    params=["word", "lower", "bpe", "characters", "few characters", "bytes", "pretrained"]
+)
 def any_tokenizer(request: pytest.FixtureRequest, tokenizer_json: Path) -> Tokenizer:
     make = {
-        "word": lambda: trained(Word(max_size=5)),
+        "word": lambda: trained(Word(vocabulary_size=5)),
         "lower": lambda: trained(Word(lower=True)),
         "bpe": bpe,
         "characters": lambda: trained(Characters(2)),
+        "few characters": lambda: trained(Characters(vocabulary_size=6)),
         "bytes": Bytes,
         "pretrained": lambda: Pretrained(str(tokenizer_json)),
     }
@@ -451,6 +456,41 @@ def test_ids_are_in_the_vocabulary(any_tokenizer: Tokenizer) -> None:
     assert encoded.ids.max() < any_tokenizer.vocabulary_size
     assert (np.diff(encoded.document_ends, prepend=0) > 0).all()
     assert encoded.ids[encoded.document_ends - 1].tolist() == [any_tokenizer.eos_id] * 3
+
+
+@pytest.mark.parametrize("make", [Word, Characters, ByteLevelBPE])
+@pytest.mark.parametrize("size", [3, 7, 257, 258, 300, 10_000])
+def test_a_vocabulary_has_at_most_as_many_ids_as_asked_for(make: Any, size: int) -> None:
+    """All of them counted; exactly as many where the text has what to fill them with."""
+    texts = [f"word{n} {chr(0x4E00 + n)} words" for n in range(1500) for _ in range(3)]
+    if make is ByteLevelBPE and size < 257:
+        return
+    tokenizer = make(vocabulary_size=size)
+    tokenizer.train(texts)
+    most = {Word: 3_003, Characters: 1_518, ByteLevelBPE: 10_000}[make]
+    if make is not ByteLevelBPE or size < 10_000:
+        assert tokenizer.vocabulary_size == min(size, most)
+    assert tokenizer.vocabulary_size <= size
+    encoded = tokenizer.encode(["words word1 \u4e01 zebra", "\n"])
+    assert set(encoded.ids.tolist()) <= set(range(tokenizer.vocabulary_size))
+    assert tokenizer.settings()["vocabulary_size"] == size
+
+
+SAVED = """{"format": "lmkit tokenizer 1", "name": "word", "settings": {"min_frequency": 1, \
+"max_size": 4, "lower": false}, "vocabulary": ["<eos>", "a", "b", "<unk>"]}"""
+
+
+def test_a_tokenizer_saved_before_the_size_had_one_name_is_the_same(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(SAVED)
+    loaded = load_tokenizer(tmp_path)
+    assert loaded.hash() == hashlib.sha256(SAVED.encode()).hexdigest()
+    assert loaded.settings()["vocabulary_size"] == 4
+    again = Word(vocabulary_size=4)
+    again.learn({"a": 3, "b": 1, "c": 1, "<eos>": 4})
+    assert again.hash() == loaded.hash()
+    saved = SAVED.replace("word", "characters").replace(', "max_size": 4, "lower": false', "")
+    (tmp_path / "tokenizer.json").write_text(saved)
+    assert load_tokenizer(tmp_path).hash() == hashlib.sha256(saved.encode()).hexdigest()
 
 
 def test_hash_tells_settings_and_vocabularies_apart() -> None:
@@ -493,8 +533,10 @@ def test_damaged_files(tmp_path: Path, content: str | None, message: str) -> Non
     [
         (lambda: Word(min_frequency=0), "tokenizer.min_frequency=0: must be at least 1 "
                                         "(every word of the text occurs once)"),
-        (lambda: Word(max_size=2), "tokenizer.max_size=2: must be at least 3 "
-                                   "(<eos>, <unk> and one word)"),
+        (lambda: Word(vocabulary_size=2), "tokenizer.vocabulary_size=2: must be at least 3 "
+                                          "(<eos>, <unk> and one word)"),
+        (lambda: Characters(vocabulary_size=2), "tokenizer.vocabulary_size=2: must be at least 3 "
+                                                "(<eos>, <unk> and one character)"),
         (lambda: ByteLevelBPE(256), "tokenizer.vocabulary_size=256: must be at least 257 "
                                     "(all bytes and <eos>)"),
     ],
