@@ -16,17 +16,15 @@ class Embedding(nn.Embedding):
     summed where the head left its own, without a dense one of the look-up.
 
     It starts from U(-init_range, init_range), or without one from N(0, 1) as torch's own: inputs of
-    variance 1, which Glorot and Bengio 2010 assume. If tied it starts as `draw_logits` has it.
+    variance 1, as LeCun et al. 1998 want them (equation 16), who give a matrix the variance
+    1 / size. Tied it is both, and has their geometric mean.
     """
 
     def __init__(
         self, vocabulary_size: int, size: int, init_range: float | None, tied: bool
     ) -> None:
         super().__init__(vocabulary_size, size)
-        if tied:
-            draw_logits(self.weight, init_range)
-        elif init_range is not None:
-            nn.init.uniform_(self.weight, -init_range, init_range)
+        draw(self.weight, size**-0.25 if tied else 1.0, init_range)
         self.tied = tied
         self.sparse_gradient = False  # set by who knows that the optimiser can take it
         self._matrix: Tensor | None = None
@@ -44,15 +42,10 @@ class Embedding(nn.Embedding):
         return self.weight if matrix is None else matrix
 
 
-def draw_logits(weight: Tensor, init_range: float | None) -> None:
-    """Start a matrix of logits (vocabulary_size, size) from U(-init_range, init_range), or without
-    one from a normal distribution of variance size^(-1/2).
-
-    Hidden vectors of variance 1 would ask for 1 / size (LeCun et al. 1998, equation 16), but they
-    start far smaller, and the inputs of a tied model ask for 1: it is the geometric mean of both.
-    """
+def draw(weight: Tensor, std: float, init_range: float | None) -> None:
+    """Start a weight from U(-init_range, init_range), or without one from N(0, std^2)."""
     if init_range is None:
-        nn.init.normal_(weight, 0.0, weight.shape[1] ** -0.25)
+        nn.init.normal_(weight, 0.0, std)
     else:
         nn.init.uniform_(weight, -init_range, init_range)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lmkit import odds
 from lmkit.cross_entropy import LinearCrossEntropy, Memory
-from lmkit.embedding import Embedding, draw_logits
+from lmkit.embedding import Embedding, draw
 from lmkit.gemm import fast_matmul
 
 # Without `chunk_size`, at least as many rows at a time as make this many logits.
@@ -46,7 +46,8 @@ class FullSoftmax(Head):
     """y_hat = softmax(U h + b_2) over the whole vocabulary; U is the weight of `embedding` where
     that is tied, its own otherwise.
 
-    Its own starts as `draw_logits` has it, the bias from 0.
+    Its own starts from U(-init_range, init_range), or without one from N(0, 1 / hidden_size)
+    (LeCun et al. 1998, equation 16).
     Logits exist for `chunk_size` positions at a time; null chooses it by the vocabulary.
     """
 
@@ -68,7 +69,7 @@ class FullSoftmax(Head):
             self._matrix = embedding.matrix
         else:
             self.weight = nn.Parameter(torch.empty(vocabulary_size, hidden_size))
-            draw_logits(self.weight, init_range)
+            draw(self.weight, hidden_size**-0.5, init_range)
             self._matrix = lambda: self.weight
         self.bias = nn.Parameter(torch.zeros(vocabulary_size)) if bias else None
         # Few enough for memory, enough that the matrix is not all that is read and written.

@@ -48,7 +48,7 @@ class Outputs:
             stamp = crc32(strict_json(about).encode("utf-8", "replace"))
             new: dict[str, Any] = {"last": last_reached(run.path / "metrics.jsonl")}
             if stamp != had.get("stamp"):
-                new = {"stamp": stamp, "about": about}
+                new |= {"stamp": stamp, "about": about}
             for name in ("metrics", "samples"):
                 if place := had.get(name):
                     new[name] = self._read_on(run.path / f"{name}.jsonl", place)

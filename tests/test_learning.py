@@ -86,9 +86,9 @@ def test_a_small_tied_model_of_words_is_soon_well_below_the_unigram_entropy():
 def test_scales_follow_the_sizes(size):
     for tied in (True, False):
         model, head = build("lstm", 5000, size, tied)
-        std = {True: size**-0.25, False: 1.0}[tied]
-        assert model.embedding.weight.std().item() == pytest.approx(std, rel=0.02)
-        assert head.weight.std().item() == pytest.approx(size**-0.25, rel=0.02)
+        looked_up, multiplied = (size**-0.25, size**-0.25) if tied else (1.0, size**-0.5)
+        assert model.embedding.weight.std().item() == pytest.approx(looked_up, rel=0.02)
+        assert head.weight.std().item() == pytest.approx(multiplied, rel=0.02)
         assert abs(head.weight.mean().item()) < 0.02
         assert not head.bias.any()
         for weight in model.layers.parameters():
