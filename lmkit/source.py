@@ -129,14 +129,14 @@ class Source(ABC):
         cut = self._cut_with(split)
         part = "train" if cut else split
         total = counts.total() - counts[EMPTY]
-        if counts[EMPTY] and part not in self._warned:
-            self._warned.add(part)
-            log.warning("%s: skipped %d empty documents of %s", self._where, counts[EMPTY], part)
         if total == 0:
             raise UserError(
                 f"{self._where} has no documents for {part} ({counts[EMPTY]} empty ones): "
                 "name text that has words"
             )
+        if counts[EMPTY] and part not in self._warned:
+            self._warned.add(part)
+            log.warning("%s: skipped %d empty documents of %s", self._where, counts[EMPTY], part)
         homes = [name for name in SPLITS if name in (part, *cut)]
         if empty := [name for name in homes if not counts[name]]:
             found = ", ".join(f"{counts[name]} {name}" for name in homes)
