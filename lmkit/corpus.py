@@ -12,7 +12,6 @@ from lmkit import paths, probe_corpus, pydocs, readers, records
 from lmkit.errors import UserError
 from lmkit.files import FileSource, Span
 from lmkit.hub import HuggingFace
-from lmkit.readers import UTF8
 from lmkit.records import ENCODING, Table
 from lmkit.source import SPLITS, Document, Source
 
@@ -66,15 +65,16 @@ class Files(FileSource):
         *,
         unit: Literal["file", "paragraph", "heading", "line"] = "file",
         heading: str | None = None,
-        encoding: str = UTF8,
+        encoding: str = "utf-8",
         valid_path: str | list[str] | None = None,
         test_path: str | list[str] | None = None,
         valid_fraction: float = 0.1,
         test_fraction: float = 0.1,
     ) -> None:
-        """`heading` is the pattern of the lines that open a document, with unit=heading."""
+        """unit: what a document is.
+        heading: the pattern of the lines that open a document, with unit=heading."""
         self._cutter = readers.cutter(unit, heading)
-        self._finer = FINER if unit == "file" else ""
+        self.finer = FINER if unit == "file" else ""
         super().__init__(
             {"train": path, "valid": valid_path, "test": test_path},
             {"unit": unit, "heading": heading},
@@ -101,12 +101,13 @@ class Jsonl(FileSource):
         path: str | list[str],
         *,
         field: str = "text",
-        encoding: str = UTF8,
+        encoding: str = "utf-8",
         valid_path: str | list[str] | None = None,
         test_path: str | list[str] | None = None,
         valid_fraction: float = 0.1,
         test_fraction: float = 0.1,
     ) -> None:
+        """field: the name of the field that holds the text."""
         self._field = field
         super().__init__(
             {"train": path, "valid": valid_path, "test": test_path},
@@ -132,15 +133,16 @@ class Csv(FileSource):
         delimiter: str | None = None,
         quote: str | None = '"',
         header: bool = True,
-        encoding: str = UTF8,
+        encoding: str = "utf-8",
         valid_path: str | list[str] | None = None,
         test_path: str | list[str] | None = None,
         valid_fraction: float = 0.1,
         test_fraction: float = 0.1,
     ) -> None:
-        """`column` is a name in the first line or, with header=false, a number from 1;
-        `delimiter` a comma, but a tab in .tsv and .tab, unless given; with quote=null quotes are
-        text."""
+        """column: its name in the first row, or its number, from 1, with header=false.
+        delimiter: one character, or tab; null: a tab in .tsv and .tab, else a comma.
+        quote: what is around a field that holds a delimiter or line end; null: quotes are text.
+        header: whether the first row names the columns."""
         named = {"\\t": "\t", "tab": "\t"}
         delimiter = named.get(delimiter, delimiter) if delimiter else delimiter
         self._table = Table(column, delimiter, quote, header)
@@ -203,7 +205,7 @@ class WikiText(FileSource):
     """
 
     def __init__(self, path: str) -> None:
-        """`path` has train, valid and test as .txt, .tokens, .raw, wiki.*.tokens or wiki.*.raw."""
+        """path: of train, valid and test as .txt, .tokens, .raw, wiki.*.tokens or wiki.*.raw."""
         self._cutter = readers.cutter("heading", TITLE)
         directory = paths.located(path)
         if directory.is_file():

@@ -55,11 +55,12 @@ def nearby(path: Path) -> str:
 
 
 def listed(names: Sequence[str]) -> str:
-    """At most eight names, cut where they are long, and how many more there are."""
+    """At most eight names, each on the line and cut where it is long, and how many more."""
     more = len(names) - _NAMES_SHOWN
-    short = (n if len(n) <= _NAME_LENGTH else f"{n[:_NAME_LENGTH]}..." for n in names)
-    shown = ", ".join([name for name, _ in zip(short, range(_NAMES_SHOWN), strict=False)])
-    return f"{shown or 'nothing in it'} and {more} more" if more > 0 else shown or "nothing in it"
+    flat = [" ".join(name.split()) for name in names[:_NAMES_SHOWN]]
+    short = [name if len(name) <= _NAME_LENGTH else f"{name[:_NAME_LENGTH]}..." for name in flat]
+    shown = ", ".join(short) or "nothing in it"
+    return f"{shown} and {more} more" if more > 0 else shown
 
 
 def as_list(text: str) -> list[str] | None:

@@ -56,12 +56,19 @@ class TokenCount:
 class Source(ABC):
     """Documents by split; the constructor's arguments are the keys of the config group `data`.
 
-    piece_bytes: how large the pieces are that files are read in, on disk.
+    piece_bytes: how large the pieces are that files are read in, on disk. finer: how its documents
+    can be made smaller, for messages.
+
+    Keys that several sources have:
+    path: a file, directory, glob or list of them; of train, or of all splits told by their names.
+    valid_path, test_path: the same for a split of its own.
+    valid_fraction, test_fraction: of the documents, cut out of train where there is no such split.
+    column: the name of the column that holds the text.
+    encoding: of the files, as latin-1, cp1252, utf-16.
     """
 
     piece_bytes = 1 << 28
-    # How its documents can be made smaller, for messages.
-    _finer = ""
+    finer = ""
     # Whether a split's text can be named with its own path.
     _by_path = False
 
@@ -129,14 +136,14 @@ class Source(ABC):
         cut = self._cut_with(split)
         part = "train" if cut else split
         total = counts.total() - counts[EMPTY]
-        if counts[EMPTY] and part not in self._warned:
-            self._warned.add(part)
-            log.warning("%s: skipped %d empty documents of %s", self._where, counts[EMPTY], part)
         if total == 0:
             raise UserError(
                 f"{self._where} has no documents for {part} ({counts[EMPTY]} empty ones): "
                 "name text that has words"
             )
+        if counts[EMPTY] and part not in self._warned:
+            self._warned.add(part)
+            log.warning("%s: skipped %d empty documents of %s", self._where, counts[EMPTY], part)
         homes = [name for name in SPLITS if name in (part, *cut)]
         if empty := [name for name in homes if not counts[name]]:
             found = ", ".join(f"{counts[name]} {name}" for name in homes)
@@ -145,7 +152,7 @@ class Source(ABC):
             remedies = [self._remedy(name) for name in empty]
             raise UserError(
                 f"{self._where}: {few} ({found}): "
-                + "; or ".join(filter(None, (self._finer, "; ".join(remedies))))
+                + "; or ".join(filter(None, (self.finer, "; ".join(remedies))))
             )
 
     def remarks(self, counts: Mapping[str, TokenCount]) -> list[str]:
@@ -172,7 +179,7 @@ class Source(ABC):
             f"{self._where}: the tokens are {found}, where {wanted} are cut by a hash of each "
             f"document, whatever its length; the longest ({longest.longest}) has "
             f"{longest.most / total:.1%} of all: "
-            + "; or ".join(filter(None, (self._finer, remedy)))
+            + "; or ".join(filter(None, (self.finer, remedy)))
         ]
 
     def _cut_with(self, split: str) -> Mapping[str, float]:

@@ -70,9 +70,10 @@ class Bytes(ByteSurfaces):
 
 
 class Characters(DocumentTokenizer, CountedTokenizer):
-    """Unicode code points; those rarer than `min_frequency` in the train split are `<unk>`.
+    """Unicode code points, of the train split.
 
-    vocabulary_size is an upper bound that counts `<eos>` and `<unk>`; the most frequent stay.
+    min_frequency: characters rarer than this in the train split are `<unk>`.
+    vocabulary_size: at most so many ids, the most frequent characters, `<eos>` and `<unk>` counted.
     """
 
     name = "characters"

@@ -25,7 +25,10 @@ class Word(CountedTokenizer):
     """`line.split() + ["<eos>"]` for every line; a blank line is one `<eos>`.
 
     A literal `<eos>` or `<unk>` in the text is that token, as in WikiText's own files.
-    vocabulary_size is an upper bound that counts `<eos>` and `<unk>`; the most frequent words stay.
+
+    min_frequency: words rarer than this in the train split are `<unk>`.
+    vocabulary_size: at most so many ids, the most frequent words, `<eos>` and `<unk>` counted.
+    lower: read all text in lower case.
     """
 
     name = "word"
