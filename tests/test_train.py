@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from compiled import needs_kernels
 from journey import LIMIT, lmkit, rows, start
 
 from lmkit import cli
+from lmkit.run import Run
 
 
 def last(run: Path) -> dict:
@@ -69,6 +71,23 @@ def test_killed_and_resumed_is_the_same_run_to_the_bit(finished, settings, tmp_p
     assert rows(run) == rows(whole), status.stderr
     assert_same_state(last(run), last(whole))
     assert (run / "samples.jsonl").read_text() == (whole / "samples.jsonl").read_text()
+
+
+@needs_kernels
+def test_an_lstm_goes_on_bit_for_bit_with_another_number_of_threads(finished, settings, tmp_path):
+    whole, done = finished
+    assert "the training will take about" in done.stderr
+    process = start("train", *settings, "run_id=cut", "threads=3", cwd=tmp_path)
+    run = tmp_path / "outputs" / "tiny" / "cut"
+    wait_for_rows(process, run, 25)
+    process.kill()
+    process.communicate(timeout=LIMIT)
+    assert [Run(path).config()["threads"] for path in (run, whole)] == [3, 1]
+    resumed = lmkit("resume", "cut", "threads=2", cwd=tmp_path)
+    assert "what is left of the training will take about" in resumed.stderr
+    assert "with 2 threads" in resumed.stderr
+    assert rows(run) == rows(whole)
+    assert_same_state(last(run), last(whole))
 
 
 def wait_for_rows(process: subprocess.Popen[str], run: Path, number: int) -> None:
