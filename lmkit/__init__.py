@@ -25,9 +25,9 @@ def load(
     """
     from lmkit.check import check
     from lmkit.config import compose
-    from lmkit.run import Run
+    from lmkit.run import Run, no_checkpoint
     from lmkit.trained import TrainedModel
 
-    found = Run.find(str(outputs), str(run))
+    found = Run.find(str(outputs), str(run), no_checkpoint)
     config, _ = check(compose([], found.path / "config.yaml"), trains=False)
     return TrainedModel.load(found, config, checkpoint)

@@ -38,7 +38,9 @@ MODULES = {
 # These start from a config that must fit this machine; the others only read a run.
 TRAINS = ("train", "resume", "sweep", "analyze")
 # Parameters of a command that the command line does not spell out.
-PROVIDED = ("config", "composition", "search", "overrides", "config_dir", "commands")
+PROVIDED = (
+    *("config", "composition", "search", "overrides", "selected", "config_dir", "commands"),
+)
 WORDS = {"run": "RUN: a run directory, an id, the beginning of one, or latest"}
 HYDRA_FLAGS = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--shell-completion", "-sc")
 
@@ -52,6 +54,7 @@ class Command:
     positional: tuple[str, ...]
     own: dict[str, tuple[str, str | None]]  # annotation and default, as written
     doc: str
+    run_lacks: str | None = None  # of `run: Annotated[Run, NAME]`, what `latest` must not lack
 
     @property
     def purpose(self) -> str:
@@ -143,7 +146,7 @@ def _run(command: Command, argv: list[str]) -> Any:
     from lmkit.config import compose, parse_flags, report
 
     words, argv = _take_words(command, argv)
-    run = _find_run(argv, words.pop("run")) if "run" in words else None
+    run = _find_run(argv, words.pop("run"), command.run_lacks) if "run" in words else None
     if run and "outputs" not in command.own:
         argv = [argument for argument in argv if not argument.startswith("outputs=")]
     name = _config_name(words)
@@ -155,6 +158,11 @@ def _run(command: Command, argv: list[str]) -> Any:
         from lmkit.multirun import multirun
 
         return multirun(argv)
+    selected: list[str] = []
+    if "selected" in command.positional:
+        flags = parse_flags(argv)
+        selected = flags.overrides
+        argv = [argument for argument in argv if argument not in selected]
     search = None
     if "search" in command.positional:
         from lmkit.search import split
@@ -180,6 +188,7 @@ def _run(command: Command, argv: list[str]) -> Any:
         "config": config,
         "composition": composition,
         "search": search,
+        "selected": selected,
         "overrides": composition.overrides,
         "config_dir": parse_flags(argv).config_dir,
         "commands": {name: known.purpose for name, known in commands().items()},
@@ -201,12 +210,13 @@ def _take_words(command: Command, argv: list[str]) -> tuple[dict[str, str], list
     return words, argv
 
 
-def _find_run(argv: list[str], which: str) -> Any:
-    """The run that RUN names, sought under `outputs=`."""
-    from lmkit.run import Run
+def _find_run(argv: list[str], which: str, lacks: str | None) -> Any:
+    """The run that RUN names, sought under `outputs=`; lacks: the name of a function of `run`."""
+    from lmkit import run
 
     places = [argument for argument in argv if argument.startswith("outputs=")]
-    return Run.find(places[-1].partition("=")[2] if places else "outputs", which)
+    outputs = places[-1].partition("=")[2] if places else "outputs"
+    return run.Run.find(outputs, which, getattr(run, lacks) if lacks else None)
 
 
 def _config_name(words: dict[str, str]) -> str:
@@ -217,12 +227,21 @@ def _config_name(words: dict[str, str]) -> str:
 
 
 def _show(argv: list[str], name: str) -> None:
-    """Let Hydra answer its own flags, over the same command line that would be composed."""
+    """Answer Hydra's flags, over the same command line that would be composed: the config with
+    its classes' defaults, and by Hydra all else."""
     import hydra
 
-    from lmkit.config import CONF, hydra_arguments
+    from lmkit.config import CONF, check_config_name, config_folders, hydra_arguments, parse_flags
 
+    flags = parse_flags(argv)
+    if flags.cfg == "job":
+        from lmkit.full_config import full_config
+
+        print(redact(full_config(argv, name)))
+        return
+    check_config_name(flags.config_name or name, config_folders(flags.config_dir))
     logging.getLogger().handlers.clear()  # Hydra brings its own
+    logging.raiseExceptions = False  # `| head` has seen enough
     sys.argv = ["lmkit", *hydra_arguments(argv)]
     hydra.main(config_path=str(CONF), config_name=name, version_base="1.3")(_nothing)()
 
@@ -256,7 +275,17 @@ def _read(name: str, file: Path) -> Command:
         hint = ast.unparse(argument.annotation) if argument.annotation else ""
         own[argument.arg] = (hint, ast.unparse(default) if default else None)
     positional = tuple(argument.arg for argument in arguments.args)
-    return Command(name, file.stem, positional, own, ast.get_docstring(function) or "")
+    doc = ast.get_docstring(function) or ""
+    return Command(name, file.stem, positional, own, doc, _run_lacks(arguments.args))
+
+
+def _run_lacks(arguments: Sequence[ast.arg]) -> str | None:
+    """NAME of an argument `run: Annotated[Run, NAME]`."""
+    for argument in arguments:
+        match argument:
+            case ast.arg("run", ast.Subscript(slice=ast.Tuple([_, ast.Name(lacks)]))):
+                return lacks
+    return None
 
 
 def _overview(known: dict[str, Command]) -> str:

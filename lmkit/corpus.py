@@ -172,7 +172,8 @@ class Files(_Files):
         valid_fraction: float = 0.1,
         test_fraction: float = 0.1,
     ) -> None:
-        """`heading` is the pattern of the lines that open a document, with unit=heading."""
+        """unit: what a document is.
+        heading: the pattern of the lines that open a document, with unit=heading."""
         self._cutter = readers.cutter(unit, heading)
         self._finer = ("cut finer with data.unit",) if unit == "file" else ()
         super().__init__(
@@ -202,6 +203,7 @@ class Jsonl(_Files):
         valid_fraction: float = 0.1,
         test_fraction: float = 0.1,
     ) -> None:
+        """field: the name of the field that holds the text."""
         self._field = field
         super().__init__(
             {"train": path, "valid": valid_path, "test": test_path},
@@ -258,7 +260,7 @@ class WikiText(_Files):
     """
 
     def __init__(self, path: str) -> None:
-        """`path` has train, valid and test as .txt, .tokens, .raw, wiki.*.tokens or wiki.*.raw."""
+        """path: of train, valid and test as .txt, .tokens, .raw, wiki.*.tokens or wiki.*.raw."""
         self._cutter = readers.cutter("heading", "^ = [^=].* = $")
         directory = readers.located(path)
         if directory.is_file():
@@ -303,7 +305,10 @@ class MemoryProbe(Source):
         max_distance: int = 60,
         corpus_seed: int = 1,
     ) -> None:
-        """A distance is the number of words from a country to its repetition."""
+        """num_train, num_valid, num_test: documents of the split.
+        num_countries: words to choose from.
+        min_distance, max_distance: words from a country to its repetition.
+        corpus_seed: of what the documents are drawn by."""
         self._counts = {"train": num_train, "valid": num_valid, "test": num_test}
         for split, count in self._counts.items():
             if count < 1:

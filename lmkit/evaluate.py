@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -19,7 +19,7 @@ from lmkit.check import split_data
 from lmkit.errors import UserError
 from lmkit.lanes import Protocol
 from lmkit.metrics import bits_per_byte, perplexity
-from lmkit.run import Run
+from lmkit.run import Run, no_checkpoint
 from lmkit.store import TokenStore, prepare
 from lmkit.text import Text, read_text
 from lmkit.tokenizer import Tokenizer
@@ -31,7 +31,7 @@ NUM_LANES = 64
 
 
 def evaluate(
-    run: Run,
+    run: Annotated[Run, no_checkpoint],
     config: Mapping[str, Any],
     *,
     split: str | None = None,

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from rich.console import Console
 from rich.text import Text
 
-from lmkit.run import Run
+from lmkit.run import Run, no_checkpoint
 from lmkit.trained import TrainedModel
 
 CONTROL = {*range(0x20), *range(0x7F, 0xA0)} - {ord("\n"), ord("\t")}
 
 
 def generate(
-    run: Run,
+    run: Annotated[Run, no_checkpoint],
     config: Mapping[str, Any],
     *,
     prompt: str = "",

@@ -43,7 +43,8 @@ class FullSoftmax(Head):
     """y_hat = softmax(U h + b_2) over the whole vocabulary; U is the weight of `embedding` where
     that is tied, its own otherwise.
 
-    Logits exist for `chunk_size` positions at a time; null chooses it by the vocabulary.
+    bias: whether there is b_2.
+    chunk_size: positions whose logits exist at a time; null: chosen by the vocabulary.
     """
 
     def __init__(

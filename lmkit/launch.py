@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from rich.console import Console
 from rich.panel import Panel
@@ -22,7 +22,7 @@ from lmkit.datamodule import DataModule
 from lmkit.errors import UserError
 from lmkit.processes import Launched, broadcast, gather, launched, meet
 from lmkit.redaction import redact
-from lmkit.run import Run
+from lmkit.run import Run, no_end
 from lmkit.signals import Stopped
 from lmkit.trained import TrainedModel
 from lmkit.training import make_data, work
@@ -42,7 +42,9 @@ def train(config: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     return _start(run, config, overrides)
 
 
-def resume(run: Run, config: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+def resume(
+    run: Annotated[Run, no_end], config: dict[str, Any], overrides: list[str]
+) -> dict[str, Any]:
     """Go on with a run from its newest checkpoint; length, devices and logging may change."""
     return _start(run, config, overrides)
 

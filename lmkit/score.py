@@ -7,13 +7,13 @@ import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from lmkit.atomic import write_atomically
 from lmkit.errors import UserError
 from lmkit.lanes import Protocol
 from lmkit.metrics import perplexity
-from lmkit.run import Run, strict_json
+from lmkit.run import Run, no_checkpoint, strict_json
 from lmkit.score_page import page
 from lmkit.text import Text, read_text
 from lmkit.trained import TrainedModel
@@ -25,7 +25,7 @@ MAX_ON_PAGE = 20_000
 
 
 def score(
-    run: Run,
+    run: Annotated[Run, no_checkpoint],
     config: Mapping[str, Any],
     *,
     text: str | None = None,

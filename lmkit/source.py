@@ -46,6 +46,12 @@ class Source(ABC):
     """Documents by split; the constructor's arguments are the keys of the config group `data`.
 
     piece_bytes: how large the pieces are that files are read in, on disk.
+
+    Keys that several sources have:
+    path: a file, a directory or a glob; of train, or of all splits where they are told by name.
+    valid_path, test_path: the same for a split of its own.
+    valid_fraction, test_fraction: of the documents, cut out of train where there is no such split.
+    column: the name of the column that holds the text.
     """
 
     piece_bytes = 1 << 28

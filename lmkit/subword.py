@@ -34,7 +34,8 @@ PROBE = (
 class ByteLevelBPE(ByteSurfaces):
     """Byte-level byte-pair encoding (Sennrich et al. 2016, over bytes as in GPT-2), no losses.
 
-    vocabulary_size is an upper bound, met where the text has pairs enough.
+    vocabulary_size: an upper bound, met where the text has pairs enough.
+    min_frequency: pairs rarer than this in the train split are not merged.
     """
 
     name = "bpe"
@@ -105,8 +106,9 @@ class ByteLevelBPE(ByteSurfaces):
 
 
 class Pretrained(DocumentTokenizer):
-    """A tokenizer.json of the `tokenizers` library; eos: the token that closes a document.
+    """A tokenizer.json of the `tokenizers` library.
 
+    path: the file, or its directory. eos: the token that closes a document; null: the usual one.
     Line ends are found through the library's offsets; a line without tokens is no line.
     """
 

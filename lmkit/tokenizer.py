@@ -70,7 +70,10 @@ class Bytes(ByteSurfaces):
 
 
 class Characters(DocumentTokenizer, CountedTokenizer):
-    """Unicode code points; those rarer than `min_frequency` in the train split are `<unk>`."""
+    """Unicode code points, of the train split.
+
+    min_frequency: characters rarer than this in the train split are `<unk>`.
+    """
 
     name = "characters"
     trainable = True

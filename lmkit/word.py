@@ -25,7 +25,10 @@ class Word(CountedTokenizer):
     """`line.split() + ["<eos>"]` for every line; a blank line is one `<eos>`.
 
     A literal `<eos>` or `<unk>` in the text is that token, as in WikiText's own files.
-    max_size counts `<eos>` and `<unk>`.
+
+    min_frequency: words rarer than this in the train split are `<unk>`.
+    max_size: of the vocabulary, `<eos>` and `<unk>` counted; null: no limit.
+    lower: read all text in lower case.
     """
 
     name = "word"

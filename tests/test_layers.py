@@ -17,7 +17,7 @@ FLOW = """
     windows lanes mixture datamodule
     gemm kernels dropout embedding lstm recurrent model odds cross_entropy head metrics optim task
     run checkpoint_io checkpoint guard watchdog logs progress
-    config search allow binding safety contradictions check
+    config search allow keys full_config binding safety contradictions check
     sampling text trained probe training workers launch job multirun
     prepare cluster
     estimate evaluate score_page score generate analyze watch dashboard verify doctor list
