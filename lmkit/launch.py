@@ -141,7 +141,7 @@ def _agree(place: Launched, do: Callable[[], Result], *, alone: bool = False) ->
 
 def _hold(run: Run, config: dict[str, Any], do: Callable[[], None]) -> dict[str, Any]:
     """Do the work of a started run and write down how it ended."""
-    print(f"run {run.name}/{run.id} in {run.path}", file=sys.stderr)
+    print(f"{_begins(run)}{run.name}/{run.id} in {run.path}", file=sys.stderr)
     try:
         do()
     except Stopped as stopped:
@@ -161,6 +161,14 @@ def _hold(run: Run, config: dict[str, Any], do: Callable[[], None]) -> dict[str,
     if summary:
         _report(run, config, summary)
     return {"run": str(run.path), **summary}
+
+
+def _begins(run: Run) -> str:
+    """`run `, or from where it goes on; epochs count from 1, as on the bar."""
+    _, manifest = newest_manifest(run.path / "checkpoints")
+    if not manifest:
+        return "run "
+    return f"going on from step {manifest['step']:,} (epoch {manifest['epoch'] + 1}) of "
 
 
 def _report(run: Run, config: dict[str, Any], summary: dict[str, Any]) -> None:
