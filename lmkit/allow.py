@@ -47,6 +47,9 @@ BESIDE = {
     "data": ("lmkit.datamodule.DataModule", ("source", "tokenizer", "cache", "seed", "trained")),
 }
 
+# Of the values that a class would take, those that lmkit does.
+VALUES = {"trainer.precision": ("auto", "32-true", "bf16-mixed", "16-mixed")}
+
 
 def allowed_prefixes() -> tuple[str, ...]:
     """lmkit's own list and the user's, from the environment: a config found on disk cannot add."""

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 
 from lmkit import hardware, kernels
-from lmkit.allow import BESIDE, SLOTS, slot_bases
+from lmkit.allow import BESIDE, SLOTS, VALUES, slot_bases
 from lmkit.binding import Group, Owners, bind, bind_node, build, signature_keys, unknown
-from lmkit.config import Composition, nearest, report
+from lmkit.config import Composition, report
 from lmkit.contradictions import contradictions
 from lmkit.datamodule import DataModule
 from lmkit.errors import UserError
+from lmkit.groups import nearest
 from lmkit.hub import HuggingFace
 from lmkit.kernels import Kernels
 from lmkit.processes import launched
@@ -24,7 +25,7 @@ from lmkit.redaction import redact
 from lmkit.safety import escapes, leaks
 from lmkit.source import Source
 
-PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
+PRECISIONS = VALUES["trainer.precision"]
 DATAMODULE: Owners = {DataModule: frozenset(BESIDE["data"][1])}
 
 

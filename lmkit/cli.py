@@ -34,6 +34,7 @@ MODULES = {
     "verify": "verify",
     "doctor": "doctor",
     "list": "list",
+    "completion": "completion",
 }
 # These start from a config that must fit this machine; the others only read a run.
 TRAINS = ("train", "resume", "sweep", "analyze")
@@ -70,6 +71,18 @@ class Command:
     def takes_config(self) -> bool:
         """Whether the keys of a config are among those of the command."""
         return "config" in self.positional or "composition" in self.positional
+
+    @property
+    def flags(self) -> list[str]:
+        """The flags that it takes."""
+        flags = ["--help"]
+        if "config_dir" in self.positional or self.takes_config:
+            flags.append("--config-dir")
+        if self.takes_config and "run" not in self.positional:
+            flags += ["--config-name", "--cfg", "--info", "--package", "--resolve"]
+        if self.name == "train":
+            flags.append("--multirun")
+        return flags
 
     def load(self) -> Any:
         """The function itself."""
@@ -119,8 +132,12 @@ def _dispatch(argv: list[str]) -> None:
         print(_overview(known))
     elif name == "--version":
         print(version("lmkit"))
+    elif name == "--complete":
+        from lmkit.completion import complete
+
+        print(*complete(" ".join(rest), known), sep="\n")
     elif name not in known:
-        from lmkit.config import nearest
+        from lmkit.groups import nearest
 
         raise UserError(f"lmkit {name}: no such command; {nearest(name, known)}")
     elif "--help" in rest or "-h" in rest:
@@ -221,7 +238,7 @@ def _find_run(argv: list[str], which: str, lacks: str | None) -> Any:
 
 def _config_name(words: dict[str, str]) -> str:
     """The config that a command starts from: that of its first word, or train's."""
-    from lmkit.config import CONF
+    from lmkit.groups import CONF
 
     return next((word for word in words.values() if (CONF / f"{word}.yaml").is_file()), "train")
 
@@ -231,7 +248,8 @@ def _show(argv: list[str], name: str) -> None:
     its classes' defaults, and by Hydra all else."""
     import hydra
 
-    from lmkit.config import CONF, check_config_name, config_folders, hydra_arguments, parse_flags
+    from lmkit.config import check_config_name, hydra_arguments, parse_flags
+    from lmkit.groups import CONF, config_folders
 
     flags = parse_flags(argv)
     if flags.cfg == "job":

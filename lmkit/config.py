@@ -4,7 +4,6 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +22,10 @@ from omegaconf.errors import OmegaConfBaseException
 from omegaconf.resolvers import oc
 
 from lmkit.errors import UserError
+from lmkit.groups import config_folders, group_options, nearest
 from lmkit.redaction import mask
 from lmkit.run import check_size
 
-CONF = next(
-    directory
-    for directory in (Path(__file__).parent / "conf", Path(__file__).parents[1] / "conf")
-    if directory.is_dir()
-)
 # Hydra's grammar rejects commas, quotes and brackets, which texts and paths are free to hold.
 VERBATIM = re.compile(r"(text|file|stop|outputs|store|(\w+\.)*prompt|(\w+\.)+\w*path)$")
 ASSIGNMENT = re.compile(r"(?P<sign>\+\+|\+|~)?(?P<key>[\w./@$:-]+)=(?P<value>.*)$", re.DOTALL)
@@ -106,24 +101,6 @@ def hydra_arguments(argv: Sequence[str]) -> list[str]:
     return [normalise(a, options) if a in arguments.overrides else a for a in argv]
 
 
-def config_folders(config_dir: str | None) -> list[Path]:
-    """The folders that hold config groups: lmkit's own and the user's `--config-dir`."""
-    if config_dir is None:
-        return [CONF]
-    if not Path(config_dir).is_dir():
-        raise UserError(f"--config-dir {config_dir}: no such directory")
-    return [CONF, Path(config_dir).resolve()]
-
-
-def group_options(folders: Sequence[Path]) -> dict[str, list[str]]:
-    """The config groups, in alphabetical order, and the options of each."""
-    found: dict[str, set[str]] = {}
-    for folder in folders:
-        for file in folder.glob("*/**/*.yaml"):
-            found.setdefault(file.parent.relative_to(folder).as_posix(), set()).add(file.stem)
-    return {group: sorted(found[group]) for group in sorted(found)}
-
-
 def normalise(argument: str, groups: Collection[str]) -> str:
     """`argument` as Hydra reads it: verbatim keys quoted, keys that name no group forced in."""
     match = ASSIGNMENT.match(argument)
@@ -151,12 +128,6 @@ def spell(line: str, groups: Collection[str]) -> str:
 def quoted(text: str) -> str:
     """Any text as a value in Hydra's grammar."""
     return QuotedString(literal(text), Quote.double).with_quotes()
-
-
-def nearest(name: str, names: Collection[str]) -> str:
-    """`; did you mean ...?`, or the list of what there is."""
-    close = get_close_matches(name, list(names), n=1)
-    return f"did you mean {close[0]}?" if close else f"there are: {', '.join(sorted(names))}"
 
 
 def report(mistakes: Sequence[str]) -> str:

@@ -15,10 +15,11 @@ from rich.table import Table
 from lmkit import hardware, kernels
 from lmkit.allow import allowed_prefixes
 from lmkit.check import check
-from lmkit.config import CONF, Composition
+from lmkit.config import Composition
 from lmkit.environment import environment
 from lmkit.estimate import Estimate, estimate
 from lmkit.gemm import onednn_is_exact
+from lmkit.groups import CONF
 from lmkit.logs import logged_in
 
 

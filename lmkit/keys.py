@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lmkit.allow import BESIDE, SLOTS
+from lmkit.allow import BESIDE, SLOTS, VALUES
 
 ROOT = "lmkit.check.Root"
 NAMED = ("logger", "callbacks")  # groups that hold objects by a name for each
@@ -66,6 +66,8 @@ def node_keys(config: Mapping[str, Any]) -> dict[str, Key]:
             for name, key in class_keys(target).items():
                 if name not in given:
                     found.setdefault(f"{path}.{name}", key)
+    for path in VALUES.keys() & found.keys():
+        found[path] = found[path]._replace(type=" | ".join(VALUES[path]))
     return found
 
 
@@ -96,6 +98,20 @@ def class_keys(target: str) -> dict[str, Key]:
     """The keys of the class at a dotted path; none where its source is not found."""
     located = _locate(target)
     return _keys(*located) if located else {}
+
+
+@cache
+def function_keys(module: str, name: str) -> dict[str, Key]:
+    """The keyword-only arguments of a function, with the lines of its docstring."""
+    found = _module(module)
+    for node in found.tree.body if found else ():
+        if isinstance(node, ast.FunctionDef) and node.name == name:
+            assert found is not None
+            pairs = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
+            keys = {each.arg: _key(found, each.annotation, value) for each, value in pairs}
+            lines = described(ast.get_docstring(node) or "", keys)
+            return {key: value._replace(line=lines.get(key, "")) for key, value in keys.items()}
+    return {}
 
 
 def _keys(module: Module, owner: ast.ClassDef) -> dict[str, Key]:

@@ -11,8 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from lmkit.allow import SLOTS
-from lmkit.config import compose, config_folders, group_options, nearest, report
+from lmkit.config import compose, report
 from lmkit.errors import UserError
+from lmkit.groups import config_folders, group_options, nearest, purpose
 from lmkit.keys import Key, node_keys, nodes
 
 WIDTH = 120  # where no terminal says how wide it is
@@ -145,11 +146,3 @@ def _show(titles: Mapping[str, Mapping[str, str]]) -> None:
         print(title)
         for name, text in names.items():
             print(f"  {name:<{width}}  {text}")
-
-
-def purpose(folders: Sequence[Path], group: str, option: str) -> str:
-    """The first comment line of an option's file, other than Hydra's `@package`."""
-    file = next(f for folder in folders if (f := folder / group / f"{option}.yaml").is_file())
-    lines = (line.strip() for line in file.read_text(encoding="utf-8").splitlines())
-    comments = (line.lstrip("# ") for line in lines if line.startswith("#"))
-    return next((comment for comment in comments if not comment.startswith("@package")), "")

@@ -28,9 +28,7 @@ from lmkit.config import (
     ASSIGNMENT,
     check_config_name,
     compose,
-    config_folders,
     first_lines,
-    group_options,
     hydra_over,
     normalise,
     parse_flags,
@@ -40,6 +38,7 @@ from lmkit.config import (
     spell,
 )
 from lmkit.errors import ResultError, UserError
+from lmkit.groups import config_folders, group_options
 from lmkit.job import LOG, POLL, THREADS, Job, Outcome, ask_to_stop, asked_to_stop, clear
 from lmkit.launch import train
 from lmkit.metrics import perplexity

@@ -11,7 +11,8 @@ import yaml
 
 from lmkit.allow import BESIDE, SLOTS, resolve_target, slot_bases
 from lmkit.binding import signature_keys
-from lmkit.config import CONF, compose, group_options
+from lmkit.config import compose
+from lmkit.groups import CONF, group_options
 from lmkit.keys import ROOT, class_keys, described, google, node_keys, nodes
 
 TARGETS = {
