@@ -40,8 +40,11 @@ def analyze(
 ) -> dict[str, Any]:
     """Train window, Elman, GRU and LSTM on the memory probe and draw how far back each knows.
 
-    As in: lmkit analyze probe. The config is conf/probe.yaml; its LSTM says how many parameters
-    each may have. Each is a run like any other, beside the picture.
+        lmkit analyze probe
+        lmkit analyze probe context=5 trainer.max_epochs=4
+
+    The config is conf/probe.yaml; its LSTM says how many parameters each may have. Each is a run
+    like any other, beside the picture.
     context: words that the window model sees.
     """
     if kind not in ("probe",):

@@ -42,7 +42,6 @@ TRAINS = ("train", "resume", "sweep", "analyze")
 PROVIDED = (
     *("config", "composition", "search", "overrides", "selected", "config_dir", "commands"),
 )
-WORDS = {"run": "RUN: a run directory, an id, the beginning of one, or latest"}
 HYDRA_FLAGS = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--shell-completion", "-sc")
 
 
@@ -129,7 +128,9 @@ def _dispatch(argv: list[str]) -> None:
     name, rest = (argv[0], argv[1:]) if argv else ("--help", [])
     known = commands()
     if name in ("--help", "-h"):
-        print(_overview(known))
+        from lmkit.usage import overview
+
+        print(overview(known))
     elif name == "--version":
         print(version("lmkit"))
     elif name == "--complete":
@@ -141,7 +142,9 @@ def _dispatch(argv: list[str]) -> None:
 
         raise UserError(f"lmkit {name}: no such command; {nearest(name, known)}")
     elif "--help" in rest or "-h" in rest:
-        print(_usage(known[name]))
+        from lmkit.usage import usage
+
+        print(usage(known[name]))
     elif "format=json" in rest:
         with _stdout_for_json() as out:
             failed = None
@@ -222,7 +225,9 @@ def _take_words(command: Command, argv: list[str]) -> tuple[dict[str, str], list
     for name in command.words:
         first = argv[0] if argv else "-"
         if first.startswith("-") or (ASSIGNMENT.match(first) and not Path(first).is_dir()):
-            raise UserError(f"lmkit {command.name} needs a {WORDS.get(name, name)}")
+            from lmkit.usage import RUN
+
+            raise UserError(f"lmkit {command.name} needs a {RUN if name == 'run' else name}")
         words[name], argv = first, argv[1:]
     return words, argv
 
@@ -304,28 +309,3 @@ def _run_lacks(arguments: Sequence[ast.arg]) -> str | None:
             case ast.arg("run", ast.Subscript(slice=ast.Tuple([_, ast.Name(lacks)]))):
                 return lacks
     return None
-
-
-def _overview(known: dict[str, Command]) -> str:
-    lines = ["usage: lmkit COMMAND [RUN] [key=value ...]", ""]
-    lines += [f"  {name:<10} {known[name].purpose}" for name in known]
-    lines += [
-        "",
-        WORDS["run"],
-        "format=json prints the result as one JSON document.",
-        "lmkit COMMAND --help tells a command's own keys, lmkit list what a config can name.",
-    ]
-    return "\n".join(lines)
-
-
-def _usage(command: Command) -> str:
-    words = "".join(f" {word.upper()}" for word in command.words)
-    lines = [f"usage: lmkit {command.name}{words} [key=value ...]", "", command.doc]
-    if command.own:
-        lines += ["", "keys of its own:"]
-    for key, (hint, default) in command.own.items():
-        lines.append(f"  {key}={'...' if default is None else default}  ({hint})")
-    if command.takes_config:
-        lines += ["", "Any key of the config may be set too: model.hidden_size=650, data=wikitext."]
-        lines += ["lmkit list shows the groups, lmkit train --cfg job the composed config."]
-    return "\n".join(lines)

@@ -26,6 +26,9 @@ from lmkit.logs import logged_in
 def doctor(composition: Composition, *, probe: bool = True) -> dict[str, Any]:
     """Show versions and hardware, check the config as train would, and time steps of it.
 
+        lmkit doctor
+        lmkit doctor experiment=quick model=gru trainer.precision=32-true
+
     probe: prepare the text and train for five seconds, to say what an epoch takes.
     """
     outputs = Path(str(composition.config.get("outputs", "outputs")))

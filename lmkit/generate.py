@@ -30,11 +30,18 @@ def generate(
 ) -> dict[str, Any]:
     """Go on from a prompt, or from the beginning of a document.
 
+        lmkit generate latest
+        lmkit generate latest prompt="The " num_tokens=40 temperature=0.8 top_p=0.95
+
+    prompt: what the text begins with. num_tokens: of each sample, at most.
+    num_samples: texts to write.
     temperature: 0 always takes the likeliest token. top_k: only the k likeliest tokens.
     top_p: of those, only the fewest that hold this share of the probability.
     seed: sample i of seed s is the only sample of seed s + i.
     stop: the text of a token to end before; a sample also ends with its document.
     checkpoint: best, last or another of the run's.
+    config: that of the run, of which kernels, threads, trainer.accelerator and trainer.precision
+    are used
     """
     settings: dict[str, Any] = {
         "num_tokens": num_tokens,

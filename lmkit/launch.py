@@ -35,8 +35,13 @@ SAMPLE_TOKENS = 60
 def train(config: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     """Train a model, test its best checkpoint, and show a sample of its text.
 
+        lmkit train
+        lmkit train model=gru model.hidden_size=400 model.tie_weights=false optimizer.lr=1e-3
+        lmkit train data=files data.path=texts data.unit=paragraph name=mine
+        lmkit train -m model=lstm,gru optimizer.lr=1e-3,2e-3
+
     With the run_id of a run that has been stopped, goes on with that run. With -m, Hydra's
-    multirun, a run for each combination of values: -m optimizer.lr=1e-3,1e-2 model=lstm,gru.
+    multirun, a run for each combination of values.
     """
     run = Run.named(config["outputs"], config["name"], config["run_id"])
     return _start(run, config, overrides)
@@ -45,7 +50,14 @@ def train(config: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
 def resume(
     run: Annotated[Run, no_end], config: dict[str, Any], overrides: list[str]
 ) -> dict[str, Any]:
-    """Go on with a run from its newest checkpoint; length, devices and logging may change."""
+    """Go on with a run from its newest checkpoint; length, devices and logging may change.
+
+        lmkit resume latest
+        lmkit resume latest trainer.max_epochs=20
+
+    config: that of the run; trainer.max_epochs and other lengths, trainer.devices, kernels,
+    threads, restarts, logger, callbacks.samples and callbacks.watchdog may change
+    """
     return _start(run, config, overrides)
 
 

@@ -25,8 +25,11 @@ def list(
 ) -> dict[str, Any]:
     """Show the config groups with their options and all commands; of an option, all its keys.
 
-    As in: lmkit list data=files, lmkit list model, lmkit list model=lstm optimizer=sgd.
-    With format=json the same as data.
+        lmkit list
+        lmkit list model
+        lmkit list data=files optimizer=sgd
+
+    The default of a key is what a training would begin with.
     """
     folders = config_folders(config_dir)
     if selected:

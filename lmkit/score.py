@@ -35,12 +35,17 @@ def score(
 ) -> dict[str, Any]:
     """Print what each token of a text costs, and write a page that colours it by surprise.
 
+        lmkit score latest text="The cat sat on the mat."
+        lmkit score latest file=text.txt protocol=sentence
+
     A line of JSON a token: its nll in nats, the same in bits, the entropy of the prediction in
     nats, the token's rank in it (1 is the likeliest), and the likeliest tokens. The page goes
     into the run directory.
     text, file: one of them, read as one document.
     protocol: the run's own unless given; under sentence every line is read by itself.
     checkpoint: best, last or another of the run's.
+    config: that of the run, of which kernels, threads, trainer.accelerator and trainer.precision
+    are used
     """
     given = read_text(text, file)
     trained = TrainedModel.load(run, config, checkpoint)

@@ -50,6 +50,9 @@ def verify(
 ) -> dict[str, Any]:
     """Train a run's config for some steps, killed, resumed and on two processes, and compare.
 
+        lmkit verify latest
+        lmkit verify latest steps=100
+
     steps: updates of each of these trainings, which start from nothing in a directory of their
     own, in fp32; the run itself is not touched.
     """

@@ -1,7 +1,9 @@
 """The command line: what it calls, what it prints, what it imports, how it ends."""
 
+import functools
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -10,9 +12,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lmkit import cli
+from lmkit import cli, usage
 from lmkit.check import check
 from lmkit.config import compose
+from lmkit.keys import function_keys
 from lmkit.run import Run
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -75,8 +78,59 @@ def test_help_shows_a_commands_own_keys_as_its_signature_has_them(capsys):
     assert cli.main(["generate", "--help"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("usage: lmkit generate RUN [key=value ...]\n")
-    assert "  num_tokens=50  (int)\n" in out
-    assert "  top_k=None  (int | None)\n" in out
+    assert "  num_tokens=50    (int) of each sample, at most\n" in out
+    assert "  top_k=null       (int | null) only the k likeliest tokens\n" in out
+    assert "--cfg" not in out.splitlines()[-1]  # it composes no config
+
+
+@pytest.mark.parametrize("name", cli.MODULES)
+def test_help_has_a_line_for_each_key_and_only_the_flags_that_are_taken(name, capsys):
+    command = cli.commands()[name]
+    assert cli.main([name, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 100
+    for key, found in function_keys(f"lmkit.{command.module}", name).items():
+        assert found.line, key
+        assert f"\n  {key}=" in out
+    composes = command.takes_config and "run" not in command.words
+    assert ("\n  --config-name" in out) == ("\n  --cfg" in out) == composes
+    assert ("--multirun" in out) == (name == "train")
+    assert ("keys of the config" in out) == command.takes_config
+
+
+EXAMPLES = [
+    example
+    for command in cli.commands().values()
+    for example in usage.examples(command)
+    if example.startswith("lmkit ")
+]
+
+
+def test_every_command_has_an_example():
+    assert {example.split()[1] for example in EXAMPLES} == {*cli.MODULES} - {"completion"}
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_the_examples_of_help_are_understood(example, run, tmp_path, monkeypatch):
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("Some words.\n\nAnd more of them.\n")
+    monkeypatch.chdir(tmp_path)
+    called = []
+
+    def load(command):
+        function = load_really(command)
+
+        @functools.wraps(function)
+        def stub(*given, **keys):
+            called.append(command.name)
+
+        return stub
+
+    load_really = cli.Command.load
+    monkeypatch.setattr(cli.Command, "load", load)
+    monkeypatch.setattr("lmkit.multirun.multirun", lambda argv: called.append("train"))
+    assert cli.main(shlex.split(example)[1:]) == 0
+    assert called == [example.split()[1]]
 
 
 def test_list_shows_every_option_with_its_purpose(capsys):

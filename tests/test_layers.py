@@ -21,7 +21,7 @@ FLOW = """
     sampling text trained probe training workers launch job multirun
     prepare cluster
     estimate evaluate score_page score generate analyze watch dashboard verify doctor list
-    study trial sweep_report sweep completion
+    study trial sweep_report sweep completion usage
     cli __main__
 """.split()  # noqa: SIM905 - a line is a stage
 MODULES = sorted(file.stem for file in PACKAGE.glob("*.py") if file.stem != "__init__")
