@@ -37,10 +37,10 @@ def load(
     """
     from lmkit.check import check
     from lmkit.config import compose
-    from lmkit.run import Run
+    from lmkit.run import Run, no_checkpoint
     from lmkit.trained import TrainedModel
 
-    found = Run.find(str(outputs), str(run))
+    found = Run.find(str(outputs), str(run), no_checkpoint)
     given = [f"trainer.precision={precision}", f"threads={'null' if threads is None else threads}"]
     given += [f"kernels={kernels}"] if kernels else []
     config, _ = check(compose(given, found.path / "config.yaml"), trains=False)

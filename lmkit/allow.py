@@ -22,7 +22,7 @@ SLOTS = {
     "data": Slot("lmkit.source.Source"),
     "tokenizer": Slot("lmkit.tokenizer.Tokenizer"),
     "model": Slot("lmkit.model.LanguageModel", ("vocabulary_size",)),
-    "head": Slot("lmkit.head.Head", ("hidden_size", "vocabulary_size", "weight", "init_range")),
+    "head": Slot("lmkit.head.Head", ("hidden_size", "vocabulary_size", "embedding", "init_range")),
     "optimizer": Slot("torch.optim.Optimizer", ("params",)),
     "scheduler": Slot("torch.optim.lr_scheduler.LRScheduler", ("optimizer", "num_steps")),
     "trainer": Slot(
@@ -41,6 +41,14 @@ SLOTS = {
     "logger": Slot("lightning.pytorch.loggers.Logger", ("save_dir", "version")),
     "callbacks": Slot("lightning.pytorch.callbacks.Callback", ("generate", "path")),
 }
+
+# Classes whose keys stand in a group beside those of its object, and what the code passes them.
+BESIDE = {
+    "data": ("lmkit.datamodule.DataModule", ("source", "tokenizer", "cache", "seed", "trained")),
+}
+
+# Of the values that a class would take, those that lmkit does.
+VALUES = {"trainer.precision": ("auto", "32-true", "bf16-mixed", "16-mixed")}
 
 
 def allowed_prefixes() -> tuple[str, ...]:

@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from lmkit.atomic import write_atomically
-from lmkit.config import nearest
 from lmkit.errors import UserError
+from lmkit.groups import nearest
 from lmkit.launch import train
 from lmkit.probe import chance, check_config, num_correct, predictions, same_size
 from lmkit.run import Run, mint_id, strict_json
@@ -40,8 +40,11 @@ def analyze(
 ) -> dict[str, Any]:
     """Train window, Elman, GRU and LSTM on the memory probe and draw how far back each knows.
 
-    As in: lmkit analyze probe. The config is conf/probe.yaml; its LSTM says how many parameters
-    each may have. Each is a run like any other, beside the picture.
+        lmkit analyze probe
+        lmkit analyze probe context=5 trainer.max_epochs=4
+
+    The config is conf/probe.yaml; its LSTM says how many parameters each may have. Each is a run
+    like any other, beside the picture.
     context: words that the window model sees.
     """
     if kind not in ("probe",):

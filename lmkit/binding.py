@@ -13,7 +13,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from lmkit.allow import resolve_target
 from lmkit.errors import UserError
-from lmkit.redaction import SHOWN, hide, is_secret_key
+from lmkit.keys import elsewhere
+from lmkit.redaction import SHOWN, hide, is_secret_key, mask
 from lmkit.renamed import RENAMED
 
 SECRET = re.compile(r"\$\{oc\.env:\s*(?P<name>[^,}\s]+)\s*(?:,(?P<default>[^}]*))?\}")
@@ -59,10 +60,12 @@ def bind_node(
     mistakes: list[str],
     given: Collection[str] = (),
     beside: Owners | None = None,
+    whole: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Bind an object node to the constructor its `_target_` names; return it with values fitted.
 
     `given` are arguments that the code passes itself; the node may also hold keys of `beside`.
+    `whole` is the config, in which a key of another node is found.
     """
     if not isinstance(node, Mapping) or "_target_" not in node:
         mistakes.append(f"{path}: expected an object with a _target_, found {_kind(node)}")
@@ -75,12 +78,17 @@ def bind_node(
     values = {key: value for key, value in node.items() if key != "_target_"}
     return {
         "_target_": node["_target_"],
-        **bind(path, values, {target: given, **(beside or {})}, mistakes, node["_target_"]),
+        **bind(path, values, {target: given, **(beside or {})}, mistakes, node["_target_"], whole),
     }
 
 
 def bind(
-    path: str, values: Mapping[str, Any], owners: Owners, mistakes: list[str], called: str = ""
+    path: str,
+    values: Mapping[str, Any],
+    owners: Owners,
+    mistakes: list[str],
+    called: str = "",
+    whole: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """`values` fitted to the keys of `owners`, `called` so in messages.
 
@@ -100,7 +108,7 @@ def bind(
     spoiled = set()
     for name, value in values.items():
         if name not in keys:
-            mistakes.append(unknown(at, str(name), keys, called, set_elsewhere))
+            mistakes.append(unknown(at, str(name), keys, called, set_elsewhere, whole, value))
         elif value != "???":
             before = len(mistakes)
             fitted[name] = _fit_noting(f"{at}{name}", value, keys[name].hint, mistakes)
@@ -115,17 +123,36 @@ def bind(
 
 
 def unknown(
-    at: str, name: str, keys: Collection[str], called: str = "", given: Collection[str] = ()
+    at: str,
+    name: str,
+    keys: Collection[str],
+    called: str = "",
+    given: Collection[str] = (),
+    whole: Mapping[str, Any] | None = None,
+    value: Any = None,
 ) -> str:
-    """The mistake of a key that is none of what is `called` so, with the nearest that is."""
+    """The mistake of a key that is none of what is `called` so, with the nearest that is: a key of
+    this name elsewhere in the `whole` config, one that is spelt alike here, or one elsewhere."""
     if name in ("_args_", "_partial_", "_recursive_", "_convert_"):
         return f"{at}{name} is not supported; write the arguments as keys"
     if name in given:
         return f"{at}{name} is set by lmkit itself and cannot be configured"
     now = RENAMED.get(called, {}).get(name)
-    close = [now] if now else get_close_matches(name, list(keys), n=1)
-    remedy = f"did you mean {at}{close[0]}?" if close else f"there are: {', '.join(keys) or 'none'}"
+    near = [f"{at}{key}" for key in ([now] if now else get_close_matches(name, list(keys), n=1))]
+    others = elsewhere(whole or {}, name) or (
+        [] if near else elsewhere(whole or {}, name, near=True)
+    )
+    close = near if now else [_assigned(path, value) for path in others] or near
+    there = f"there are: {', '.join(keys) or 'none'}"
+    remedy = f"did you mean {' or '.join(close)}?" if close else there
     return f"{at}{name} is not a key{f' of {called}' if called else ''}; {remedy}"
+
+
+def _assigned(path: str, value: Any) -> str:
+    """`path=value` where the value is a plain one."""
+    if isinstance(value, Mapping | list) or value is None:
+        return path
+    return mask(f"{path}={str(value).lower() if isinstance(value, bool) else value}")
 
 
 def fit(value: Any, hint: Any) -> Any:

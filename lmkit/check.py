@@ -11,12 +11,13 @@ from typing import Any
 import torch
 
 from lmkit import hardware, kernels
-from lmkit.allow import SLOTS, slot_bases
+from lmkit.allow import BESIDE, SLOTS, VALUES, slot_bases
 from lmkit.binding import Group, Owners, bind, bind_node, build, signature_keys, unknown
-from lmkit.config import Composition, nearest, report
+from lmkit.config import Composition, report
 from lmkit.contradictions import contradictions
 from lmkit.datamodule import DataModule
 from lmkit.errors import UserError
+from lmkit.groups import nearest
 from lmkit.hub import HuggingFace
 from lmkit.kernels import Kernels
 from lmkit.processes import launched
@@ -24,13 +25,22 @@ from lmkit.redaction import redact
 from lmkit.safety import escapes, leaks
 from lmkit.source import Source
 
-PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
-DATAMODULE: Owners = {DataModule: frozenset({"source", "tokenizer", "cache", "seed", "trained"})}
+PRECISIONS = VALUES["trainer.precision"]
+DATAMODULE: Owners = {DataModule: frozenset(BESIDE["data"][1])}
 
 
 @dataclass
 class Root:
-    """The root keys of a config; a group is a mapping that its own class checks."""
+    """The root keys of a config; a group is a mapping that its own class checks.
+
+    outputs: the directory of all runs and of the prepared text.
+    name: of the experiment, the directory of its runs inside outputs.
+    run_id: of the run, its directory's name; of one that is there: go on with it; null: a new one.
+    seed: of weights, dropout, and the order of documents.
+    kernels: on the CPU, compiled or PyTorch's own; auto: compiled where there is a compiler.
+    restarts: how often a run of several processes begins again after one has died.
+    threads: of each process; null: those of the machine, shared by its processes.
+    """
 
     outputs: str
     name: str
@@ -63,7 +73,11 @@ def check(
     given = _positional(command) if command else set()
     if config:
         names = [*(f.name for f in fields(Root)), *(_keys(command) - given)]
-        mistakes += [unknown("", key, names) for key in config if key not in names]
+        mistakes += [
+            unknown("", key, names, whole=config, value=config[key])
+            for key in config
+            if key not in names
+        ]
         mistakes += [*leaks(config, trains), *(escapes(config) if trains else ())]
         config = {key: deepcopy(value) for key, value in config.items() if key in names}
         _decide(config, mistakes)
@@ -138,14 +152,19 @@ def _bind_config(
         if name in ("logger", "callbacks"):
             named = {key: inner for key, inner in (node or {}).items() if inner is not None}
             config[name] = {
-                key: bind_node(f"{name}.{key}", inner, slot_bases(name), mistakes, slot.given)
+                key: bind_node(
+                    *(f"{name}.{key}", inner, slot_bases(name), mistakes, slot.given),
+                    whole=composed,
+                )
                 for key, inner in named.items()
             }
         elif name == "scheduler" and not node:
             config[name] = None
         elif name in config:
             beside = DATAMODULE if name == "data" else None
-            config[name] = bind_node(name, node, slot_bases(name), mistakes, slot.given, beside)
+            config[name] = bind_node(
+                name, node, slot_bases(name), mistakes, slot.given, beside, composed
+            )
             if len(mistakes) == before:
                 sound.add(name)
     return config, sound

@@ -36,9 +36,14 @@ class Position:
 class Checkpoint(Callback):
     """Writes `checkpoints/step-<n>.ckpt` with `last.ckpt` and `best.ckpt` as links to them.
 
-    Every `every_n_train_steps` updates, every `every_n_epochs` epochs, when `monitor` is better
-    than ever, at the end, and on a graceful stop; always between two optimiser steps. The newest
-    `keep` stay, and the best. Goes last in the list of callbacks, so that it saves theirs.
+    At times, when `monitor` is better than ever, at the end, and on a graceful stop; always between
+    two optimiser steps. Goes last in the list of callbacks, so that it saves theirs.
+
+    every_n_train_steps: updates between two checkpoints; null: none by updates.
+    every_n_epochs: epochs between two checkpoints; null: none by epochs.
+    monitor: the value of a validation that says which checkpoint is the best; null: none is.
+    mode: whether the best is the lowest or the highest.
+    keep: the newest so many stay, and the best.
     """
 
     def __init__(

@@ -34,6 +34,7 @@ MODULES = {
     "verify": "verify",
     "doctor": "doctor",
     "list": "list",
+    "completion": "completion",
 }
 # These start from a config that must fit this machine; the others only read a run.
 TRAINS = ("train", "resume", "sweep", "analyze")
@@ -45,8 +46,9 @@ READS = {
     "score": ("threads=null", "trainer.precision=32-true"),
 }
 # Parameters of a command that the command line does not spell out.
-PROVIDED = ("config", "composition", "search", "overrides", "config_dir", "commands")
-WORDS = {"run": "RUN: a run directory, an id, the beginning of one, or latest"}
+PROVIDED = (
+    *("config", "composition", "search", "overrides", "selected", "config_dir", "commands"),
+)
 HYDRA_FLAGS = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--shell-completion", "-sc")
 
 
@@ -59,6 +61,7 @@ class Command:
     positional: tuple[str, ...]
     own: dict[str, tuple[str, str | None]]  # annotation and default, as written
     doc: str
+    run_lacks: str | None = None  # of `run: Annotated[Run, NAME]`, what `latest` must not lack
 
     @property
     def purpose(self) -> str:
@@ -74,6 +77,18 @@ class Command:
     def takes_config(self) -> bool:
         """Whether the keys of a config are among those of the command."""
         return "config" in self.positional or "composition" in self.positional
+
+    @property
+    def flags(self) -> list[str]:
+        """The flags that it takes."""
+        flags = ["--help"]
+        if "config_dir" in self.positional or self.takes_config:
+            flags.append("--config-dir")
+        if self.takes_config and "run" not in self.positional:
+            flags += ["--config-name", "--cfg", "--info", "--package", "--resolve"]
+        if self.name == "train":
+            flags.append("--multirun")
+        return flags
 
     def load(self) -> Any:
         """The function itself."""
@@ -120,15 +135,23 @@ def _dispatch(argv: list[str]) -> None:
     name, rest = (argv[0], argv[1:]) if argv else ("--help", [])
     known = commands()
     if name in ("--help", "-h"):
-        print(_overview(known))
+        from lmkit.usage import overview
+
+        print(overview(known))
     elif name == "--version":
         print(version("lmkit"))
+    elif name == "--complete":
+        from lmkit.completion import complete
+
+        print(*complete(" ".join(rest), known), sep="\n")
     elif name not in known:
-        from lmkit.config import nearest
+        from lmkit.groups import nearest
 
         raise UserError(f"lmkit {name}: no such command; {nearest(name, known)}")
     elif "--help" in rest or "-h" in rest:
-        print(_usage(known[name]))
+        from lmkit.usage import usage
+
+        print(usage(known[name]))
     elif "format=json" in rest:
         with _stdout_for_json() as out:
             failed = None
@@ -150,7 +173,7 @@ def _run(command: Command, argv: list[str]) -> Any:
     from lmkit.config import compose, parse_flags, report
 
     words, argv = _take_words(command, argv)
-    run = _find_run(argv, words.pop("run")) if "run" in words else None
+    run = _find_run(argv, words.pop("run"), command.run_lacks) if "run" in words else None
     if run and "outputs" not in command.own:
         argv = [argument for argument in argv if not argument.startswith("outputs=")]
     name = _config_name(words)
@@ -162,6 +185,11 @@ def _run(command: Command, argv: list[str]) -> Any:
         from lmkit.multirun import multirun
 
         return multirun(argv)
+    selected: list[str] = []
+    if "selected" in command.positional:
+        flags = parse_flags(argv)
+        selected = flags.overrides
+        argv = [argument for argument in argv if argument not in selected]
     search = None
     if "search" in command.positional:
         from lmkit.search import split
@@ -188,6 +216,7 @@ def _run(command: Command, argv: list[str]) -> Any:
         "config": config,
         "composition": composition,
         "search": search,
+        "selected": selected,
         "overrides": composition.overrides,
         "config_dir": parse_flags(argv).config_dir,
         "commands": {name: known.purpose for name, known in commands().items()},
@@ -204,33 +233,46 @@ def _take_words(command: Command, argv: list[str]) -> tuple[dict[str, str], list
     for name in command.words:
         first = argv[0] if argv else "-"
         if first.startswith("-") or (ASSIGNMENT.match(first) and not Path(first).is_dir()):
-            raise UserError(f"lmkit {command.name} needs a {WORDS.get(name, name)}")
+            from lmkit.usage import RUN
+
+            raise UserError(f"lmkit {command.name} needs a {RUN if name == 'run' else name}")
         words[name], argv = first, argv[1:]
     return words, argv
 
 
-def _find_run(argv: list[str], which: str) -> Any:
-    """The run that RUN names, sought under `outputs=`."""
-    from lmkit.run import Run
+def _find_run(argv: list[str], which: str, lacks: str | None) -> Any:
+    """The run that RUN names, sought under `outputs=`; lacks: the name of a function of `run`."""
+    from lmkit import run
 
     places = [argument for argument in argv if argument.startswith("outputs=")]
-    return Run.find(places[-1].partition("=")[2] if places else "outputs", which)
+    outputs = places[-1].partition("=")[2] if places else "outputs"
+    return run.Run.find(outputs, which, getattr(run, lacks) if lacks else None)
 
 
 def _config_name(words: dict[str, str]) -> str:
     """The config that a command starts from: that of its first word, or train's."""
-    from lmkit.config import CONF
+    from lmkit.groups import CONF
 
     return next((word for word in words.values() if (CONF / f"{word}.yaml").is_file()), "train")
 
 
 def _show(argv: list[str], name: str) -> None:
-    """Let Hydra answer its own flags, over the same command line that would be composed."""
+    """Answer Hydra's flags, over the same command line that would be composed: the config with
+    its classes' defaults, and by Hydra all else."""
     import hydra
 
-    from lmkit.config import CONF, hydra_arguments
+    from lmkit.config import check_config_name, hydra_arguments, parse_flags
+    from lmkit.groups import CONF, config_folders
 
+    flags = parse_flags(argv)
+    if flags.cfg == "job":
+        from lmkit.full_config import full_config
+
+        print(redact(full_config(argv, name)))
+        return
+    check_config_name(flags.config_name or name, config_folders(flags.config_dir))
     logging.getLogger().handlers.clear()  # Hydra brings its own
+    logging.raiseExceptions = False  # `| head` has seen enough
     sys.argv = ["lmkit", *hydra_arguments(argv)]
     hydra.main(config_path=str(CONF), config_name=name, version_base="1.3")(_nothing)()
 
@@ -264,29 +306,14 @@ def _read(name: str, file: Path) -> Command:
         hint = ast.unparse(argument.annotation) if argument.annotation else ""
         own[argument.arg] = (hint, ast.unparse(default) if default else None)
     positional = tuple(argument.arg for argument in arguments.args)
-    return Command(name, file.stem, positional, own, ast.get_docstring(function) or "")
+    doc = ast.get_docstring(function) or ""
+    return Command(name, file.stem, positional, own, doc, _run_lacks(arguments.args))
 
 
-def _overview(known: dict[str, Command]) -> str:
-    lines = ["usage: lmkit COMMAND [RUN] [key=value ...]", ""]
-    lines += [f"  {name:<10} {known[name].purpose}" for name in known]
-    lines += [
-        "",
-        WORDS["run"],
-        "format=json prints the result as one JSON document.",
-        "lmkit COMMAND --help tells a command's own keys, lmkit list what a config can name.",
-    ]
-    return "\n".join(lines)
-
-
-def _usage(command: Command) -> str:
-    words = "".join(f" {word.upper()}" for word in command.words)
-    lines = [f"usage: lmkit {command.name}{words} [key=value ...]", "", command.doc]
-    if command.own:
-        lines += ["", "keys of its own:"]
-    for key, (hint, default) in command.own.items():
-        lines.append(f"  {key}={'...' if default is None else default}  ({hint})")
-    if command.takes_config:
-        lines += ["", "Any key of the config may be set too: model.hidden_size=650, data=wikitext."]
-        lines += ["lmkit list shows the groups, lmkit train --cfg job the composed config."]
-    return "\n".join(lines)
+def _run_lacks(arguments: Sequence[ast.arg]) -> str | None:
+    """NAME of an argument `run: Annotated[Run, NAME]`."""
+    for argument in arguments:
+        match argument:
+            case ast.arg("run", ast.Subscript(slice=ast.Tuple([_, ast.Name(lacks)]))):
+                return lacks
+    return None

@@ -1,35 +1,34 @@
 """Command line and YAML groups -> one plain nested config, with every mistake on the way noted."""
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra._internal.hydra import Hydra
 from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf._utils import get_yaml_loader
 from omegaconf.errors import OmegaConfBaseException
 from omegaconf.resolvers import oc
 
 from lmkit.errors import UserError
+from lmkit.groups import config_folders, group_options, nearest
 from lmkit.paths import as_list, exists
 from lmkit.redaction import mask
 from lmkit.renamed import renamed
 from lmkit.run import check_size
 
-CONF = next(
-    directory
-    for directory in (Path(__file__).parent / "conf", Path(__file__).parents[1] / "conf")
-    if directory.is_dir()
-)
 # Hydra's grammar rejects commas, quotes and brackets, which texts and paths are free to hold.
 VERBATIM = re.compile(r"(text|file|stop|outputs|store|(\w+\.)*prompt|(\w+\.)+\w*path)$")
 # These too, but for null and for what somebody has put in Hydra's quotes.
@@ -63,15 +62,20 @@ def compose(
     done = Composition(overrides=list(arguments.overrides))
     groups, values, mine = _sort_overrides(arguments.overrides, folders, own, done.mistakes)
     try:
-        done.own = _plain(_merge(OmegaConf.create(), mine))
+        done.own = resolved(_merge(OmegaConf.create(), mine))
         if own is None:
             pass
         elif base is None:
             lines = [o.input_line or "" for o in (*groups, *values)]
-            done.config = _plain(_hydra(folders, arguments.config_name or name, lines))
+            done.config = resolved(_hydra(folders, arguments.config_name or name, lines))
+        elif arguments.config_name:
+            raise ValueError(
+                f"--config-name={arguments.config_name}: the command starts from the config of its "
+                "run; set keys of it, or choose options of its groups"
+            )
         else:
             config = _merge(_fresh_groups(_read(base), groups, folders, done.mistakes), values)
-            done.config = _plain(config)
+            done.config = resolved(config)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise UserError(report([*done.mistakes, first_lines(error)])) from error
     _anchor_paths(done.config)
@@ -100,24 +104,6 @@ def hydra_arguments(argv: Sequence[str]) -> list[str]:
         raise UserError(report(mistakes))
     options = group_options(folders)
     return [normalise(a, options) if a in arguments.overrides else a for a in argv]
-
-
-def config_folders(config_dir: str | None) -> list[Path]:
-    """The folders that hold config groups: lmkit's own and the user's `--config-dir`."""
-    if config_dir is None:
-        return [CONF]
-    if not Path(config_dir).is_dir():
-        raise UserError(f"--config-dir {config_dir}: no such directory")
-    return [CONF, Path(config_dir).resolve()]
-
-
-def group_options(folders: Sequence[Path]) -> dict[str, list[str]]:
-    """The config groups, in alphabetical order, and the options of each."""
-    found: dict[str, set[str]] = {}
-    for folder in folders:
-        for file in folder.glob("*/**/*.yaml"):
-            found.setdefault(file.parent.relative_to(folder).as_posix(), set()).add(file.stem)
-    return {group: sorted(found[group]) for group in sorted(found)}
 
 
 def normalise(argument: str, groups: Collection[str]) -> str:
@@ -156,12 +142,6 @@ def quoted(text: str) -> str:
     return QuotedString(literal(text), Quote.double).with_quotes()
 
 
-def nearest(name: str, names: Collection[str]) -> str:
-    """`; did you mean ...?`, or the list of what there is."""
-    close = get_close_matches(name, list(names), n=1)
-    return f"did you mean {close[0]}?" if close else f"there are: {', '.join(sorted(names))}"
-
-
 def report(mistakes: Sequence[str]) -> str:
     """All mistakes, one a line, under their count."""
     count = f"{len(mistakes)} mistake{'s' if len(mistakes) > 1 else ''}:"
@@ -188,6 +168,7 @@ def _sort_overrides(
     rejected: set[str] = set()
     values: list[Override] = []
     mine: list[Override] = []
+    several: list[str] = []
     for argument in arguments:
         if ASSIGNMENT.match(argument) is None and not argument.startswith("~"):
             mistakes.append(f"{mask(argument)}: expected key=value")
@@ -199,8 +180,11 @@ def _sort_overrides(
             mistakes.append(f"{mask(argument)}: {first_lines(error)}; {remedy}")
             continue
         key = override.key_or_group
-        if override.is_sweep_override():
-            mistakes.append(f"{mask(argument)}: a run takes one value; write a list as [a,b]")
+        if override.is_sweep_override() and (own is None or key.partition(".")[0] in own):
+            listed = re.sub("=(.*)", r"=[\1]", mask(argument))
+            mistakes.append(f"{mask(argument)}: takes one value; a list is written {listed}")
+        elif override.is_sweep_override():
+            several.append(mask(argument))
         elif own is None or key.partition(".")[0] in own:
             mine.append(override)
         elif key == "sweep":
@@ -218,6 +202,11 @@ def _sort_overrides(
             values.append(override)
     # Keys of an option that there is not are no mistakes of their own.
     values = [v for v in values if v.key_or_group.partition(".")[0] not in rejected]
+    if several:
+        mistakes.append(
+            f"{' and '.join(several)}: a run takes one value; for a run of each combination add -m "
+            "(lmkit train -m ...) or take lmkit sweep; a list as one value is written [a,b]"
+        )
     return chosen, values, mine
 
 
@@ -238,10 +227,50 @@ def _option_name(value: object) -> str:
     return "null" if value is None else str(value).removesuffix(".yaml")
 
 
+def composed(argv: Sequence[str], name: str = "train") -> DictConfig:
+    """What Hydra makes of a command line, interpolations unresolved; raises UserError."""
+    arguments = parse_flags(argv)
+    folders = config_folders(arguments.config_dir)
+    options = group_options(folders)
+    hydra_arguments(argv)  # raises
+    lines = [normalise(argument, options) for argument in arguments.overrides]
+    try:
+        return _hydra(folders, arguments.config_name or name, lines)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(first_lines(error)) from error
+
+
 def _hydra(folders: Sequence[Path], name: str, overrides: list[str]) -> DictConfig:
-    search = [QuotedString(f"file://{f}", Quote.double).with_quotes() for f in folders[1:]]
+    check_config_name(name, folders)
+    with hydra_over(folders) as hydra:
+        config = hydra.compose_config(name, overrides, RunMode.RUN, with_log_configuration=False)
+        with open_dict(config):
+            del config["hydra"]
+        return config
+
+
+@contextmanager
+def hydra_over(folders: Sequence[Path]) -> Iterator[Hydra]:
+    """Hydra over lmkit's groups and the user's, which may have configs to start from too."""
     with initialize_config_dir(str(folders[0]), job_name="lmkit", version_base="1.3"):
-        return hydra_compose(name, [f"hydra.searchpath=[{','.join(search)}]", *overrides])
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        # By `hydra.searchpath` alone, neither a primary config nor `glob` would be found.
+        loader: Any = hydra.config_loader
+        path = loader.get_search_path()
+        schema = path.get_path().pop()
+        for folder in folders[1:]:
+            path.append("lmkit", f"file://{folder}")
+        path.append(schema.provider, schema.path)
+        loader.repository.initialize_sources(path)
+        yield hydra
+
+
+def check_config_name(name: str, folders: Sequence[Path]) -> None:
+    """Raises UserError where no folder has a config of this name to start from."""
+    there = {file.stem for folder in folders for file in folder.glob("*.yaml")}
+    if name.removesuffix(".yaml") not in there:
+        raise UserError(f"--config-name={name}: no such config; {nearest(name, there)}")
 
 
 def _fresh_groups(
@@ -274,7 +303,7 @@ def _merge(config: DictConfig, overrides: list[Override]) -> DictConfig:
     return config
 
 
-def _plain(config: DictConfig) -> dict[str, Any]:
+def resolved(config: DictConfig) -> dict[str, Any]:
     """Plain containers with every interpolation resolved except secrets (`${oc.env:...}`)."""
     OmegaConf.register_new_resolver("oc.env", _kept, replace=True)
     try:

@@ -250,7 +250,10 @@ class MemoryProbe(Source):
         max_distance: int = 60,
         corpus_seed: int = 1,
     ) -> None:
-        """A distance is the number of words from a country to its repetition."""
+        """num_train, num_valid, num_test: documents of the split.
+        num_countries: words to choose from.
+        min_distance, max_distance: words from a country to its repetition.
+        corpus_seed: of what the documents are drawn by."""
         self._counts = {"train": num_train, "valid": num_valid, "test": num_test}
         for split, count in self._counts.items():
             if count < 1:

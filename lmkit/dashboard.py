@@ -33,7 +33,12 @@ NUM_PORTS = 20
 def dashboard(*, outputs: str = "outputs", port: int = 7007, open_browser: bool = True) -> None:
     """Show all runs on a local page: curves, live, config differences, samples.
 
+        lmkit dashboard
+        lmkit dashboard outputs=elsewhere port=0
+
+    outputs: the directory of the runs.
     port: taken if it is free, else the next free one; 0 is any.
+    open_browser: whether to open the page.
     """
     folder = Path(outputs).absolute()
     if folder.exists() and not folder.is_dir():

@@ -23,10 +23,14 @@ LOW_EFFICIENCY = 0.9
 
 
 class DataModule(pl.LightningDataModule):
-    """Windows of `batch_size` lanes by `bptt` positions, over all processes.
+    """Windows of lanes by positions, over all processes.
 
-    `eval_batch_size` and `eval_bptt` are those of training unless given: under `stream` the
-    number of lanes is part of the protocol, elsewhere both change speed alone.
+    protocol: the state is reset before each document, before each sentence (line), or never
+    (stream).
+    batch_size: lanes that are trained on at a time, over all processes.
+    bptt: positions of a window, through which gradients go back.
+    eval_batch_size, eval_bptt: in evaluation, those of training unless given; they change speed
+    alone, but under stream the number of lanes is part of the protocol.
     """
 
     def __init__(

@@ -15,15 +15,19 @@ from rich.table import Table
 from lmkit import hardware, kernels
 from lmkit.allow import allowed_prefixes
 from lmkit.check import check
-from lmkit.config import CONF, Composition
+from lmkit.config import Composition
 from lmkit.environment import environment
 from lmkit.estimate import Estimate, estimate, lasting
 from lmkit.gemm import onednn_is_exact
+from lmkit.groups import CONF
 from lmkit.logs import logged_in
 
 
 def doctor(composition: Composition, *, probe: bool = True) -> dict[str, Any]:
     """Show versions and hardware, check the config as train would, and time steps of it.
+
+        lmkit doctor
+        lmkit doctor experiment=quick model=gru trainer.precision=32-true
 
     probe: prepare the text and train for five seconds, to say what an epoch takes.
     """

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -19,7 +19,7 @@ from lmkit.check import split_data
 from lmkit.errors import UserError
 from lmkit.lanes import Protocol
 from lmkit.metrics import bits_per_byte, perplexity
-from lmkit.run import Run
+from lmkit.run import Run, no_checkpoint
 from lmkit.store import TokenStore, prepare
 from lmkit.text import Text, read_text
 from lmkit.tokenizer import Tokenizer
@@ -31,7 +31,7 @@ NUM_LANES = 64
 
 
 def evaluate(
-    run: Run,
+    run: Annotated[Run, no_checkpoint],
     config: Mapping[str, Any],
     *,
     split: str | None = None,
@@ -43,11 +43,17 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure nll and perplexity on a split or a text file, under one protocol or several.
 
+        lmkit evaluate latest
+        lmkit evaluate latest split=valid protocol=[document,stream]
+        lmkit evaluate latest text="The cat sat on the mat."
+
     split: test unless given. file, text: read as one document, in the place of a split.
     protocol: the run's own unless given; [document,stream] puts two side by side.
     num_lanes: texts read at once, 64 unless given. Only under stream does the result depend on
     it, and there it is 1 unless given.
     checkpoint: best, last or another of the run's.
+    config: that of the run, of which data, kernels, threads, trainer.accelerator and
+    trainer.precision are used
     """
     if num_lanes is not None and num_lanes < 1:
         raise UserError(f"num_lanes={num_lanes}: must be at least 1")

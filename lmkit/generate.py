@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from rich.console import Console
 from rich.text import Text
 
-from lmkit.run import Run
+from lmkit.run import Run, no_checkpoint
 from lmkit.trained import TrainedModel
 
 CONTROL = {*range(0x20), *range(0x7F, 0xA0)} - {ord("\n"), ord("\t")}
 
 
 def generate(
-    run: Run,
+    run: Annotated[Run, no_checkpoint],
     config: Mapping[str, Any],
     *,
     prompt: str = "",
@@ -30,11 +30,18 @@ def generate(
 ) -> dict[str, Any]:
     """Go on from a prompt, or from the beginning of a document.
 
+        lmkit generate latest
+        lmkit generate latest prompt="The " num_tokens=40 temperature=0.8 top_p=0.95
+
+    prompt: what the text begins with. num_tokens: of each sample, at most.
+    num_samples: texts to write.
     temperature: 0 always takes the likeliest token. top_k: only the k likeliest tokens.
     top_p: of those, only the fewest that hold this share of the probability.
     seed: sample i of seed s is the only sample of seed s + i.
     stop: the text of a token to end before; a sample also ends with its document.
     checkpoint: best, last or another of the run's.
+    config: that of the run, of which kernels, threads, trainer.accelerator and trainer.precision
+    are used
     """
     settings: dict[str, Any] = {
         "num_tokens": num_tokens,

@@ -93,8 +93,8 @@ class StopOnNonFinite(Callback):
     checkpoint. No checkpoint is written after a bad loss, nor with a weight that is not finite.
     `non_finite.json` in the run directory names the documents of the window.
 
-    With `action=skip` the update is left out and counted as `train/skipped`; a lane whose state is
-    not finite begins again from zero. This waits for the device at each step.
+    action: stop the run, or skip the update, which is counted as `train/skipped`; a lane whose
+    state is not finite then begins again from zero. This waits for the device at each step.
     """
 
     def __init__(self, *, action: Literal["stop", "skip"] = "stop") -> None:

@@ -48,7 +48,9 @@ class FullSoftmax(Head):
 
     Its own starts from U(-init_range, init_range), or without one from N(0, 1 / hidden_size)
     (LeCun et al. 1998, equation 16).
-    Logits exist for `chunk_size` positions at a time; null chooses it by the vocabulary.
+
+    bias: whether there is b_2.
+    chunk_size: positions whose logits exist at a time; null: chosen by the vocabulary.
     """
 
     any_threads = True

@@ -30,7 +30,11 @@ class HuggingFace(Source):
         valid_fraction: float = 0.1,
         test_fraction: float = 0.1,
     ) -> None:
-        """`name`, `subset`, `revision`, `data_files` go to `datasets.load_dataset`."""
+        """name: of the dataset, or of a builder of `datasets` such as json, with data_files.
+        subset: the dataset's configuration.
+        revision: branch, tag or commit; give one, and the text cannot change under you.
+        data_files: a path, or one for each split.
+        heading: the pattern of the rows that open a document, where rows are lines."""
         if importlib.util.find_spec("datasets") is None:
             raise UserError(
                 "data=huggingface needs the package `datasets`: pip install 'lmkit[huggingface]'"

@@ -19,8 +19,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from lmkit.atomic import write_atomically
-from lmkit.config import config_folders, group_options, spell
+from lmkit.config import spell
 from lmkit.errors import UserError
+from lmkit.groups import config_folders, group_options
 from lmkit.redaction import mask
 from lmkit.run import strict_json
 from lmkit.signals import FOLLOWS, name_of

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from rich.console import Console
 from rich.panel import Panel
@@ -24,7 +24,7 @@ from lmkit.errors import UserError
 from lmkit.estimate import estimate, lasting
 from lmkit.processes import Launched, broadcast, gather, launched, meet
 from lmkit.redaction import redact
-from lmkit.run import Run
+from lmkit.run import Run, no_end
 from lmkit.signals import Stopped
 from lmkit.threads import Threads, counted
 from lmkit.trained import TrainedModel
@@ -39,15 +39,29 @@ TRIAL_SECONDS = 0.5  # of steps with the threads that a trial has chosen
 def train(config: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     """Train a model, test its best checkpoint, and show a sample of its text.
 
+        lmkit train
+        lmkit train model=gru model.hidden_size=400 model.tie_weights=false optimizer.lr=1e-3
+        lmkit train data=files data.path=texts data.unit=paragraph name=mine
+        lmkit train -m model=lstm,gru optimizer.lr=1e-3,2e-3
+
     With the run_id of a run that has been stopped, goes on with that run. With -m, Hydra's
-    multirun, a run for each combination of values: -m optimizer.lr=1e-3,1e-2 model=lstm,gru.
+    multirun, a run for each combination of values.
     """
     run = Run.named(config["outputs"], config["name"], config["run_id"])
     return _start(run, config, overrides)
 
 
-def resume(run: Run, config: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
-    """Go on with a run from its newest checkpoint; length, devices and logging may change."""
+def resume(
+    run: Annotated[Run, no_end], config: dict[str, Any], overrides: list[str]
+) -> dict[str, Any]:
+    """Go on with a run from its newest checkpoint; length, devices and logging may change.
+
+        lmkit resume latest
+        lmkit resume latest trainer.max_epochs=20
+
+    config: that of the run; trainer.max_epochs and other lengths, trainer.devices, kernels,
+    threads, restarts, logger, callbacks.samples and callbacks.watchdog may change
+    """
     return _start(run, config, overrides)
 
 
@@ -178,7 +192,7 @@ def _agree(place: Launched, do: Callable[[], Result], *, alone: bool = False) ->
 
 def _hold(run: Run, config: dict[str, Any], do: Callable[[], None]) -> dict[str, Any]:
     """Do the work of a started run and write down how it ended."""
-    print(f"run {run.name}/{run.id} in {run.path}", file=sys.stderr)
+    print(f"{_begins(run)}{run.name}/{run.id} in {run.path}", file=sys.stderr)
     try:
         do()
     except Stopped as stopped:
@@ -198,6 +212,14 @@ def _hold(run: Run, config: dict[str, Any], do: Callable[[], None]) -> dict[str,
     if summary:
         _report(run, config, summary)
     return {"run": str(run.path), **summary}
+
+
+def _begins(run: Run) -> str:
+    """`run `, or from where it goes on; epochs count from 1, as on the bar."""
+    _, manifest = newest_manifest(run.path / "checkpoints")
+    if not manifest:
+        return "run "
+    return f"going on from step {manifest['step']:,} (epoch {manifest['epoch'] + 1}) of "
 
 
 def _report(run: Run, config: dict[str, Any], summary: dict[str, Any]) -> None:

@@ -1,31 +1,151 @@
-"""What the command line can name, a line each."""
+"""What the command line can name: groups, their options, the keys of an option, a line each."""
+
+from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from lmkit.config import config_folders, group_options
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from lmkit.allow import SLOTS
+from lmkit.config import compose, report
+from lmkit.errors import UserError
+from lmkit.groups import config_folders, group_options, nearest, purpose
+from lmkit.keys import Key, node_keys, nodes
+
+WIDTH = 120  # where no terminal says how wide it is
+LONGEST = 36  # characters of a type; the rest of a longer one is left out
 
 
-def list(commands: Mapping[str, str], config_dir: str | None = None) -> dict[str, dict[str, str]]:
-    """Show every config group with its options, and every command, one line each."""
+def list(
+    selected: Sequence[str], commands: Mapping[str, str], config_dir: str | None = None
+) -> dict[str, Any]:
+    """Show the config groups with their options and all commands; of an option, all its keys.
+
+        lmkit list
+        lmkit list model
+        lmkit list data=files optimizer=sgd
+
+    The default of a key is what a training would begin with.
+    """
     folders = config_folders(config_dir)
+    if selected:
+        return _keys(selected, folders, config_dir)
     groups = {
         group: {option: purpose(folders, group, option) for option in options}
         for group, options in group_options(folders).items()
     }
-    found = {f"{group}=": options for group, options in groups.items()}
-    found["commands"] = dict(commands)
-    width = max(len(name) for names in found.values() for name in names)
-    for title, names in found.items():
-        print(title)
-        for name, text in names.items():
-            print(f"  {name:<{width}}  {text}")
+    titles = {f"{group}=": options for group, options in groups.items()}
+    _show({**titles, "commands": dict(commands)})
+    print("\nlmkit list GROUP=OPTION shows the keys of an option, as lmkit list data=files")
     return {**groups, "commands": dict(commands)}
 
 
-def purpose(folders: Sequence[Path], group: str, option: str) -> str:
-    """The first comment line of an option's file, other than Hydra's `@package`."""
-    file = next(f for folder in folders if (f := folder / group / f"{option}.yaml").is_file())
-    lines = (line.strip() for line in file.read_text(encoding="utf-8").splitlines())
-    comments = (line.lstrip("# ") for line in lines if line.startswith("#"))
-    return next((comment for comment in comments if not comment.startswith("@package")), "")
+def _keys(
+    selected: Sequence[str], folders: Sequence[Path], config_dir: str | None
+) -> dict[str, Any]:
+    """Options and keys of the groups that are selected, as GROUP or as GROUP=OPTION."""
+    options = group_options(folders)
+    mistakes = []
+    for argument in selected:
+        group, _, option = argument.partition("=")
+        if group not in options:
+            mistakes.append(f"{group}: no such group; {nearest(group, options)}")
+        elif option and option not in options[group]:
+            there = nearest(option, options[group])
+            mistakes.append(f"{argument}: no such option of {group}; {there}")
+    if mistakes:
+        raise UserError(report(mistakes))
+    flags = [f"--config-dir={config_dir}"] if config_dir else []
+    chosen = [each for each in selected if "=" in each and not each.startswith("sweep=")]
+    config = compose([*flags, *chosen]).config
+    found: dict[str, Any] = {}
+    for argument in selected:
+        group, _, option = argument.partition("=")
+        entry: dict[str, Any] = found.setdefault(argument, {})
+        if option:
+            print(f"{argument}  {purpose(folders, group, option)}")
+        else:
+            entry["options"] = {o: purpose(folders, group, o) for o in options[group]}
+            _show({f"{group}=": entry["options"]})
+        if group in SLOTS:
+            entry["keys"] = _keys_of_group(config, group)
+            _show_keys(entry["keys"], f"{group}=" if not option else "", config)
+        elif option:
+            file = next(f for f in (d / group / f"{option}.yaml" for d in folders) if f.is_file())
+            entry["file"] = file.read_text(encoding="utf-8")
+            print(entry["file"].rstrip())
+    return found
+
+
+def _keys_of_group(config: Mapping[str, Any], group: str) -> dict[str, dict[str, Any]]:
+    """Type, default and line of each key; the default is what a training would begin with."""
+    keys = {k: key for k, key in node_keys(config).items() if k.partition(".")[0] == group}
+    set_here = {
+        f"{path}.{name}": value
+        for path, node in nodes(config)
+        for name, value in node.items()
+        if name != "_target_"
+    }
+    return {
+        path: {
+            "type": key.type,
+            "default": set_here[path] if path in set_here else _default(key),
+            "required": set_here.get(path, key.default) in (None, "???") and key.default is None,
+            "line": key.line,
+        }
+        for path, key in keys.items()
+    }
+
+
+def _default(key: Key) -> Any:
+    try:
+        return key.value
+    except ValueError:
+        return key.default
+
+
+def _show_keys(
+    keys: Mapping[str, Mapping[str, Any]], group: str, config: Mapping[str, Any]
+) -> None:
+    if not keys:
+        return
+    if group:
+        print(f"keys, where none is chosen, of {_targets(config, group.removesuffix('='))}")
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column()
+    for path, key in keys.items():
+        value = "..." if key["required"] else _yaml(key["default"])
+        words = key["type"] if len(key["type"]) <= LONGEST else f"{key['type'][:LONGEST]}.."
+        line = Text.assemble((f"({words}) ", "dim"), key["line"])
+        table.add_row(Text(f"  {path}={value}"), line)
+    console = Console()
+    console.print(table) if console.is_terminal else Console(width=WIDTH).print(table)
+
+
+def _targets(config: Mapping[str, Any], group: str) -> str:
+    names = [n["_target_"] for path, n in nodes(config) if path.partition(".")[0] == group]
+    return ", ".join(names)
+
+
+def _yaml(value: Any) -> str:
+    """A value as the command line takes it."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple | Sequence) and not isinstance(value, str):
+        return f"[{','.join(map(_yaml, value))}]"
+    return str(value)
+
+
+def _show(titles: Mapping[str, Mapping[str, str]]) -> None:
+    width = max((len(name) for names in titles.values() for name in names), default=0)
+    for title, names in titles.items():
+        print(title)
+        for name, text in names.items():
+            print(f"  {name:<{width}}  {text}")

@@ -130,6 +130,8 @@ class Samples(Callback):
     def __init__(
         self, generate: Generate, path: Path, prompt: str, num_tokens: int, seed: int
     ) -> None:
+        """prompt: the text to continue. num_tokens: of the continuation, at most.
+        seed: of its random draws; the same every time."""
         self.generate = generate
         self.prompt = prompt
         self.num_tokens = num_tokens
@@ -182,8 +184,12 @@ def tolerate(logger: Logger) -> None:
 class WandbLogger(LightningWandbLogger):
     """The same rows in wandb, offline inside the run directory.
 
-    `mode: online` sends them where the user is logged in. A network that fails, at the start or
-    later, costs a warning and at most half a minute, never the run.
+    A network that fails, at the start or later, costs a warning and at most half a minute, never
+    the run.
+
+    mode: offline or online, which sends the rows where somebody is logged in.
+    entity: the user or team that the project belongs to. group: puts runs together in wandb.
+    tags: words to find the run by.
     """
 
     def __init__(

@@ -103,9 +103,17 @@ class Recurrent(LanguageModel):
     """Embedding, a stack of recurrent layers, dropout on every connection that is not
     recurrent (Zaremba et al. 2014).
 
-    `embedding_dropout` and `output_dropout` are `dropout` unless given. With `tie_weights` the
-    last layer is as large as the embedding (Merity et al. 2018). `recurrent_init` is the start
-    of the layers' weights, see `RecurrentLayer.initialise`.
+    embedding_size: of the vectors that tokens are looked up as.
+    hidden_size: of each layer; with tie_weights the last is as large as the embedding (Merity et
+    al. 2018).
+    num_layers: one on the other.
+    dropout: share of the connections between layers that a step leaves out.
+    embedding_dropout, output_dropout: the same below the first and above the last layer; null: as
+    dropout.
+    tie_weights: one matrix for embedding and head (Press and Wolf 2017).
+    init_range: embedding and head begin uniform between minus this and this; null: normal, scaled
+    by their sizes.
+    recurrent_init: how the layers begin, see `RecurrentLayer.initialise`.
     """
 
     layer: type[RecurrentLayer]
@@ -157,8 +165,11 @@ class GRU(Recurrent):
 
 
 class LSTM(Recurrent):
-    """Long short-term memory; `forget_gate_bias`, when given, is the bias of every forget gate
-    at the start (Gers et al. 2000; Jozefowicz et al. 2015 use 1)."""
+    """Long short-term memory (Hochreiter and Schmidhuber 1997).
+
+    forget_gate_bias: of every forget gate at the start (Gers et al. 2000; Jozefowicz et al. 2015
+    use 1); null: as the other biases.
+    """
 
     layer = LSTMLayer
     any_threads = True
@@ -198,9 +209,11 @@ class LSTM(Recurrent):
 
 
 class Elman(Recurrent):
-    """The simple recurrent network of Elman 1990 with the chosen `nonlinearity`.
+    """The simple recurrent network of Elman 1990.
 
     One of sigmoid starts as that of tanh, seen from 0 to 1.
+
+    nonlinearity: of the hidden units.
     """
 
     layer = ElmanLayer
@@ -240,12 +253,20 @@ class Elman(Recurrent):
 
 
 class Window(LanguageModel):
-    """A fixed window of the `context` previous words (Bengio et al. 2003, equation 1, without
-    the direct connections): hidden = tanh(H [e_{t-n+1}; ..; e_t] + d).
+    """A fixed window of the previous words (Bengio et al. 2003, equation 1, without the direct
+    connections): hidden = tanh(H [e_{t-n+1}; ..; e_t] + d).
 
     What lies before the start of a document is the zero vector. The state is the last
     `context` - 1 tokens, -1 where there is none. H and d start as torch's nn.Linear has them,
     U(-1/sqrt(n), 1/sqrt(n)) for n inputs.
+
+    context: words that are seen.
+    embedding_size: of the vectors that tokens are looked up as.
+    hidden_size: of the hidden layer; with tie_weights it is that of the embedding.
+    dropout: share of embedding and hidden units that a step leaves out.
+    tie_weights: one matrix for embedding and head (Press and Wolf 2017).
+    init_range: embedding and head begin uniform between minus this and this; null: normal, scaled
+    by their sizes.
     """
 
     def __init__(

@@ -15,10 +15,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from hydra import initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.hydra import Hydra
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -28,11 +26,10 @@ from omegaconf.errors import OmegaConfBaseException
 from lmkit.check import check
 from lmkit.config import (
     ASSIGNMENT,
-    CONF,
+    check_config_name,
     compose,
-    config_folders,
     first_lines,
-    group_options,
+    hydra_over,
     normalise,
     parse_flags,
     quoted,
@@ -41,6 +38,7 @@ from lmkit.config import (
     spell,
 )
 from lmkit.errors import ResultError, UserError
+from lmkit.groups import config_folders, group_options
 from lmkit.job import LOG, POLL, THREADS, Job, Outcome, ask_to_stop, asked_to_stop, clear
 from lmkit.launch import train
 from lmkit.metrics import perplexity
@@ -84,6 +82,7 @@ def multirun(argv: Sequence[str]) -> dict[str, Any]:
     lines, identity = _lines(arguments.overrides, folders)
     of_hydra = _of_hydra(arguments.overrides, identity)
     name = arguments.config_name or "train"
+    check_config_name(name, folders)
     with _hydra(folders) as hydra:
         config = hydra.compose_config(name, [*of_hydra, *lines], RunMode.MULTIRUN)
         _check_launcher(config.hydra.launcher)
@@ -151,24 +150,11 @@ def _of_hydra(arguments: Sequence[str], identity: str) -> list[str]:
 def _hydra(folders: Sequence[Path]) -> Iterator[Hydra]:
     """Hydra over lmkit's groups; what it finds wrong with a command line is the user's mistake."""
     try:
-        with initialize_config_dir(str(CONF), job_name="lmkit", version_base="1.3"):
-            hydra = GlobalHydra.instance().hydra
-            assert hydra is not None
-            _look_into(folders[1:], hydra.config_loader)
+        with hydra_over(folders) as hydra:
             yield hydra
     except (HydraException, OmegaConfBaseException) as error:
         causes = [e for e in (error, error.__cause__) if isinstance(e, Exception)]
         raise UserError(": ".join(map(first_lines, causes))) from error
-
-
-def _look_into(folders: Sequence[Path], loader: Any) -> None:
-    """Have Hydra find the user's groups; by `hydra.searchpath` alone `glob` would not."""
-    path = loader.get_search_path()
-    schema = path.get_path().pop()
-    for folder in folders:
-        path.append("lmkit", f"file://{folder}")
-    path.append(schema.provider, schema.path)
-    loader.repository.initialize_sources(path)
 
 
 def _check_launcher(launcher: DictConfig) -> None:

@@ -11,9 +11,10 @@ from torch.optim.lr_scheduler import LambdaLR
 
 
 class _Warmup(LambdaLR):
-    """Linear from 0 over `warmup_steps`, then `decay` of what is left of `num_steps`.
+    """Linear from 0, then `decay` of what is left of `num_steps`.
 
-    num_steps: updates of the whole run. min_ratio: what the rate ends at, of the optimiser's.
+    num_steps: updates of the whole run. warmup_steps: updates until the optimiser's rate is
+    reached. min_ratio: what the rate ends at, as a share of the optimiser's.
     """
 
     def __init__(

@@ -35,10 +35,14 @@ def prepare(
 ) -> dict[str, Any]:
     """Encode a text in several processes, going on where an earlier command was killed.
 
+        lmkit prepare data=files data.path=texts store=prepared
+        lmkit prepare store=prepared verify=true
+
     store: a directory of its own for the tokens, to train from with data=store data.path=DIR;
     without it they go where lmkit train will look for them.
     workers: processes, as many as there are cores unless given.
     verify: read again all that store=DIR holds, and say what is damaged.
+    config: data, tokenizer and outputs are used
     """
     if workers is not None and workers < 1:
         raise UserError(f"workers={workers}: must be at least 1")

@@ -2,18 +2,66 @@
 
 import math
 import time
+from datetime import timedelta
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 from torch import nn
 
 BAR_SECONDS = 0.5  # reading the running loss waits for the device: at most this often
 LINE_SECONDS = 10.0
+WARM_UP = 3  # steps that may compile, and fill caches
+ENOUGH = 5.0  # seconds of further steps, by which the rest is judged
+
+
+class Pace:
+    """How long the rest takes, by what this process has done of it: its steps, and the pauses
+    between them for validations, samples and checkpoints."""
+
+    def __init__(self, step: int, now: float) -> None:
+        self._from = step + WARM_UP
+        self._step = step
+        self._last = now
+        self._steps = 0
+        self._seconds = 0.0
+        self._pauses = 0
+        self._paused = 0.0
+        self._pausing = False
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is enough to go by."""
+        return self._seconds >= ENOUGH
+
+    def step(self, step: int, now: float) -> None:
+        """`step` updates are done."""
+        if self._step >= self._from:
+            self._steps += step - self._step
+            self._seconds += now - self._last
+        self._step, self._last = step, now
+
+    def pause(self) -> None:
+        self._pausing = True
+
+    def go_on(self, now: float) -> None:
+        """The next step begins, after a pause or none."""
+        if self._pausing:
+            self._pausing = False
+            self._pauses += 1
+            self._paused += now - self._last
+            self._last = now
+
+    def left(self, steps: float, pauses: float) -> float | None:
+        """Seconds that so many more steps and pauses will take; None before it is known."""
+        if not self.ready or not self._steps or math.isinf(steps):
+            return None
+        pause = self._paused / self._pauses if self._pauses else 0.0
+        return steps * self._seconds / self._steps + pauses * pause
 
 
 class Progress(Callback):
@@ -27,7 +75,7 @@ class Progress(Callback):
         self._bar: Bar | None = None
         self._total = math.inf  # updates of the whole run
         self._shown = 0.0
-        self._began = (0, 0.0)  # step and time at which this process began
+        self._pace = Pace(0, 0.0)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
@@ -36,22 +84,27 @@ class Progress(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._total = trainer.estimated_stepping_batches
         self._shown = time.monotonic()
-        self._began = (trainer.global_step, self._shown)
+        self._pace = Pace(trainer.global_step, self._shown)
         if self.console.is_terminal and trainer.is_global_zero:
             self._bar = Bar(
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=None),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[values]}"),
-                TimeRemainingColumn(),
+                TextColumn("{task.fields[left]}"),  # rich's own would count what was there before
                 console=self.console,
                 auto_refresh=False,
             )
             total = None if math.isinf(self._total) else self._total
             self._bar.add_task(
-                self._epoch(trainer), total=total, completed=trainer.global_step, values=""
+                self._epoch(trainer), total=total, completed=trainer.global_step, values="", left=""
             )
             self._bar.start()
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._pace.go_on(time.monotonic())
 
     def on_train_batch_end(
         self,
@@ -64,19 +117,21 @@ class Progress(Callback):
         if not trainer.is_global_zero:
             return
         now = time.monotonic()
+        self._pace.step(trainer.global_step, now)
         if now - self._shown < (BAR_SECONDS if self._bar else LINE_SECONDS):
             return
         self._shown = now
-        values = describe(pl_module.running(), "train/")  # type: ignore[operator]
+        running = pl_module.running()  # type: ignore[operator]
+        if not self._pace.ready:
+            running.pop("train/tokens_per_second", None)
+        values = describe(running, "train/")
         if self._bar:
             self._update(trainer, values)
         else:
-            step, began = self._began
-            rate = (trainer.global_step - step) / max(now - began, 1e-9)
-            left = (self._total - trainer.global_step) / max(rate, 1e-9)
-            self._line(trainer, values, "" if math.isinf(left) else f"{left:,.0f} s left")
+            self._line(trainer, values, self._left(trainer))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._pace.pause()
         if self._bar:
             self._update(trainer, "validating")
 
@@ -107,6 +162,7 @@ class Progress(Callback):
             completed=trainer.global_step,
             description=self._epoch(trainer),
             values=values,
+            left=self._left(trainer),
             refresh=True,
         )
 
@@ -114,6 +170,12 @@ class Progress(Callback):
         total = "" if math.isinf(self._total) else f"/{self._total:.0f}"
         words = (self._epoch(trainer), f"step {trainer.global_step}{total}", *parts)
         self.console.print("  ".join(filter(None, words)), highlight=False, soft_wrap=True)
+
+    def _left(self, trainer: Trainer) -> str:
+        steps = self._total - trainer.global_step
+        epoch = trainer.num_training_batches / trainer.accumulate_grad_batches
+        seconds = self._pace.left(steps, steps // max(epoch, 1))
+        return "" if seconds is None else f"{timedelta(seconds=round(seconds))} left"
 
     def _epoch(self, trainer: Trainer) -> str:
         last = trainer.max_epochs if (trainer.max_epochs or -1) > 0 else None

@@ -1,5 +1,7 @@
 """The run directory: who holds it, what was asked for, where it ran and how it ended."""
 
+from __future__ import annotations
+
 import fcntl
 import json
 import logging
@@ -10,7 +12,7 @@ import secrets
 import socket
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -86,16 +88,20 @@ class Run:
         return sorted(runs, key=lambda run: (run.status().get("started", ""), run.id))
 
     @classmethod
-    def find(cls, outputs: str | Path, which: str) -> Self:
-        """The run that a directory, an id, the beginning of one, or `latest` names."""
+    def find(
+        cls, outputs: str | Path, which: str, lacks: Callable[[Run], str | None] | None = None
+    ) -> Self:
+        """The run that a directory, an id, the beginning of one, or `latest` names.
+
+        lacks: what a run lacks for what it is wanted for; `latest` passes over those, and says so.
+        """
         if (Path(which) / "config.yaml").is_file():
             return cls(Path(which).resolve())
         runs = cls.all(outputs)
-        if which == "latest":
-            found = runs[-1:]
-        else:
-            found = [run for run in runs if which in (run.id, f"{run.name}/{run.id}")]
-            found = found or [run for run in runs if run.id.startswith(which)]
+        if which == "latest" and runs:
+            return cls._latest(outputs, runs, lacks or (lambda run: None))
+        found = [run for run in runs if which in (run.id, f"{run.name}/{run.id}")]
+        found = found or [run for run in runs if run.id.startswith(which)]
         if len(found) == 1:
             return found[0]
         listed = "".join(f"\n  {run.name}/{run.id}" for run in (found or runs)[-10:])
@@ -103,6 +109,24 @@ class Run:
             raise UserError(f"RUN={which} names {len(found)} runs in {outputs}; say which:{listed}")
         there = f"; there are:{listed}" if runs else ", which has no runs"
         raise UserError(f"RUN={which} names no run in {outputs}{there}")
+
+    @classmethod
+    def _latest(
+        cls, outputs: str | Path, runs: Sequence[Self], lacks: Callable[[Run], str | None]
+    ) -> Self:
+        newest = runs[-1]
+        for run in reversed(runs):
+            if lacks(run) is None:
+                if run is not newest:
+                    log.info(
+                        "latest is %s/%s: the newer %s/%s %s",
+                        *(run.name, run.id, newest.name, newest.id, lacks(newest)),
+                    )
+                return run
+        raise UserError(
+            f"RUN=latest: none of the {len(runs)} runs in {outputs} can be used; "
+            f"the newest, {newest.name}/{newest.id}, {lacks(newest)}"
+        )
 
     def check(self, config: Mapping[str, Any]) -> None:
         """Raise UserError where `start` would, as far as that can be known without writing."""
@@ -305,6 +329,17 @@ class Run:
             log.warning(
                 "%s began with %s: it goes on, but not to the bit", self.id, "; ".join(changes)
             )
+
+
+def no_checkpoint(run: Run) -> str | None:
+    """Why there is no trained model in a run yet."""
+    there = any(path.is_file() for path in (run.path / "checkpoints").glob("*.ckpt"))
+    return None if there else "has no checkpoint"
+
+
+def no_end(run: Run) -> str | None:
+    """Why a run cannot go on."""
+    return "is still running" if run.held() else None
 
 
 def mint_id() -> str:

@@ -7,14 +7,14 @@ import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from lmkit.atomic import write_atomically
 from lmkit.checkpoint_io import read_manifest
 from lmkit.errors import UserError
 from lmkit.lanes import Protocol
 from lmkit.metrics import perplexity
-from lmkit.run import Run, strict_json
+from lmkit.run import Run, no_checkpoint, strict_json
 from lmkit.score_page import page, said
 from lmkit.text import Text, read_text
 from lmkit.trained import TrainedModel
@@ -26,7 +26,7 @@ MAX_ON_PAGE = 20_000
 
 
 def score(
-    run: Run,
+    run: Annotated[Run, no_checkpoint],
     config: Mapping[str, Any],
     *,
     text: str | None = None,
@@ -36,6 +36,9 @@ def score(
 ) -> dict[str, Any]:
     """Print what each token of a text costs, and write a page that colours it by surprise.
 
+        lmkit score latest text="The cat sat on the mat."
+        lmkit score latest file=text.txt protocol=sentence
+
     It is computed in full precision unless trainer.precision= says otherwise.
     A line of JSON a token: its nll in nats, the same in bits, the entropy of the prediction in
     nats, the token's rank in it (1 is the likeliest), and the likeliest tokens. The page goes
@@ -44,6 +47,8 @@ def score(
     protocol: the run's own unless given; under sentence every line is read by itself. The page's
     name has text, protocol, checkpoint and precision, so that no page takes another's place.
     checkpoint: best, last or another of the run's.
+    config: that of the run, of which kernels, threads, trainer.accelerator and trainer.precision
+    are used
     """
     given = read_text(text, file)
     trained = TrainedModel.load(run, config, checkpoint)

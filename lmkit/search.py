@@ -12,8 +12,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
 from hydra.errors import HydraException
 
-from lmkit.config import ASSIGNMENT, config_folders, group_options, nearest, normalise, parse_flags
+from lmkit.config import ASSIGNMENT, normalise, parse_flags
 from lmkit.errors import UserError
+from lmkit.groups import config_folders, group_options, nearest
 
 # A sweep gives each trial its own.
 NAMING = ("outputs", "name", "run_id")

@@ -48,6 +48,7 @@ class Store(PreparedSource):
     """A directory that `lmkit prepare store=DIR` made: its sizes are checked, not its text."""
 
     def __init__(self, path: str) -> None:
+        """path: the directory."""
         self._directory = paths.located(path)
         where = f"data.path={path}"
         if not self._directory.is_dir():

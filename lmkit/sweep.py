@@ -49,14 +49,19 @@ def sweep(
 ) -> dict[str, Any]:
     """Train with many values of the keys that have several, and show what came of it.
 
-    As in: lmkit sweep optimizer.lr='tag(log,interval(1e-4,1e-2))' model.hidden_size=200,400. Each
-    trial is a run, <id>-000 and so on, that never sees the test split. With the run_id of a sweep
-    that was stopped or killed, goes on to num_trials in all.
+        lmkit sweep optimizer.lr='tag(log,interval(1e-4,1e-2))' model.dropout=0,0.2,0.4
+        lmkit sweep sweep=lstm num_trials=40 pruner=median
+        lmkit sweep seed=1,2,3 sampler=grid
+
+    Each trial is a run, <id>-000 and so on, that never sees the test split. With the run_id of a
+    sweep that was stopped or killed, goes on to num_trials in all.
     sampler: tpe learns from the trials so far, random does not, grid takes all combinations.
     num_trials: how many ever start, failed ones too; null: 20, or all of a grid.
     parallel: trials at a time; they share the cores, or have GPUs of their own.
-    pruner: median or halving end a trial whose validations are worse than those of others, from
-    num_warmup_validations on, and after num_startup_trials (median).
+    metric: of the validations, the lower the better.
+    pruner: median or halving end a trial whose validations are worse than those of others.
+    num_startup_trials: with pruner=median, so many trials come before any is ended.
+    num_warmup_validations: so many validations of a trial come before it is ended.
     """
     if launched():
         raise UserError("lmkit sweep starts its trials itself: call it as one process")

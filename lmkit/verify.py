@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from rich.console import Console
@@ -25,7 +25,7 @@ from rich.table import Table
 from lmkit import kernels
 from lmkit.checkpoint_io import damage, latest_checkpoint, load_checkpoint
 from lmkit.errors import ResultError, UserError
-from lmkit.run import Run
+from lmkit.run import Run, no_checkpoint
 from lmkit.text import Text
 from lmkit.trained import TrainedModel
 from lmkit.training import make_data
@@ -45,8 +45,13 @@ class Finding:
     found: str
 
 
-def verify(run: Run, config: Mapping[str, Any], *, steps: int = 30) -> dict[str, Any]:
+def verify(
+    run: Annotated[Run, no_checkpoint], config: Mapping[str, Any], *, steps: int = 30
+) -> dict[str, Any]:
     """Train a run's config for some steps, killed, resumed and on two processes, and compare.
+
+        lmkit verify latest
+        lmkit verify latest steps=100
 
     steps: updates of each of these trainings, which start from nothing in a directory of their
     own, in fp32; the run itself is not touched.

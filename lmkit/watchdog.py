@@ -20,10 +20,12 @@ PHASES = ("forward", "backward", "update", "validation", "end of validation", "c
 
 
 class Watchdog(Callback):
-    """Ends this process when it has not moved for `seconds` and is behind all others, which wait
-    for it; only where there are several, and only in a fit.
+    """Ends this process when it has not moved for long and is behind all others, which wait for
+    it; only where there are several, and only in a fit.
 
     A process that waits would do so for half an hour, and then name the wrong one.
+
+    seconds: without moving, after which it is ended.
     """
 
     def __init__(self, *, seconds: float = 600.0) -> None:

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from lmkit.binding import MisfitError, bind, bind_node, build, fit
+from lmkit.check import check
+from lmkit.config import compose
 from lmkit.errors import UserError
 
 
@@ -212,3 +214,37 @@ def test_secrets_are_read_only_when_built(monkeypatch):
     assert bound == values
     with pytest.raises(UserError, match="/no/such/place"):
         build(bound)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("lr=0.1", "lr is not a key; did you mean optimizer.lr=0.1?"),
+        ("hiden_size=650", "hiden_size is not a key; did you mean model.hidden_size=650?"),
+        ("max_epochs=3", "max_epochs is not a key; did you mean trainer.max_epochs=3?"),
+        ("tie_weights=false", "tie_weights is not a key; did you mean model.tie_weights=false?"),
+        ("modle=1", "modle is not a key; did you mean model?"),
+        (
+            "model.lr=3",
+            "model.lr is not a key of lmkit.model.LSTM; did you mean optimizer.lr=3?",
+        ),
+        (
+            "eps=1",
+            "eps is not a key; did you mean optimizer.eps=1 or scheduler.eps=1?",
+        ),
+    ],
+)
+def test_a_key_without_its_group_or_in_the_wrong_one_is_found(argument, message):
+    with pytest.raises(UserError) as error:
+        check(compose(["scheduler=plateau", argument]))
+    assert str(error.value) == f"1 mistake:\n  {message}"
+
+
+def test_a_forgotten_m_is_named_once():
+    with pytest.raises(UserError) as error:
+        check(compose(["optimizer.lr=1e-3,1e-2", "model=lstm,gru"]))
+    assert str(error.value) == (
+        "1 mistake:\n  optimizer.lr=1e-3,1e-2 and model=lstm,gru: a run takes one value; for a run "
+        "of each combination add -m (lmkit train -m ...) or take lmkit sweep; a list as one value "
+        "is written [a,b]"
+    )

@@ -1,7 +1,9 @@
 """The command line: what it calls, what it prints, what it imports, how it ends."""
 
+import functools
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -10,9 +12,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lmkit import cli
+from lmkit import cli, usage
 from lmkit.check import check
 from lmkit.config import compose
+from lmkit.keys import function_keys
+from lmkit.run import Run
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 HEAVY = {"torch", "lightning", "wandb", "trackio", "datasets", "tokenizers", "pyarrow"}
@@ -32,16 +36,24 @@ def python(code: str, **options: object) -> subprocess.Popen[str]:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A run directory that holds a config and no more."""
+    """A run directory that holds a config and, by its name, a checkpoint."""
     path = tmp_path / "outputs" / "quick" / "a1"
-    path.mkdir(parents=True)
+    (path / "checkpoints").mkdir(parents=True)
+    (path / "checkpoints" / "last.ckpt").touch()
     config, _ = check(compose(["model.dropout=0.5"]))
     (path / "config.yaml").write_text(yaml.safe_dump(config))
     return path
 
 
 def test_help_and_list_import_nothing_heavy():
-    asked = [[], ["--help"], ["--version"], ["list"], *([name, "--help"] for name in cli.MODULES)]
+    asked = [
+        [],
+        ["--help"],
+        ["--version"],
+        ["list"],
+        ["list", "data=files", "trainer"],
+        *([name, "--help"] for name in cli.MODULES),
+    ]
     code = f"""
 for argv in {asked}:
     assert main(argv) == 0, argv
@@ -66,8 +78,59 @@ def test_help_shows_a_commands_own_keys_as_its_signature_has_them(capsys):
     assert cli.main(["generate", "--help"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("usage: lmkit generate RUN [key=value ...]\n")
-    assert "  num_tokens=50  (int)\n" in out
-    assert "  top_k=None  (int | None)\n" in out
+    assert "  num_tokens=50    (int) of each sample, at most\n" in out
+    assert "  top_k=null       (int | null) only the k likeliest tokens\n" in out
+    assert "--cfg" not in out.splitlines()[-1]  # it composes no config
+
+
+@pytest.mark.parametrize("name", cli.MODULES)
+def test_help_has_a_line_for_each_key_and_only_the_flags_that_are_taken(name, capsys):
+    command = cli.commands()[name]
+    assert cli.main([name, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 100
+    for key, found in function_keys(f"lmkit.{command.module}", name).items():
+        assert found.line, key
+        assert f"\n  {key}=" in out
+    composes = command.takes_config and "run" not in command.words
+    assert ("\n  --config-name" in out) == ("\n  --cfg" in out) == composes
+    assert ("--multirun" in out) == (name == "train")
+    assert ("keys of the config" in out) == command.takes_config
+
+
+EXAMPLES = [
+    example
+    for command in cli.commands().values()
+    for example in usage.examples(command)
+    if example.startswith("lmkit ")
+]
+
+
+def test_every_command_has_an_example():
+    assert {example.split()[1] for example in EXAMPLES} == {*cli.MODULES} - {"completion"}
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_the_examples_of_help_are_understood(example, run, tmp_path, monkeypatch):
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("Some words.\n\nAnd more of them.\n")
+    monkeypatch.chdir(tmp_path)
+    called = []
+
+    def load(command):
+        function = load_really(command)
+
+        @functools.wraps(function)
+        def stub(*given, **keys):
+            called.append(command.name)
+
+        return stub
+
+    load_really = cli.Command.load
+    monkeypatch.setattr(cli.Command, "load", load)
+    monkeypatch.setattr("lmkit.multirun.multirun", lambda argv: called.append("train"))
+    assert cli.main(shlex.split(example)[1:]) == 0
+    assert called == [example.split()[1]]
 
 
 def test_list_shows_every_option_with_its_purpose(capsys):
@@ -91,7 +154,12 @@ def test_list_shows_every_option_with_its_purpose(capsys):
             "lmkit generate needs a RUN: a run directory, an id, the beginning of one, or latest",
         ),
         (["analyze"], "lmkit analyze needs a kind"),
-        (["list", "model=gru"], "1 mistake:\n  model is not a key; there are: none"),
+        (["list", "modle"], "1 mistake:\n  modle: no such group; did you mean model?"),
+        (
+            ["list", "model=ltsm", "data=fles"],
+            "2 mistakes:\n  model=ltsm: no such option of model; did you mean lstm?\n"
+            "  data=fles: no such option of data; did you mean files?",
+        ),
         (["dashboard", "prot=1"], "1 mistake:\n  prot is not a key; did you mean port?"),
         (["dashboard", "port=http"], "1 mistake:\n  port=http: expected int, found text"),
         (
@@ -132,6 +200,7 @@ def test_train_py_works_from_any_directory_and_hydra_leaves_no_litter(tmp_path):
     assert done.returncode == 0, done.stderr
     config = yaml.safe_load(done.stdout)
     assert config["model"]["_target_"] == "lmkit.model.GRU"
+    assert config["model"]["recurrent_init"] == "uniform"  # of the signature
     assert config["modle"] == 1
     assert list(tmp_path.iterdir()) == []
 
@@ -153,7 +222,7 @@ def test_hydras_flags_are_hydras(flags, tmp_path):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_a_command_with_its_exit_code(number, code):
     with python(
-        "def wait(commands, config_dir=None):\n"
+        "def wait(selected, commands, config_dir=None):\n"
         "    print('ready', flush=True)\n"
         "    time.sleep(60)\n"
         "lmkit.list.list = wait\n"
@@ -168,7 +237,7 @@ def test_a_signal_ends_a_command_with_its_exit_code(number, code):
 
 def test_a_defect_shows_its_traceback_and_exits_with_1():
     process = python(
-        "def fail(commands, config_dir=None): raise RuntimeError('a defect')\n"
+        "def fail(selected, commands, config_dir=None): raise RuntimeError('a defect')\n"
         "lmkit.list.list = fail\n"
         "sys.exit(main(['list']))"
     )
@@ -179,7 +248,7 @@ def test_a_defect_shows_its_traceback_and_exits_with_1():
 
 def test_json_is_all_there_is_on_stdout():
     process = python(
-        "def chatter(commands, config_dir=None):\n"
+        "def chatter(selected, commands, config_dir=None):\n"
         "    print('from python')\n"
         "    subprocess.run(['echo', 'from a child'])\n"
         "    os.write(1, b'from below')\n"
@@ -219,6 +288,37 @@ def test_a_command_gets_its_run_its_config_and_its_own_keys(run, monkeypatch, tm
         assert called["config"]["seed"] == 1
         assert called["config"]["model"]["dropout"] == 0.5
         assert called["config"]["data"]["bptt"] == 9
+
+
+def test_latest_is_the_newest_run_that_the_command_can_use(run, monkeypatch, tmp_path, caplog):
+    outputs = tmp_path / "outputs"
+    newer = Run.create(outputs, "quick", "b2", yaml.safe_load((run / "config.yaml").read_text()))
+    found = []
+
+    def fake(run, config, overrides=()):
+        found.append(run.id)
+
+    for command in ("generate.generate", "evaluate.evaluate", "score.score", "verify.verify"):
+        monkeypatch.setattr(f"lmkit.{command}", lambda run, config: fake(run, config))
+        assert cli.main([command.partition(".")[0], "latest", f"outputs={outputs}"]) == 0
+    monkeypatch.setattr("lmkit.launch.resume", fake)
+    caplog.set_level("INFO", "lmkit")
+    assert cli.main(["resume", "latest", f"outputs={outputs}"]) == 0  # b2 is held by this process
+    assert found == ["a1"] * 5
+    what = ["has no checkpoint"] * 4 + ["is still running"]
+    assert caplog.messages == [f"latest is quick/a1: the newer quick/b2 {why}" for why in what]
+    newer.release()
+    assert cli.main(["resume", "latest", f"outputs={outputs}"]) == 0
+    assert found[5:] == ["b2"]  # nothing was trained there yet: it can begin again
+
+
+def test_no_run_that_can_be_used(run, tmp_path, capsys):
+    (run / "checkpoints" / "last.ckpt").unlink()
+    assert cli.main(["generate", "latest", f"outputs={tmp_path / 'outputs'}"]) == 2
+    assert capsys.readouterr().err == (
+        f"error: RUN=latest: none of the 1 runs in {tmp_path / 'outputs'} can be used; "
+        "the newest, quick/a1, has no checkpoint\n"
+    )
 
 
 def test_a_run_in_a_directory_named_like_a_key(run, monkeypatch, tmp_path):

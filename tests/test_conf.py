@@ -9,8 +9,8 @@ import yaml
 from lmkit import hardware
 from lmkit.allow import SLOTS
 from lmkit.check import Root, check
-from lmkit.config import CONF, compose, group_options
-from lmkit.list import purpose
+from lmkit.config import compose
+from lmkit.groups import CONF, group_options, purpose
 
 GROUPS = group_options([CONF])
 # What `lmkit sweep` has presets of is no part of a run: see test_search.py.

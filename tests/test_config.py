@@ -240,7 +240,8 @@ MANY = {
     "scheduler=[x]": "scheduler=x: no such option of scheduler; "
     "there are: constant, cosine, linear, plateau, step",
     "stray": "stray: expected key=value",
-    "seed=1,2": "seed=1,2: a run takes one value; write a list as [a,b]",
+    "seed=1,2": "seed=1,2: a run takes one value; for a run of each combination add -m "
+    "(lmkit train -m ...) or take lmkit sweep; a list as one value is written [a,b]",
     "modle.x=1": "modle is not a key; did you mean model?",
     "name=[a]": "name=['a']: expected str, found a list",
     "data.batchsize=3": "data.batchsize is not a key of lmkit.corpus.WikiText; "

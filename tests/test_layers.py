@@ -17,11 +17,11 @@ FLOW = """
     windows lanes mixture datamodule
     gemm kernels dropout embedding lstm recurrent model odds cross_entropy head metrics optim task
     run checkpoint_io checkpoint guard watchdog logs pace progress
-    config search allow binding safety contradictions check
+    groups config search allow keys full_config binding safety contradictions check
     sampling text trained probe training estimate workers launch job multirun
     prepare cluster
     evaluate score_page score generate analyze watch dashboard verify doctor list
-    study trial sweep_report sweep
+    study trial sweep_report sweep completion usage
     cli __main__
 """.split()  # noqa: SIM905 - a line is a stage
 MODULES = sorted(file.stem for file in PACKAGE.glob("*.py") if file.stem != "__init__")

@@ -1,6 +1,7 @@
 """What is shown on stderr, on a terminal and in a file, and how seldom the device is asked."""
 
 import io
+import math
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from rich.console import Console
 from torch import nn
 
 from lmkit import progress
-from lmkit.progress import Progress, describe, summary
+from lmkit.progress import Pace, Progress, describe, summary
 
 
 class Trainer:
@@ -19,6 +20,8 @@ class Trainer:
     max_epochs = 2
     estimated_stepping_batches = 200
     global_step = 0
+    num_training_batches = 100
+    accumulate_grad_batches = 1
     current_epoch = 0
     callback_metrics = {"val/nll": torch.tensor(5.0), "val/perplexity": torch.tensor(148.4)}  # noqa: RUF012
 
@@ -62,8 +65,8 @@ def test_plain_lines_elsewhere(clock):
     module = train(shown, clock, steps=100, seconds=0.25)
     assert module.asked == 2
     assert shown.console.file.getvalue().splitlines() == [
-        "epoch 1/2  step 40/200  loss 5.500  perplexity 244.70  2,400 tokens/s  40 s left",
-        "epoch 1/2  step 80/200  loss 5.500  perplexity 244.70  2,400 tokens/s  30 s left",
+        "epoch 1/2  step 40/200  loss 5.500  perplexity 244.70  2,400 tokens/s  0:00:40 left",
+        "epoch 1/2  step 80/200  loss 5.500  perplexity 244.70  2,400 tokens/s  0:00:30 left",
         "epoch 1/2  step 100/200  validation  loss 5.000  perplexity 148.40",
     ]
 
@@ -107,3 +110,44 @@ def test_summary_counts_shared_parameters_once():
         ("decoder", "Linear", "1,000 + shared"),
         ("total", "", "21,000"),
     ]
+
+
+def test_no_time_is_told_before_there_is_enough_to_go_by():
+    pace = Pace(1000, 0.0)  # of a run that goes on
+    now = 100.0  # the first step compiles
+    for step in range(1001, 1013):
+        pace.step(step, now)
+        assert pace.left(100, 0) is None
+        now += 0.5
+    pace.step(1013, now)
+    assert pace.left(100, 0) == pytest.approx(50)
+    assert pace.left(math.inf, 0) is None
+
+
+def test_a_validation_counts_as_one_and_not_as_a_slow_step():
+    pace = Pace(0, 0.0)
+    now = 0.0
+    for step in range(1, 41):
+        pace.go_on(now)
+        now += 1.0
+        pace.step(step, now)
+        if step % 20 == 0:
+            pace.pause()
+            now += 30.0
+    pace.go_on(now)
+    assert pace.left(60, 3) == pytest.approx(60 + 90)
+
+
+def test_a_run_that_goes_on_begins_where_it_was(clock):
+    shown = Progress()
+    shown.console = Console(file=io.StringIO(), width=120, force_terminal=True)
+    trainer, module = Trainer(), Module()
+    trainer.global_step = 150
+    shown.on_train_start(trainer, module)
+    clock[0] += 1.0
+    trainer.global_step = 151
+    shown.on_train_batch_end(trainer, module, None, None, 151)
+    assert shown._bar.tasks[0].completed == 151
+    assert "tokens/s" not in shown._bar.tasks[0].fields["values"]
+    assert shown._bar.tasks[0].fields["left"] == ""
+    shown.on_train_end(trainer, module)

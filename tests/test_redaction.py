@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from lmkit import redaction
 from lmkit.allow import SLOTS, resolve_target
 from lmkit.binding import signature_keys
-from lmkit.config import CONF, compose
+from lmkit.config import compose
+from lmkit.groups import CONF
 from lmkit.redaction import (
     Redacting,
     hide,

@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmkit.config import CONF, compose, group_options
+from lmkit.config import compose
 from lmkit.errors import UserError
+from lmkit.groups import CONF, group_options
 from lmkit.search import Dimension, split
 
 OWN = ("num_trials", "sampler")

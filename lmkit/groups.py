@@ -1,0 +1,45 @@
+"""The config groups on disk, lmkit's own and the user's, without what composes them."""
+
+from collections.abc import Collection, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+
+from lmkit.errors import UserError
+
+CONF = next(
+    directory
+    for directory in (Path(__file__).parent / "conf", Path(__file__).parents[1] / "conf")
+    if directory.is_dir()
+)
+
+
+def config_folders(config_dir: str | None) -> list[Path]:
+    """The folders that hold config groups: lmkit's own and the user's `--config-dir`."""
+    if config_dir is None:
+        return [CONF]
+    if not Path(config_dir).is_dir():
+        raise UserError(f"--config-dir {config_dir}: no such directory")
+    return [CONF, Path(config_dir).resolve()]
+
+
+def group_options(folders: Sequence[Path]) -> dict[str, list[str]]:
+    """The config groups, in alphabetical order, and the options of each."""
+    found: dict[str, set[str]] = {}
+    for folder in folders:
+        for file in folder.glob("*/**/*.yaml"):
+            found.setdefault(file.parent.relative_to(folder).as_posix(), set()).add(file.stem)
+    return {group: sorted(found[group]) for group in sorted(found)}
+
+
+def nearest(name: str, names: Collection[str]) -> str:
+    """`; did you mean ...?`, or the list of what there is."""
+    close = get_close_matches(name, list(names), n=1)
+    return f"did you mean {close[0]}?" if close else f"there are: {', '.join(sorted(names))}"
+
+
+def purpose(folders: Sequence[Path], group: str, option: str) -> str:
+    """The first comment line of an option's file, other than Hydra's `@package`."""
+    file = next(f for folder in folders if (f := folder / group / f"{option}.yaml").is_file())
+    lines = (line.strip() for line in file.read_text(encoding="utf-8").splitlines())
+    comments = (line.lstrip("# ") for line in lines if line.startswith("#"))
+    return next((comment for comment in comments if not comment.startswith("@package")), "")

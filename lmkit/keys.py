@@ -1,0 +1,354 @@
+"""The keys of a config by the source text of its classes: type, default and a line each.
+
+Nothing is imported to be asked, so that a list, a help page and a completion need no torch.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import textwrap
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache
+from importlib.machinery import PathFinder
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lmkit.allow import BESIDE, SLOTS, VALUES
+
+ROOT = "lmkit.check.Root"
+NAMED = ("logger", "callbacks")  # groups that hold objects by a name for each
+
+
+class Key(NamedTuple):
+    """One key of a signature, in the words of its source; `default` is None where it has none."""
+
+    type: str
+    default: str | None
+    line: str = ""
+
+    @property
+    def value(self) -> Any:
+        """The default as YAML can hold it; raises ValueError for one that it cannot."""
+        if self.default is None:
+            return "???"
+        value = ast.literal_eval(self.default)
+        if not isinstance(value, str | int | float | bool | list | tuple | None):
+            raise ValueError(self.default)
+        return list(value) if isinstance(value, tuple) else value
+
+
+@dataclass(frozen=True)
+class Module:
+    """A module's file as a syntax tree."""
+
+    name: str
+    file: Path
+    tree: ast.Module
+
+    @property
+    def package(self) -> str:
+        """What a relative import starts from."""
+        return self.name if self.file.name == "__init__.py" else self.name.rpartition(".")[0]
+
+
+def node_keys(config: Mapping[str, Any]) -> dict[str, Key]:
+    """Every key that the objects of a composed config take, by its dotted path, and the root's."""
+    found = {name: key for name, key in class_keys(ROOT).items() if name not in SLOTS}
+    for path, node in nodes(config):
+        group = path.partition(".")[0]
+        owners = [(str(node["_target_"]), SLOTS[group].given)]
+        owners += [BESIDE[group]] if group in BESIDE else []
+        for target, given in owners:
+            for name, key in class_keys(target).items():
+                if name not in given:
+                    found.setdefault(f"{path}.{name}", key)
+    for path in VALUES.keys() & found.keys():
+        found[path] = found[path]._replace(type=" | ".join(VALUES[path]))
+    return found
+
+
+def nodes(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The objects of a config by their paths, in the order of the groups."""
+    for group in SLOTS:
+        node = config.get(group)
+        if not isinstance(node, Mapping):
+            continue
+        inner = node.items() if group in NAMED else [("", node)]
+        for name, each in inner:
+            if isinstance(each, Mapping) and "_target_" in each:
+                yield f"{group}.{name}".removesuffix("."), each
+
+
+def elsewhere(config: Mapping[str, Any], name: str, *, near: bool = False) -> list[str]:
+    """The paths of a composed config whose last part is `name`, or that which is nearest to it."""
+    paths: dict[str, list[str]] = {}
+    for path in node_keys(config):
+        if "." in path:
+            paths.setdefault(path.rpartition(".")[2], []).append(path)
+    close = get_close_matches(name, paths, n=1) if near else [name]
+    return paths.get(close[0], []) if close else []
+
+
+@cache
+def class_keys(target: str) -> dict[str, Key]:
+    """The keys of the class at a dotted path; none where its source is not found."""
+    located = _locate(target)
+    return _keys(*located) if located else {}
+
+
+@cache
+def function_keys(module: str, name: str) -> dict[str, Key]:
+    """The keyword-only arguments of a function, with the lines of its docstring."""
+    found = _module(module)
+    for node in found.tree.body if found else ():
+        if isinstance(node, ast.FunctionDef) and node.name == name:
+            assert found is not None
+            pairs = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
+            keys = {each.arg: _key(found, each.annotation, value) for each, value in pairs}
+            lines = described(ast.get_docstring(node) or "", keys)
+            return {key: value._replace(line=lines.get(key, "")) for key, value in keys.items()}
+    return {}
+
+
+def _keys(module: Module, owner: ast.ClassDef) -> dict[str, Key]:
+    lineage = list(_lineage(module, owner))
+    keys: dict[str, Key] = {}
+    for place, each in lineage:
+        if constructor := _member(each, "__init__"):
+            keys = _arguments(place, constructor)
+            break
+        if _is_dataclass(each):
+            keys = _fields(place, each)
+            break
+    lines: dict[str, str] = {}
+    for place, each in lineage:
+        lines = _lines(place, each, keys) | lines
+    return {name: key._replace(line=lines.get(name, "")) for name, key in keys.items()}
+
+
+def _lineage(module: Module, owner: ast.ClassDef) -> Iterator[tuple[Module, ast.ClassDef]]:
+    """A class and those that it inherits from, as far as their source is found."""
+    yield module, owner
+    for base in owner.bases:
+        if found := _resolve(module, base):
+            yield from _lineage(*found)
+
+
+def _arguments(module: Module, function: ast.FunctionDef) -> dict[str, Key]:
+    arguments = function.args
+    plain = [*arguments.posonlyargs, *arguments.args][1:]
+    padding: list[ast.expr | None] = [None] * (len(plain) - len(arguments.defaults))
+    defaults = [*padding, *arguments.defaults[-len(plain) :]] if plain else []
+    pairs = [*zip(plain, defaults, strict=True)]
+    pairs += zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+    return {argument.arg: _key(module, argument.annotation, value) for argument, value in pairs}
+
+
+def _fields(module: Module, owner: ast.ClassDef) -> dict[str, Key]:
+    return {
+        field.target.id: _key(module, field.annotation, field.value)
+        for field in owner.body
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+    }
+
+
+def _key(module: Module, annotation: ast.expr | None, default: ast.expr | None) -> Key:
+    return Key(_hint(module, annotation), ast.unparse(default) if default else None)
+
+
+def _is_dataclass(owner: ast.ClassDef) -> bool:
+    return any("dataclass" in ast.unparse(decorator) for decorator in owner.decorator_list)
+
+
+def _member(owner: ast.ClassDef, name: str) -> ast.FunctionDef | None:
+    return next((n for n in owner.body if isinstance(n, ast.FunctionDef) and n.name == name), None)
+
+
+def _hint(module: Module, node: ast.expr | None) -> str:
+    """An annotation in the words of messages: `float | null`, `uniform | orthogonal`."""
+    match node:
+        case None:
+            return ""
+        case ast.Constant(None):
+            return "null"
+        case ast.Constant(str(text)):
+            return _hint(module, ast.parse(text, mode="eval").body)
+        case ast.BinOp(left, ast.BitOr(), right):
+            return f"{_hint(module, left)} | {_hint(module, right)}"
+        case ast.Subscript(ast.Name("Literal"), inner):
+            options = inner.elts if isinstance(inner, ast.Tuple) else [inner]
+            named = (str(option.value) for option in options if isinstance(option, ast.Constant))
+            return " | ".join(dict.fromkeys(named))
+        case ast.Subscript(ast.Name("Optional"), inner):
+            return f"{_hint(module, inner)} | null"
+        case ast.Subscript(ast.Name("Union"), ast.Tuple(elements)):
+            return " | ".join(_hint(module, each) for each in elements)
+        case ast.Subscript(ast.Name(name), inner):
+            return f"{name}[{_hint(module, inner)}]"
+        case ast.Tuple(elements):
+            return ", ".join(_hint(module, each) for each in elements)
+        case ast.Name(name):
+            value = _value_of(module, name)
+            return _hint(*value) if value else name
+    return ast.unparse(node)
+
+
+def _value_of(module: Module, name: str) -> tuple[Module, ast.expr] | None:
+    """What a name of a module stands for, where it is assigned an expression."""
+    for node in module.tree.body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
+            return module, node.value
+        if isinstance(node, ast.AnnAssign) and node.value and ast.unparse(node.target) == name:
+            return module, node.value
+    if origin := _origin(module, name):
+        found = _module(origin[0])
+        return _value_of(found, origin[1]) if found else None
+    return None
+
+
+def _locate(target: str) -> tuple[Module, ast.ClassDef] | None:
+    place, _, name = target.rpartition(".")
+    module = _module(place) if place else None
+    return _class(module, name) if module else None
+
+
+def _resolve(module: Module, base: ast.expr) -> tuple[Module, ast.ClassDef] | None:
+    if isinstance(base, ast.Subscript):
+        base = base.value
+    name = ast.unparse(base)
+    first, _, rest = name.partition(".")
+    if not rest:
+        return _class(module, name)
+    origin = _origin(module, first)
+    return _locate(f"{'.'.join(filter(None, origin))}.{rest}") if origin else None
+
+
+def _class(module: Module, name: str) -> tuple[Module, ast.ClassDef] | None:
+    for node in module.tree.body:
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            return module, node
+    origin = _origin(module, name)
+    found = _module(origin[0]) if origin else None
+    return _class(found, origin[1]) if found and origin else None
+
+
+def _origin(module: Module, name: str) -> tuple[str, str] | None:
+    """Module and name that an import of `module` takes a name from; no name for a module."""
+    for node in module.tree.body:
+        if isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                if (alias.asname or alias.name) == name:
+                    start = module.package.split(".")
+                    start = start[: len(start) - node.level + 1] if node.level else []
+                    return ".".join([*start, *filter(None, [node.module])]), alias.name
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                if (alias.asname or alias.name) == name:
+                    return alias.name, ""
+    return None
+
+
+@cache
+def _module(name: str) -> Module | None:
+    """The module of this name, found but not imported."""
+    spec, paths, place = None, None, ""
+    for part in name.split("."):
+        place = f"{place}.{part}".removeprefix(".")
+        # Only what looks up a package's first name asks the hooks of editable installations.
+        spec = PathFinder.find_spec(place, paths) if paths is not None else find_spec(place)
+        if spec is None:
+            return None
+        paths = spec.submodule_search_locations
+    assert spec is not None
+    if spec.origin is None or not spec.origin.endswith(".py"):
+        return None
+    file = Path(spec.origin)
+    return Module(name, file, ast.parse(file.read_text(encoding="utf-8")))
+
+
+def _lines(module: Module, owner: ast.ClassDef, keys: Collection[str]) -> dict[str, str]:
+    """A line for each key that the docstrings of a class and of its constructor describe."""
+    constructor = _member(owner, "__init__")
+    texts = [ast.get_docstring(owner), constructor and ast.get_docstring(constructor)]
+    texts.append(_assigned_doc(module, owner.name))
+    found: dict[str, str] = {}
+    for text in texts:
+        if text:
+            found = described(text, keys) | google(text, keys) | found
+    return found
+
+
+def described(text: str, keys: Collection[str]) -> dict[str, str]:
+    """The entries `key: what it is` of a docstring, also `one, other: what they are`."""
+    if not keys:
+        return {}
+    name = rf"(?:{'|'.join(map(re.escape, keys))})"
+    begin = re.compile(
+        rf"(?:^|(?<=[.;] ))({name}(?:, {name})*): |^\w+(?:, \w+)*: ", re.MULTILINE
+    )  # of keys, or of an entry that is of none of them
+    found: dict[str, str] = {}
+    for paragraph in text.split("\n\n"):
+        marks = list(begin.finditer(paragraph))
+        ends = [*(mark.start() for mark in marks[1:]), len(paragraph)]
+        for mark, end in zip(marks, ends, strict=False):
+            line = " ".join(paragraph[mark.end() : end].split()).rstrip(".;")
+            found |= dict.fromkeys(mark[1].split(", ") if mark[1] else (), line)
+    return found
+
+
+def google(text: str, keys: Collection[str]) -> dict[str, str]:
+    """The first sentence of each entry under `Args:`, as torch and Lightning write them."""
+    _, _, rest = text.partition("Args:\n")
+    entry = re.compile(r"^(\w+)(?: ?\([^\n]*?\))?: ?(.*)")
+    found: dict[str, list[str]] = {}
+    last, indent = None, None
+    for line in textwrap.dedent(rest).splitlines():
+        if line.strip() and not line[0].isspace() and indent not in (None, 0):
+            break
+        here = len(line) - len(line.lstrip())
+        match = entry.match(line.strip())
+        if line.strip() and indent is None:
+            indent = here
+        if match and here == indent and match[1] in keys:
+            last = match[1]
+            found[last] = [match[2]]
+        elif last and line.strip():
+            if here == indent:
+                last = None
+            else:
+                found[last].append(line.strip())
+    return {name: _first_sentence(" ".join(lines)) for name, lines in found.items()}
+
+
+def _first_sentence(text: str) -> str:
+    text = re.sub(r"\s*\(default: [^)]*\)", "", text.replace("`", ""))
+    return re.split(r"(?<=[a-z)])\.(?: |$)|  ", text.strip(), maxsplit=1)[0].strip()
+
+
+def _assigned_doc(module: Module, name: str) -> str | None:
+    """What a module assigns to NAME.__doc__, as torch.optim does."""
+    for node in module.tree.body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == f"{name}.__doc__":
+            return _text(module, node.value)
+    return None
+
+
+def _text(module: Module, node: ast.expr) -> str:
+    """A string as an expression of literals and of names of the module."""
+    match node:
+        case ast.Constant(str(text)):
+            return text
+        case ast.JoinedStr(values):
+            return "".join(_text(module, value) for value in values)
+        case ast.FormattedValue(value):
+            return _text(module, value)
+        case ast.BinOp(left, ast.Add(), right):
+            return _text(module, left) + _text(module, right)
+        case ast.Name(name):
+            assigned = _value_of(module, name)
+            return _text(*assigned) if assigned else ""
+    return ""
