@@ -19,7 +19,7 @@ from lmkit.config import CONF, Composition
 from lmkit.environment import environment
 from lmkit.estimate import Estimate, estimate
 from lmkit.gemm import onednn_is_exact
-from lmkit.logs import logged_in
+from lmkit.wandb_logger import logged_in
 
 
 def doctor(composition: Composition, *, probe: bool = True) -> dict[str, Any]:

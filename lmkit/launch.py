@@ -18,13 +18,15 @@ from rich.text import Text
 
 from lmkit import hardware
 from lmkit.checkpoint_io import latest_checkpoint
-from lmkit.errors import UserError
+from lmkit.errors import UserError, exit_code
+from lmkit.loggers import grouped
 from lmkit.processes import Launched, broadcast, launched, meet
 from lmkit.redaction import redact
 from lmkit.run import Run
 from lmkit.signals import Stopped
 from lmkit.trained import TrainedModel
 from lmkit.training import work
+from lmkit.wandb_logger import unsynced
 from lmkit.workers import log_to, work_in_processes
 
 Work = Callable[[Run, dict[str, Any]], None]
@@ -37,6 +39,7 @@ def train(config: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     With the run_id of a run that has been stopped, goes on with that run. With -m, Hydra's
     multirun, a run for each combination of values: -m optimizer.lr=1e-3,1e-2 model=lstm,gru.
     """
+    config = grouped(config)
     place = (config["outputs"], config["name"], config["run_id"])
     return _start(lambda: Run.create(*place, config, overrides, sys.argv), config)
 
@@ -104,14 +107,14 @@ def _hold(run: Run, config: dict[str, Any], work: Work) -> dict[str, Any]:
         print(f"stopped by {stopped.name}; to go on: {_command('resume', run)}", file=sys.stderr)
         raise
     except BaseException as error:
-        code = 2 if isinstance(error, UserError) else 1
         reason = redact(str(error)).partition("\n")[0]
-        run.write_status("failed", f"{type(error).__name__}: {reason}", code)
+        run.write_status("failed", f"{type(error).__name__}: {reason}", exit_code(error))
         raise
     else:
         run.write_status("finished", exit_code=0)
     finally:
         run.release()
+        _say_how_to_sync(run)
     summary = run.read("summary.json")
     if summary:
         _report(run, config, summary)
@@ -140,6 +143,14 @@ def _report(run: Run, config: dict[str, Any], summary: dict[str, Any]) -> None:
     start = f" prompt={shlex.quote(prompt)}" if prompt else ""
     console.print(Text(f"more text:     {_command('generate', run)}{start}"))
     console.print(Text(f"the dashboard: lmkit dashboard{outputs_argument(run)}"))
+
+
+def _say_how_to_sync(run: Run) -> None:
+    """Name what wandb has kept offline, also of a run that has failed or was stopped."""
+    if parts := unsynced(run.path):
+        here = Path.cwd()
+        near = [part.relative_to(here) if part.is_relative_to(here) else part for part in parts]
+        print(f"to wandb: {shlex.join(['wandb', 'sync', *map(str, near)])}", file=sys.stderr)
 
 
 def _command(name: str, run: Run) -> str:

@@ -14,8 +14,9 @@ import time
 from pathlib import Path
 
 import torch
+from lightning.pytorch.loggers import WandbLogger as LightningWandbLogger
 
-from lmkit import checkpoint, checkpoint_io, logs, run
+from lmkit import checkpoint, checkpoint_io, run
 from lmkit.task import Task
 
 FAULTS = "LMKIT_TEST_FAULTS"
@@ -59,7 +60,7 @@ def _clock_back() -> None:
 
 ACTIONS = {
     "clock back": _clock_back,
-    "logger": lambda: setattr(logs.LightningWandbLogger, "log_metrics", _raise),
+    "logger": lambda: setattr(LightningWandbLogger, "log_metrics", _raise),
     "kill": _kill,
     "raise": _raise,
     "hang": lambda: time.sleep(10_000),
