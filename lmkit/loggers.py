@@ -29,7 +29,7 @@ GROUP = "LMKIT_GROUP"  # in the environment of a sweep's runs: its id
 PACKAGES = {
     "comet": (("comet_ml",), "comet-ml"),
     "litlogger": (("litlogger",), "litlogger"),
-    "mlflow": (("mlflow",), "'lmkit[mlflow]'"),
+    "mlflow": (("mlflow",), "mlflow-skinny"),
     "neptune": (("neptune",), "neptune"),
     "tensorboard": (("tensorboard", "tensorboardX"), "'lmkit[tensorboard]'"),
     "wandb": (("wandb",), "wandb"),

@@ -83,6 +83,7 @@ class WandbTracker(Tracker):
             for record in records(file):
                 if record.HasField("history"):
                     items = record.history.item
-                    row = {item.key or ".".join(item.nested_key): item.value_json for item in items}
+                    # A table is written as its fields, each under the key and its own name.
+                    row = {item.key or item.nested_key[0]: item.value_json for item in items}
                     if STEP in row:
                         yield row | {STEP: json.loads(row[STEP])}

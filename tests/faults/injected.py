@@ -63,6 +63,7 @@ ACTIONS = {
     "logger": lambda: setattr(LightningWandbLogger, "log_metrics", _raise),
     "kill": _kill,
     "raise": _raise,
+    "terminate": lambda: os.kill(os.getpid(), signal.SIGTERM),
     "hang": lambda: time.sleep(10_000),
     "slow link": lambda: setattr(checkpoint, "link", _slow_link),
     "full disk": lambda: setattr(torch, "save", _full_disk),
