@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 from lmkit.allow import resolve_target, slot_bases
 from lmkit.binding import build, signature_keys
 from lmkit.errors import UserError
+from lmkit.processes import launched
 from lmkit.redaction import redact
 from lmkit.run import Run
 from lmkit.safety import anchored
@@ -70,7 +71,13 @@ def grouped(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def make_trackers(nodes: Mapping[str, Any], run: Run, account: Account) -> list[Tracker]:
-    """The loggers of a checked config, tracked; one that cannot be made costs a warning."""
+    """The loggers of a checked config, tracked; one that cannot be made costs a warning.
+
+    Of several processes the first alone has any.
+    """
+    place = launched()
+    if place and place.rank:
+        return []
     made = []
     for key, node in nodes.items():
         try:

@@ -18,7 +18,6 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger
-from lightning.pytorch.utilities import rank_zero_only
 
 from lmkit.atomic import write_atomically
 from lmkit.logs import JsonlLogger, Samples
@@ -115,7 +114,6 @@ class Tracker:
 
     # ----
 
-    @rank_zero_only
     def finish(self, summary: Mapping[str, float], exit_code: int) -> None:
         """End the logger's run, also that of a logger that has failed."""
         if not self.begun:
@@ -163,7 +161,6 @@ class Tracker:
         return notes(self.account.directory)
 
     def _tolerating(self, method: Callable[..., Any]) -> Callable[..., Any]:
-        @rank_zero_only
         def call(*args: Any, **kwargs: Any) -> Any:
             if self.failed:
                 return None

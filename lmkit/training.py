@@ -14,6 +14,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.loggers.logger import DummyLogger
 
 from lmkit import hardware, kernels
 from lmkit.allocator import keep_freed_memory
@@ -173,6 +174,8 @@ def _make_trainer(
     # Checkpoint saves the state of the callbacks before it.
     callbacks.sort(key=lambda callback: isinstance(callback, Checkpoint))
     account = tracking.account
+    # In the other processes a callback finds something in their place.
+    loggers = [t.logger for t in tracking.trackers] or [DummyLogger() for _ in config["logger"]]
     for callback in callbacks:
         if isinstance(callback, Samples):
             account.samples = callback
@@ -184,7 +187,7 @@ def _make_trainer(
     }
     trainer = build_trainer(
         config["trainer"],
-        logger=[account.metrics, *(tracker.logger for tracker in tracking.trackers)],
+        logger=[account.metrics, *loggers],
         callbacks=[Progress(), StopOnSignal(signals), tracking, *callbacks],
         default_root_dir=run.path,
         plugins=[AtomicCheckpointIO(identity)],
