@@ -15,6 +15,8 @@ from lmkit.tracker import NOTHING, Account, Mark, Tracker
 
 # What the HPARAMS tab compares runs by.
 RESULTS = ("best/val/nll", "best/val/perplexity", "test/nll", "test/perplexity", "val/nll")
+# The tab shows the first keys by the alphabet, and these would push aside what matters.
+NOT_COMPARED = ("callbacks", "logger", "outputs", "run_id", "restarts", "hashes", "versions")
 
 
 class TensorBoardTracker(Tracker):
@@ -57,7 +59,8 @@ class TensorBoardTracker(Tracker):
         from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
         from torch.utils.tensorboard.summary import hparams
 
-        # One tab cannot hold lists or null, but as text.
+        config = {key: value for key, value in config.items() if key not in NOT_COMPARED}
+        # The tab cannot hold lists or null, but as text.
         flat = {
             key: value if isinstance(value, bool | int | float | str) else str(value)
             for key, value in _flatten_dict(dict(config)).items()
