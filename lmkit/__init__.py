@@ -11,7 +11,18 @@ if TYPE_CHECKING:
 
     from lmkit.trained import TrainedModel
 
-__all__ = ["load"]
+    __version__: str
+
+__all__ = ["__version__", "load"]
+
+
+def __getattr__(name: str) -> str:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("lmkit")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 # GNU OpenMP, which PyTorch loads, has threads spin for some milliseconds where they wait for each
 # other, on cores that the late ones may need: after 20 microseconds they are to sleep instead.

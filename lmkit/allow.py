@@ -38,7 +38,10 @@ SLOTS = {
             "use_distributed_sampler",
         ),
     ),
-    "logger": Slot("lightning.pytorch.loggers.Logger", ("save_dir", "version")),
+    "logger": Slot(
+        "lightning.pytorch.loggers.Logger",
+        ("save_dir", "version", "run_name", "run_id", "experiment_key"),
+    ),
     "callbacks": Slot("lightning.pytorch.callbacks.Callback", ("generate", "path")),
 }
 

@@ -20,6 +20,7 @@ from lmkit.errors import UserError
 from lmkit.groups import nearest
 from lmkit.hub import HuggingFace
 from lmkit.kernels import Kernels
+from lmkit.loggers import missing_packages
 from lmkit.processes import launched
 from lmkit.redaction import redact
 from lmkit.safety import escapes, leaks
@@ -83,6 +84,7 @@ def check(
         _decide(config, mistakes)
         config, sound = _bind_config(config, mistakes)
         if trains:
+            mistakes += missing_packages(config["logger"])
             source = _make_cheap_parts(config, sound, mistakes)
             # What the hub has, it is asked when data is: not now.
             local = source if not isinstance(source, HuggingFace) else None

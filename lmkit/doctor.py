@@ -20,7 +20,7 @@ from lmkit.environment import environment
 from lmkit.estimate import Estimate, estimate, lasting
 from lmkit.gemm import onednn_is_exact
 from lmkit.groups import CONF
-from lmkit.logs import logged_in
+from lmkit.wandb_logger import logged_in
 
 
 def doctor(composition: Composition, *, probe: bool = True) -> dict[str, Any]:

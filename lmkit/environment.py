@@ -1,4 +1,4 @@
-"""What a run ran on: versions, checkout, hardware, threads and command line."""
+"""What a run ran on: versions, repositories, hardware, threads and command line."""
 
 import importlib.metadata
 import os
@@ -9,13 +9,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import lmkit
 from lmkit.redaction import mask
 
 PACKAGES = ("lmkit", "torch", "lightning", "hydra-core", "omegaconf", "numpy", "torchmetrics")
 
 
 def environment(command: Sequence[str]) -> dict[str, Any]:
-    """Versions, checkout, hardware, threads and command line of this process."""
+    """What this process, started in the directory of the user's work, runs on."""
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
     threads: dict[str, Any] = {name: os.environ[name] for name in names if name in os.environ}
     hardware: dict[str, Any] = {
@@ -29,7 +30,8 @@ def environment(command: Sequence[str]) -> dict[str, Any]:
         hardware["gpus"] = [torch.cuda.get_device_name(i) for i in range(count)]
     return {
         "versions": {"python": platform.python_version()} | dict(_versions()),
-        "git": _checkout(),
+        "git": checkout(Path.cwd()),
+        "lmkit": {"version": lmkit.__version__, "git": _own_checkout()},
         "platform": platform.platform(),
         "hardware": hardware,
         "threads": threads,
@@ -53,18 +55,31 @@ def _processors() -> Iterator[str]:
     yield from (line.partition(": ")[2] for line in lines if line.startswith("model name"))
 
 
-def _checkout() -> dict[str, Any] | None:
-    """Commit of the checkout that this file is tracked in, and whether it has changes."""
+def checkout(place: Path) -> dict[str, Any] | None:
+    """Commit and branch of the git repository around a directory, and whether tracked files have
+    changes; None outside of one, or before its first commit."""
 
     def git(*arguments: str) -> str:
-        place = Path(__file__).parent
         command = ["git", "-C", str(place), *arguments]
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
         return done.stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", Path(__file__).name)
-        status = git("status", "--porcelain", "--untracked-files=no")
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(status)}
+        return {
+            "commit": git("rev-parse", "HEAD"),
+            "branch": git("branch", "--show-current") or None,
+            "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
+        }
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def _own_checkout() -> dict[str, Any] | None:
+    """That of lmkit itself, where it runs from one; an installation may lie inside another's."""
+    package = Path(__file__).parent
+    command = ["git", "-C", str(package), "ls-files", "--error-unmatch", Path(__file__).name]
+    try:
+        subprocess.run(command, capture_output=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return checkout(package)

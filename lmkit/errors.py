@@ -17,3 +17,10 @@ class ResultError(Exception):
         super().__init__(message)
         self.result = result
         self.exit_code = exit_code
+
+
+def exit_code(error: BaseException) -> int:
+    """Of the process that an error ends: 2 for the user's mistakes, 130 or 143 for a signal."""
+    if isinstance(error, UserError):
+        return 2
+    return int(getattr(error, "exit_code", 1))

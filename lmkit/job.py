@@ -22,6 +22,7 @@ from lmkit.atomic import write_atomically
 from lmkit.config import spell
 from lmkit.errors import UserError
 from lmkit.groups import config_folders, group_options
+from lmkit.loggers import GROUP
 from lmkit.redaction import mask
 from lmkit.run import strict_json
 from lmkit.signals import FOLLOWS, name_of
@@ -117,7 +118,7 @@ class Job:
             for key, value in os.environ.items()
             if not PLACE.match(key) and not THREADS.match(key)
         }
-        return kept | self.threads | {FOLLOWS: str(os.getpid())}
+        return kept | self.threads | {FOLLOWS: str(os.getpid()), GROUP: self.identity}
 
 
 def ask_to_stop(directory: Path, signum: int) -> None:

@@ -20,8 +20,9 @@ from rich.text import Text
 from lmkit import hardware
 from lmkit.checkpoint_io import latest_checkpoint, newest_manifest
 from lmkit.datamodule import DataModule
-from lmkit.errors import UserError
+from lmkit.errors import UserError, exit_code
 from lmkit.estimate import estimate, lasting
+from lmkit.loggers import grouped
 from lmkit.processes import Launched, broadcast, gather, launched, meet
 from lmkit.redaction import redact
 from lmkit.run import Run, no_end
@@ -29,6 +30,7 @@ from lmkit.signals import Stopped
 from lmkit.threads import Threads, counted
 from lmkit.trained import TrainedModel
 from lmkit.training import make_data, work
+from lmkit.wandb_logger import unsynced
 from lmkit.workers import log_to, work_in_processes
 
 Result = TypeVar("Result")
@@ -48,7 +50,7 @@ def train(config: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     multirun, a run for each combination of values.
     """
     run = Run.named(config["outputs"], config["name"], config["run_id"])
-    return _start(run, config, overrides)
+    return _start(run, grouped(config), overrides)
 
 
 def resume(
@@ -200,14 +202,14 @@ def _hold(run: Run, config: dict[str, Any], do: Callable[[], None]) -> dict[str,
         print(f"stopped by {stopped.name}; to go on: {_command('resume', run)}", file=sys.stderr)
         raise
     except BaseException as error:
-        code = 2 if isinstance(error, UserError) else 1
         reason = redact(str(error)).partition("\n")[0]
-        run.write_status("failed", f"{type(error).__name__}: {reason}", code)
+        run.write_status("failed", f"{type(error).__name__}: {reason}", exit_code(error))
         raise
     else:
         run.write_status("finished", exit_code=0)
     finally:
         run.release()
+        _say_how_to_sync(run)
     summary = run.read("summary.json")
     if summary:
         _report(run, config, summary)
@@ -244,6 +246,14 @@ def _report(run: Run, config: dict[str, Any], summary: dict[str, Any]) -> None:
     start = f" prompt={shlex.quote(prompt)}" if prompt else ""
     console.print(Text(f"more text:     {_command('generate', run)}{start}"))
     console.print(Text(f"the dashboard: lmkit dashboard{outputs_argument(run)}"))
+
+
+def _say_how_to_sync(run: Run) -> None:
+    """Name what wandb has kept offline, also of a run that has failed or was stopped."""
+    if parts := unsynced(run.path):
+        here = Path.cwd()
+        near = [part.relative_to(here) if part.is_relative_to(here) else part for part in parts]
+        print(f"to wandb: {shlex.join(['wandb', 'sync', *map(str, near)])}", file=sys.stderr)
 
 
 def _command(name: str, run: Run) -> str:

@@ -1,28 +1,20 @@
-"""What a run writes down while it trains: metrics, samples, and wandb's copy of them."""
+"""What a run writes down while it trains: the rows of its metrics, and samples of its text."""
 
-import logging
-import netrc
+import json
 import os
 import time
 from argparse import Namespace
-from collections.abc import Callable, Mapping
-from functools import wraps
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.loggers import WandbLogger as LightningWandbLogger
-from lightning.pytorch.loggers.logger import rank_zero_experiment  # type: ignore[attr-defined]
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from lmkit.run import strict_json
-
-log = logging.getLogger(__name__)
-
-NETWORK_SECONDS = 15.0  # that wandb may take to start, and to end
+from lmkit.wandb_logger import WandbLogger as WandbLogger  # the configs of runs name it here
 
 Generate = Callable[[LightningModule, str, int, int], str]
 
@@ -44,6 +36,14 @@ class JsonLines:
             file.truncate(self.length)
             file.write(line)
         self.length += len(line)
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """The objects up to `length`."""
+        if not self.length:
+            return
+        with self.path.open("rb") as file:
+            while file.tell() < self.length and (line := file.readline()):
+                yield json.loads(line)
 
     def sync(self) -> None:
         """Have on disk what a checkpoint is about to rely on."""
@@ -67,6 +67,7 @@ class JsonlLogger(Logger):
         self._trainer: Trainer | None = None
         self._seconds = 0.0
         self._started = time.perf_counter()
+        self._last: tuple[Mapping[str, Any], dict[str, Any]] | None = None
 
     @property
     def name(self) -> str:
@@ -87,12 +88,22 @@ class JsonlLogger(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        row: dict[str, Any] = {"step": step, "epoch": None, "tokens": None}
-        if self._trainer is not None:
-            # Lightning's own `step` counts from 0 and differs from stage to stage.
-            row = position(self._trainer)
-        row["seconds"] = round(self.seconds, 3)
-        self._lines.append(row | {key: metrics[key] for key in metrics if key != "epoch"})
+        self._lines.append(self.row(metrics, step))
+
+    def row(self, metrics: Mapping[str, Any], step: int | None = None) -> dict[str, Any]:
+        """The row of these metrics; the same one for every logger that gets the same mapping."""
+        if self._last is None or self._last[0] is not metrics:
+            row: dict[str, Any] = {"step": step, "epoch": None, "tokens": None}
+            if self._trainer is not None:
+                # Lightning's own `step` counts from 0 and differs from stage to stage.
+                row = position(self._trainer)
+            row["seconds"] = round(self.seconds, 3)
+            self._last = metrics, row | {key: metrics[key] for key in metrics if key != "epoch"}
+        return self._last[1]
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """What is written so far, of a resumed run that up to its checkpoint."""
+        return self._lines.rows()
 
     @property
     def seconds(self) -> float:
@@ -136,6 +147,7 @@ class Samples(Callback):
         self.prompt = prompt
         self.num_tokens = num_tokens
         self.seed = seed
+        self.followers: list[Callable[[Mapping[str, Any]], None]] = []
         self._lines = JsonLines(path)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -144,9 +156,15 @@ class Samples(Callback):
         with isolate_rng():
             text = self.generate(pl_module, self.prompt, self.num_tokens, self.seed)
         row = position(trainer)
-        self._lines.append(
-            {"step": row["step"], "epoch": row["epoch"], "prompt": self.prompt, "text": text}
-        )
+        del row["tokens"]
+        row |= {"prompt": self.prompt, "text": text}
+        self._lines.append(row)
+        for follower in self.followers:
+            follower(row)
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """What is written so far, of a resumed run that up to its checkpoint."""
+        return self._lines.rows()
 
     def state_dict(self) -> dict[str, Any]:
         self._lines.sync()
@@ -154,119 +172,3 @@ class Samples(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._lines.length = state_dict["length"]
-
-
-def tolerate(logger: Logger) -> None:
-    """Have the mistakes of a logger cost a warning and what it would still have shown, never the
-    run."""
-    failed = False
-
-    def tolerating(method: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(method)
-        def call(*args: Any, **kwargs: Any) -> Any:
-            nonlocal failed
-            if failed:
-                return None
-            try:
-                return method(*args, **kwargs)
-            except Exception as error:  # whatever a service or its library leads to
-                failed = True
-                what = f"{type(logger).__name__} failed ({type(error).__name__}: {error})"
-                log.warning("%s: it gets no more; metrics.jsonl goes on", what)
-                return None
-
-        return call
-
-    for name in ("log_metrics", "log_hyperparams", "log_graph", "save", "finalize"):
-        setattr(logger, name, tolerating(getattr(logger, name)))
-
-
-class WandbLogger(LightningWandbLogger):
-    """The same rows in wandb, offline inside the run directory.
-
-    A network that fails, at the start or later, costs a warning and at most half a minute, never
-    the run.
-
-    mode: offline or online, which sends the rows where somebody is logged in.
-    entity: the user or team that the project belongs to. group: puts runs together in wandb.
-    tags: words to find the run by.
-    """
-
-    def __init__(
-        self,
-        project: str = "lmkit",
-        mode: str = "offline",
-        entity: str | None = None,
-        group: str | None = None,
-        tags: list[str] | None = None,
-        *,
-        save_dir: str | Path,
-        version: str,
-    ) -> None:
-        import wandb
-
-        if mode == "online" and not logged_in():
-            log.warning("logger mode=online, but nobody is logged in to wandb: staying offline")
-            mode = "offline"
-        super().__init__(
-            name=version,
-            save_dir=save_dir,
-            version=version,
-            project=project,
-            entity=entity,
-            group=group,
-            tags=tags,
-            mode=mode,
-            settings=wandb.Settings(silent=True, console="off", init_timeout=15, finish_timeout=15),
-        )
-        del self._wandb_init["anonymous"]  # Lightning passes it, wandb warns of it
-        self._trainer: Trainer | None = None
-
-    @staticmethod
-    def check(**config: Any) -> list[str]:
-        """Modes that there are not."""
-        mode = config["mode"]
-        return [] if mode in ("offline", "online") else [f"mode={mode}: expected offline or online"]
-
-    def follow(self, trainer: Trainer) -> None:
-        """Take the step from `trainer`, as metrics.jsonl does."""
-        self._trainer = trainer
-
-    @property
-    @rank_zero_experiment
-    def experiment(self) -> Any:
-        import wandb
-
-        try:
-            return super().experiment
-        except Exception as error:  # wandb's own, and whatever its network layer raises
-            if self._wandb_init["mode"] == "offline":
-                raise
-            log.warning("wandb cannot be reached (%s): staying offline", error)
-            wandb.teardown()  # its service still holds the run's id
-            self._wandb_init["mode"] = "offline"
-            return super().experiment
-
-    @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        row = position(self._trainer) if self._trainer is not None else {"step": step}
-        values = {key: metrics[key] for key in metrics if key != "epoch"}
-        super().log_metrics(values | {k: row[k] for k in row if k != "step"}, row["step"])
-
-    @rank_zero_only
-    def close(self) -> None:
-        """Finish the wandb run, or a later run in this process would be merged into it."""
-        if self._experiment is not None:
-            self._experiment.finish()
-            self._experiment = None
-
-
-def logged_in() -> bool:
-    """Whether a wandb key is at hand, in the environment or in netrc."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-    try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False

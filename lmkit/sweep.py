@@ -20,6 +20,7 @@ from lmkit.check import check
 from lmkit.config import compose, report, reported
 from lmkit.errors import ResultError, UserError
 from lmkit.launch import outputs_argument
+from lmkit.loggers import GROUP
 from lmkit.processes import launched
 from lmkit.run import Run, mint_id
 from lmkit.search import Search
@@ -151,21 +152,16 @@ class Sweep:
             time.sleep(POLL_SECONDS)
         processes = hardware.num_processes(self.config["trainer"])
         threads = max(torch.get_num_threads() // (parallel * processes), 1)
-        groups = [
-            f"logger.{name}.group={self.identity}"
-            for name, node in self.config["logger"].items()
-            if node["_target_"] == "lmkit.logs.WandbLogger" and node.get("group") is None
-        ]
         values = [trial.params[dimension.key] for dimension in self.search.dimensions]
         arguments = [
             *([f"threads={threads}"] if parallel > 1 else []),
-            *groups,
             *self.search.arguments(values),
             *(f"outputs={self.config['outputs']}", f"name={run.name}", f"run_id={run.id}"),
             "trainer.limit_test_batches=0",
         ]
         log = self.place.path / f"trial-{trial.number:03d}.log"
-        return TrialProcess(run, arguments, self.metric, log, {**os.environ, **environment})
+        environment = {**os.environ, **environment, GROUP: self.identity}
+        return TrialProcess(run, arguments, self.metric, log, environment)
 
     def _follow(self, board: Board) -> None:
         """Hear from every trial, end those that are not worth going on."""

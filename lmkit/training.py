@@ -14,6 +14,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.loggers.logger import DummyLogger
 
 from lmkit import hardware, kernels, threads
 from lmkit.allocator import keep_freed_memory
@@ -21,20 +22,23 @@ from lmkit.allow import slot_bases
 from lmkit.binding import build
 from lmkit.check import split_data
 from lmkit.checkpoint import Checkpoint
-from lmkit.checkpoint_io import AtomicCheckpointIO, load_checkpoint
+from lmkit.checkpoint_io import AtomicCheckpointIO, load_checkpoint, read_manifest
 from lmkit.datamodule import DataModule
-from lmkit.errors import UserError
+from lmkit.errors import UserError, exit_code
 from lmkit.guard import StopOnSignal
-from lmkit.logs import JsonlLogger, tolerate
+from lmkit.loggers import make_trackers
+from lmkit.logs import JsonlLogger, Samples
 from lmkit.metrics import perplexity
 from lmkit.pace import Pace
 from lmkit.progress import Progress
+from lmkit.redaction import redacted
 from lmkit.run import Run, strict_json
 from lmkit.safety import anchored
 from lmkit.sampling import Sampling, sample_texts
 from lmkit.signals import StopSignals
 from lmkit.task import Task
 from lmkit.threads import Threads
+from lmkit.tracker import Account, Tracking
 from lmkit.trained import build_model
 
 
@@ -59,25 +63,34 @@ def work(
         data = data or make_data(config)
         task = make_task(config, data)
         metrics = JsonlLogger(run.path, run.id)
-        own = [Pace(pace, run.path)] if pace else []
-        trainer = _make_trainer(run, config, task, data, [StopOnSignal(signals), *own], metrics)
+        account = Account(run.path, read_manifest(newest)["step"] if newest else None, metrics)
+        tracking = Tracking(account, make_trackers(config["logger"], run, account))
+        own = [StopOnSignal(signals), *([Pace(pace, run.path)] if pace else [])]
+        trainer = _make_trainer(run, config, task, data, own, tracking)
         if trainer.is_global_zero:
             _describe_data(run, data)
+            account.config = _about(run, config, task)
         keep_freed_memory()
+        summary: dict[str, float] = {}
+        code = 1
         try:
             with _room(run):
                 trainer.fit(task, datamodule=data, ckpt_path=newest)
             # A run that had ended already is not validated again.
-            summary = {k: v for k, v in run.read("summary.json").items() if k.startswith("val/")}
+            summary |= {k: v for k, v in run.read("summary.json").items() if k.startswith("val/")}
             summary |= _logged(trainer, "val/") | _take_best(run, trainer, task)
             if "test" in data.prepared.stores and trainer.limit_test_batches:
                 trainer.test(task, datamodule=data, verbose=False)
                 summary |= _logged(trainer, "test/")
+            summary |= _effort(task, metrics.seconds)
+            code = 0
+        except BaseException as error:
+            summary |= _best(trainer)
+            code = exit_code(error)
+            raise
         finally:
-            for logger in trainer.loggers:
-                if close := getattr(logger, "close", None):
-                    close()
-        summary |= _effort(task, metrics.seconds)
+            for tracker in tracking.trackers:
+                tracker.finish(summary, code)
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             run.write("summary.json", summary)
 
@@ -155,7 +168,7 @@ def _make_trainer(
     task: Task,
     data: DataModule,
     own: list[pl.Callback],
-    metrics: JsonlLogger,
+    tracking: Tracking,
 ) -> pl.Trainer:
     def generate(module: pl.LightningModule, prompt: str, num_tokens: int, seed: int) -> str:
         sampling = Sampling(num_tokens=num_tokens, seed=seed)
@@ -169,13 +182,13 @@ def _make_trainer(
     ]
     # Checkpoint saves the state of the callbacks before it.
     callbacks.sort(key=lambda callback: isinstance(callback, Checkpoint))
-    place: dict[str, Any] = {"save_dir": run.path, "version": run.id}
-    nodes = config["logger"].values()
-    loggers = [
-        build(anchored(node, run.path), bases=slot_bases("logger"), **place) for node in nodes
-    ]
-    for logger in loggers:
-        tolerate(logger)
+    account = tracking.account
+    # In the other processes a callback finds something in their place.
+    loggers = [t.logger for t in tracking.trackers] or [DummyLogger() for _ in config["logger"]]
+    for callback in callbacks:
+        if isinstance(callback, Samples):
+            account.samples = callback
+            callback.followers = [tracker.log_sample for tracker in tracking.trackers]
     identity = {
         "config": hashlib.sha256(strict_json(config).encode()).hexdigest(),
         "tokenizer": data.tokenizer.hash(),
@@ -183,15 +196,33 @@ def _make_trainer(
     }
     trainer = build_trainer(
         config["trainer"],
-        logger=[metrics, *loggers],
-        callbacks=[Progress(), *own, *callbacks],
+        logger=[account.metrics, *loggers],
+        callbacks=[Progress(), *own, tracking, *callbacks],
         default_root_dir=run.path,
         plugins=[AtomicCheckpointIO(identity)],
     )
-    for logger in trainer.loggers:
-        if follow := getattr(logger, "follow", None):
-            follow(trainer)
+    account.metrics.follow(trainer)
     return trainer
+
+
+def _about(run: Run, config: dict[str, Any], task: Task) -> dict[str, Any]:
+    """The config of a run for its loggers, as config.yaml has it, and what identifies it."""
+    data, here = run.read("data.json"), run.read("environment.json")
+    return {
+        **redacted(config),
+        "num_parameters": _num_parameters(task),
+        "hashes": {
+            "tokenizer": data["tokenizer"],
+            "store": data["store"],
+            **{split: described["sha256"] for split, described in data["splits"].items()},
+        },
+        "git": here["git"],
+        "versions": here["versions"],
+    }
+
+
+def _num_parameters(task: Task) -> int:
+    return sum(parameter.numel() for parameter in task.parameters())
 
 
 def _describe_data(run: Run, data: DataModule) -> None:
@@ -213,7 +244,12 @@ def _take_best(run: Run, trainer: pl.Trainer, task: Task) -> dict[str, float]:
         return {}
     checkpoint = load_checkpoint(path)
     task.load_state_dict(checkpoint["state_dict"])
-    best: dict[str, float] = {"best/step": checkpoint["global_step"]}
+    return {"best/step": checkpoint["global_step"]} | _best(trainer)
+
+
+def _best(trainer: pl.Trainer) -> dict[str, float]:
+    """The best validation so far."""
+    best: dict[str, float] = {}
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, Checkpoint) and callback.best_score is not None:
             best[f"best/{callback.monitor}"] = callback.best_score
@@ -227,7 +263,7 @@ def _effort(task: Task, seconds: float) -> dict[str, float]:
     return {
         "tokens_per_second": task.tokens_seen / max(task.seconds, 1e-9),
         "peak_memory_bytes": hardware.peak_memory(task.device),
-        "num_parameters": sum(parameter.numel() for parameter in task.parameters()),
+        "num_parameters": _num_parameters(task),
         "tokens": task.tokens_seen,
         "seconds": seconds,
     }
@@ -237,6 +273,9 @@ def quiet() -> None:
     """Leave out what Lightning says about itself and what its user cannot mend."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch.loggers.mlflow").setLevel(logging.ERROR)
+    logging.getLogger("mlflow").setLevel(logging.WARNING)  # of the tables that it makes
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     # What is logged at the end of an evaluation is summed over the processes already.
     warnings.filterwarnings("ignore", ".*It is recommended to use `self.log.*sync_dist=True.*")
     warnings.filterwarnings("ignore", "The number of training batches .* is smaller than the log")

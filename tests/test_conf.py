@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lmkit import hardware
+from lmkit import hardware, loggers
 from lmkit.allow import SLOTS
 from lmkit.check import Root, check
 from lmkit.config import compose
@@ -23,6 +23,7 @@ EXPERIMENTS = group_options([CONF])["experiment"]
 def every_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "is_available", lambda name: True)
     monkeypatch.setattr(hardware, "num_here", lambda name: 2)
+    monkeypatch.setattr(loggers, "find_spec", lambda name: True)  # with every package
 
 
 @pytest.fixture

@@ -1,4 +1,7 @@
-"""metrics.jsonl, samples.jsonl, and wandb without a network, an account, or patience."""
+"""metrics.jsonl, samples.jsonl, and wandb without a network, an account, or patience.
+
+What a run tells its loggers from its start to its end: test_loggers.py.
+"""
 
 import json
 import math
@@ -12,7 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch.loggers import CSVLogger
 
-from lmkit.logs import JsonLines, JsonlLogger, WandbLogger, logged_in, tolerate
+from lmkit.logs import JsonLines, JsonlLogger, WandbLogger
+from lmkit.tracker import Account, CSVTracker
+from lmkit.wandb_logger import logged_in
 
 
 def read(path: Path) -> list:
@@ -101,9 +106,9 @@ def test_a_file_that_was_lost_starts_again(tmp_path):
 WANDB = """
 import logging, os, sys
 logging.basicConfig(format="%(levelname)s %(message)s")
-import lmkit.logs
+import lmkit.logs, lmkit.wandb_logger
 assert "wandb" not in sys.modules
-lmkit.logs.NETWORK_SECONDS = 1
+lmkit.wandb_logger.NETWORK_SECONDS = 1
 for name, mode, key in (("a", "offline", ""), ("b", "online", ""), ("c", "online", "0" * 40)):
     os.environ["WANDB_API_KEY"] = key
     logger = lmkit.logs.WandbLogger(mode=mode, save_dir=sys.argv[1], version=name)
@@ -162,10 +167,11 @@ def test_a_logger_that_raises_costs_a_warning(tmp_path, caplog):
             raise ConnectionError("no route to host")
 
     logger = Failing(tmp_path)
-    tolerate(logger)
+    tracker = CSVTracker(logger, Account(tmp_path, None, JsonlLogger(tmp_path)))
+    tracker.begin()
     for step in range(3):
         logger.log_metrics({"val/nll": 1.0}, step)
-    logger.finalize("success")
+    tracker.finish({}, 0)
     assert logger.calls == 1
     assert caplog.messages == [
         "Failing failed (ConnectionError: no route to host): it gets no more; metrics.jsonl goes on"

@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import yaml
 
+import lmkit
 from lmkit.atomic import write_atomically
 from lmkit.environment import environment, mask
 from lmkit.errors import UserError
@@ -65,15 +67,43 @@ def test_files_of_a_new_run(tmp_path):
     assert ended["ended"] >= ended["started"]
 
 
-def test_the_checkout_is_recorded(tmp_path):
-    run = create(tmp_path)
-    recorded = run.read("environment.json")["git"]
+def git(*arguments: str, cwd: Path) -> str:
+    author = ("-c", "user.name=a", "-c", "user.email=a@b")
+    command = ["git", *author, *arguments]
+    return subprocess.run(command, cwd=cwd, check=True, capture_output=True, text=True).stdout
+
+
+def test_the_users_repository_is_recorded(tmp_path, monkeypatch):
+    work = tmp_path / "work"
+    (work / "inside").mkdir(parents=True)
+    monkeypatch.chdir(work / "inside")
+    assert environment([])["git"] is None
+    git("init", "-q", "-b", "idea", cwd=work)
+    assert environment([])["git"] is None  # before the first commit
+    (work / "file").write_text("a")
+    git("add", "file", cwd=work)
+    git("commit", "-q", "-m", "x", cwd=work)
+    (work / "untracked").write_text("a")
+    commit = git("rev-parse", "HEAD", cwd=work).strip()
+    assert environment([])["git"] == {"commit": commit, "branch": "idea", "dirty": False}
+    (work / "file").write_text("b")
+    assert environment([])["git"]["dirty"] is True
+
+
+def test_the_checkout_of_lmkit_is_recorded_apart(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recorded = environment([])["lmkit"]
+    assert recorded["version"] == lmkit.__version__ == version("lmkit")
     here = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     head = subprocess.run(here, capture_output=True, text=True, check=False)
     if head.returncode:
         pytest.skip("not a git checkout")
-    assert recorded["commit"] == head.stdout.strip()
-    assert isinstance(recorded["dirty"], bool)
+    assert recorded["git"]["commit"] == head.stdout.strip()
+
+
+def test_the_version_costs_no_torch():
+    code = "import lmkit, sys; lmkit.__version__; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_ids_sort_by_time_and_differ_within_a_second(monkeypatch):

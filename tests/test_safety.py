@@ -50,7 +50,7 @@ def test_what_is_no_literal_secret_is_none(value):
     found = mistakes_of("logger=wandb", f"logger.wandb.api_key={value}")
     assert found == [
         "logger.wandb.api_key is not a key of lmkit.logs.WandbLogger; there are: project, mode, "
-        "entity, group, tags"
+        "entity, group, tags, name, notes, job_type"
     ]
 
 

@@ -14,8 +14,9 @@ import time
 from pathlib import Path
 
 import torch
+from lightning.pytorch.loggers import WandbLogger as LightningWandbLogger
 
-from lmkit import checkpoint, checkpoint_io, logs, run
+from lmkit import checkpoint, checkpoint_io, run
 from lmkit.task import Task
 
 FAULTS = "LMKIT_TEST_FAULTS"
@@ -59,9 +60,10 @@ def _clock_back() -> None:
 
 ACTIONS = {
     "clock back": _clock_back,
-    "logger": lambda: setattr(logs.LightningWandbLogger, "log_metrics", _raise),
+    "logger": lambda: setattr(LightningWandbLogger, "log_metrics", _raise),
     "kill": _kill,
     "raise": _raise,
+    "terminate": lambda: os.kill(os.getpid(), signal.SIGTERM),
     "hang": lambda: time.sleep(10_000),
     "slow link": lambda: setattr(checkpoint, "link", _slow_link),
     "full disk": lambda: setattr(torch, "save", _full_disk),

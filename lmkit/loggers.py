@@ -1,0 +1,112 @@
+"""The loggers of a config: whether their packages are here, and each with what tracks it."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
+from typing import Any
+
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+
+from lmkit.allow import resolve_target, slot_bases
+from lmkit.binding import build, signature_keys
+from lmkit.errors import UserError
+from lmkit.processes import launched
+from lmkit.redaction import redact
+from lmkit.run import Run
+from lmkit.safety import anchored
+from lmkit.tensorboard_tracker import TensorBoardTracker
+from lmkit.tracker import Account, CSVTracker, Tracker, notes
+from lmkit.wandb_tracker import WandbTracker
+
+log = logging.getLogger(__name__)
+
+GROUP = "LMKIT_GROUP"  # in the environment of a sweep's runs: its id
+
+# Lightning's module -> the packages one of which it needs, and what to install.
+PACKAGES = {
+    "comet": (("comet_ml",), "comet-ml"),
+    "litlogger": (("litlogger",), "litlogger"),
+    "mlflow": (("mlflow",), "mlflow-skinny"),
+    "neptune": (("neptune",), "neptune"),
+    "tensorboard": (("tensorboard", "tensorboardX"), "'lmkit[tensorboard]'"),
+    "wandb": (("wandb",), "wandb"),
+}
+
+TRACKERS: dict[type[Logger], type[Tracker]] = {
+    WandbLogger: WandbTracker,
+    TensorBoardLogger: TensorBoardTracker,
+    CSVLogger: CSVTracker,
+}
+
+
+def missing_packages(nodes: Mapping[str, Any]) -> Iterator[str]:
+    """What the loggers of a checked config need and this environment does not have."""
+    for key, node in nodes.items():
+        if "_target_" not in node:  # a mistake that has been noted
+            continue
+        for base in resolve_target(node["_target_"], slot_bases("logger")).__mro__:
+            module = base.__module__.removeprefix("lightning.pytorch.loggers.")
+            packages, install = PACKAGES.get(module, ((), ""))
+            if packages and not any(map(find_spec, packages)):
+                yield (
+                    f"logger.{key}: {node['_target_']} needs the package {packages[0]}: "
+                    f"pip install {install}"
+                )
+
+
+def grouped(config: dict[str, Any]) -> dict[str, Any]:
+    """The config of a sweep's run: a logger that has a group, and none set, gets the sweep's id."""
+    if not (group := os.environ.get(GROUP)):
+        return config
+    nodes = {}
+    for key, node in config["logger"].items():
+        has_group = "group" in signature_keys(resolve_target(node["_target_"]))
+        unset = has_group and node.get("group") is None
+        nodes[key] = {**node, "group": group} if unset else node
+    return {**config, "logger": nodes}
+
+
+def make_trackers(nodes: Mapping[str, Any], run: Run, account: Account) -> list[Tracker]:
+    """The loggers of a checked config, tracked; one that cannot be made costs a warning.
+
+    Of several processes the first alone has any.
+    """
+    place = launched()
+    if place and place.rank:
+        return []
+    made = []
+    for key, node in nodes.items():
+        try:
+            logger = _make(key, node, run)
+        except UserError:
+            raise
+        except Exception as error:  # whatever a service or its library leads to
+            what = redact(f"{type(error).__name__}: {error}")
+            log.warning("logger.%s cannot start (%s): the run goes on without it", key, what)
+            continue
+        kind = next((each for base, each in TRACKERS.items() if isinstance(logger, base)), Tracker)
+        made.append(kind(logger, account, key))
+    return made
+
+
+def _make(key: str, node: Mapping[str, Any], run: Run) -> Logger:
+    """A logger that writes inside the run directory, and goes on with what it has of the run."""
+    name = f"{run.name}/{run.id}"
+    given = {
+        "save_dir": run.path,
+        "version": run.id,
+        "run_name": name,
+        "run_id": notes(run.path).get(key, {}).get("version"),
+        "experiment_key": hashlib.sha256(str(run.path).encode()).hexdigest()[:40],
+    }
+    local = "tracking_uri" in signature_keys(resolve_target(node["_target_"]))
+    if local and not (node.get("tracking_uri") or os.environ.get("MLFLOW_TRACKING_URI")):
+        # MLflow's own default, files below the current directory, it refuses by now.
+        node = {"artifact_location": "mlflow", **node}
+        node["tracking_uri"] = f"sqlite:///{run.path / 'mlflow.db'}"
+    made: Logger = build(anchored(node, run.path), bases=slot_bases("logger"), **given)
+    return made
