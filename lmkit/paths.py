@@ -33,6 +33,10 @@ _FORMATS = (
         (".arrow", ".feather", ".avro", ".orc", ".db", ".sqlite", ".sqlite3", ".pkl", ".npy"),
         "binary data: write its text as parquet or JSON lines",
     ),
+    (
+        (".png", ".jpg", ".jpeg", ".gif", ".webp", ".mp3", ".wav", ".mp4", ".webm"),
+        "no text but a picture or a recording: leave it out",
+    ),
     ((".parquet",), "parquet: take data=parquet"),
 )
 _NAMES_SHOWN = 8
