@@ -33,6 +33,10 @@ _FORMATS = (
         (".arrow", ".feather", ".avro", ".orc", ".db", ".sqlite", ".sqlite3", ".pkl", ".npy"),
         "binary data: write its text as parquet or JSON lines",
     ),
+    (
+        (".png", ".jpg", ".jpeg", ".gif", ".webp", ".mp3", ".wav", ".mp4", ".webm"),
+        "no text but a picture or a recording: leave it out",
+    ),
     ((".parquet",), "parquet: take data=parquet"),
 )
 _NAMES_SHOWN = 8
@@ -69,8 +73,11 @@ def as_list(text: str) -> list[str] | None:
     depths = list(itertools.accumulate((c == "[") - (c == "]") for c in text))
     if not text.startswith("[") or 0 in depths[:-1] or depths[-1] != 0 or exists(text):
         return None
-    rows = csv.reader([text[1:-1]], skipinitialspace=True)
-    return [name.strip() for row in rows for name in row]
+    try:
+        (names,) = csv.reader([text[1:-1]], skipinitialspace=True)
+    except csv.Error:  # of what no list has in it, as a line end
+        return None
+    return [name.strip() for name in names]
 
 
 def exists(path: str) -> bool:

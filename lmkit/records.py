@@ -15,6 +15,8 @@ from lmkit.readers import UTF8, text_lines
 
 ENCODING = "data.encoding"
 _TABS = (".tsv", ".tab")
+# What Python bounds fields of CSV by, in the whole process, at 128 KiB: here a row is bounded.
+_FIELD = (1 << 31) - 1
 
 
 def json_fields(path: Path, field: str, encoding: str = UTF8) -> Iterator[tuple[int, str]]:
@@ -111,7 +113,7 @@ def _rows(path: Path, table: Table, encoding: str) -> Iterator[tuple[int, list[s
 
     pyarrow's reader is faster, but its rows must fit into a block and its errors name no line.
     """
-    csv.field_size_limit(MAX_DOCUMENT)  # of the process, 128 KiB by default
+    csv.field_size_limit(_FIELD)
     size = 0  # of the row so far
 
     def lines() -> Iterator[str]:

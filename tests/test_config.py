@@ -134,6 +134,8 @@ def test_a_list_of_paths(tmp_path, monkeypatch):
     assert path("[a-z]*[0-9].txt") == str(tmp_path / "[a-z]*[0-9].txt")
     long = "x" * 300
     assert path(f"[{long},{long}]") == [long, long]
+    assert path("[]") == []
+    assert path("[a\rb\nc]") == str(tmp_path / "[a\rb\nc]")
     assert mistakes_of("data=wikitext", "data.path=[a1.txt]")[0].startswith("data.path=[")
     files = [str(tmp_path / "a1.txt"), str(tmp_path / "b, c.txt")]
     found = checked("data=files", f'data.path=[a1.txt,"{files[1]}"]')

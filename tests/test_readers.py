@@ -608,6 +608,11 @@ ARCHIVE = "an archive: unpack it, and name the directory of its files"
             "b.pdf, a formatted document: make plain text of it, as with pdftotext or pandoc; for "
             "the other files alone, name them by a glob or a list",
         ),
+        (
+            ["a.md", "b.PNG"],
+            "b.PNG, no text but a picture or a recording: leave it out; for the other files alone, "
+            "name them by a glob or a list",
+        ),
         (["x.xlsx"], "x.xlsx, a spreadsheet: save it as .csv, and take data=csv"),
         (
             ["x.txt.lz4"],
