@@ -18,6 +18,7 @@ from lmkit.trained import TokenScore
 
 # Where one colour ends and the next begins, in bits.
 EDGES = (1, 2, 3, 5, 7, 9, 12)
+UNKNOWN = " What is marked &lt;unk&gt; is not in the vocabulary."
 # Control characters, and those that turn round the direction of what follows.
 UNSHOWN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
@@ -52,7 +53,8 @@ def page(tokens: Sequence[TokenScore], summary: Mapping[str, Any]) -> str:
         policy=_policy(template),
         title=html.escape(summary["run"]),
         summary=html.escape(line),
-        legend=_legend(summary["num_unknown"] > 0),
+        legend=_legend(),
+        unknown=UNKNOWN if summary["num_unknown"] else "",
         text="".join(spans),
         # Inside <script> only "<" could end the data.
         data=strict_json(data).replace("<", "\\u003c"),
@@ -81,14 +83,13 @@ def _class(token: TokenScore) -> str:
     return f' class="{" ".join(names)}"' if names else ""
 
 
-def _legend(has_unknown: bool) -> str:
+def _legend() -> str:
     names = [
         f"0 to {EDGES[0]}",
         *(f"{low} to {high}" for low, high in pairwise(EDGES)),
         f"{EDGES[-1]} and more",
     ]
-    spans = [f'<span class="s{level}">{name}</span>' for level, name in enumerate(names)]
-    return "".join(spans) + (" &lt;unk&gt;: not in the vocabulary" if has_unknown else "")
+    return "".join(f'<span class="s{level}">{name}</span>' for level, name in enumerate(names))
 
 
 def _policy(template: str) -> str:

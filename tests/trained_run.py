@@ -51,7 +51,7 @@ def make_run(
         "seed": 1,
         "data": {"_target_": "lmkit.corpus.WikiText", "path": str(corpus), "protocol": protocol},
         "tokenizer": TOKENIZERS[tokenizer],
-        "model": {**MODELS[model], "embedding_size": 12, "hidden_size": 12},
+        "model": {**MODELS[model], "embedding_size": 12, "hidden_size": 12, "init_range": 0.1},
         "head": {"_target_": "lmkit.head.FullSoftmax"},
         "optimizer": {"_target_": "torch.optim.SGD", "lr": 1.0},
         "scheduler": None,
