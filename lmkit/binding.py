@@ -15,6 +15,7 @@ from lmkit.allow import resolve_target
 from lmkit.errors import UserError
 from lmkit.keys import elsewhere
 from lmkit.redaction import SHOWN, hide, is_secret_key, mask
+from lmkit.renamed import RENAMED
 
 SECRET = re.compile(r"\$\{oc\.env:\s*(?P<name>[^,}\s]+)\s*(?:,(?P<default>[^}]*))?\}")
 # Callables whose keys a node holds, each with the arguments that the code passes itself.
@@ -136,10 +137,11 @@ def unknown(
         return f"{at}{name} is not supported; write the arguments as keys"
     if name in given:
         return f"{at}{name} is set by lmkit itself and cannot be configured"
-    near = [f"{at}{key}" for key in get_close_matches(name, list(keys), n=1)]
-    others = elsewhere(whole or {}, name) or (
-        [] if near else elsewhere(whole or {}, name, near=True)
-    )
+    now = RENAMED.get(called, {}).get(name)
+    near = [f"{at}{key}" for key in ([now] if now else get_close_matches(name, list(keys), n=1))]
+    others = [] if now else elsewhere(whole or {}, name)
+    if not (near or others):
+        others = elsewhere(whole or {}, name, near=True)
     close = [_assigned(path, value) for path in others] or near
     there = f"there are: {', '.join(keys) or 'none'}"
     remedy = f"did you mean {' or '.join(close)}?" if close else there

@@ -10,8 +10,9 @@ from lmkit.errors import UserError
 # more. Small files may: what they become fits into memory anyway.
 MAX_EXPANSION = 200
 ALWAYS_ALLOWED = 64 << 20  # bytes
+MAX_XZ_MEMORY = 256 << 20  # bytes; xz -9 needs 65 MiB
 # Lines and documents are held in memory whole; the Bible has 4 MiB, Wikipedia's longest page 1.
-MAX_LINE = 256 << 20  # bytes
+MAX_LINE = 256 << 20  # characters
 MAX_DOCUMENT = 1 << 30  # characters
 
 
@@ -47,6 +48,10 @@ class Bounded(io.RawIOBase):
         num_bytes: int = self._stream.readinto(buffer)
         self._expansion.add(num_bytes)
         return num_bytes
+
+    def tell(self) -> int:
+        """The number of bytes read."""
+        return self._expansion.size
 
 
 class TooLongError(UserError):

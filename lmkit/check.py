@@ -57,7 +57,7 @@ class Root:
     logger: Group | None = None
     callbacks: Group | None = None
     restarts: int = 3
-    threads: int | None = None
+    threads: int | None = None  # of each process
 
 
 def check(
@@ -132,10 +132,10 @@ def _decide(config: dict[str, Any], mistakes: list[str]) -> None:
         mistakes.append(
             f"trainer.devices={trainer.pop('devices')}: expected a number of devices{which}"
         )
-    if config.get("threads") is None:  # the machine's, shared by its processes
-        devices = trainer.get("devices")  # which may still turn out to be a mistake
-        sharing = devices if isinstance(devices, int) and devices > 0 else 1
-        config["threads"] = max(torch.get_num_threads() // sharing, 1)
+    devices = trainer.get("devices")  # which may still turn out to be a mistake
+    sharing = devices if isinstance(devices, int) and devices > 0 else 1
+    if config.get("threads") is None and (sharing > 1 or launched()):
+        config["threads"] = max(torch.get_num_threads() // sharing, 1)  # the machine's, shared
     if config.setdefault("kernels", "auto") == "auto":
         config["kernels"] = kernels.choice(name)
 

@@ -38,6 +38,13 @@ MODULES = {
 }
 # These start from a config that must fit this machine; the others only read a run.
 TRAINS = ("train", "resume", "sweep", "analyze")
+# What a command that reads a run sets before its command line does: the number of threads of the
+# training is its own, and surprisals are wanted in full precision whatever it was in.
+READS = {
+    "evaluate": ("threads=null",),
+    "generate": ("threads=null",),
+    "score": ("threads=null", "trainer.precision=32-true"),
+}
 # Parameters of a command that the command line does not spell out.
 PROVIDED = (
     *("config", "composition", "search", "overrides", "selected", "config_dir", "commands"),
@@ -190,6 +197,7 @@ def _run(command: Command, argv: list[str]) -> Any:
         search = split(argv, command.own)
         argv = [*search.first(), *search.own]
     base = run.path / "config.yaml" if run else None
+    argv = [*READS.get(command.name, ()), *argv]
     composition = compose(argv, base, command.own if command.takes_config else None, name)
     function = command.load()
     config = None

@@ -4,6 +4,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,15 @@ from omegaconf.resolvers import oc
 
 from lmkit.errors import UserError
 from lmkit.groups import config_folders, group_options, nearest
+from lmkit.paths import as_list, exists
 from lmkit.redaction import mask
+from lmkit.renamed import renamed
 from lmkit.run import check_size
 
 # Hydra's grammar rejects commas, quotes and brackets, which texts and paths are free to hold.
 VERBATIM = re.compile(r"(text|file|stop|outputs|store|(\w+\.)*prompt|(\w+\.)+\w*path)$")
+# These too, but for null and for what somebody has put in Hydra's quotes.
+UNQUOTED = re.compile(r"(\w+\.)+(heading|delimiter|quote)$")
 ASSIGNMENT = re.compile(r"(?P<sign>\+\+|\+|~)?(?P<key>[\w./@$:-]+)=(?P<value>.*)$", re.DOTALL)
 
 
@@ -107,21 +112,28 @@ def normalise(argument: str, groups: Collection[str]) -> str:
     if match is None:
         return argument
     sign, key, value = match["sign"], match["key"], match["value"]
-    if VERBATIM.match(key) and sign != "~":
+    if _is_verbatim(key, value) and sign != "~":
         return f"++{key}={quoted(value)}"
     is_group = key.partition("@")[0] in groups and not value.startswith("{")
     return argument if sign or is_group else f"++{argument}"
 
 
+def _is_verbatim(key: str, value: str) -> bool:
+    if UNQUOTED.match(key):
+        return value != "null" and not re.fullmatch(r"(['\"]).*\1", value, re.DOTALL)
+    return bool(VERBATIM.match(key))
+
+
 def spell(line: str, groups: Collection[str]) -> str:
     """The argument that `normalise` makes `line` of."""
     plain = line.removeprefix("++")
-    key, _, _ = plain.partition("=")
-    if VERBATIM.match(key):
+    key, _, written = plain.partition("=")
+    if VERBATIM.match(key) or (UNQUOTED.match(key) and written.startswith('"')):
         override = OverridesParser.create().parse_override(line)
         value = override.value()
         text = value if isinstance(value, str) else override.get_value_element_as_str()
-        return f"{key}={_unliteral(text)}"
+        text = _unliteral(text)
+        return f"{key}={text if _is_verbatim(key, text) else quoted(text)}"
     return plain if normalise(plain, groups) == line else line
 
 
@@ -153,6 +165,7 @@ def _sort_overrides(
     options = group_options(folders)
     parser = OverridesParser.create()
     chosen: list[Override] = []
+    rejected: set[str] = set()
     values: list[Override] = []
     mine: list[Override] = []
     several: list[str] = []
@@ -179,6 +192,11 @@ def _sort_overrides(
         elif key in options and not isinstance(override.value(), dict):
             if not (wrong := _unknown_options(override, options[key])):
                 chosen.append(override)
+            elif meant := get_close_matches(str(override.value()), options[key], n=1):
+                # The one that will be named in the message is what its keys are checked against.
+                chosen.append(parser.parse_override(f"{key}={meant[0]}"))
+            else:
+                rejected.add(key)
             mistakes += wrong
         else:
             values.append(override)
@@ -187,6 +205,8 @@ def _sort_overrides(
             f"{' and '.join(several)}: a run takes one value; for a run of each combination add -m "
             "(lmkit train -m ...) or take lmkit sweep; a list as one value is written [a,b]"
         )
+    # Keys of an option that there is not are no mistakes of their own.
+    values = [v for v in values if v.key_or_group.partition(".")[0] not in rejected]
     return chosen, values, mine
 
 
@@ -309,7 +329,7 @@ def _read(path: Path) -> DictConfig:
         raise UserError(f"{path}: not a readable config: {first_lines(error)}") from error
     if not isinstance(loaded, dict):
         raise UserError(f"{path}: not a config: expected a mapping")
-    return OmegaConf.create(_map_strings(loaded, literal))
+    return OmegaConf.create(_map_strings(renamed(loaded), literal))
 
 
 def literal(text: str) -> str:
@@ -339,15 +359,20 @@ def _anchor_paths(config: dict[str, Any]) -> None:
         if not isinstance(node, dict):
             continue
         for key, value in node.items():
-            if key.endswith("path") and isinstance(value, str) and value != "???":
-                glob = re.match(r"(?:([^*?\[]*)/)?[^*?\[/]*[*?\[]", value)
-                if Path(value).exists() or (glob and Path(glob[1] or ".").is_dir()):
-                    node[key] = str(Path(value).absolute())
+            if key.endswith("path"):
+                several = as_list(value) if isinstance(value, str) and group == "data" else None
+                node[key] = _map_strings(value if several is None else several, _anchored)
             elif key == "paths" and isinstance(value, dict):
                 node[key] = {
-                    name: str(Path(path).absolute()) if Path(str(path)).exists() else path
+                    name: str(Path(path).absolute()) if exists(str(path)) else path
                     for name, path in value.items()
                 }
+
+
+def _anchored(path: str) -> str:
+    glob = re.match(r"(?:([^*?\[]*)/)?[^*?\[/]*[*?\[]", path)
+    is_there = exists(path) or (glob and exists(glob[1] or "."))
+    return str(Path(path).absolute()) if is_there and path != "???" else path
 
 
 def first_lines(error: Exception) -> str:

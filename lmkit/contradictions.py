@@ -66,7 +66,7 @@ def _machine(trainer: Mapping[str, Any]) -> Iterator[str]:
 
 def _least(config: Mapping[str, Any]) -> Iterator[str]:
     for key, least in (("restarts", 0), ("threads", 1)):
-        if (value := config.get(key, least)) < least:
+        if (value := config.get(key)) is not None and value < least:
             yield f"{key}={value}: must be at least {least}"
 
 

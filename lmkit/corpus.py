@@ -2,19 +2,21 @@
 
 import itertools
 import platform
-from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
-from lmkit import probe_corpus, pydocs, readers
+from lmkit import paths, probe_corpus, pydocs, readers, records
 from lmkit.errors import UserError
+from lmkit.files import FileSource, Span
 from lmkit.hub import HuggingFace
-from lmkit.source import SPLITS, Document, Piece, Source
+from lmkit.records import ENCODING, Table
+from lmkit.source import SPLITS, Document, Source
 
 __all__ = [
+    "Csv",
     "Document",
     "Files",
     "HuggingFace",
@@ -25,6 +27,10 @@ __all__ = [
     "Source",
     "WikiText",
 ]
+
+FINER = (
+    "cut files finer with data.unit=paragraph, line or heading (and data.heading=PATTERN, as ^#)"
+)
 
 
 class Pydocs(Source):
@@ -47,159 +53,57 @@ class Pydocs(Source):
 
     def _content(self) -> Iterable[object]:
         for name, file in pydocs.source_files().items():
-            yield name, readers.sha256(file)
+            yield name, paths.sha256(file)
 
 
-class Span(NamedTuple):
-    """A file by its name in the source; of a parquet file perhaps some row groups only."""
-
-    name: str
-    file: Path
-    groups: range | None = None
-
-
-class _Files(Source):
-    """Files found by path; a split is its own path's, its directory's, or cut out of train."""
-
-    suffixes: tuple[str, ...] = ()
+class Files(FileSource):
+    """Text files, also compressed; a document is a file, paragraph, headed section or line."""
 
     def __init__(
         self,
-        paths: Mapping[str, str | None],
-        settings: Mapping[str, object],
-        cut: Mapping[str, float],
-    ) -> None:
-        self._paths = {split: path for split, path in paths.items() if path is not None}
-        self._files = {
-            split: readers.find_files(path, _path_key(split), self.suffixes)
-            for split, path in self._paths.items()
-        }
-        path = self._paths["train"]
-        if len(self._paths) == 1 and readers.located(path).is_dir():
-            self._files = readers.split_files(self._files["train"], path, "data.path")
-        self._check_overlap()
-        super().__init__(f"data.path={path}", settings, cut)
-
-    def _check_overlap(self) -> None:
-        owners: dict[Path, str] = {}
-        for split, files in self._files.items():
-            for file in files.values():
-                owner = owners.setdefault(file.resolve(), split)
-                if owner != split:
-                    raise UserError(
-                        f"{_path_key(split)}={self._paths[split]} and "
-                        f"{_path_key(owner)}={self._paths[owner]} both name {file}: "
-                        "a file belongs to one split"
-                    )
-
-    @abstractmethod
-    def _records(self, span: Span) -> Iterator[tuple[int, str]]:
-        """Line or row number (0: the whole file) and text of each document of a file."""
-
-    def _spans(self, name: str, file: Path) -> list[tuple[Span, int]]:
-        """What a file is read as, each with its bytes on disk."""
-        return [(Span(name, file), file.stat().st_size)]
-
-    def _own_splits(self) -> Iterable[str]:
-        return self._files
-
-    def _read(self, split: str) -> Iterator[Document]:
-        for piece in self._pieces(split):
-            yield from self._read_piece(piece)
-
-    def _pieces(self, part: str) -> list[Piece]:
-        pieces: list[Piece] = []
-        run: list[Span] = []
-        num_bytes = 0
-        for name, file in self._files[part].items():
-            for span, size in self._spans(name, file):
-                if run and num_bytes + size > self.piece_bytes:
-                    pieces.append(Piece(part, tuple(run), num_bytes))
-                    run, num_bytes = [], 0
-                run.append(span)
-                num_bytes += size
-        return [*pieces, Piece(part, tuple(run), num_bytes)]
-
-    def _read_piece(self, piece: Piece) -> Iterator[Document]:
-        for span in piece.spans:
-            for number, text in self._records(span):
-                yield Document(f"{span.name}:{number}" if number else span.name, text)
-
-    def _content(self) -> Iterable[object]:
-        named = [
-            (split, name, file)
-            for split in self._files
-            for name, file in self._files[split].items()
-        ]
-        with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter
-            hashes = pool.map(readers.sha256, [file for _, _, file in named])
-            for (split, name, _), sha256 in zip(named, hashes, strict=True):
-                yield split, name, sha256
-
-    def _remedy(self, split: str) -> str:
-        if split == "train":
-            return super()._remedy(split)
-        return f"{super()._remedy(split)}, or name its own text with data.{split}_path"
-
-    def describe(self) -> dict[str, object]:
-        """Settings, paths, and how many files and bytes each split was read from."""
-        return {
-            **super().describe(),
-            "paths": dict(self._paths),
-            "num_files": {split: len(files) for split, files in self._files.items()},
-            "num_bytes": {
-                split: sum(file.stat().st_size for file in files.values())
-                for split, files in self._files.items()
-            },
-        }
-
-
-def _path_key(split: str) -> str:
-    return "data.path" if split == "train" else f"data.{split}_path"
-
-
-class Files(_Files):
-    """Text files, also .gz and .zst; a document is a file, paragraph, headed section or line."""
-
-    def __init__(
-        self,
-        path: str,
+        path: str | list[str],
         *,
         unit: Literal["file", "paragraph", "heading", "line"] = "file",
         heading: str | None = None,
-        valid_path: str | None = None,
-        test_path: str | None = None,
+        encoding: str = "utf-8",
+        valid_path: str | list[str] | None = None,
+        test_path: str | list[str] | None = None,
         valid_fraction: float = 0.1,
         test_fraction: float = 0.1,
     ) -> None:
         """unit: what a document is.
         heading: the pattern of the lines that open a document, with unit=heading."""
         self._cutter = readers.cutter(unit, heading)
-        self._finer = ("cut finer with data.unit",) if unit == "file" else ()
+        self.finer = FINER if unit == "file" else ""
         super().__init__(
             {"train": path, "valid": valid_path, "test": test_path},
             {"unit": unit, "heading": heading},
             {"valid": valid_fraction, "test": test_fraction},
+            encoding,
         )
 
     def _records(self, span: Span) -> Iterator[tuple[int, str]]:
-        return readers.documents(span.file, self._cutter)
+        return readers.documents(span.file, self._cutter, self._encoding, ENCODING)
 
 
-class Jsonl(_Files):
-    """Lines of JSON, also .gz and .zst; a document is one field of a line."""
+def _ends(*names: str) -> tuple[str, ...]:
+    """The ends of files' names, compressed or not."""
+    return tuple(f"{name}{codec}" for name in names for codec in ("", *paths.COMPRESSED))
 
-    suffixes = tuple(
-        f".{name}{codec}" for name in ("jsonl", "ndjson") for codec in ("", ".gz", ".zst")
-    )
+
+class Jsonl(FileSource):
+    """Lines of JSON, also compressed; a document is one field of a line."""
+
+    suffixes = _ends(".jsonl", ".ndjson")
 
     def __init__(
         self,
-        path: str,
+        path: str | list[str],
         *,
         field: str = "text",
-        valid_path: str | None = None,
-        test_path: str | None = None,
+        encoding: str = "utf-8",
+        valid_path: str | list[str] | None = None,
+        test_path: str | list[str] | None = None,
         valid_fraction: float = 0.1,
         test_fraction: float = 0.1,
     ) -> None:
@@ -209,24 +113,62 @@ class Jsonl(_Files):
             {"train": path, "valid": valid_path, "test": test_path},
             {"field": field},
             {"valid": valid_fraction, "test": test_fraction},
+            encoding,
         )
 
     def _records(self, span: Span) -> Iterator[tuple[int, str]]:
-        return readers.json_fields(span.file, self._field)
+        return records.json_fields(span.file, self._field, self._encoding)
 
 
-class Parquet(_Files):
+class Csv(FileSource):
+    """Tables as CSV or TSV, also compressed; a document is one column of a row."""
+
+    suffixes = _ends(".csv", ".tsv", ".tab")
+
+    def __init__(
+        self,
+        path: str | list[str],
+        *,
+        column: str | int = "text",
+        delimiter: str | None = None,
+        quote: str | None = '"',
+        header: bool = True,
+        encoding: str = "utf-8",
+        valid_path: str | list[str] | None = None,
+        test_path: str | list[str] | None = None,
+        valid_fraction: float = 0.1,
+        test_fraction: float = 0.1,
+    ) -> None:
+        """column: its name in the first row, or its number, from 1, with header=false.
+        delimiter: one character, or tab; null: a tab in .tsv and .tab, else a comma.
+        quote: what is around a field that holds a delimiter or line end; null: quotes are text.
+        header: whether the first row names the columns."""
+        named = {"\\t": "\t", "tab": "\t"}
+        delimiter = named.get(delimiter, delimiter) if delimiter else delimiter
+        self._table = Table(column, delimiter, quote, header)
+        super().__init__(
+            {"train": path, "valid": valid_path, "test": test_path},
+            asdict(self._table),
+            {"valid": valid_fraction, "test": test_fraction},
+            encoding,
+        )
+
+    def _records(self, span: Span) -> Iterator[tuple[int, str]]:
+        return records.csv_column(span.file, self._table, self._encoding)
+
+
+class Parquet(FileSource):
     """Parquet files; a document is one column of a row."""
 
     suffixes = (".parquet",)
 
     def __init__(
         self,
-        path: str,
+        path: str | list[str],
         *,
         column: str = "text",
-        valid_path: str | None = None,
-        test_path: str | None = None,
+        valid_path: str | list[str] | None = None,
+        test_path: str | list[str] | None = None,
         valid_fraction: float = 0.1,
         test_fraction: float = 0.1,
     ) -> None:
@@ -241,7 +183,7 @@ class Parquet(_Files):
         size = file.stat().st_size
         if size <= self.piece_bytes:
             return super()._spans(name, file)
-        num_groups = readers.num_row_groups(file)
+        num_groups = records.num_row_groups(file)
         number = min(-(-size // self.piece_bytes), num_groups)
         bounds = [num_groups * n // number for n in range(number + 1)]
         return [
@@ -250,10 +192,13 @@ class Parquet(_Files):
         ]
 
     def _records(self, span: Span) -> Iterator[tuple[int, str]]:
-        return readers.parquet_column(span.file, self._column, span.groups)
+        return records.parquet_column(span.file, self._column, span.groups)
 
 
-class WikiText(_Files):
+TITLE = "^ = [^=].* = $"
+
+
+class WikiText(FileSource):
     """WikiText (Merity et al. 2016): a document is an article, opened by its ` = Title = `.
 
     The articles hold every line of a file; lines before the first title belong to the first.
@@ -261,15 +206,15 @@ class WikiText(_Files):
 
     def __init__(self, path: str) -> None:
         """path: of train, valid and test as .txt, .tokens, .raw, wiki.*.tokens or wiki.*.raw."""
-        self._cutter = readers.cutter("heading", "^ = [^=].* = $")
-        directory = readers.located(path)
+        self._cutter = readers.cutter("heading", TITLE)
+        directory = paths.located(path)
         if directory.is_file():
             raise UserError(
                 f"data.path={path} is a file: data=wikitext takes the directory of train, valid "
-                "and test; for one file take data=files data.unit=heading"
+                f"and test; for one file take data=files data.unit=heading 'data.heading={TITLE}'"
             )
         if not directory.is_dir():
-            raise UserError(f"data.path={path} does not exist; {readers.nearby(directory)}")
+            raise UserError(f"data.path={path} does not exist; {paths.nearby(directory)}")
         files = {split: _wikitext_file(directory, split) for split in SPLITS}
         super().__init__(files, {}, {})
         self._where = f"data.path={path}"
@@ -285,7 +230,7 @@ def _wikitext_file(directory: Path, split: str) -> str:
     if len(found) != 1:
         has = f"both {' and '.join(found)}" if found else f"none of {', '.join(names)}"
         raise UserError(
-            f"data.path={directory} has {has}: {readers.nearby(directory / split)}; "
+            f"data.path={directory} has {has}: {paths.nearby(directory / split)}; "
             f"data=wikitext needs one file for {split}"
         )
     return str(directory / found[0])

@@ -83,7 +83,9 @@ class LinearCrossEntropy(torch.autograd.Function):
         ctx.save_for_backward(*terms, scale)
         ctx.settings = (chunk_size, dtype, memory, any(ctx.needs_input_grad[:3]))
         nll, ctx.gradients = nll_and_gradients(terms, *ctx.settings)
-        loss = (nll * weight).sum()
+        # PyTorch divides a longer sum among threads, by their number.
+        pieces = (nll * weight).split(2**14)
+        loss = torch.stack([piece.sum() for piece in pieces]).sum()
         return loss if scale is None else loss * scale
 
     @staticmethod

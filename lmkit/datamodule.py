@@ -140,7 +140,7 @@ class DataModule(pl.LightningDataModule):
         name = f" ({store.document_id(longest)})" if self.protocol == "document" else ""
         log.warning(
             "only %.0f%% of the positions in a training epoch are real targets: %d %ss over "
-            "data.batch_size=%d lanes, the longest %s tokens%s; lower data.batch_size, or use "
+            "data.batch_size=%d lanes, the longest %s tokens%s; %slower data.batch_size, or use "
             "data.protocol=stream",
             100 * loader.efficiency,
             len(lengths),
@@ -148,4 +148,5 @@ class DataModule(pl.LightningDataModule):
             self.batch_size,
             f"{lengths[longest]:,}",
             name,
+            f"{finer}, " if (finer := self.source.finer) and name else "",
         )

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lmkit import readers
+from lmkit import paths
 from lmkit.atomic import write_atomically
 from lmkit.encoding import Tokenizer
 from lmkit.errors import UserError
@@ -112,7 +112,7 @@ class Datatrove(PreparedSource):
         given = {"train": path, "valid": valid_path, "test": test_path}
         self._paths = {split: place for split, place in given.items() if place is not None}
         self._files = {
-            split: readers.find_files(
+            split: paths.find_files(
                 place, "data.path" if split == "train" else f"data.{split}_path", (SUFFIX,)
             )
             for split, place in self._paths.items()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import tempfile
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from lmkit.allow import allowed_prefixes
 from lmkit.check import check
 from lmkit.config import Composition
 from lmkit.environment import environment
-from lmkit.estimate import Estimate, estimate
+from lmkit.estimate import Estimate, estimate, lasting
 from lmkit.gemm import onednn_is_exact
 from lmkit.groups import CONF
 from lmkit.logs import logged_in
@@ -32,7 +32,7 @@ def doctor(composition: Composition, *, probe: bool = True) -> dict[str, Any]:
     probe: prepare the text and train for five seconds, to say what an epoch takes.
     """
     outputs = Path(str(composition.config.get("outputs", "outputs")))
-    found = diagnosis(outputs)
+    found = diagnosis(outputs, str(composition.config.get("kernels", "auto")))
     if not found["outputs"]["writable"]:
         composition.mistakes.append(f"outputs={outputs}: cannot be written")
     try:
@@ -49,11 +49,11 @@ def doctor(composition: Composition, *, probe: bool = True) -> dict[str, Any]:
     return found
 
 
-def diagnosis(outputs: Path) -> dict[str, dict[str, Any]]:
-    """What there is, by topic."""
+def diagnosis(outputs: Path, wanted: str = "auto") -> dict[str, dict[str, Any]]:
+    """What there is, by topic; kernels are built where they are `wanted`."""
     here = environment(sys.argv)
     name = hardware.accelerator("auto")
-    library, reason = kernels.load()
+    library, reason = (None, "as the config says") if wanted == "torch" else kernels.load()
     return {
         "versions": here["versions"],
         "hardware": here["hardware"],
@@ -71,12 +71,14 @@ def diagnosis(outputs: Path) -> dict[str, dict[str, Any]]:
 
 
 def _training(measured: Estimate) -> dict[str, Any]:
-    """For people; on one process, validation aside."""
-    epoch = timedelta(seconds=round(measured.epoch_seconds))
+    """For people; on one process."""
+    whole = "without end" if math.isinf(measured.seconds) else f"about {lasting(measured.seconds)}"
     return {
         "parameters": f"{measured.num_parameters:,}",
+        "threads": str(measured.threads),
         "tokens per second": f"{measured.tokens_per_second:,.0f}",
-        "an epoch": f"{measured.tokens:,} tokens, {epoch}",
+        "an epoch": f"{measured.tokens:,} tokens, {lasting(measured.epoch_seconds)}",
+        "all of it": f"{whole}, with validations and test",
         "memory": f"{measured.peak_memory_bytes / 2**20:,.0f} MiB at most",
     }
 

@@ -14,11 +14,17 @@ class Embedding(nn.Embedding):
 
     With `tied` the head multiplies with `matrix()`, and the gradients of the two uses are
     summed where the head left its own, without a dense one of the look-up.
+
+    It starts from U(-init_range, init_range), or without one from N(0, 1) as torch's own: inputs of
+    variance 1, as LeCun et al. 1998 want them (equation 16), who give a matrix the variance
+    1 / size. Tied it is both, and has their geometric mean.
     """
 
-    def __init__(self, vocabulary_size: int, size: int, init_range: float, tied: bool) -> None:
+    def __init__(
+        self, vocabulary_size: int, size: int, init_range: float | None, tied: bool
+    ) -> None:
         super().__init__(vocabulary_size, size)
-        nn.init.uniform_(self.weight, -init_range, init_range)
+        draw(self.weight, size**-0.25 if tied else 1.0, init_range)
         self.tied = tied
         self.sparse_gradient = False  # set by who knows that the optimiser can take it
         self._matrix: Tensor | None = None
@@ -34,6 +40,14 @@ class Embedding(nn.Embedding):
         """The weight for one use by the head, after a look-up together with its."""
         matrix, self._matrix = self._matrix, None
         return self.weight if matrix is None else matrix
+
+
+def draw(weight: Tensor, std: float, init_range: float | None) -> None:
+    """Start a weight from U(-init_range, init_range), or without one from N(0, std^2)."""
+    if init_range is None:
+        nn.init.normal_(weight, 0.0, std)
+    else:
+        nn.init.uniform_(weight, -init_range, init_range)
 
 
 class Shared(torch.autograd.Function):

@@ -46,6 +46,8 @@ class Tokenizer(ABC):
 
     lossless: `decode` gives back every text exactly, so that bits per byte mean something.
     trainable: `train` must see the train split before anything is encoded.
+    vocabulary_size: the number of ids, `<eos>` and `<unk>` among them. The setting of that name is
+    the most there may be, counted so too.
     """
 
     name: ClassVar[str]
@@ -76,6 +78,10 @@ class Tokenizer(ABC):
 
         A character cut by token ends is the surface of the token that completes it.
         """
+
+    def unknown(self, text: str) -> dict[int, str]:
+        """Where `encode([text])` has `<unk>` for what is not in the vocabulary, and for what."""
+        return {}
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
@@ -175,19 +181,20 @@ class ByteSurfaces(DocumentTokenizer):
 
 
 def by_frequency(
-    counts: dict[str, int], *, min_frequency: int, max_size: int | None, specials: Sequence[str]
+    counts: dict[str, int], *, min_frequency: int, size: int | None, specials: Sequence[str]
 ) -> list[str]:
     """The vocabulary, most frequent first, ties by first appearance (the order of `counts`).
 
+    size: the most tokens it may have, `specials` among them.
     The last of `specials` is the unknown token: it counts what it stands in for.
     """
     ordinary = {token: n for token, n in counts.items() if n >= min_frequency}
     for special in specials:
         ordinary.pop(special, None)
     kept = {*ordinary, *specials}
-    if max_size is not None:
+    if size is not None:
         ranked = sorted(ordinary, key=ordinary.__getitem__, reverse=True)  # stable, reversed or not
-        kept = {*ranked[: max_size - len(specials)], *specials}
+        kept = {*ranked[: size - len(specials)], *specials}
     encoded = {token: n for token, n in counts.items() if token in kept}
     replaced = sum(counts.values()) - sum(encoded.values())
     for special in specials:

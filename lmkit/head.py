@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lmkit import odds
 from lmkit.cross_entropy import LinearCrossEntropy, Memory
-from lmkit.embedding import Embedding
+from lmkit.embedding import Embedding, draw
 from lmkit.gemm import fast_matmul
 
 # Without `chunk_size`, at least as many rows at a time as make this many logits.
@@ -22,6 +22,9 @@ class Head(nn.Module):
 
     hidden is (batch, time, hidden_size); targets is int64 (batch, time).
     """
+
+    # Whether on compiled kernels results are bit for bit the same with any number of threads.
+    any_threads = False
 
     def loss(self, hidden: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
         """The scalar sum of weight * nll; weight is float32 (batch, time), 0 where masked."""
@@ -43,16 +46,21 @@ class FullSoftmax(Head):
     """y_hat = softmax(U h + b_2) over the whole vocabulary; U is the weight of `embedding` where
     that is tied, its own otherwise.
 
+    Its own starts from U(-init_range, init_range), or without one from N(0, 1 / hidden_size)
+    (LeCun et al. 1998, equation 16).
+
     bias: whether there is b_2.
     chunk_size: positions whose logits exist at a time; null: chosen by the vocabulary.
     """
+
+    any_threads = True
 
     def __init__(
         self,
         hidden_size: int,
         vocabulary_size: int,
         embedding: Embedding | None = None,
-        init_range: float = 0.1,
+        init_range: float | None = None,
         *,
         bias: bool = True,
         chunk_size: int | None = None,
@@ -63,7 +71,7 @@ class FullSoftmax(Head):
             self._matrix = embedding.matrix
         else:
             self.weight = nn.Parameter(torch.empty(vocabulary_size, hidden_size))
-            nn.init.uniform_(self.weight, -init_range, init_range)
+            draw(self.weight, hidden_size**-0.5, init_range)
             self._matrix = lambda: self.weight
         self.bias = nn.Parameter(torch.zeros(vocabulary_size)) if bias else None
         # Few enough for memory, enough that the matrix is not all that is read and written.

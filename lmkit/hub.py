@@ -5,9 +5,9 @@ from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import Any
 
-from lmkit import readers
+from lmkit import paths, readers, records
 from lmkit.errors import UserError
-from lmkit.readers import SPLIT_NAMES
+from lmkit.paths import SPLIT_NAMES
 from lmkit.source import Document, Source
 
 
@@ -60,7 +60,7 @@ class HuggingFace(Source):
         found = {SPLIT_NAMES[name]: loaded[name] for name in loaded if name in SPLIT_NAMES}
         if "train" not in found:
             raise UserError(
-                f"{self._where} has no split train: it has {readers.listed(list(loaded))}; "
+                f"{self._where} has no split train: it has {paths.listed(list(loaded))}; "
                 "name files by split with data.data_files"
             )
         for split, dataset in found.items():
@@ -71,7 +71,7 @@ class HuggingFace(Source):
         if self._column not in dataset.column_names:
             raise UserError(
                 f"{self._where}, {split} has no column {self._column!r}: it has "
-                f"{readers.listed(dataset.column_names)}; set data.column"
+                f"{paths.listed(dataset.column_names)}; set data.column"
             )
         # `sample_by="document"` of `datasets` would make all of a file one document.
         if dataset.builder_name == "text" and self._cutter is None:
@@ -96,4 +96,4 @@ class HuggingFace(Source):
         for batch in self._datasets[split].select_columns(self._column).iter(batch_size=1000):
             for value in batch[self._column]:
                 number += 1
-                yield readers.as_text(value, f"{self._where}, {split}, row {number}")
+                yield records.as_text(value, f"{self._where}, {split}, row {number}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import signal
@@ -20,16 +21,19 @@ from lmkit import hardware
 from lmkit.checkpoint_io import latest_checkpoint, newest_manifest
 from lmkit.datamodule import DataModule
 from lmkit.errors import UserError
+from lmkit.estimate import estimate, lasting
 from lmkit.processes import Launched, broadcast, gather, launched, meet
 from lmkit.redaction import redact
 from lmkit.run import Run, no_end
 from lmkit.signals import Stopped
+from lmkit.threads import Threads, counted
 from lmkit.trained import TrainedModel
 from lmkit.training import make_data, work
 from lmkit.workers import log_to, work_in_processes
 
 Result = TypeVar("Result")
 SAMPLE_TOKENS = 60
+TRIAL_SECONDS = 0.5  # of steps with the threads that a trial has chosen
 
 
 def train(config: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
@@ -71,11 +75,14 @@ def _start(run: Run, config: dict[str, Any], overrides: list[str]) -> dict[str, 
         return _join(run, config, overrides, place)
     _check(run, config)
     data = _prepare(run, config)
-    run.start(config, overrides, sys.argv)
     if hardware.num_processes(config["trainer"]) > 1:
+        run.start(config, overrides, sys.argv)
         return _hold(run, config, lambda: work_in_processes(run, config))
-    newest = run.path / "checkpoints"
-    return _hold(run, config, lambda: work(run, config, latest_checkpoint(newest), data))
+    pace = _pace(run, config, overrides)
+    config = {**config, "threads": pace.number}
+    run.start(config, overrides, sys.argv)
+    checkpoints = run.path / "checkpoints"
+    return _hold(run, config, lambda: work(run, config, latest_checkpoint(checkpoints), data, pace))
 
 
 def _check(run: Run, config: dict[str, Any]) -> None:
@@ -103,6 +110,38 @@ def _prepare(run: Run, config: dict[str, Any]) -> DataModule:
             f"(the {what} differs); put the text back as it was, or begin another run"
         )
     return data
+
+
+def _pace(run: Run, config: dict[str, Any], overrides: list[str]) -> Threads:
+    """The threads of a training, chosen by a trial unless they are set; says how long it takes.
+
+    A run that goes on keeps its number where another would change its bits.
+    """
+    before = run.config().get("threads")  # nothing where the run is a new one
+    is_set = any(each.lstrip("+").startswith("threads=") for each in overrides)
+    wanted = config["threads"] if is_set or before is None else None
+    measured = estimate({**config, "threads": wanted}, seconds=TRIAL_SECONDS, unless_short=True)
+    chosen = measured.threads
+    kept = before if wanted is None and not measured.any_threads else None
+    _, manifest = newest_manifest(run.path / "checkpoints")
+    what, seconds = "an epoch", measured.epoch_seconds
+    if math.isfinite(measured.seconds):
+        what = "what is left of the training" if manifest else "the training"
+        seconds = max(1 - manifest.get("step", 0) / measured.steps, 0) * measured.seconds
+    print(
+        f"{what} will take about {lasting(seconds)} here: {measured.tokens:,} tokens an epoch, "
+        f"{chosen}",
+        file=sys.stderr,
+    )
+    if kept in (None, chosen.number):
+        fixed = wanted is not None or not measured.any_threads
+        return Threads(chosen.most, chosen.number, measured.tokens_per_second, fixed=fixed)
+    print(
+        f"{counted(kept)} as before, so that the run goes on bit for bit; threads={chosen.number} "
+        "would be faster here now",
+        file=sys.stderr,
+    )
+    return Threads(chosen.most, kept, chosen.rates.get(kept, 0.0), fixed=True)
 
 
 def _join(

@@ -157,8 +157,8 @@ def lstm_backward(
     (4 * hidden_size); grad_cell becomes the first cell's."""
     time, lanes, hidden_size = grad_hiddens.shape
     grad_gates = grad_hiddens.new_empty(time, lanes, 4 * hidden_size)
-    sums = grad_cell.new_zeros(torch.get_num_threads(), 4, grad_cell.shape[1])
+    grad_bias = grad_cell.new_empty(4 * hidden_size)
     saved = (weight_hh, resets, cells, gates)
-    grads = (grad_hiddens, grad_hidden, grad_cell, grad_gates, sums)
+    grads = (grad_hiddens, grad_hidden, grad_cell, grad_gates, grad_bias)
     call("lstm_backward", grad_hiddens.dtype, time, lanes, hidden_size, *saved, *grads)
-    return grad_gates, sums.sum(0)[:, :hidden_size].flatten()
+    return grad_gates, grad_bias

@@ -62,8 +62,12 @@ class LanguageModel(nn.Module):
     """What the head and the task know of a model.
 
     `embedding` is the look-up E of shape (vocabulary_size, embedding_size); with `tie_weights`
-    the head uses it as its matrix too (Press and Wolf 2017; Inan et al. 2017).
+    the head uses it as its matrix too (Press and Wolf 2017; Inan et al. 2017). `init_range` bounds
+    the uniform start of embedding and head; null has them normal, scaled by their sizes.
     """
+
+    # Whether on compiled kernels results are bit for bit the same with any number of threads.
+    any_threads = False
 
     def __init__(
         self,
@@ -71,7 +75,7 @@ class LanguageModel(nn.Module):
         embedding_size: int,
         hidden_size: int,
         tie_weights: bool,
-        init_range: float,
+        init_range: float | None,
     ) -> None:
         super().__init__()
         self.vocabulary_size = vocabulary_size
@@ -107,8 +111,8 @@ class Recurrent(LanguageModel):
     embedding_dropout, output_dropout: the same below the first and above the last layer; null: as
     dropout.
     tie_weights: one matrix for embedding and head (Press and Wolf 2017).
-    init_range: embedding and head begin uniform between minus this and this.
-    recurrent_init: how the layers begin.
+    init_range: embedding and head begin uniform between minus this and this; null: by their sizes.
+    recurrent_init: how the layers' weights begin, see `RecurrentLayer.initialise`.
     """
 
     layer: type[RecurrentLayer]
@@ -125,7 +129,7 @@ class Recurrent(LanguageModel):
         embedding_dropout: float | None = None,
         output_dropout: float | None = None,
         tie_weights: bool = False,
-        init_range: float = 0.1,
+        init_range: float | None = None,
         recurrent_init: RecurrentInit = "uniform",
     ) -> None:
         sizes = [embedding_size, *[hidden_size] * num_layers]
@@ -167,6 +171,7 @@ class LSTM(Recurrent):
     """
 
     layer = LSTMLayer
+    any_threads = True
 
     def __init__(
         self,
@@ -179,7 +184,7 @@ class LSTM(Recurrent):
         embedding_dropout: float | None = None,
         output_dropout: float | None = None,
         tie_weights: bool = False,
-        init_range: float = 0.1,
+        init_range: float | None = None,
         recurrent_init: RecurrentInit = "uniform",
         forget_gate_bias: float | None = None,
     ) -> None:
@@ -205,7 +210,7 @@ class LSTM(Recurrent):
 class Elman(Recurrent):
     """The simple recurrent network of Elman 1990.
 
-    nonlinearity: of the hidden units.
+    nonlinearity: of the hidden units; sigmoid starts as tanh, seen from 0 to 1.
     """
 
     layer = ElmanLayer
@@ -221,7 +226,7 @@ class Elman(Recurrent):
         embedding_dropout: float | None = None,
         output_dropout: float | None = None,
         tie_weights: bool = False,
-        init_range: float = 0.1,
+        init_range: float | None = None,
         recurrent_init: RecurrentInit = "uniform",
         nonlinearity: Nonlinearity = "tanh",
     ) -> None:
@@ -237,24 +242,27 @@ class Elman(Recurrent):
             init_range=init_range,
             recurrent_init=recurrent_init,
         )
-        for layer in self.layers:
+        for index, layer in enumerate(self.layers):
             assert isinstance(layer, ElmanLayer)
             layer.nonlinearity = nonlinearity
+            if nonlinearity == "sigmoid":
+                layer.start_as_tanh(inputs_are_hidden=index > 0)
 
 
 class Window(LanguageModel):
-    """A fixed window of the previous words (Bengio et al. 2003, equation 1, without the direct
-    connections): hidden = tanh(H [e_{t-n+1}; ..; e_t] + d).
+    """A fixed window of the `context` previous words (Bengio et al. 2003, equation 1, without
+    the direct connections): hidden = tanh(H [e_{t-n+1}; ..; e_t] + d).
 
     What lies before the start of a document is the zero vector. The state is the last
-    `context` - 1 tokens, -1 where there is none.
+    `context` - 1 tokens, -1 where there is none. H and d start as torch's nn.Linear has them,
+    U(-1/sqrt(n), 1/sqrt(n)) for n inputs.
 
     context: words that are seen.
     embedding_size: of the vectors that tokens are looked up as.
     hidden_size: of the hidden layer; with tie_weights it is that of the embedding.
     dropout: share of embedding and hidden units that a step leaves out.
     tie_weights: one matrix for embedding and head (Press and Wolf 2017).
-    init_range: embedding and head begin uniform between minus this and this.
+    init_range: embedding and head begin uniform between minus this and this; null: by their sizes.
     """
 
     def __init__(
@@ -266,7 +274,7 @@ class Window(LanguageModel):
         hidden_size: int = 200,
         dropout: float = 0.0,
         tie_weights: bool = False,
-        init_range: float = 0.1,
+        init_range: float | None = None,
     ) -> None:
         super().__init__(vocabulary_size, embedding_size, hidden_size, tie_weights, init_range)
         self.context = context

@@ -42,7 +42,7 @@ def nll_and_odds(
     dtype, panels = hidden.dtype, _panels(positions)
     packed = hidden.new_empty(padded(positions) * padded(hidden_size, 2))
     call("pack_positions", dtype, positions, panels, hidden_size, hidden, packed)
-    totals = weight.new_empty(torch.get_num_threads(), padded(positions))
+    totals = weight.new_empty(padded(positions))
     # As the kernel does: factors in the type of the products, sums in float32.
     wanted = (hidden.float() * weight[targets].to(dtype).float()).sum(1)
     if bias is not None:
@@ -52,9 +52,8 @@ def nll_and_odds(
 
     def total_from(start: Tensor) -> Tensor:
         origin[:positions] = start
-        totals.zero_()
         call("softmax_odds", dtype, *sizes, packed, weight, bias, origin, odds, totals)
-        return totals.sum(0)[:positions]
+        return totals[:positions].clone()
 
     total = total_from(wanted)
     high = ~(total < 1e30)
@@ -107,6 +106,4 @@ def gradients(
 
 
 def _panels(positions: int) -> int:
-    """As many as let every thread have the same number, or the most there can be."""
-    vectors = padded(positions) // UNITS
-    return min(vectors, padded(-(-vectors // PANEL), torch.get_num_threads()))
+    return -(-padded(positions) // (PANEL * UNITS))

@@ -99,14 +99,18 @@ class LSTMLayer(RecurrentLayer):
 
     num_gates = 4
     num_states = 2
-    fewest_positions = 64  # of a window for which packing the weights is worth it
+    fewest_lanes = 64  # for which packing the weights is worth it in a single position
 
     def forward(self, inputs: Tensor, resets: Tensor, state: State) -> tuple[Tensor, State]:
         weights: list[Tensor] = [self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh]
         dtype = product_dtype(inputs)
-        many = resets.numel() >= self.fewest_positions and self.weight_hh.dtype == torch.float32
-        if many and kernels.compiled(inputs.device, dtype):
-            needs_grad = torch.is_grad_enabled()
+        needs_grad = torch.is_grad_enabled()
+        many = needs_grad or resets.shape[1] > 1 or len(resets) >= self.fewest_lanes
+        if (
+            many
+            and self.weight_hh.dtype == torch.float32
+            and kernels.compiled(inputs.device, dtype)
+        ):
             hidden, h, c = CompiledLSTM.apply(inputs, resets, *state, *weights, dtype, needs_grad)
             return hidden, (h, c)
         if inputs.device.type != "cpu" or resets.any():  # an accelerator is not waited for
@@ -158,6 +162,18 @@ class ElmanLayer(RecurrentLayer):
     ) -> None:
         super().__init__(input_size, hidden_size, init)
         self.nonlinearity = nonlinearity
+
+    @torch.no_grad()
+    def start_as_tanh(self, inputs_are_hidden: bool) -> None:
+        """Make of a tanh layer's start a sigmoid one's whose outputs are (1 + tanh) / 2 of it:
+        its slope is a quarter, its mean is not 0 (Glorot and Bengio 2010)."""
+        for bias in (self.bias_ih, self.bias_hh):
+            bias.mul_(2)
+        self.weight_ih.mul_(4 if inputs_are_hidden else 2)
+        self.weight_hh.mul_(4)
+        self.bias_hh.sub_(self.weight_hh.sum(1) / 2)
+        if inputs_are_hidden:
+            self.bias_ih.sub_(self.weight_ih.sum(1) / 2)
 
     def forward(self, inputs: Tensor, resets: Tensor, state: State) -> tuple[Tensor, State]:
         (h,) = state

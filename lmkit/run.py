@@ -24,6 +24,7 @@ from lmkit.atomic import write_atomically
 from lmkit.environment import environment
 from lmkit.errors import UserError
 from lmkit.redaction import mask, redacted
+from lmkit.renamed import renamed
 
 Status = Literal["running", "finished", "failed", "stopped"]
 
@@ -206,7 +207,7 @@ class Run:
 
     def config(self) -> dict[str, Any]:
         """The resolved config, secrets unresolved."""
-        return self.read("config.yaml")
+        return renamed(self.read("config.yaml"))
 
     def write_status(
         self, status: Status, reason: str | None = None, exit_code: int | None = None

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from lmkit.atomic import write_atomically
+from lmkit.checkpoint_io import read_manifest
 from lmkit.errors import UserError
 from lmkit.lanes import Protocol
 from lmkit.metrics import perplexity
 from lmkit.run import Run, no_checkpoint, strict_json
-from lmkit.score_page import page
+from lmkit.score_page import page, said
 from lmkit.text import Text, read_text
 from lmkit.trained import TrainedModel
 
@@ -38,9 +39,11 @@ def score(
         lmkit score latest text="The cat sat on the mat."
         lmkit score latest file=text.txt protocol=sentence
 
+    It is computed in full precision unless trainer.precision= says otherwise.
     A line of JSON a token: its nll in nats, the same in bits, the entropy of the prediction in
     nats, the token's rank in it (1 is the likeliest), and the likeliest tokens. The page goes
-    into the run directory.
+    into the run directory; its name has text, protocol, checkpoint and precision, so that no page
+    takes another's place.
     text, file: one of them, read as one document.
     protocol: the run's own unless given; under sentence every line is read by itself.
     checkpoint: best, last or another of the run's.
@@ -50,8 +53,17 @@ def score(
     given = read_text(text, file)
     trained = TrainedModel.load(run, config, checkpoint)
     encoded = Text.of(given, trained.tokenizer)
-    name = hashlib.sha256(given.encode()).hexdigest()[:12]
-    path = run.path / "scores" / f"{name}.html"
+    protocol = protocol or trained.protocol
+    how = {
+        "protocol": protocol,
+        "checkpoint": trained.checkpoint.stem if trained.checkpoint else None,
+        "step": read_manifest(trained.checkpoint).get("step") if trained.checkpoint else None,
+        "precision": trained.precision,
+    }
+    text_hash = hashlib.sha256(given.encode()).hexdigest()[:12]
+    step = [] if how["step"] is None else [f"step-{how['step']}"]
+    parts = (text_hash, protocol, how["checkpoint"], *step, how["precision"])
+    path = run.path / "scores" / f"{'-'.join(map(str, parts))}.html"
     run.check_links()
     _make_directory(path.parent)
     scores = []
@@ -61,7 +73,7 @@ def score(
     nll = sum(token.nll for token in scores) / len(scores)
     summary = {
         "run": f"{run.name}/{run.id}",
-        "checkpoint": trained.checkpoint.stem if trained.checkpoint else None,
+        **how,
         "num_tokens": encoded.num_tokens,
         "num_unknown": encoded.num_unknown,
         "nll": nll,
@@ -70,8 +82,10 @@ def score(
     }
     write_atomically(path, page(scores[:MAX_ON_PAGE], summary).encode())
     log.info(
-        "%s tokens (%s unknown), %.4f nats a token, perplexity %.2f; coloured by surprise in %s",
-        *(f"{encoded.num_tokens:,}", f"{encoded.num_unknown:,}", nll, perplexity(nll), path),
+        "%s tokens (%s unknown), %.4f nats a token, perplexity %.2f (%s); "
+        "coloured by surprise in %s",
+        *(f"{encoded.num_tokens:,}", f"{encoded.num_unknown:,}", nll, perplexity(nll)),
+        *(said(summary), path),
     )
     return {**summary, "page": str(path), "tokens": [token._asdict() for token in scores]}
 

@@ -30,7 +30,7 @@ def page(tokens: Sequence[TokenScore], summary: Mapping[str, Any]) -> str:
     template = (files("lmkit") / "score.html").read_text(encoding="utf-8")
     last = summary["num_tokens"] - 1
     spans = [
-        f"<span{_colour(token.bits)}>{html.escape(_shown(token.piece, place == last))}</span>"
+        f"<span{_class(token)}>{html.escape(_shown(token.piece, place == last))}</span>"
         for place, token in enumerate(tokens)
     ]
     data = [
@@ -42,7 +42,7 @@ def page(tokens: Sequence[TokenScore], summary: Mapping[str, Any]) -> str:
         for token in tokens
     ]
     line = (
-        f"checkpoint {summary['checkpoint']}: {summary['num_tokens']:,} tokens, "
+        f"{said(summary)}: {summary['num_tokens']:,} tokens, "
         f"{summary['num_unknown']:,} unknown, {summary['bits']:.2f} bits "
         f"({summary['nll']:.4f} nats) a token, perplexity {summary['perplexity']:,.2f}"
     )
@@ -52,7 +52,7 @@ def page(tokens: Sequence[TokenScore], summary: Mapping[str, Any]) -> str:
         policy=_policy(template),
         title=html.escape(summary["run"]),
         summary=html.escape(line),
-        legend=_legend(),
+        legend=_legend(summary["num_unknown"] > 0),
         text="".join(spans),
         # Inside <script> only "<" could end the data.
         data=strict_json(data).replace("<", "\\u003c"),
@@ -66,18 +66,29 @@ def _shown(piece: str, is_last: bool) -> str:
     return UNSHOWN.sub("\N{REPLACEMENT CHARACTER}", piece).replace("\n", "↵\n")
 
 
-def _colour(bits: float) -> str:
-    level = bisect_right(EDGES, bits)
-    return f' class="s{level}"' if level else ""
+def said(summary: Mapping[str, Any]) -> str:
+    """How a text was scored, in a few words."""
+    step = "" if summary["step"] is None else f" of step {summary['step']:,}"
+    return (
+        f"checkpoint {summary['checkpoint']}{step}, protocol {summary['protocol']}, "
+        f"precision {summary['precision']}"
+    )
 
 
-def _legend() -> str:
+def _class(token: TokenScore) -> str:
+    level = bisect_right(EDGES, token.bits)
+    names = [*([f"s{level}"] if level else []), *(["unknown"] if token.unknown else [])]
+    return f' class="{" ".join(names)}"' if names else ""
+
+
+def _legend(has_unknown: bool) -> str:
     names = [
         f"0 to {EDGES[0]}",
         *(f"{low} to {high}" for low, high in pairwise(EDGES)),
         f"{EDGES[-1]} and more",
     ]
-    return "".join(f'<span class="s{level}">{name}</span>' for level, name in enumerate(names))
+    spans = [f'<span class="s{level}">{name}</span>' for level, name in enumerate(names)]
+    return "".join(spans) + (" &lt;unk&gt;: not in the vocabulary" if has_unknown else "")
 
 
 def _policy(template: str) -> str:

@@ -20,6 +20,8 @@ SPLITS = ("train", "valid", "test")
 _FORMAT = 1
 # What empty documents are counted as, beside the splits.
 EMPTY = "empty"
+# A split cut by a hash that has so many times more or fewer tokens than asked for is remarked on.
+_LOPSIDED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,20 +44,33 @@ class Piece:
     num_bytes: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class TokenCount:
+    """The tokens of a split, and the id and tokens of its longest document."""
+
+    total: int
+    longest: str
+    most: int
+
+
 class Source(ABC):
     """Documents by split; the constructor's arguments are the keys of the config group `data`.
 
-    piece_bytes: how large the pieces are that files are read in, on disk.
+    piece_bytes: how large the pieces are that files are read in, on disk. finer: how its documents
+    can be made smaller, for messages.
 
     Keys that several sources have:
-    path: a file, a directory or a glob; of train, or of all splits where they are told by name.
+    path: a file, directory, glob or list of them; of train, or of all splits told by their names.
     valid_path, test_path: the same for a split of its own.
     valid_fraction, test_fraction: of the documents, cut out of train where there is no such split.
     column: the name of the column that holds the text.
+    encoding: of the files, as latin-1, cp1252, utf-16.
     """
 
     piece_bytes = 1 << 28
-    _finer: tuple[str, ...] = ()
+    finer = ""
+    # Whether a split's text can be named with its own path.
+    _by_path = False
 
     def __init__(
         self, where: str, settings: Mapping[str, object], cut: Mapping[str, float]
@@ -121,22 +136,51 @@ class Source(ABC):
         cut = self._cut_with(split)
         part = "train" if cut else split
         total = counts.total() - counts[EMPTY]
-        if counts[EMPTY] and part not in self._warned:
-            self._warned.add(part)
-            log.warning("%s: skipped %d empty documents of %s", self._where, counts[EMPTY], part)
         if total == 0:
             raise UserError(
                 f"{self._where} has no documents for {part} ({counts[EMPTY]} empty ones): "
                 "name text that has words"
             )
+        if counts[EMPTY] and part not in self._warned:
+            self._warned.add(part)
+            log.warning("%s: skipped %d empty documents of %s", self._where, counts[EMPTY], part)
         homes = [name for name in SPLITS if name in (part, *cut)]
         if empty := [name for name in homes if not counts[name]]:
             found = ", ".join(f"{counts[name]} {name}" for name in homes)
-            remedies = (*self._finer, *(self._remedy(name) for name in empty))
+            few = "1 document is too few to cut by its hash"
+            few = few if total == 1 else f"{total} documents are too few to cut by their hash"
+            remedies = [self._remedy(name) for name in empty]
             raise UserError(
-                f"{self._where}: {total} documents are too few to cut by their hash ({found}): "
-                + "; ".join(remedies)
+                f"{self._where}: {few} ({found}): "
+                + "; or ".join(filter(None, (self.finer, "; ".join(remedies))))
             )
+
+    def remarks(self, counts: Mapping[str, TokenCount]) -> list[str]:
+        """What is lopsided in the splits that were cut by a hash, a line each."""
+        homes = [name for name in SPLITS if name in ("train", *self._cut)]
+        if not self._cut or not all(name in counts for name in homes):
+            return []
+        total = sum(counts[name].total for name in homes)
+        shares = {name: counts[name].total / total for name in homes}
+        off = [
+            name
+            for name, wanted in self._cut.items()
+            if not wanted / _LOPSIDED < shares[name] < wanted * _LOPSIDED
+        ]
+        longest = max((counts[name] for name in homes), key=lambda count: count.most)
+        if not off and longest.most <= total / 2:
+            return []
+        found = ", ".join(f"{name} {counts[name].total:,} ({shares[name]:.1%})" for name in homes)
+        wanted = " and ".join(f"{name} {part:.0%}" for name, part in self._cut.items())
+        key = "path" if self._by_path else "fraction"
+        keys = " and ".join(f"data.{name}_{key}" for name in off or self._cut)
+        remedy = f"name text for it with {keys}" if self._by_path else f"change {keys}"
+        return [
+            f"{self._where}: the tokens are {found}, where {wanted} are cut by a hash of each "
+            f"document, whatever its length; the longest ({longest.longest}) has "
+            f"{longest.most / total:.1%} of all: "
+            + "; or ".join(filter(None, (self.finer, remedy)))
+        ]
 
     def _cut_with(self, split: str) -> Mapping[str, float]:
         """The splits that are cut out of the same documents as this one."""
@@ -145,7 +189,8 @@ class Source(ABC):
     def _remedy(self, split: str) -> str:
         if split == "train":
             return "lower data.valid_fraction and data.test_fraction"
-        return f"raise data.{split}_fraction or set it to 0 to go without"
+        own = f", or name its own text with data.{split}_path" if self._by_path else ""
+        return f"raise data.{split}_fraction or set it to 0 to go without{own}"
 
     @abstractmethod
     def _own_splits(self) -> Iterable[str]: ...

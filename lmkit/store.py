@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from lmkit.atomic import write_atomically
 from lmkit.encoding import FILE, Encoded, Tokenizer, in_batches
 from lmkit.errors import UserError
@@ -19,7 +21,7 @@ from lmkit.meter import Advance, metered
 from lmkit.once import locked, make_once, set_aside
 from lmkit.pool import Job, jobs_of, num_cores, run_jobs
 from lmkit.shard import MANIFEST, Shard, damaged, write_shard, writing
-from lmkit.source import Document, Source
+from lmkit.source import Document, Source, TokenCount
 from lmkit.stored import PLAN, PreparedSource
 from lmkit.token_store import Prepared, TokenStore, read_split, shard_name, write_split
 from lmkit.tokenizer import Stored, load_tokenizer
@@ -65,6 +67,8 @@ def prepare(
             for split in wanted:
                 found = stores.get(split) or _find(directory / split, mend=True)
                 stores[split] = found or _make(encode, split, workers, progress, made)
+        for remark in source.remarks({split: _counted(each) for split, each in stores.items()}):
+            log.warning("%s", remark)
     stores = {split: stores[split] for split in wanted}
     sha256 = encode.tokenizer.hash()
     hashes = [sha256, *(f"{split} {each.sha256}" for split, each in stores.items())]
@@ -215,6 +219,12 @@ def _make(
         *(split, store.num_tokens, store.num_unknown, store.num_documents),
     )
     return store
+
+
+def _counted(store: TokenStore) -> TokenCount:
+    lengths = np.diff(store.document_ends.astype(np.int64), prepend=0)
+    longest = int(lengths.argmax())
+    return TokenCount(store.num_tokens, store.document_id(longest), int(lengths[longest]))
 
 
 def _key(*parts: str) -> str:

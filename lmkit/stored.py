@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lmkit import readers
+from lmkit import paths
 from lmkit.encoding import FILE, Tokenizer
 from lmkit.errors import UserError
 from lmkit.shard import MANIFEST, NOT_ONE
@@ -49,10 +49,10 @@ class Store(PreparedSource):
 
     def __init__(self, path: str) -> None:
         """path: the directory."""
-        self._directory = readers.located(path)
+        self._directory = paths.located(path)
         where = f"data.path={path}"
         if not self._directory.is_dir():
-            raise UserError(f"{where} does not exist; {readers.nearby(self._directory)}")
+            raise UserError(f"{where} does not exist; {paths.nearby(self._directory)}")
         if not (self._directory / DATA).is_file():
             begun = (self._directory / PLAN).is_file()
             what = "has not been finished" if begun else f"has no {DATA}"

@@ -34,7 +34,7 @@ PROBE = (
 class ByteLevelBPE(ByteSurfaces):
     """Byte-level byte-pair encoding (Sennrich et al. 2016, over bytes as in GPT-2), no losses.
 
-    vocabulary_size: an upper bound, met where the text has pairs enough.
+    vocabulary_size: at most so many ids, `<eos>` counted, met where the text has pairs enough.
     min_frequency: pairs rarer than this in the train split are not merged.
     """
 
@@ -109,6 +109,7 @@ class Pretrained(DocumentTokenizer):
     """A tokenizer.json of the `tokenizers` library.
 
     path: the file, or its directory. eos: the token that closes a document; null: the usual one.
+    Its vocabulary is what it is: vocabulary_size is the highest id there is, and one more.
     Line ends are found through the library's offsets; a line without tokens is no line.
     """
 
@@ -148,8 +149,7 @@ class Pretrained(DocumentTokenizer):
         self._library = library
         self.eos = found
         self.eos_id = vocabulary[found]
-        unknown = getattr(library.model, "unk_token", None)
-        self.unk_id = vocabulary.get(unknown) if unknown else None
+        self.unk_id = _unk_id(library)
         self.vocabulary_size = max(vocabulary.values()) + 1  # ids may have gaps
         try:
             self.lossless = self.decode(self.encode_text(PROBE)) == PROBE
@@ -180,6 +180,11 @@ class Pretrained(DocumentTokenizer):
         unknown = 0 if self.unk_id is None else int((ids == self.unk_id).sum())
         return Flat(ids, counts, np.concatenate(newline_ends), unknown)
 
+    def unknown(self, text: str) -> dict[int, str]:
+        encoding = self._library.encode(text, add_special_tokens=False)
+        places = (place for place, i in enumerate(encoding.ids) if i == self.unk_id)
+        return {place: text[slice(*encoding.offsets[place])] for place in places}
+
     def decode(self, ids: Sequence[int]) -> str:
         text = [i for i in ids if i != self.eos_id]
         return str(self._library.decode(text, skip_special_tokens=False))
@@ -205,6 +210,14 @@ class Pretrained(DocumentTokenizer):
         tokenizer.path = "tokenizer.json"
         tokenizer._adopt(_library(json.dumps(state["tokenizer"])), state["eos"])
         return tokenizer
+
+
+def _unk_id(library: tokenizers.Tokenizer) -> int | None:
+    if token := getattr(library.model, "unk_token", None):
+        return library.get_vocab(with_added_tokens=True).get(token)
+    # A Unigram model keeps it to itself.
+    unk_id: int | None = json.loads(library.to_str())["model"].get("unk_id")
+    return unk_id
 
 
 def _library(text: str) -> tokenizers.Tokenizer:

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Self
 
-from lmkit import readers
+from lmkit import paths, readers
 from lmkit.encoding import Ids, Positions, Tokenizer
 from lmkit.errors import UserError
 
 
 @dataclass(frozen=True)
 class Text:
-    """One document as tokens: ids (num_tokens,), ends and counts as those of a store."""
+    """One document as tokens: ids (num_tokens,), ends and counts as those of a store.
+
+    unknown: by its place, the own text of each token that `<unk>` stands in for.
+    """
 
     tokens: Ids
     document_ends: Positions
     line_ends: Positions
     num_bytes: int
     num_unknown: int
+    unknown: Mapping[int, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, text: str, tokenizer: Tokenizer) -> Self:
@@ -35,7 +40,19 @@ class Text:
             ) from None
         encoded = tokenizer.encode([text])
         ends = (encoded.document_ends, encoded.line_ends)
-        return cls(encoded.ids, *ends, num_bytes, encoded.num_unknown)
+        unknown = tokenizer.unknown(text) if encoded.num_unknown else {}
+        return cls(encoded.ids, *ends, num_bytes, encoded.num_unknown, unknown)
+
+    def pieces(self, tokenizer: Tokenizer) -> list[str]:
+        """The surface of each token, with an unknown word's own text where `<unk>` would be."""
+        pieces = tokenizer.pieces(self.tokens.tolist())
+        if self.unknown and tokenizer.unk_id is not None:
+            mark = "".join(tokenizer.pieces([tokenizer.unk_id])).strip()
+            for place, own in self.unknown.items():
+                # A space may come before the mark, and a decoder may leave the mark out.
+                shown = mark and mark in pieces[place]
+                pieces[place] = pieces[place].replace(mark, own) if shown else own
+        return pieces
 
     @property
     def num_tokens(self) -> int:
@@ -65,9 +82,9 @@ def read_text(text: str | None, file: str | None) -> str:
         return text
     if file is None:
         raise UserError("nothing to read: give text=... or file=...")
-    path = readers.located(file)
+    path = paths.located(file)
     if not path.exists():
-        raise UserError(f"file={file} does not exist; {readers.nearby(path)}")
+        raise UserError(f"file={file} does not exist; {paths.nearby(path)}")
     if not path.is_file():
-        raise UserError(f"file={file} is not a file; {readers.nearby(path / '*')}")
+        raise UserError(f"file={file} is not a file; {paths.nearby(path / '*')}")
     return "".join(readers.text_lines(path))

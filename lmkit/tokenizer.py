@@ -73,15 +73,18 @@ class Characters(DocumentTokenizer, CountedTokenizer):
     """Unicode code points, of the train split.
 
     min_frequency: characters rarer than this in the train split are `<unk>`.
+    vocabulary_size: at most so many ids, the most frequent characters, `<eos>` and `<unk>` counted.
     """
 
     name = "characters"
     trainable = True
     lossless = False
 
-    def __init__(self, min_frequency: int = 1) -> None:
+    def __init__(self, min_frequency: int = 1, vocabulary_size: int | None = None) -> None:
         at_least("min_frequency", min_frequency, 1, "every character of the text occurs once")
+        at_least("vocabulary_size", vocabulary_size, 3, "<eos>, <unk> and one character")
         self.min_frequency = min_frequency
+        self.wanted_size = vocabulary_size
 
     def count(self, texts: Iterable[str]) -> dict[str, int]:
         counts: Counter[str] = Counter()
@@ -96,7 +99,7 @@ class Characters(DocumentTokenizer, CountedTokenizer):
             by_frequency(
                 {**characters, EOS: counts[EOS]},
                 min_frequency=self.min_frequency,
-                max_size=None,
+                size=self.wanted_size,
                 specials=(EOS, UNK),
             )
         )
@@ -119,6 +122,10 @@ class Characters(DocumentTokenizer, CountedTokenizer):
         newline_ends = np.flatnonzero(points == ord("\n")) + 1
         return Flat(ids, counts, newline_ends, int((ids == self.unk_id).sum()))
 
+    def unknown(self, text: str) -> dict[int, str]:
+        ids = self._flat([text]).ids
+        return {place: text[place] for place in np.flatnonzero(ids == self.unk_id).tolist()}
+
     def decode(self, ids: Sequence[int]) -> str:
         return "".join(self.pieces(ids))
 
@@ -126,7 +133,9 @@ class Characters(DocumentTokenizer, CountedTokenizer):
         return [self._surfaces[i] for i in ids]
 
     def settings(self) -> dict[str, Any]:
-        return {"min_frequency": self.min_frequency}
+        # Without a bound as it was before there was one: hashes of saved tokenizers stay.
+        bound = {} if self.wanted_size is None else {"vocabulary_size": self.wanted_size}
+        return {"min_frequency": self.min_frequency, **bound}
 
     def _state(self) -> dict[str, Any]:
         return {"settings": self.settings(), "vocabulary": self.vocabulary}

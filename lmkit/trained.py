@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -12,18 +13,20 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from lmkit import hardware
+from lmkit import hardware, kernels, threads
 from lmkit.allow import slot_bases
 from lmkit.binding import build
 from lmkit.checkpoint_io import load_checkpoint, read_manifest
 from lmkit.errors import UserError
 from lmkit.head import Head
+from lmkit.kernels import Kernels
 from lmkit.lanes import Protocol, WindowLoader
 from lmkit.metrics import TokenNLL, perplexity
 from lmkit.model import LanguageModel
 from lmkit.run import Run
 from lmkit.sampling import Sampling, sample_texts
 from lmkit.text import Text
+from lmkit.threads import Threads
 from lmkit.tokenizer import Tokenizer, load_tokenizer
 from lmkit.windows import Tokens, Window
 
@@ -37,7 +40,8 @@ SCORED_POSITIONS = 256
 class TokenScore(NamedTuple):
     """One token of a text and how the model, having read all before it, predicted it.
 
-    token: its id. piece: its text. nll in nats; bits = nll / ln 2. entropy: of the prediction,
+    token: its id. piece: its text, also where the model has only `<unk>` for it, which `unknown`
+    says. nll in nats; bits = nll / ln 2. entropy: of the prediction,
     in nats. rank: 1 for the likeliest token; equally likely ones share the best rank.
     top: the likeliest tokens, each as its text and its probability.
     """
@@ -49,6 +53,7 @@ class TokenScore(NamedTuple):
     entropy: float
     rank: int
     top: tuple[tuple[str, float], ...]
+    unknown: bool = False
 
 
 def build_model(config: Mapping[str, Any], vocabulary_size: int) -> tuple[LanguageModel, Head]:
@@ -69,6 +74,7 @@ class TrainedModel:
     """Model, head and tokenizer in evaluation mode on one device.
 
     `protocol` is that of the training: it says where the model expects a text to be reset.
+    `threads`: with which all is computed; null leaves PyTorch's number as it is.
     """
 
     def __init__(
@@ -80,6 +86,8 @@ class TrainedModel:
         protocol: Protocol = "document",
         device: str = "cpu",
         precision: str = "32-true",
+        kernels: Kernels = "auto",
+        threads: int | None = None,
         checkpoint: Path | None = None,
     ) -> None:
         self.model = model.to(device).eval()
@@ -88,6 +96,8 @@ class TrainedModel:
         self.protocol = protocol
         self.device = device
         self.precision = precision
+        self.kernels = kernels
+        self.threads = threads
         self.checkpoint = checkpoint
 
     @classmethod
@@ -116,15 +126,22 @@ class TrainedModel:
             protocol=config["data"].get("protocol", "document"),
             device=device,
             precision=precision,
+            kernels=config.get("kernels", "auto"),
+            threads=config.get("threads"),
             checkpoint=path,
         )
 
     @contextlib.contextmanager
     def computing(self) -> Iterator[None]:
-        """Around all that runs model or head: no gradients, and the run's precision."""
+        """Around all that runs model or head: no gradients, the precision, kernels and threads."""
         dtype = torch.float16 if self.precision == "16-mixed" else torch.bfloat16
         mixed = self.precision != "32-true"
-        with torch.inference_mode(), torch.autocast(self.device, dtype, enabled=mixed):
+        with (
+            kernels.use(self.kernels),
+            threads.use(self.threads),
+            torch.inference_mode(),
+            torch.autocast(self.device, dtype, enabled=mixed),
+        ):
             yield
 
     def loader(
@@ -165,11 +182,28 @@ class TrainedModel:
     def nll_sums(self, loader: WindowLoader) -> Iterator[tuple[float, int]]:
         """Of all windows up to each one: the sum of the nll in nats, and the number of tokens."""
         metric = TokenNLL()
-        for window, hidden in self.read(loader):
-            with self.computing():
-                nll = self.head.nll(hidden, window.targets)
-            metric.update(nll.cpu(), window.mask.cpu())
-            yield metric.compute()
+        with self._pace() as pace:
+            began = time.perf_counter()
+            for window, hidden in self.read(loader):
+                with self.computing():
+                    nll = self.head.nll(hidden, window.targets)
+                metric.update(nll.cpu(), window.mask.cpu())
+                yield metric.compute()
+                now = time.perf_counter()
+                if pace and (message := pace.worked(window.num_targets, now - began)):
+                    log.info("%s", message)
+                began = now
+
+    @contextlib.contextmanager
+    def _pace(self) -> Iterator[Threads | None]:
+        """The number of threads, chosen on the way where it is not set and changes no bit."""
+        dtype = torch.float32 if self.precision == "32-true" else torch.bfloat16
+        with kernels.use(self.kernels), threads.use(None):
+            compiled = kernels.compiled(torch.device(self.device), dtype)
+            if self.threads or not (compiled and self.model.any_threads and self.head.any_threads):
+                yield None
+            else:
+                yield Threads(torch.get_num_threads())
 
     def nll(self, text: str, *, protocol: Protocol | None = None) -> float:
         """Mean nll in nats of the text's tokens, its closing `<eos>` among them."""
@@ -189,7 +223,7 @@ class TrainedModel:
         self, text: Text, protocol: Protocol | None = None, num_top: int = 5
     ) -> Iterator[TokenScore]:
         """As `score`, window by window."""
-        pieces = iter(self.tokenizer.pieces(text.tokens.tolist()))
+        pieces = enumerate(text.pieces(self.tokenizer))
         loader = self.loader(text, protocol or self.protocol, positions=SCORED_POSITIONS)
         for window, hidden in self.read(loader):
             rows: list[tuple[Any, ...]] = []
@@ -199,7 +233,9 @@ class TrainedModel:
                     rows += _measured(log_prob, targets[len(rows) :], num_top)
             for token, nll, entropy, rank, probabilities, ids in rows:
                 top = tuple(zip(map(self._name, ids), probabilities, strict=True))
-                yield TokenScore(token, next(pieces), nll, nll / math.log(2), entropy, rank, top)
+                place, piece = next(pieces)
+                measured = (nll, nll / math.log(2), entropy, rank, top)
+                yield TokenScore(token, piece, *measured, place in text.unknown)
 
     def generate(
         self,

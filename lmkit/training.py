@@ -7,7 +7,7 @@ import hashlib
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from lmkit import hardware, kernels
+from lmkit import hardware, kernels, threads
 from lmkit.allocator import keep_freed_memory
 from lmkit.allow import slot_bases
 from lmkit.binding import build
@@ -27,25 +27,31 @@ from lmkit.errors import UserError
 from lmkit.guard import StopOnSignal
 from lmkit.logs import JsonlLogger, tolerate
 from lmkit.metrics import perplexity
+from lmkit.pace import Pace
 from lmkit.progress import Progress
 from lmkit.run import Run, strict_json
 from lmkit.safety import anchored
 from lmkit.sampling import Sampling, sample_texts
 from lmkit.signals import StopSignals
 from lmkit.task import Task
+from lmkit.threads import Threads
 from lmkit.trained import build_model
 
 
 def work(
-    run: Run, config: dict[str, Any], newest: Path | None, data: DataModule | None = None
+    run: Run,
+    config: dict[str, Any],
+    newest: Path | None,
+    data: DataModule | None = None,
+    pace: Threads | None = None,
 ) -> None:
     """Train to the end, from the checkpoint `newest` if there is one; raises `Stopped`.
 
-    data: that of the config, where this process has opened it already.
+    data: that of the config, where this process has opened it already. pace: its threads, where
+    they were chosen by a trial.
     """
     quiet()
-    with StopSignals() as signals, kernels.use(config["kernels"]):
-        torch.set_num_threads(config["threads"])
+    with StopSignals() as signals, kernels.use(config["kernels"]), threads.use(config["threads"]):
         if config["trainer"]["accelerator"] == "cuda":  # sums in one order, for the same bits again
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True, warn_only=True)
@@ -53,7 +59,8 @@ def work(
         data = data or make_data(config)
         task = make_task(config, data)
         metrics = JsonlLogger(run.path, run.id)
-        trainer = _make_trainer(run, config, task, data, signals, metrics)
+        own = [Pace(pace, run.path)] if pace else []
+        trainer = _make_trainer(run, config, task, data, [StopOnSignal(signals), *own], metrics)
         if trainer.is_global_zero:
             _describe_data(run, data)
         keep_freed_memory()
@@ -120,6 +127,14 @@ def make_task(config: dict[str, Any], data: DataModule) -> Task:
     return Task(model, head, make_optimizer, make_scheduler, num_bytes, config["seed"])
 
 
+def any_threads(task: Task, config: Mapping[str, Any]) -> bool:
+    """Whether a training is bit for bit the same with any number of threads."""
+    dtype = torch.float32 if config["trainer"]["precision"] == "32-true" else torch.bfloat16
+    with kernels.use(config["kernels"]):
+        compiled = kernels.compiled(torch.device(config["trainer"]["accelerator"]), dtype)
+    return compiled and task.model.any_threads and task.head.any_threads
+
+
 def build_trainer(node: dict[str, Any], **given: Any) -> pl.Trainer:
     """The trainer of a config, without what lmkit does itself."""
     trainer: pl.Trainer = build(
@@ -139,7 +154,7 @@ def _make_trainer(
     config: dict[str, Any],
     task: Task,
     data: DataModule,
-    signals: StopSignals,
+    own: list[pl.Callback],
     metrics: JsonlLogger,
 ) -> pl.Trainer:
     def generate(module: pl.LightningModule, prompt: str, num_tokens: int, seed: int) -> str:
@@ -169,7 +184,7 @@ def _make_trainer(
     trainer = build_trainer(
         config["trainer"],
         logger=[metrics, *loggers],
-        callbacks=[Progress(), StopOnSignal(signals), *callbacks],
+        callbacks=[Progress(), *own, *callbacks],
         default_root_dir=run.path,
         plugins=[AtomicCheckpointIO(identity)],
     )

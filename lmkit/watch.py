@@ -19,6 +19,8 @@ from lmkit.run import Run, check_size, strict_json
 log = logging.getLogger(__name__)
 
 NUM_BYTES = 1 << 20  # of a file's lines in one answer
+NUM_LAST = 1 << 16  # bytes at its end, to look for the last row in
+REACHED = ("step", "epoch", "tokens", "seconds")
 NUM_MARKED = 256  # bytes before a place that tell whether the file is still the one read
 YAML = getattr(yaml, "CBaseLoader", yaml.BaseLoader)  # every value as it is written
 
@@ -34,7 +36,8 @@ class Outputs:
         """Every run by `<name>/<id>`, each with what is new to one who has `known` of it.
 
         known: of a run, `stamp`, and for each file to be read on, `metrics` or `samples`, the
-        place reached. A run that is not `known` is told about, without rows.
+        place reached. A run that is not `known` is told about, without rows. `last`: how far the
+        run has come, whether its rows are asked for or not.
         """
         found: dict[str, dict[str, Any]] = {}
         for file in sorted(self.path.glob("*/*/config.yaml")):
@@ -43,9 +46,9 @@ class Outputs:
             had = known.get(key, {})
             about = _about(run)
             stamp = crc32(strict_json(about).encode("utf-8", "replace"))
-            new: dict[str, Any] = {}
+            new: dict[str, Any] = {"last": last_reached(run.path / "metrics.jsonl")}
             if stamp != had.get("stamp"):
-                new = {"stamp": stamp, "about": about}
+                new |= {"stamp": stamp, "about": about}
             for name in ("metrics", "samples"):
                 if place := had.get(name):
                     new[name] = self._read_on(run.path / f"{name}.jsonl", place)
@@ -93,6 +96,26 @@ def read_rows(path: Path, place: Sequence[int], num_bytes: int = NUM_BYTES) -> d
         "more": len(read) >= num_bytes,
         "num_damaged": len(lines) - len(rows),
     }
+
+
+def last_reached(path: Path) -> dict[str, float]:
+    """Step, epoch, tokens and seconds of the last whole row; empty where there is none."""
+    try:
+        at = path.stat()
+        return _reached(path, at.st_mtime_ns, at.st_size)
+    except OSError:
+        return {}
+
+
+@lru_cache(maxsize=10_000)
+def _reached(path: Path, changed: int, size: int) -> dict[str, float]:
+    with path.open("rb") as file:
+        file.seek(max(0, size - NUM_LAST))
+        lines = file.read(NUM_LAST).splitlines(keepends=True)
+    for line in reversed(lines):
+        if line.endswith(b"\n") and (row := _row(line)) is not None:
+            return {key: row[key] for key in REACHED if type(row.get(key)) in (int, float)}
+    return {}
 
 
 def _row(line: bytes) -> dict[str, Any] | None:

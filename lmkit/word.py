@@ -27,7 +27,7 @@ class Word(CountedTokenizer):
     A literal `<eos>` or `<unk>` in the text is that token, as in WikiText's own files.
 
     min_frequency: words rarer than this in the train split are `<unk>`.
-    max_size: of the vocabulary, `<eos>` and `<unk>` counted; null: no limit.
+    vocabulary_size: at most so many ids, the most frequent words, `<eos>` and `<unk>` counted.
     lower: read all text in lower case.
     """
 
@@ -36,12 +36,12 @@ class Word(CountedTokenizer):
     lossless = False
 
     def __init__(
-        self, min_frequency: int = 1, max_size: int | None = None, lower: bool = False
+        self, min_frequency: int = 1, vocabulary_size: int | None = None, lower: bool = False
     ) -> None:
         at_least("min_frequency", min_frequency, 1, "every word of the text occurs once")
-        at_least("max_size", max_size, 3, "<eos>, <unk> and one word")
+        at_least("vocabulary_size", vocabulary_size, 3, "<eos>, <unk> and one word")
         self.min_frequency = min_frequency
-        self.max_size = max_size
+        self.wanted_size = vocabulary_size
         self.lower = lower
 
     def _adopt(self, vocabulary: list[str]) -> None:
@@ -71,7 +71,7 @@ class Word(CountedTokenizer):
         vocabulary = by_frequency(
             counts,
             min_frequency=self.min_frequency,
-            max_size=self.max_size,
+            size=self.wanted_size,
             specials=(EOS, UNK),
         )
         self._adopt(vocabulary)
@@ -106,6 +106,12 @@ class Word(CountedTokenizer):
             num_unknown=int(unknown[tokens].sum()) if unknown.any() else 0,
         )
 
+    def unknown(self, text: str) -> dict[int, str]:
+        text = text.lower() if self.lower else text
+        lines = text.removesuffix("\n").split("\n")
+        words = (word for line in lines for word in (*line.split(), EOS))
+        return {place: word for place, word in enumerate(words) if word not in self._index}
+
     def encode_text(self, text: str) -> list[int]:
         text = text.lower() if self.lower else text
         lines = [line.split() for line in text.split("\n")]
@@ -127,16 +133,20 @@ class Word(CountedTokenizer):
     def settings(self) -> dict[str, Any]:
         return {
             "min_frequency": self.min_frequency,
-            "max_size": self.max_size,
+            "vocabulary_size": self.wanted_size,
             "lower": self.lower,
         }
 
     def _state(self) -> dict[str, Any]:
-        return {"settings": self.settings(), "vocabulary": self.vocabulary}
+        # In the file the size keeps its first name, on which the hash of every saved one depends.
+        names = {"vocabulary_size": "max_size"}
+        settings = {names.get(key, key): value for key, value in self.settings().items()}
+        return {"settings": settings, "vocabulary": self.vocabulary}
 
     @classmethod
     def _restore(cls, state: dict[str, Any]) -> Self:
-        tokenizer = cls(**state["settings"])
+        names = {"max_size": "vocabulary_size"}
+        tokenizer = cls(**{names.get(key, key): value for key, value in state["settings"].items()})
         tokenizer._adopt(state["vocabulary"])
         return tokenizer
 

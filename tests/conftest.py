@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,22 @@ pytest_plugins = ["journey"]
 
 settings.register_profile("lmkit", deadline=None)  # time is never asserted
 settings.load_profile("lmkit")
+
+# A test that imports one of these, or asks for one of these fixtures, starts processes.
+PROCESSES = re.compile(
+    r"^(from|import) (browser|injected|journey|multiprocessing|subprocess|trainee)\b", re.MULTILINE
+)
+TRAININGS = {"finished", "trained_twice"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """`quick` are the tests of modules that start no process."""
+    starts = {path: bool(PROCESSES.search(path.read_text())) for path in {i.path for i in items}}
+    for item in items:
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if not (starts[item.path] or fixtures & TRAININGS or item.get_closest_marker("slow")):
+            item.add_marker("quick")
+
 
 WIKITEXT = Path(__file__).resolve().parents[2] / "shared" / "data" / "wikitext-2"
 

@@ -1,7 +1,9 @@
 """Bombs: small files that would fill the memory are refused while it is still empty."""
 
+import bz2
 import gzip
 import json
+import lzma
 import re
 import subprocess
 import sys
@@ -12,7 +14,7 @@ import pytest
 import zstandard
 from pyarrow import parquet
 
-from lmkit import bounds, readers
+from lmkit import bounds, readers, records
 from lmkit.errors import UserError
 from lmkit.shard import Shard
 from lmkit.token_store import TokenStore
@@ -24,6 +26,16 @@ ZEROS = b"0" * (1 << 20)
 
 def gzipped(path: Path) -> None:
     with gzip.open(path, "wb") as file:
+        for _ in range(SIZE >> 20):
+            file.write(ZEROS)
+
+
+def many_streams(path: Path) -> None:
+    path.write_bytes(bz2.compress(ZEROS + b"\n") * (SIZE >> 20))
+
+
+def xzipped(path: Path) -> None:
+    with lzma.open(path, "wb", preset=0) as file:
         for _ in range(SIZE >> 20):
             file.write(ZEROS)
 
@@ -59,11 +71,11 @@ READ = """
 import resource, sys
 from pathlib import Path
 import pyarrow.parquet
-from lmkit import readers
+from lmkit import readers, records
 from lmkit.errors import UserError
 
 path = Path(sys.argv[1])
-read = {".parquet": lambda: readers.parquet_column(path, "text")}.get(
+read = {".parquet": lambda: records.parquet_column(path, "text")}.get(
     path.suffix, lambda: readers.documents(path, readers.whole)
 )
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -81,6 +93,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     [
         (gzipped, "a.gz"),
         (many_members, "a.gz"),
+        (many_streams, "a.bz2"),
+        (xzipped, "a.xz"),
         (one_frame, "a.zst"),
         (many_frames, "a.zst"),
         (repeated_value, "a.parquet"),
@@ -110,7 +124,7 @@ def test_small_files_may_pack_as_well_as_they_can(tmp_path):
     assert ZEROS[:-1] in readers.text_lines(path).__next__().encode()
     table = pyarrow.table({"text": ["the same"] * 5000})
     parquet.write_table(table, tmp_path / "a.parquet")
-    found = list(readers.parquet_column(tmp_path / "a.parquet", "text"))
+    found = list(records.parquet_column(tmp_path / "a.parquet", "text"))
     assert found == [(number, "the same") for number in range(1, 5001)]
 
 
@@ -121,7 +135,7 @@ def test_parquet_of_every_encoding_is_read_as_it_was(tmp_path, kind):
     for place, dictionary in enumerate((True, False)):
         path = tmp_path / f"{place}.parquet"
         parquet.write_table(table, path, use_dictionary=dictionary, row_group_size=700)
-        found = [text for _, text in readers.parquet_column(path, "text")]
+        found = [text for _, text in records.parquet_column(path, "text")]
         assert found == [text or "" for text in texts]
 
 
@@ -132,8 +146,8 @@ def test_a_line_that_never_ends_is_refused(tmp_path, monkeypatch):
     with pytest.raises(UserError) as error:
         list(readers.text_lines(path))
     assert str(error.value) == (
-        f"{path} has a line of more than 10 bytes, from byte offset 10 on: is it text? Break its "
-        "lines, or leave it out"
+        f"{path} has a line of more than 10 characters, line 2: is it text? Break its lines, or "
+        "leave it out"
     )
     path.write_text("0123456789"[:9] + "\n" + "x" * 10)
     assert len(list(readers.text_lines(path))) == 2
@@ -165,7 +179,7 @@ def test_a_record_beyond_pythons_bounds_is_named(tmp_path, line, message):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "a"}\n' + line + "\n")
     with pytest.raises(UserError, match=f"^{re.escape(str(path))}, {message}"):
-        list(readers.json_fields(path, "text"))
+        list(records.json_fields(path, "text"))
 
 
 @pytest.mark.parametrize(
@@ -224,3 +238,28 @@ def test_a_hostile_tokenizer_is_damage(tmp_path, text):
     (tmp_path / "tokenizer.json").write_text(text)
     with pytest.raises(UserError, match=r"damaged|unknown tokenizer"):
         load_tokenizer(tmp_path)
+
+
+def test_a_row_that_never_ends_is_refused(tmp_path, monkeypatch):
+    """Neither an open quote nor fields without an end fill the memory."""
+    monkeypatch.setattr(records, "MAX_DOCUMENT", 40)
+    path = tmp_path / "a.csv"
+    for row in ('1,"open' + "\nxxxxxxxx" * 9, "1" + ',"\n"' * 20):
+        path.write_text("id,text\n0,fine\n" + row + "\n")
+        with pytest.raises(UserError) as error:
+            list(records.csv_column(path, records.Table()))
+        assert str(error.value) == (
+            f"{path} has a row of more than 40 characters, from line 3 on: is a quote left open? "
+            "Where quotes are text, set data.quote=null"
+        )
+
+
+def test_xz_that_needs_much_memory_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "MAX_XZ_MEMORY", 1 << 20)
+    path = tmp_path / "a.txt.xz"
+    path.write_bytes(lzma.compress(b"a few words", preset=9))
+    with pytest.raises(UserError) as error:
+        list(readers.text_lines(path))
+    assert str(error.value) == (
+        f"{path} is damaged (Memory usage limit exceeded): make the .xz file anew"
+    )

@@ -31,6 +31,7 @@ def corpus(tmp_path: Path) -> Path:
     (tmp_path / "text").mkdir()
     for split in ("train", "valid", "test"):
         (tmp_path / "text" / f"{split}.txt").write_text(" = A = \n\n some words \n")
+    (tmp_path / "rows.csv").write_text("text\nsome words\n")
     (tmp_path / "rows.jsonl").write_text('{"text": "some words"}\n')
     (tmp_path / "rows.parquet").write_bytes(b"PAR1")
     store = {"store": "", "source": {}, "splits": {}}
@@ -46,7 +47,12 @@ def corpus(tmp_path: Path) -> Path:
 
 def missing(config: dict, corpus: Path) -> list[str]:
     """What a user must say besides the option."""
-    files = {"Jsonl": "rows.jsonl", "Parquet": "rows.parquet", "Pretrained": "tokenizer.json"}
+    files = {
+        "Csv": "rows.csv",
+        "Jsonl": "rows.jsonl",
+        "Parquet": "rows.parquet",
+        "Pretrained": "tokenizer.json",
+    }
     files |= {"Store": "store", "Datatrove": "tokens.ds", "Mixture": "store"}
     named = {"paths": "paths.a"}
     return [

@@ -13,6 +13,7 @@ from lmkit.check import check, split_data
 from lmkit.config import Composition, compose, hydra_arguments
 from lmkit.errors import UserError
 from lmkit.processes import Launched
+from lmkit.run import Run
 
 
 def mistakes_of(*argv: str, base: Path | None = None) -> list[str]:
@@ -114,6 +115,77 @@ def test_paths_that_exist_become_absolute(tmp_path, monkeypatch):
     assert composed["data"]["path"] == str(tmp_path / "corpus")
     assert composed["data"]["valid_path"] == str(tmp_path / "corpus" / "*.gz")
     assert compose(["data=files", "data.path=nowhere"]).config["data"]["path"] == "nowhere"
+
+
+def test_a_list_of_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("b, c.txt", "a1.txt", "[x]"):
+        (tmp_path / name).write_text("text")
+
+    def path(text: str) -> object:
+        return compose(["data=files", f"data.path={text}"]).config["data"]["path"]
+
+    assert path('[a*.txt, "b, c.txt" ,gone.txt]') == [
+        str(tmp_path / "a*.txt"),
+        str(tmp_path / "b, c.txt"),
+        "gone.txt",
+    ]
+    assert path("[x]") == str(tmp_path / "[x]")
+    assert path("[a-z]*[0-9].txt") == str(tmp_path / "[a-z]*[0-9].txt")
+    long = "x" * 300
+    assert path(f"[{long},{long}]") == [long, long]
+    assert mistakes_of("data=wikitext", "data.path=[a1.txt]")[0].startswith("data.path=[")
+    files = [str(tmp_path / "a1.txt"), str(tmp_path / "b, c.txt")]
+    found = checked("data=files", f'data.path=[a1.txt,"{files[1]}"]')
+    assert found["data"]["path"] == files
+
+
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [
+        ("^# ", "^# "),
+        ('"^a, b"', "^a, b"),
+        ("'", "'"),
+        ("[,]", "[,]"),
+        ("null", None),
+        ("a=1", "a=1"),
+    ],
+)
+def test_patterns_and_characters_need_no_quotes(written, value):
+    composed = compose(["data=csv", f"data.quote={written}", f"data.heading={written}"]).config
+    assert composed["data"]["quote"] == composed["data"]["heading"] == value
+
+
+@pytest.mark.parametrize(
+    ("argv", "mistakes"),
+    [
+        (["data=spam", "data.path=x", "data.column=body"], ["data=spam: no such option of data"]),
+        (["data.path=x", "data=spam"], ["data=spam: no such option of data"]),
+        (["model=lsmt", "model.hidden_size=3", "data=spam"], ["mean lstm?", "data=spam: no such"]),
+        (
+            ["data=csf", "data.path=.", "data.column=body"],
+            ["mean csv?", " names no files that end"],
+        ),
+        (
+            ["data=jsonlines", "data.path=x", "data.feild=body"],
+            ["mean jsonl?", "data.feild is not a key of lmkit.corpus.Jsonl; did you mean data.fi"],
+        ),
+        (["data=csv"], ["data.path is required by lmkit.corpus.Csv; set data.path=..."]),
+        (["data=csv", "data.path=missing.csv"], ["data.path=missing.csv does not exist; "]),
+        (
+            ["data=tsv", "data.path=missing.tsv", "data.colum=x"],
+            ["data.colum is not a key of lmkit.corpus.Csv; did you mean data.column?"],
+        ),
+        (["data=files", "data.path=.", "data.encoding=utf-61"], ["data.encoding=utf-61 is no enc"]),
+        (["data=csv", "data.path=.", "data.header=false"], ["data.header=false but data.column="]),
+    ],
+)
+def test_a_mistake_is_told_once(argv, mistakes, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = mistakes_of(*argv)
+    assert len(found) == len(mistakes)
+    for mistake, part in zip(found, mistakes, strict=True):
+        assert part in mistake
 
 
 def test_numbers_are_read_as_the_user_means_them():
@@ -352,7 +424,7 @@ def test_auto_precision_is_decided_and_written_down(fast, precision, monkeypatch
 
 def test_threads_are_shared_by_the_processes_and_written_down(monkeypatch):
     monkeypatch.setattr("torch.get_num_threads", lambda: 12)
-    assert checked()["threads"] == 12
+    assert checked()["threads"] is None  # a trial chooses
     assert checked("trainer=ddp_cpu", "trainer.devices=4")["threads"] == 3
     assert checked("threads=5")["threads"] == 5
 
@@ -398,6 +470,20 @@ def test_a_run_is_a_base_that_composes_to_itself(tmp_path):
         tmp_path, "model=gru", "data=files", f"data.path=${{oc.env:NOT_SET,{Path(__file__)}}}"
     )
     assert checked(base=base) == yaml.safe_load(base.read_text())
+
+
+def test_a_run_of_before_a_key_was_renamed_is_read_and_the_old_name_is_a_mistake(tmp_path):
+    config = checked("tokenizer=word", "tokenizer.vocabulary_size=50")
+    assert config["tokenizer"]["vocabulary_size"] == 50
+    old = {**config, "tokenizer": {"_target_": "lmkit.tokenizer.Word", "max_size": 50}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(old, sort_keys=False))
+    assert checked(base=tmp_path / "config.yaml") == config == Run(tmp_path).config()
+    assert mistakes_of("tokenizer=word", "tokenizer.max_size=50") == [
+        "tokenizer.max_size is not a key of lmkit.tokenizer.Word; did you mean "
+        "tokenizer.vocabulary_size?"
+    ]
+    (mistake,) = mistakes_of("tokenizer=bpe", "tokenizer.vocab_size=50")
+    assert mistake.endswith("did you mean tokenizer.vocabulary_size?")
 
 
 def test_an_option_composes_its_group_afresh_and_then_values_merge(tmp_path):

@@ -1,5 +1,6 @@
 """Sources: their documents, splits, fingerprints, and what they say of bad input."""
 
+import csv
 import gzip
 import importlib.util
 import itertools
@@ -21,6 +22,7 @@ from pyarrow import parquet
 
 from lmkit import probe_corpus
 from lmkit.corpus import (
+    Csv,
     Document,
     Files,
     HuggingFace,
@@ -32,6 +34,7 @@ from lmkit.corpus import (
     WikiText,
 )
 from lmkit.errors import UserError
+from lmkit.source import TokenCount
 
 TEXTS = [f"document {n} of many\nand its second line" for n in range(120)]
 
@@ -133,8 +136,9 @@ def test_impossible_fractions(valid: float, test: float, message: str) -> None:
         (
             "one",
             "file",
-            "1 documents are too few to cut by their hash (1 train, 0 valid, 0 test): cut finer "
-            "with data.unit; raise data.valid_fraction or set it to 0 to go without, or name its "
+            "1 document is too few to cut by its hash (1 train, 0 valid, 0 test): cut files finer "
+            "with data.unit=paragraph, line or heading (and data.heading=PATTERN, as ^#); or "
+            "raise data.valid_fraction or set it to 0 to go without, or name its "
             "own text with data.valid_path; raise data.test_fraction or set it to 0 to go "
             "without, or name its own text with data.test_path",
         ),
@@ -254,6 +258,150 @@ def test_an_empty_corpus(tmp_path: Path, text: str | None) -> None:
     )
     with raises(message):
         texts(Files(str(path)), "train")
+
+
+# ---- tables, lists of paths, encodings, names of splits
+
+
+def table(path: Path, rows: list[str]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        delimiter = "\t" if path.suffix == ".tsv" else ","
+        csv.writer(file, delimiter=delimiter).writerows([["n", "text"], *enumerate(rows)])
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+def test_rows_of_a_table_are_cut_as_those_of_json(tmp_path: Path, name: str) -> None:
+    found = all_texts(Csv(str(table(tmp_path / name, TEXTS))))
+    assert found == all_texts(Jsonl(str(jsonl(tmp_path / "a.jsonl", TEXTS))))
+    ids = [d.id for d in Csv(str(tmp_path), valid_fraction=0, test_fraction=0).documents("train")]
+    assert ids[:2] == [f"{name}:2", f"{name}:4"]
+    assert len(set(ids)) == len(TEXTS)
+
+
+def test_a_directory_of_tables_has_its_own_splits(tmp_path: Path) -> None:
+    for split in ("train", "dev", "test"):
+        table(tmp_path / f"{split}.csv", [split])
+    (tmp_path / "README.md").touch()
+    assert all_texts(Csv(str(tmp_path))) == {"train": ["train"], "valid": ["dev"], "test": ["test"]}
+
+
+def test_a_list_of_paths(tmp_path: Path) -> None:
+    for name in ("b/x.txt", "a/x.txt", "v1.txt", "v2.txt"):
+        written(tmp_path / name, name)
+    path = [f"{tmp_path}/b/x.txt", f"{tmp_path}/a", f"{tmp_path}/a/*.txt"]
+    valid = [f"{tmp_path}/v1.txt", f"{tmp_path}/v2.txt"]
+    source = Files(path, valid_path=valid, test_fraction=0)
+    assert [*source.documents("train")] == [
+        Document("b/x.txt", "b/x.txt"),
+        Document("a/x.txt", "a/x.txt"),
+    ]
+    assert texts(source, "valid") == ["v1.txt", "v2.txt"]
+    assert source.describe()["paths"] == {"train": path, "valid": valid}
+    turned = Files(path[::-1], valid_path=valid, test_fraction=0)
+    assert texts(turned, "train") == ["a/x.txt", "b/x.txt"]
+    assert turned.fingerprint() != source.fingerprint()
+    message = (
+        f"data.valid_path=[{valid[1]},{path[0]}] and data.path=[{','.join(path)}] both name "
+        f"{path[0]}: a file belongs to one split"
+    )
+    with raises(message):
+        Files(path, valid_path=[valid[1], path[0]])
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "latin-1", "cp1252"])
+@pytest.mark.parametrize("unit", ["file", "paragraph", "line"])
+def test_an_encoding_makes_no_difference_to_documents(
+    tmp_path: Path, encoding: str, unit: Any
+) -> None:
+    text = "\n\n".join(f"na\u00efve {text}" for text in TEXTS)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    (tmp_path / "a" / "x.txt").write_bytes(text.replace("\n", "\r\n").encode(encoding))
+    (tmp_path / "b" / "x.txt").write_bytes(text.encode())
+    keys = {"unit": unit, "valid_fraction": 0, "test_fraction": 0}
+    found = Files(str(tmp_path / "a"), encoding=encoding, **keys)
+    expected = Files(str(tmp_path / "b"), **keys)
+    assert [*found.documents("train")] == [*expected.documents("train")]
+
+
+def test_the_fingerprint_depends_on_the_encoding_not_on_its_name(tmp_path: Path) -> None:
+    path = str(written(tmp_path / "a.txt", "abc"))
+    made = {
+        name: Files(path, encoding=name).fingerprint()
+        for name in ("utf-8", "UTF8", "latin-1", "iso8859-1", "cp1252")
+    }
+    assert made["utf-8"] == made["UTF8"] == Files(path).fingerprint()
+    assert made["latin-1"] == made["iso8859-1"]
+    assert len(set(made.values())) == 3
+    assert Files(path, encoding="latin1").describe()["encoding"] == "iso8859-1"
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train.txt", "dev.txt", "test.txt"),
+        ("wiki.train.tokens", "wiki.valid.tokens", "wiki.test.tokens"),
+        ("train_10M/a.train", "dev/a.dev", "test/a.test"),
+        ("data/train/a.txt", "data/val/a.txt", "data/test/a.txt"),
+        ("ptb-train.txt", "ptb-validation.txt", "ptb-test.txt"),
+    ],
+)
+def test_splits_by_name(tmp_path: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        written(tmp_path / name, name)
+    source = Files(str(tmp_path))
+    assert all_texts(source) == {
+        split: [name] for split, name in zip(("train", "valid", "test"), names, strict=True)
+    }
+
+
+def test_names_that_state_splits_in_vain_are_remarked_on(tmp_path: Path) -> None:
+    for name in ("train.txt", "valid.txt", "test.txt"):
+        written(tmp_path / name, "\n".join(TEXTS))
+    for path in (f"{tmp_path}/train.txt", f"{tmp_path}/*.txt"):
+        (remark,) = Files(path, unit="line").remarks({})
+        assert remark == (
+            f"data.path={path}: test and valid are cut out of it by a hash, though names state "
+            "splits (test.txt, train.txt, valid.txt); give their directory as data.path to take "
+            "them so"
+        )
+    assert Files(str(tmp_path), unit="line").remarks({}) == []
+    for keys in (
+        {"valid_fraction": 0, "test_fraction": 0},
+        {"valid_path": f"{tmp_path}/valid.txt"},
+    ):
+        assert Files(f"{tmp_path}/train.txt", **keys).remarks({}) == []
+    assert Files(str(written(tmp_path / "b" / "book.txt", "x"))).remarks({}) == []
+
+
+def test_lopsided_splits_are_remarked_on(tmp_path: Path) -> None:
+    path = str(jsonl(tmp_path / "a.jsonl", TEXTS))
+    even = {
+        "train": TokenCount(800, "a:1", 9),
+        "valid": TokenCount(120, "a:2", 9),
+        "test": TokenCount(80, "a:3", 9),
+    }
+    assert Jsonl(path).remarks(even) == []
+    assert Jsonl(path).remarks({"test": even["test"]}) == []
+    few = even | {"train": TokenCount(99_800, "a.jsonl:7", 60_000)}
+    assert Jsonl(path).remarks(few) == [
+        f"data.path={path}: the tokens are train 99,800 (99.8%), valid 120 (0.1%), test 80 "
+        "(0.1%), where test 10% and valid 10% are cut by a hash of each document, whatever its "
+        "length; the longest (a.jsonl:7) has 60.0% of all: name text for it with data.test_path "
+        "and data.valid_path"
+    ]
+    assert (
+        "(a.txt) has 60.0% of all: cut files finer with data.unit=paragraph, line or "
+        in (Files(path).remarks(even | {"train": TokenCount(800, "a.txt", 600)})[0])
+    )
+    assert Files(path, unit="line", valid_fraction=0, test_fraction=0).remarks(few) == []
+    assert (
+        Pydocs()
+        .remarks(even | {"valid": TokenCount(1, "x", 1)})[0]
+        .endswith("has 1.0% of all: change data.valid_fraction")
+    )
 
 
 # ---- fingerprints
@@ -385,7 +533,7 @@ def test_wikitext_files_are_missing_or_twice(tmp_path: Path) -> None:
         WikiText(str(directory))
     with raises(
         f"data.path={file} is a file: data=wikitext takes the directory of train, valid and "
-        "test; for one file take data=files data.unit=heading"
+        "test; for one file take data=files data.unit=heading 'data.heading=^ = [^=].* = $'"
     ):
         WikiText(str(file))
     with raises(f"data.path={tmp_path}/v does not exist; {tmp_path} has w"):

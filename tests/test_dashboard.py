@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -38,6 +39,10 @@ def metrics(first, last, *, offset=0.0):
         if step % 50 == 0:
             rows.append(row | {"val/nll": nll, "val/perplexity": 100.0 + offset + 1000 / step})
     return rows
+
+
+def reached(step):
+    return {"step": step, "epoch": 0, "tokens": 700 * step, "seconds": step / 10}
 
 
 def append(run, name, rows):
@@ -231,6 +236,85 @@ def make_sweep(outputs, trials):
         for number, trial in enumerate(trials)
     ]
     place.write("sweep.json", {"metric": "val/nll", "trials": records})
+
+
+def test_how_far_every_run_has_come_and_how_many_the_filter_leaves(browser, tmp_path):
+    for number in range(12):
+        name = "words" if number < 3 else "letters"
+        rows = [row | {"epoch": number} for row in metrics(10, 100 + 10 * number)]
+        make_run(tmp_path, name, f"r-{number:02d}", rows=rows, summary={})
+    with serving(tmp_path) as (_, url), page_of(browser, url) as page:
+        count, nothing = page.locator("#count"), page.locator("#nothing")
+        page.locator("#runs tbody tr").nth(11).wait_for()
+        assert page.locator("#runs tbody input:checked").count() == 7
+        heads = page.locator("#runs th").all_inner_texts()
+        places = [heads.index("run"), heads.index("epoch"), heads.index("step")]
+        told = {row[places[0]]: row[places[1] :][:2] for row in rows_of(page, "#runs")}
+        assert sorted(told.values(), key=lambda pair: int(pair[0])) == [
+            [str(number), str(100 + 10 * number)] for number in range(12)
+        ]
+        assert count.inner_text() == "12 runs, 7 shown below"
+        page.get_by_label("filter runs").fill("words")
+        assert count.inner_text() == "3 of 12 runs, 7 shown below"
+        assert len(rows_of(page, "#runs")) == 3
+        assert not nothing.is_visible()
+        page.get_by_label("filter runs").fill(HOSTILE)
+        assert count.inner_text() == "0 of 12 runs, 7 shown below"
+        assert nothing.inner_text() == f"no run has “{HOSTILE}” in its name, id or status"
+        assert not page.locator("#runs table").is_visible()
+        make_run(tmp_path, "x", "new", rows=metrics(10, 50))  # while the filter leaves none
+        page.get_by_text("0 of 13 runs, 8 shown below").wait_for()
+        page.get_by_label("filter runs").fill("new")
+        assert count.inner_text() == "1 of 13 runs, 8 shown below"
+        shutil.rmtree(tmp_path / "x")
+        page.get_by_text("0 of 12 runs, 7 shown below").wait_for()
+        assert nothing.inner_text() == "no run has “new” in its name, id or status"
+        page.get_by_label("filter runs").fill("")
+        assert len(rows_of(page, "#runs")) == 12
+
+
+def test_a_run_that_is_not_ticked_still_counts_its_steps(browser, tmp_path):
+    run = make_run(tmp_path, "a", "one", rows=metrics(10, 50))
+    with serving(tmp_path) as (_, url), page_of(browser, url) as page:
+        page.get_by_role("button", name="show none").click()
+        page.locator("#runs td", has_text=re.compile("^50$")).wait_for()
+        append(run, "metrics", metrics(60, 70))
+        page.locator("#runs td", has_text=re.compile("^70$")).wait_for()
+        assert page.locator("#legend span").count() == 0
+
+
+def test_keys_of_differences_are_read_whole_on_a_narrow_page(browser, tmp_path):
+    for number in range(4):
+        long = {"every_n_train_steps": number, "_target_": f"lmkit.checkpoint.Checkpoint{number}"}
+        config = {"callbacks": {"checkpoint": long, f"x{'y' * 60}": number}}
+        make_run(tmp_path, "a", f"run-{number}", rows=metrics(10, 50), summary={}, config=config)
+    with serving(tmp_path) as (_, url), page_of(browser, url) as page:
+        page.set_viewport_size({"width": 400, "height": 800})
+        keys = page.locator("#differences tbody td:first-child")
+        assert keys.all_text_contents() == [
+            "callbacks.checkpoint.every_n_train_steps",
+            "callbacks.checkpoint._target_",
+            f"callbacks.x{'y' * 60}",
+        ]
+        # The lines a browser makes of a key: it goes on after a dot or underscore alone.
+        lines = keys.first.evaluate(
+            """cell => [...cell.childNodes].filter(node => node.nodeType === 3).map(node => {
+              const range = document.createRange();
+              range.selectNodeContents(node);
+              return range.getClientRects().length;
+            })"""
+        )
+        assert lines == [1] * len(lines)
+        assert page.evaluate("document.documentElement.scrollWidth") == 400
+        wide = page.locator("#differences .wide")
+        assert wide.evaluate("node => node.scrollWidth > node.clientWidth")
+        wide.evaluate("node => { node.scrollLeft = node.scrollWidth; }")
+        for key in keys.all():
+            inside = key.evaluate("cell => cell.scrollWidth <= cell.clientWidth")
+            box = key.bounding_box()
+            assert inside
+            assert box["x"] == wide.bounding_box()["x"]
+            assert 150 <= box["width"] <= 340
 
 
 def test_a_sweep_is_a_group_with_a_panel_for_each_key(browser, tmp_path):
@@ -461,7 +545,8 @@ def test_says_only_what_is_new(tmp_path, caplog):
     assert "metrics" not in first
     known = {"stamp": first["stamp"], "metrics": [0, 0]}
     second = outputs.changes({"a/one": known})["a/one"]
-    assert second.keys() == {"metrics"}
+    assert second.keys() == {"metrics", "last"}
+    assert first["last"] == second["last"] == reached(50)
     assert second["metrics"]["rows"] == metrics(10, 50)
     known["metrics"] = second["metrics"]["place"]
     assert outputs.changes({"a/one": known})["a/one"]["metrics"]["rows"] == []

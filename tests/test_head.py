@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from compiled import num_threads
 from torch import nn
 
 from lmkit import kernels
@@ -169,3 +170,12 @@ def test_head_is_the_same_either_way(choice, dtype):
     torch.testing.assert_close(nll.flatten(), expected, rtol=rtol, atol=5e-3)
     for one, other in zip(grads, plain, strict=True):
         torch.testing.assert_close(one, other, rtol=rtol, atol=1e-5 if rtol < 1e-3 else 3e-2)
+
+
+def test_the_sum_of_many_losses_is_bit_for_bit_the_same_with_any_number_of_threads():
+    head, hidden, targets, weight = case(vocabulary=5, size=3, batch=100, time=700)
+    losses = []
+    for number in (1, 2, 5):
+        with num_threads(number):
+            losses.append(float(head.loss(hidden, targets, weight).detach()))
+    assert len(set(losses)) == 1

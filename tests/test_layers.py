@@ -10,17 +10,17 @@ import lmkit
 PACKAGE = Path(lmkit.__file__).parent
 # A module may import those before it, never those after it.
 FLOW = """
-    errors atomic redaction hardware allocator signals processes environment
-    pydocs bounds readers probe_corpus source hub corpus
+    errors atomic redaction renamed hardware threads allocator signals processes environment
+    pydocs bounds paths readers records probe_corpus source hub files corpus
     encoding word subword tokenizer
     meter pool shard once token_store vocabulary stored datatrove_tokens store
     windows lanes mixture datamodule
     gemm kernels dropout embedding lstm recurrent model odds cross_entropy head metrics optim task
-    run checkpoint_io checkpoint guard watchdog logs progress
+    run checkpoint_io checkpoint guard watchdog logs pace progress
     groups config search allow keys full_config binding safety contradictions check
-    sampling text trained probe training workers launch job multirun
+    sampling text trained probe training estimate workers launch job multirun
     prepare cluster
-    estimate evaluate score_page score generate analyze watch dashboard verify doctor list
+    evaluate score_page score generate analyze watch dashboard verify doctor list
     study trial sweep_report sweep completion usage
     cli __main__
 """.split()  # noqa: SIM905 - a line is a stage

@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 import torch.nn.functional as F
-from compiled import BF16, DTYPES, needs_kernels
+from compiled import BF16, DTYPES, needs_kernels, num_threads
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -27,7 +27,6 @@ def layer_case(lanes, time, size, hidden_size, seed=0):
 
 def results(layer, inputs, resets, state, compiled, dtype=torch.float32):
     """Outputs and final state, and the gradients of a random mixture of them all."""
-    layer.fewest_positions = 1
     with kernels.use("compiled" if compiled else "torch"):
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
             hidden, after = layer(inputs, resets, state)
@@ -68,24 +67,19 @@ def test_lstm_in_bf16_stays_near_fp32(sizes):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_lstm_is_the_same_with_any_number_of_threads(dtype):
-    """Lanes and units are divided, sums are not, but for that of the bias over lanes."""
-    case = layer_case(13, 9, 30, 45)
-    before = torch.get_num_threads()
-    found = []
-    for threads in (1, 2, 3):
-        torch.set_num_threads(threads)
-        found.append(results(*case, compiled=True, dtype=dtype))
-    torch.set_num_threads(before)
-    for other in found[1:]:
-        assert torch.equal(found[0][0], other[0])
-        for one, two in zip(found[0], other, strict=True):
-            torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-5)
+@pytest.mark.parametrize("sizes", [(13, 9, 30, 45), (1, 3, 5, 7), (25, 4, 16, 200)])
+def test_lstm_is_bit_for_bit_the_same_with_any_number_of_threads(dtype, sizes):
+    case = layer_case(*sizes)
+    expected = results(*case, compiled=True, dtype=dtype)
+    for number in (1, 3, 7):
+        with num_threads(number):
+            found = results(*case, compiled=True, dtype=dtype)
+        for one, same in zip(expected, found, strict=True):
+            assert torch.equal(one, same)
 
 
 def test_lstm_backward_again_after_retain_graph_and_never_twice_over():
     layer, inputs, resets, state = layer_case(4, 6, 5, 7)
-    layer.fewest_positions = 1
     total = layer(inputs, resets, state)[0].square().sum()
     first, second = (torch.autograd.grad(total, [inputs], retain_graph=True) for _ in range(2))
     assert torch.equal(first[0], second[0])
@@ -95,7 +89,6 @@ def test_lstm_backward_again_after_retain_graph_and_never_twice_over():
 
 def test_lstm_notices_a_weight_changed_before_backward():
     layer, inputs, resets, state = layer_case(4, 6, 5, 7)
-    layer.fewest_positions = 1
     hidden, _ = layer(inputs, resets, state)
     with torch.no_grad():
         layer.weight_hh.zero_()
@@ -103,11 +96,11 @@ def test_lstm_notices_a_weight_changed_before_backward():
         hidden.sum().backward()
 
 
-def test_lstm_of_few_positions_or_other_types_is_left_to_pytorch(monkeypatch):
+def test_lstm_of_single_positions_or_other_types_is_left_to_pytorch(monkeypatch):
     monkeypatch.setattr(CompiledLSTM, "apply", lambda *_: pytest.fail("compiled"))
     layer, inputs, resets, state = layer_case(4, 6, 5, 7)
-    layer(inputs, resets, state)
-    layer.fewest_positions = 1
+    with torch.no_grad():
+        layer(inputs[:, :1], resets[:, :1], state)
     layer.double()(inputs.double(), resets, tuple(s.double() for s in state))
 
 

@@ -44,6 +44,9 @@ def sent(*argv: str) -> list[list[str]]:
 @example("")
 def test_a_text_reaches_every_job_as_it_was_written(text):
     given = [f"data.path={text}", f"callbacks.samples.prompt={text}", f"outputs={text}"]
+    # Quotes around all of a pattern are Hydra's, as "null" without them is.
+    if not (text == "null" or (len(text) > 1 and text[0] == text[-1] and text[0] in "'\"")):
+        given += [f"data.heading={text}", f"data.quote={text}"]
     assert sent(*given, "seed=1,2") == [[*given, "seed=1"], [*given, "seed=2"]]
 
 
@@ -54,6 +57,9 @@ def test_a_text_reaches_every_job_as_it_was_written(text):
         (["model=lstm,gru"], [["model=lstm"], ["model=gru"]]),
         (["seed=range(1,4)"], [["seed=1"], ["seed=2"], ["seed=3"]]),
         (["logger=[wandb,tensorboard]"], [["logger=[wandb,tensorboard]"]]),
+        (["data.quote='\"'"], [["data.quote='\"'"]]),
+        (["data.heading=null"], [["data.heading=null"]]),
+        (["data.path=[a.txt,b]"], [["data.path=[a.txt,b]"]]),
         (["~callbacks.samples"], [["~callbacks.samples=null"]]),
         (["+model.x=1", "name='a b'"], [["+model.x=1", "name='a b'"]]),
         (["logger={a: {b: 1}}"], [["logger={a:{b:1}}"]]),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from compiled import DTYPES, needs_kernels
+from compiled import DTYPES, needs_kernels, num_threads
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -97,18 +97,17 @@ def test_the_loss_by_odds_of_many_words_and_chunks(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_loss_by_odds_is_the_same_with_any_number_of_threads(dtype, monkeypatch):
-    case = loss_case(70, 33, 1000, True, 1.0, dtype)
-    found = []
-    threads = torch.get_num_threads()
+@pytest.mark.parametrize("sizes", [(70, 33, 1000), (5, 7, 12), (300, 20, 60), (33, 70, 26_000)])
+def test_the_loss_by_odds_is_bit_for_bit_the_same_with_any_number_of_threads(dtype, sizes):
+    """Few items of work and many, in each of the dimensions that they are cut in."""
+    case = loss_case(*sizes, True, 1.0, dtype)
+    before = torch.randn(sizes[2], sizes[1])
+    expected = loss_by_odds(*case, before=before)
     for number in (1, 3, 7):
-        torch.set_num_threads(number)
-        found.append(loss_by_odds(*case))
-    torch.set_num_threads(threads)
-    for other in found[1:]:
-        for one, same in zip(found[0], other, strict=True):
-            torch.testing.assert_close(one, same, atol=1e-6, rtol=1e-2)
-        assert near(other[0], found[0][0], 1e-6)
+        with num_threads(number):
+            found = loss_by_odds(*case, before=before)
+        for one, same in zip(expected, found, strict=True):
+            assert torch.equal(one, same)
 
 
 def test_the_nll_without_gradients_is_the_same():

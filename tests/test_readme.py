@@ -55,7 +55,7 @@ def place(tmp_path_factory, text) -> Path:
     place = tmp_path_factory.mktemp("readme")
     (place / "texts").mkdir()
     shutil.copy(text, place / "texts")
-    for name in ("dump.jsonl.zst", "part.parquet"):
+    for name in ("dump.jsonl.zst", "part.parquet", "reviews.csv"):
         (place / name).touch()
     (place / "wikitext-2").mkdir()
     for split in ("train", "valid", "test"):

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 from trained_run import load, make_run, real_stdout
@@ -66,7 +67,8 @@ def test_a_line_of_json_for_each_token(lstm, capfd, caplog):
     (path,) = (lstm.path / "scores").iterdir()
     assert caplog.messages[-1] == (
         f"{len(lines)} tokens (5 unknown), {nll:.4f} nats a token, perplexity "
-        f"{load(lstm).perplexity(TEXT):.2f}; coloured by surprise in {path}"
+        f"{load(lstm).perplexity(TEXT):.2f} (checkpoint best of step 7, protocol document, "
+        f"precision 32-true); coloured by surprise in {path}"
     )
 
 
@@ -81,6 +83,48 @@ def test_one_json_document(lstm, tmp_path, capfd):
     assert result["nll"] == pytest.approx(trained.nll(TEXT), abs=1e-6)
     assert result["perplexity"] == pytest.approx(trained.perplexity(TEXT), rel=1e-6)
     assert result["num_unknown"] == 5
+
+
+def test_each_page_is_a_file_of_its_own_and_says_how_it_came_about(tmp_path):
+    run = make_run(tmp_path)
+    texts = ("the cat", "the dog")
+    rounded = {**run.config(), "trainer": {**run.config()["trainer"], "precision": "bf16-mixed"}}
+    ways = [
+        (run.config(), text, protocol, checkpoint)
+        for text in texts
+        for protocol in ("document", "sentence", None)
+        for checkpoint in ("best", "last", "step-000000007")
+    ]
+    ways.append((rounded, "the cat", "stream", "best"))
+    pages = {}
+    for config, text, protocol, checkpoint in ways:
+        result = score(run, config, text=text, protocol=protocol, checkpoint=checkpoint)
+        assert result["step"] == 7
+        parts = (protocol or "document", checkpoint, "step-7", config["trainer"]["precision"])
+        path = Path(result["page"])
+        assert path.name.removesuffix(".html").split("-", 1)[1] == "-".join(parts)
+        said = f"checkpoint {checkpoint} of step 7, protocol {parts[0]}, precision {parts[3]}"
+        assert said in path.read_text()
+        assert pages.setdefault(path, path.read_bytes()) == path.read_bytes()  # the same again
+    assert {path: path.read_bytes() for path in (run.path / "scores").iterdir()} == pages
+    assert len(pages) == 2 * 2 * 3 + 1
+
+
+def test_an_unknown_word_keeps_its_own_text_beside_its_mark(lstm, opened):
+    result = score(lstm, lstm.config(), text=TEXT)
+    unknown = [token["piece"] for token in result["tokens"] if token["unknown"]]
+    assert unknown == [" zebra", " ,", " 'quoted'", " [and]", " {so}"]
+    assert [t.piece for t in load(lstm).score("a zebra ran\n") if t.unknown] == [" zebra"]
+    view = opened(Path(result["page"]))
+    marked = view.locator("#text > span.unknown")
+    assert marked.all_text_contents() == unknown
+    mark = marked.first.evaluate("s => getComputedStyle(s, '::after').content")
+    assert mark == '"<unk>"'
+    marked.first.hover()
+    assert view.locator("#panel td").first.text_content() == " zebra <unk>"
+    assert view.locator("p").nth(1).inner_text().endswith("<unk>: not in the vocabulary")
+    view.locator("#text > span").nth(1).hover()
+    assert view.locator("#panel td").first.text_content() == " cat"
 
 
 @pytest.mark.parametrize(
@@ -120,8 +164,9 @@ def test_the_page_colours_by_bits_and_tells_the_numbers(lstm, opened, tmp_path):
     )
     levels = spans.evaluate_all("all => all.map(s => s.className)")
     assert levels == [
-        f"s{level}" if (level := sum(token["bits"] >= edge for edge in EDGES)) else ""
+        " ".join([f"s{level}"] * (level > 0) + ["unknown"] * token["unknown"])
         for token in tokens
+        for level in [sum(token["bits"] >= edge for edge in EDGES)]
     ]
     assert not view.locator("#panel").is_visible()
     spans.nth(1).hover()
@@ -185,6 +230,7 @@ def test_hostile_predictions_and_names_are_shown_as_text(tmp_path, opened):
     evil = "<img src=x onerror=alert(1)></script>"
     token = TokenScore(0, evil, float("nan"), float("nan"), 0.0, 1, ((evil, 0.5),))
     summary = {"run": evil, "checkpoint": evil, "num_tokens": 3, "num_unknown": 0}
+    summary |= {"step": None, "protocol": "document", "precision": "32-true"}
     file = tmp_path / "page.html"
     file.write_text(page([token], summary | {"nll": 1.0, "bits": 1.4, "perplexity": 2.7}))
     view = opened(file)

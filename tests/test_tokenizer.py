@@ -1,11 +1,13 @@
 """Tokenizers against slow loops, over any Unicode text; what is saved is what is loaded."""
 
+import hashlib
 import json
 import subprocess
 import sys
 from collections import Counter
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 
 from lmkit import encoding, subword
 from lmkit.errors import UserError
+from lmkit.text import Text
 from lmkit.tokenizer import (
     ByteLevelBPE,
     Bytes,
@@ -294,6 +297,76 @@ def test_characters_unknown_are_counted() -> None:
     assert tokenizer.decode(encoded.ids.tolist()) == "a<unk><unk>"
 
 
+def characters() -> Tokenizer:
+    return trained(Characters(min_frequency=2))
+
+
+def with_unknown(tmp_path: Path) -> list[Tokenizer]:
+    """One of each kind that has an unknown token, and of libraries that show it differently."""
+    vocabulary = {"[UNK]": 0, "the": 1, "cat": 2, "▁": 3, "a": 4, "##s": 5, "[SEP]": 9}
+    models = tokenizers.models
+    wordpiece = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    wordpiece.normalizer = tokenizers.normalizers.BertNormalizer()
+    wordpiece.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    wordpiece.decoder = tokenizers.decoders.WordPiece()
+    scores = [(token, -float(i)) for token, i in vocabulary.items()]
+    unigram = tokenizers.Tokenizer(models.Unigram(scores, unk_id=0))
+    unigram.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    unigram.decoder = tokenizers.decoders.Metaspace()
+    word_level(tmp_path / "words.json", vocabulary)
+    wordpiece.save(str(tmp_path / "wordpiece.json"))
+    unigram.save(str(tmp_path / "unigram.json"))
+    names = ("words", "wordpiece", "unigram")
+    pretrained = [Pretrained(str(tmp_path / f"{name}.json")) for name in names]
+    return [trained(Word()), trained(Word(lower=True)), characters(), *pretrained]
+
+
+@pytest.fixture(scope="module")
+def those_with_unknown(tmp_path_factory: pytest.TempPathFactory) -> list[Tokenizer]:
+    return with_unknown(tmp_path_factory.mktemp("unknown"))
+
+
+@given(text=texts.map(lambda text: text.replace("\r\n", "\n")).filter(lambda t: t.strip()))
+def test_pieces_of_a_text_are_its_own_where_it_is_unknown(
+    those_with_unknown: list[Tokenizer], text: str
+) -> None:
+    for tokenizer in those_with_unknown:
+        read = Text.of(text, tokenizer)
+        assert len(read.unknown) == read.num_unknown
+        marked, own = tokenizer.pieces(read.tokens.tolist()), read.pieces(tokenizer)
+        assert all(read.tokens[place] == tokenizer.unk_id for place in read.unknown)
+        for place, (mark, piece) in enumerate(zip(marked, own, strict=True)):
+            if place in read.unknown:
+                assert piece.endswith(read.unknown[place])
+                lowered = tokenizer.settings().get("lower")
+                assert read.unknown[place] in (text.lower() if lowered else text)
+            else:
+                assert piece == mark
+    word, lower, letters = those_with_unknown[:3]
+    for tokenizer, given_text in ((word, text), (lower, text.lower())):
+        words = [word for line in lines_of(given_text) for word in [*line.split(), "<eos>"]]
+        joined = ""
+        for word in words:
+            space = "" if joined.endswith("\n") or not joined else " "
+            joined += "\n" if word == "<eos>" else space + word
+        assert "".join(Text.of(text, tokenizer).pieces(tokenizer)) == joined
+    assert "".join(Text.of(text, letters).pieces(letters)) == text
+
+
+def test_unknown_words_of_other_libraries(those_with_unknown: list[Tokenizer]) -> None:
+    text = "The zebra's cats"
+    expected = [
+        [*("The", " zebra", " '", " s", " cats", "")],
+        [*("the", " zebra", " '", " s", " cat", "s", "")],
+        [*("", "The", " ", "zebr", "a", "'s", " ", "cat", "s", "")],
+    ]
+    own = [["The", "zebra", "'", "s", "cats"], ["zebra", "'", "s"], ["The", "zebr", "'s", "s"]]
+    for tokenizer, pieces, unknown in zip(those_with_unknown[3:], expected, own, strict=True):
+        read = Text.of(text, tokenizer)
+        assert read.pieces(tokenizer) == pieces
+        assert list(read.unknown.values()) == unknown
+
+
 def test_lossless_is_found_out(tokenizer_json: Path, tmp_path: Path) -> None:
     assert Pretrained(str(tokenizer_json)).lossless
     state = json.loads(tokenizer_json.read_text())
@@ -346,13 +419,16 @@ def test_pretrained_of_no_use(tmp_path: Path) -> None:
         Pretrained(str(path))
 
 
-@pytest.fixture(params=["word", "lower", "bpe", "characters", "bytes", "pretrained"])
+@pytest.fixture(
+    params=["word", "lower", "bpe", "characters", "few characters", "bytes", "pretrained"]
+)
 def any_tokenizer(request: pytest.FixtureRequest, tokenizer_json: Path) -> Tokenizer:
     make = {
-        "word": lambda: trained(Word(max_size=5)),
+        "word": lambda: trained(Word(vocabulary_size=5)),
         "lower": lambda: trained(Word(lower=True)),
         "bpe": bpe,
         "characters": lambda: trained(Characters(2)),
+        "few characters": lambda: trained(Characters(vocabulary_size=6)),
         "bytes": Bytes,
         "pretrained": lambda: Pretrained(str(tokenizer_json)),
     }
@@ -380,6 +456,41 @@ def test_ids_are_in_the_vocabulary(any_tokenizer: Tokenizer) -> None:
     assert encoded.ids.max() < any_tokenizer.vocabulary_size
     assert (np.diff(encoded.document_ends, prepend=0) > 0).all()
     assert encoded.ids[encoded.document_ends - 1].tolist() == [any_tokenizer.eos_id] * 3
+
+
+@pytest.mark.parametrize("make", [Word, Characters, ByteLevelBPE])
+@pytest.mark.parametrize("size", [3, 7, 257, 258, 300, 10_000])
+def test_a_vocabulary_has_at_most_as_many_ids_as_asked_for(make: Any, size: int) -> None:
+    """All of them counted; exactly as many where the text has what to fill them with."""
+    texts = [f"word{n} {chr(0x4E00 + n)} words" for n in range(1500) for _ in range(3)]
+    if make is ByteLevelBPE and size < 257:
+        return
+    tokenizer = make(vocabulary_size=size)
+    tokenizer.train(texts)
+    most = {Word: 3_003, Characters: 1_518, ByteLevelBPE: 10_000}[make]
+    if make is not ByteLevelBPE or size < 10_000:
+        assert tokenizer.vocabulary_size == min(size, most)
+    assert tokenizer.vocabulary_size <= size
+    encoded = tokenizer.encode(["words word1 \u4e01 zebra", "\n"])
+    assert set(encoded.ids.tolist()) <= set(range(tokenizer.vocabulary_size))
+    assert tokenizer.settings()["vocabulary_size"] == size
+
+
+SAVED = """{"format": "lmkit tokenizer 1", "name": "word", "settings": {"min_frequency": 1, \
+"max_size": 4, "lower": false}, "vocabulary": ["<eos>", "a", "b", "<unk>"]}"""
+
+
+def test_a_tokenizer_saved_before_the_size_had_one_name_is_the_same(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(SAVED)
+    loaded = load_tokenizer(tmp_path)
+    assert loaded.hash() == hashlib.sha256(SAVED.encode()).hexdigest()
+    assert loaded.settings()["vocabulary_size"] == 4
+    again = Word(vocabulary_size=4)
+    again.learn({"a": 3, "b": 1, "c": 1, "<eos>": 4})
+    assert again.hash() == loaded.hash()
+    saved = SAVED.replace("word", "characters").replace(', "max_size": 4, "lower": false', "")
+    (tmp_path / "tokenizer.json").write_text(saved)
+    assert load_tokenizer(tmp_path).hash() == hashlib.sha256(saved.encode()).hexdigest()
 
 
 def test_hash_tells_settings_and_vocabularies_apart() -> None:
@@ -422,8 +533,10 @@ def test_damaged_files(tmp_path: Path, content: str | None, message: str) -> Non
     [
         (lambda: Word(min_frequency=0), "tokenizer.min_frequency=0: must be at least 1 "
                                         "(every word of the text occurs once)"),
-        (lambda: Word(max_size=2), "tokenizer.max_size=2: must be at least 3 "
-                                   "(<eos>, <unk> and one word)"),
+        (lambda: Word(vocabulary_size=2), "tokenizer.vocabulary_size=2: must be at least 3 "
+                                          "(<eos>, <unk> and one word)"),
+        (lambda: Characters(vocabulary_size=2), "tokenizer.vocabulary_size=2: must be at least 3 "
+                                                "(<eos>, <unk> and one character)"),
         (lambda: ByteLevelBPE(256), "tokenizer.vocabulary_size=256: must be at least 257 "
                                     "(all bytes and <eos>)"),
     ],

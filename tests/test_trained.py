@@ -37,7 +37,10 @@ def test_a_score_is_what_the_whole_prefix_predicts(outputs, kind, monkeypatch):
     log_prob = SlowTwin(trained).log_prob([trained.tokenizer.eos_id, *ids[:-1]])
     scores = trained.score(TEXT)
     assert [score.token for score in scores] == ids
-    assert [score.piece for score in scores] == trained.tokenizer.pieces(ids)
+    marked = [" <unk>" if score.unknown else score.piece for score in scores]
+    assert marked == trained.tokenizer.pieces(ids)
+    assert [score.piece for score in scores if score.unknown] == [" zebra", " end"]
+    assert "".join(s.piece for s in scores) == TEXT.replace(" \n", "\n").replace("\n ", "\n") + "\n"
     for score, row in zip(scores, log_prob, strict=True):
         assert score.nll == pytest.approx(-row[score.token].item(), abs=1e-5)
         assert score.bits == pytest.approx(score.nll / math.log(2))
@@ -239,3 +242,30 @@ def test_texts_that_cannot_be_scored(lstm):
     assert str(error.value) == (
         r"the text is not Unicode: '\udcff' at character 4; give it as UTF-8"
     )
+
+
+def test_kernels_and_threads_hold_where_a_model_computes(lstm, monkeypatch):
+    monkeypatch.setattr("lmkit.kernels.load", lambda: pytest.fail("compiled"))
+    trained = lmkit.load(lstm.path, kernels="torch", threads=3)
+    seen = []
+    forward = trained.model.forward
+    monkeypatch.setattr(
+        trained.model, "forward", lambda *a: (seen.append(torch.get_num_threads()), forward(*a))[1]
+    )
+    before = torch.get_num_threads()
+    trained.nll("the cat sat .")
+    trained.score("the cat sat .")
+    trained.generate("the ", num_tokens=3)
+    assert set(seen) == {3}
+    assert torch.get_num_threads() == before
+
+
+def test_a_run_is_loaded_in_full_precision_whatever_it_was_trained_in(outputs):
+    run = make_run(outputs / "bf16", "lstm")
+    config = run.config()
+    config["trainer"]["precision"] = "bf16-mixed"
+    run.write("config.yaml", config)
+    assert lmkit.load(run.path).precision == "32-true"
+    assert lmkit.load(run.path, precision="bf16-mixed").precision == "bf16-mixed"
+    with pytest.raises(UserError, match=r"trainer\.precision=half"):
+        lmkit.load(run.path, precision="half")

@@ -14,8 +14,9 @@ INLINE vu hash(vu x) {
 void NAME(dropout)(int threads, long count, const E *from, E *to, long key, long key_2,
                    long first, long threshold, float scale) {
     const vu places = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (long block = 0; block < (count + WIDTH - 1) / WIDTH; block++) {
+    const long blocks = (count + WIDTH - 1) / WIDTH;
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 512) if (blocks > 1024)
+    for (long block = 0; block < blocks; block++) {
         const long k = block * WIDTH;
         vu drawn = hash(hash((places + (uint32_t)(first + k)) ^ (uint32_t)key) ^ (uint32_t)key_2);
         vf scaled = NAME(load_some)(from + k, count - k) * scale;

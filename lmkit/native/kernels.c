@@ -7,6 +7,7 @@
 #include <stdlib.h>
 
 #include "vector.h"
+#include "share.h"
 
 #define PASTE(name, suffix) name##_##suffix
 #define JOIN(name, suffix) PASTE(name, suffix)

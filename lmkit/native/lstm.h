@@ -12,12 +12,14 @@
 void NAME(lstm_forward)(int threads, long T, long B, long Ip, long P, E *xh, const E *w,
                         const float *bias, const uint8_t *resets, float *c, E *cs, E *gates) {
     const long Hp = P * WIDTH, K = Ip + Hp, blocks = (B + 5) / 6;
+    Work work = work_of(threads, T);
 #pragma omp parallel num_threads(threads)
     {
-        const long me = omp_get_thread_num(), all = omp_get_num_threads();
+        const long me = omp_get_thread_num();
         vf sum[6 * 4];
         for (long t = 0; t < T; t++) {
-            for (long p = P * me / all; p < P * (me + 1) / all; p++)
+            await(&work, t * P);
+            for (long p; (p = claim(&work, t, P, me)) >= 0; finish(&work, (t + 1) * P))
                 for (long block = 0; block < blocks; block++) {
                     const long row = B * block / blocks, R = B * (block + 1) / blocks - row;
                     for (long k = 0; k < R * 4; k++)
@@ -42,26 +44,30 @@ void NAME(lstm_forward)(int threads, long T, long B, long Ip, long P, E *xh, con
                         NAME(store)(saved + 3 * WIDTH, o);
                     }
                 }
-#pragma omp barrier
         }
     }
+    free(work.shares);
 }
 
 /* From grad_hs (T, B, H), and the gradient of the last state: grad_h (B, H) or null, grad_c
    (B, Hp), to that of the gates before their nonlinearities, grad_gates (T, B, 4, H), their sums
-   of every thread, added to grad_bias (threads, 4, Hp), and the gradient of the first state's c,
-   left in grad_c. w from pack_columns. */
+   grad_bias (4, H), and the gradient of the first state's c, left in grad_c. w from
+   pack_columns. */
 void NAME(lstm_backward)(int threads, long T, long B, long H, const E *w, const uint8_t *resets,
                          const E *cs, const E *gates, const E *grad_hs, const float *grad_h,
                          float *grad_c, E *grad_gates, float *grad_bias) {
-    const long wide = 2 * WIDTH, P = (H + WIDTH - 1) / WIDTH, Hp = P * WIDTH, step = B * Hp;
+    const long wide = 2 * WIDTH, P = (H + WIDTH - 1) / WIDTH, Hp = P * WIDTH;
     const long panels = (H + wide - 1) / wide, blocks = (B + 9) / 10, tasks = panels * blocks;
+    float *sums = calloc(blocks * 4 * Hp, sizeof(float)); /* of the lanes of each block */
+    Work work = work_of(threads, T);
 #pragma omp parallel num_threads(threads)
     {
-        const long me = omp_get_thread_num(), all = omp_get_num_threads();
+        const long me = omp_get_thread_num();
         vf sum[10 * 2];
         for (long t = T - 1; t >= 0; t--) {
-            for (long task = tasks * me / all; task < tasks * (me + 1) / all; task++) {
+            const long step = T - 1 - t, last = (step + 1) * tasks;
+            await(&work, step * tasks);
+            for (long task; (task = claim(&work, step, tasks, me)) >= 0; finish(&work, last)) {
                 const long p = task / blocks, block = task % blocks;
                 const long row = B * block / blocks, R = B * (block + 1) / blocks - row;
                 for (long k = 0; k < R * 2; k++) sum[k] = splat(0);
@@ -77,19 +83,19 @@ void NAME(lstm_backward)(int threads, long T, long B, long H, const E *w, const 
                     const E *saved = gates + (t * B + lane) * 4 * Hp + 4 * u;
                     vf i = NAME(load)(saved), f = NAME(load)(saved + WIDTH),
                        g = NAME(load)(saved + 2 * WIDTH), o = NAME(load)(saved + 3 * WIDTH);
-                    vf squashed = vtanh(NAME(load)(cs + (t + 1) * step + at));
+                    vf squashed = vtanh(NAME(load)(cs + (t + 1) * B * Hp + at));
                     vf dc = load_f32(grad_c + at) + dh * o * (1.0f - squashed * squashed);
                     vf di = dc * g * i * (1.0f - i), dg = dc * i * (1.0f - g * g);
-                    vf df = dc * NAME(load)(cs + t * step + at) * f * (1.0f - f);
+                    vf df = dc * NAME(load)(cs + t * B * Hp + at) * f * (1.0f - f);
                     vf dout = dh * squashed * o * (1.0f - o);
                     dc *= f;
                     if (resets[t * B + lane]) dc = di = df = dg = dout = splat(0);
                     store_f32(grad_c + at, dc);
-                    float *sums = grad_bias + me * 4 * Hp + u;
-                    store_f32(sums, load_f32(sums) + di);
-                    store_f32(sums + Hp, load_f32(sums + Hp) + df);
-                    store_f32(sums + 2 * Hp, load_f32(sums + 2 * Hp) + dg);
-                    store_f32(sums + 3 * Hp, load_f32(sums + 3 * Hp) + dout);
+                    float *bias = sums + block * 4 * Hp + u;
+                    store_f32(bias, load_f32(bias) + di);
+                    store_f32(bias + Hp, load_f32(bias + Hp) + df);
+                    store_f32(bias + 2 * Hp, load_f32(bias + 2 * Hp) + dg);
+                    store_f32(bias + 3 * Hp, load_f32(bias + 3 * Hp) + dout);
                     E *to = grad_gates + (t * B + lane) * 4 * H + u;
                     NAME(store_some)(to, di, left);
                     NAME(store_some)(to + H, df, left);
@@ -97,15 +103,23 @@ void NAME(lstm_backward)(int threads, long T, long B, long H, const E *w, const 
                     NAME(store_some)(to + 3 * H, dout, left);
                 }
             }
-#pragma omp barrier
         }
     }
+    for (long gate = 0; gate < 4; gate++)
+        for (long u = 0; u < H; u++) {
+            float total = 0;
+            for (long block = 0; block < blocks; block++)
+                total += sums[(block * 4 + gate) * Hp + u];
+            grad_bias[gate * H + u] = total;
+        }
+    free(work.shares);
+    free(sums);
 }
 
 /* w (4 H, K) -> from word `first` on, the panels of lstm_forward, (P, words, 4, 16, PACK). */
 void NAME(pack_gates)(int threads, long H, long K, long first, long words, const float *w, E *to) {
     const long P = (H + WIDTH - 1) / WIDTH, Kp = (K + WIDTH - 1) / WIDTH * WIDTH;
-#pragma omp parallel for num_threads(threads) schedule(static)
+#pragma omp parallel for num_threads(threads) schedule(dynamic) if (P * Kp > 1024)
     for (long p = 0; p < P; p++)
         for (long begin = 0; begin < Kp; begin += WIDTH) /* a block stays in the first cache */
             for (long column = 0; column < 4 * WIDTH; column++) {
@@ -122,7 +136,7 @@ void NAME(pack_gates)(int threads, long H, long K, long first, long words, const
 /* w (4 H, H) -> the panels of lstm_backward, (ceil(H / 32), 4 H / PACK, 32, PACK). */
 void NAME(pack_columns)(int threads, long H, const float *w, E *to) {
     const long wide = 2 * WIDTH, panels = (H + wide - 1) / wide;
-#pragma omp parallel for num_threads(threads) schedule(static)
+#pragma omp parallel for num_threads(threads) schedule(dynamic) if (panels * H > 1024)
     for (long p = 0; p < panels; p++)
         for (long k = 0; k < 4 * H; k += PACK)
             for (long j = 0; j < 2; j++) {

@@ -1,0 +1,145 @@
+"""What all sources share that are files on disk: their splits, pieces, names and hashes."""
+
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from lmkit import paths, readers
+from lmkit.errors import UserError
+from lmkit.paths import Paths
+from lmkit.readers import UTF8
+from lmkit.source import Document, Piece, Source, TokenCount
+
+
+class Span(NamedTuple):
+    """A file by its name in the source; of a parquet file perhaps some row groups only."""
+
+    name: str
+    file: Path
+    groups: range | None = None
+
+
+class FileSource(Source):
+    """Files found by path; a split is its own path's, the one their names state, or cut out of
+    train."""
+
+    suffixes: tuple[str, ...] = ()
+    _by_path = True
+
+    def __init__(
+        self,
+        given: Mapping[str, Paths | None],
+        settings: Mapping[str, object],
+        cut: Mapping[str, float],
+        encoding: str = UTF8,
+    ) -> None:
+        """`given` has the path of train, and those of other splits that have one of their own."""
+        self._encoding = readers.known_encoding(encoding)
+        # Left out where it is the usual one: so stores of before there was the key are found.
+        encoded = {} if self._encoding == UTF8 else {"encoding": self._encoding}
+        self._paths = {split: path for split, path in given.items() if path is not None}
+        self._files = {
+            split: paths.find_files(path, path_key(split), self.suffixes)
+            for split, path in self._paths.items()
+        }
+        path = self._paths["train"]
+        if len(self._paths) == 1 and isinstance(path, str) and paths.located(path).is_dir():
+            self._files = paths.split_files(self._files["train"], path, "data.path")
+        self._check_overlap()
+        super().__init__(f"data.path={paths.spelled(path)}", {**settings, **encoded}, cut)
+
+    def _check_overlap(self) -> None:
+        owners: dict[Path, str] = {}
+        for split, files in self._files.items():
+            for file in files.values():
+                owner = owners.setdefault(file.resolve(), split)
+                if owner != split:
+                    one, other = (
+                        f"{path_key(name)}={paths.spelled(self._paths[name])}"
+                        for name in (split, owner)
+                    )
+                    raise UserError(
+                        f"{one} and {other} both name {file}: a file belongs to one split"
+                    )
+
+    @abstractmethod
+    def _records(self, span: Span) -> Iterator[tuple[int, str]]:
+        """Line or row number (0: the whole file) and text of each document of a file."""
+
+    def _spans(self, name: str, file: Path) -> list[tuple[Span, int]]:
+        """What a file is read as, each with its bytes on disk."""
+        return [(Span(name, file), file.stat().st_size)]
+
+    def _own_splits(self) -> Iterable[str]:
+        return self._files
+
+    def _read(self, split: str) -> Iterator[Document]:
+        for piece in self._pieces(split):
+            yield from self._read_piece(piece)
+
+    def _pieces(self, part: str) -> list[Piece]:
+        pieces: list[Piece] = []
+        run: list[Span] = []
+        num_bytes = 0
+        for name, file in self._files[part].items():
+            for span, size in self._spans(name, file):
+                if run and num_bytes + size > self.piece_bytes:
+                    pieces.append(Piece(part, tuple(run), num_bytes))
+                    run, num_bytes = [], 0
+                run.append(span)
+                num_bytes += size
+        return [*pieces, Piece(part, tuple(run), num_bytes)]
+
+    def _read_piece(self, piece: Piece) -> Iterator[Document]:
+        for span in piece.spans:
+            for number, text in self._records(span):
+                yield Document(f"{span.name}:{number}" if number else span.name, text)
+
+    def _content(self) -> Iterable[object]:
+        named = [
+            (split, name, file)
+            for split in self._files
+            for name, file in self._files[split].items()
+        ]
+        with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter
+            hashes = pool.map(paths.sha256, [file for _, _, file in named])
+            for (split, name, _), sha256 in zip(named, hashes, strict=True):
+                yield split, name, sha256
+
+    def remarks(self, counts: Mapping[str, TokenCount]) -> list[str]:
+        """As of any source; and that names state splits which were not taken from them."""
+        remarks = super().remarks(counts)
+        if self._cut and len(self._paths) == 1 and (stated := paths.by_split(self._around())):
+            names = [name for files in stated.values() for name in files]
+            remarks.append(
+                f"{self._where}: {' and '.join(self._cut)} are cut out of it by a hash, though "
+                f"names state splits ({paths.listed(sorted(names))}); give their directory as "
+                "data.path to take them so"
+            )
+        return remarks
+
+    def _around(self) -> Mapping[str, Path]:
+        """The files of train, or where it is one that is called so, also what lies beside it."""
+        files = self._files["train"]
+        file = next(iter(files.values()))
+        if len(files) > 1 or paths.split_of(file.name) != "train":
+            return files
+        return {each.name: each for each in file.parent.glob(f"*{file.suffix}")}
+
+    def describe(self) -> dict[str, object]:
+        """Settings, paths, and how many files and bytes each split was read from."""
+        return {
+            **super().describe(),
+            "paths": dict(self._paths),
+            "num_files": {split: len(files) for split, files in self._files.items()},
+            "num_bytes": {
+                split: sum(file.stat().st_size for file in files.values())
+                for split, files in self._files.items()
+            },
+        }
+
+
+def path_key(split: str) -> str:
+    return "data.path" if split == "train" else f"data.{split}_path"

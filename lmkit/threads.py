@@ -1,0 +1,138 @@
+"""How many threads a process computes with: by trying, since other programs may use its cores."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+
+import torch
+
+BLOCK = 0.4  # seconds with one number of threads in a trial
+LOOK = 5.0  # seconds over which the speed is looked at afterwards
+AGAIN = 120.0  # seconds until fewer threads than there could be are doubted
+QUIET = 60.0  # seconds at least from one trial, or word about the speed, to the next
+FALLEN = 0.6  # of the speed, that calls for another trial
+GAIN = 1.1  # times as fast must fewer threads be, to be preferred
+
+
+@contextmanager
+def use(number: int | None) -> Iterator[None]:
+    """Within it PyTorch and the compiled kernels compute with so many threads; None changes
+    nothing."""
+    before = torch.get_num_threads()
+    if number is not None and number != before:
+        torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        if torch.get_num_threads() != before:
+            torch.set_num_threads(before)
+
+
+def trial(most: int) -> Generator[int, float, int]:
+    """Yields numbers of threads to try, is sent the speed with each, and returns the best.
+
+    `most` is halved for as long as that does not cost a fifth; the best two are tried twice.
+    """
+    rates: dict[int, float] = {}
+    number = most
+    while True:
+        rates[number] = yield number
+        if number == 1 or rates[number] < 0.8 * max(rates.values()):
+            break
+        number //= 2
+    best = sorted(rates, key=lambda number: -rates[number])[:2]
+    if len(best) > 1:
+        for number in best:
+            rates[number] = (rates[number] + (yield number)) / 2
+    more, fewer = max(best), min(best)
+    return fewer if rates[fewer] > GAIN * rates[more] else more
+
+
+class Threads:
+    """The number of threads of this process, chosen by the speed of the work that it does anyway.
+
+    most: threads that there may be. number: threads to begin with; without it a trial comes
+    first. With `fixed` the number stays what it is, and is only watched.
+    """
+
+    def __init__(
+        self, most: int, number: int | None = None, rate: float = 0.0, *, fixed: bool = False
+    ) -> None:
+        self.most = most
+        self.number = number or most
+        self.fixed = fixed
+        self.rates: dict[int, float] = {self.number: rate}  # tokens per second in the last trial
+        self._rate = rate  # that is expected
+        self._trial: Generator[int, float, int] | None = None
+        self._tokens = 0
+        self._seconds = 0.0
+        self._since = QUIET  # seconds, the last trial or word
+        if number is None and not fixed and most > 1:
+            self._try()
+        torch.set_num_threads(self.number)
+
+    @property
+    def settled(self) -> bool:
+        """Whether no trial is going on."""
+        return self._trial is None
+
+    def worked(self, tokens: int, seconds: float) -> str | None:
+        """Take note of work done with `number` threads, which may change; what to say of it."""
+        self._tokens += tokens
+        self._seconds += seconds
+        if self._seconds < (LOOK if self.settled else BLOCK):
+            return None
+        rate, self._tokens, seconds = self._tokens / self._seconds, 0, self._seconds
+        self._seconds = 0.0
+        if self._trial is not None:
+            return self._tried(rate)
+        self._since += seconds
+        before, self._rate = self._rate, max(self._rate, rate)
+        fallen = rate < FALLEN * before and self._since > QUIET
+        doubtful = self.number < self.most and self._since > AGAIN
+        if not fallen and not (doubtful and not self.fixed):
+            return None
+        self._since = 0.0
+        self._rate = rate
+        if not self.fixed and self.most > 1:
+            self._try()
+            torch.set_num_threads(self.number)
+        return self._fell(before, rate) if fallen else None
+
+    def _try(self) -> None:
+        self._before = self.number
+        self._trial = trial(self.most)
+        self.number = next(self._trial)
+        self.rates = {}
+
+    def _tried(self, rate: float) -> str | None:
+        assert self._trial is not None
+        self.rates[self.number] = rate
+        try:
+            self.number = self._trial.send(rate)
+        except StopIteration as best:
+            self.number, self._trial = best.value, None
+            self._rate = self.rates[self.number]
+        torch.set_num_threads(self.number)
+        if not self.settled or self.number == self._before:
+            return None
+        return f"going on with {counted(self.number)} instead of {self._before}: {self}"
+
+    def _fell(self, before: float, rate: float) -> str:
+        kept = f"; it stays at {counted(self.number)}" if self.fixed else ""
+        return (
+            f"the speed fell from {before:,.0f} to {rate:,.0f} tokens/s: "
+            f"other programs use these cores{kept}"
+        )
+
+    def __str__(self) -> str:
+        """`5,900 tokens/s with 2 threads (3,700 with 1)`."""
+        others = [n for n in sorted(self.rates, reverse=True) if n != self.number]
+        speeds = ", ".join(f"{self.rates[n]:,.0f} with {n}" for n in others)
+        chosen = f"{self.rates[self.number]:,.0f} tokens/s with {counted(self.number)}"
+        return f"{chosen} ({speeds})" if others else chosen
+
+
+def counted(number: int) -> str:
+    return f"{number} thread{'s' if number > 1 else ''}"
