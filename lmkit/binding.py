@@ -139,10 +139,10 @@ def unknown(
         return f"{at}{name} is set by lmkit itself and cannot be configured"
     now = RENAMED.get(called, {}).get(name)
     near = [f"{at}{key}" for key in ([now] if now else get_close_matches(name, list(keys), n=1))]
-    others = elsewhere(whole or {}, name) or (
-        [] if near else elsewhere(whole or {}, name, near=True)
-    )
-    close = near if now else [_assigned(path, value) for path in others] or near
+    others = [] if now else elsewhere(whole or {}, name)
+    if not (near or others):
+        others = elsewhere(whole or {}, name, near=True)
+    close = [_assigned(path, value) for path in others] or near
     there = f"there are: {', '.join(keys) or 'none'}"
     remedy = f"did you mean {' or '.join(close)}?" if close else there
     return f"{at}{name} is not a key{f' of {called}' if called else ''}; {remedy}"

@@ -200,13 +200,13 @@ def _sort_overrides(
             mistakes += wrong
         else:
             values.append(override)
-    # Keys of an option that there is not are no mistakes of their own.
-    values = [v for v in values if v.key_or_group.partition(".")[0] not in rejected]
     if several:
         mistakes.append(
             f"{' and '.join(several)}: a run takes one value; for a run of each combination add -m "
             "(lmkit train -m ...) or take lmkit sweep; a list as one value is written [a,b]"
         )
+    # Keys of an option that there is not are no mistakes of their own.
+    values = [v for v in values if v.key_or_group.partition(".")[0] not in rejected]
     return chosen, values, mine
 
 

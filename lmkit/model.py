@@ -111,9 +111,8 @@ class Recurrent(LanguageModel):
     embedding_dropout, output_dropout: the same below the first and above the last layer; null: as
     dropout.
     tie_weights: one matrix for embedding and head (Press and Wolf 2017).
-    init_range: embedding and head begin uniform between minus this and this; null: normal, scaled
-    by their sizes.
-    recurrent_init: how the layers begin, see `RecurrentLayer.initialise`.
+    init_range: embedding and head begin uniform between minus this and this; null: by their sizes.
+    recurrent_init: how the layers' weights begin, see `RecurrentLayer.initialise`.
     """
 
     layer: type[RecurrentLayer]
@@ -211,9 +210,7 @@ class LSTM(Recurrent):
 class Elman(Recurrent):
     """The simple recurrent network of Elman 1990.
 
-    One of sigmoid starts as that of tanh, seen from 0 to 1.
-
-    nonlinearity: of the hidden units.
+    nonlinearity: of the hidden units; sigmoid starts as tanh, seen from 0 to 1.
     """
 
     layer = ElmanLayer
@@ -253,8 +250,8 @@ class Elman(Recurrent):
 
 
 class Window(LanguageModel):
-    """A fixed window of the previous words (Bengio et al. 2003, equation 1, without the direct
-    connections): hidden = tanh(H [e_{t-n+1}; ..; e_t] + d).
+    """A fixed window of the `context` previous words (Bengio et al. 2003, equation 1, without
+    the direct connections): hidden = tanh(H [e_{t-n+1}; ..; e_t] + d).
 
     What lies before the start of a document is the zero vector. The state is the last
     `context` - 1 tokens, -1 where there is none. H and d start as torch's nn.Linear has them,
@@ -265,8 +262,7 @@ class Window(LanguageModel):
     hidden_size: of the hidden layer; with tie_weights it is that of the embedding.
     dropout: share of embedding and hidden units that a step leaves out.
     tie_weights: one matrix for embedding and head (Press and Wolf 2017).
-    init_range: embedding and head begin uniform between minus this and this; null: normal, scaled
-    by their sizes.
+    init_range: embedding and head begin uniform between minus this and this; null: by their sizes.
     """
 
     def __init__(

@@ -19,7 +19,7 @@ WARM_UP = 3  # steps that may compile, and fill caches
 ENOUGH = 5.0  # seconds of further steps, by which the rest is judged
 
 
-class Pace:
+class TimeLeft:
     """How long the rest takes, by what this process has done of it: its steps, and the pauses
     between them for validations, samples and checkpoints."""
 
@@ -75,7 +75,7 @@ class Progress(Callback):
         self._bar: Bar | None = None
         self._total = math.inf  # updates of the whole run
         self._shown = 0.0
-        self._pace = Pace(0, 0.0)
+        self._time = TimeLeft(0, 0.0)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
@@ -84,7 +84,7 @@ class Progress(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._total = trainer.estimated_stepping_batches
         self._shown = time.monotonic()
-        self._pace = Pace(trainer.global_step, self._shown)
+        self._time = TimeLeft(trainer.global_step, self._shown)
         if self.console.is_terminal and trainer.is_global_zero:
             self._bar = Bar(
                 TextColumn("{task.description}"),
@@ -104,7 +104,7 @@ class Progress(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self._pace.go_on(time.monotonic())
+        self._time.go_on(time.monotonic())
 
     def on_train_batch_end(
         self,
@@ -117,12 +117,12 @@ class Progress(Callback):
         if not trainer.is_global_zero:
             return
         now = time.monotonic()
-        self._pace.step(trainer.global_step, now)
+        self._time.step(trainer.global_step, now)
         if now - self._shown < (BAR_SECONDS if self._bar else LINE_SECONDS):
             return
         self._shown = now
         running = pl_module.running()  # type: ignore[operator]
-        if not self._pace.ready:
+        if not self._time.ready:
             running.pop("train/tokens_per_second", None)
         values = describe(running, "train/")
         if self._bar:
@@ -131,7 +131,7 @@ class Progress(Callback):
             self._line(trainer, values, self._left(trainer))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._pace.pause()
+        self._time.pause()
         if self._bar:
             self._update(trainer, "validating")
 
@@ -174,7 +174,7 @@ class Progress(Callback):
     def _left(self, trainer: Trainer) -> str:
         steps = self._total - trainer.global_step
         epoch = trainer.num_training_batches / trainer.accumulate_grad_batches
-        seconds = self._pace.left(steps, steps // max(epoch, 1))
+        seconds = self._time.left(steps, steps // max(epoch, 1))
         return "" if seconds is None else f"{timedelta(seconds=round(seconds))} left"
 
     def _epoch(self, trainer: Trainer) -> str:

@@ -42,10 +42,10 @@ def score(
     It is computed in full precision unless trainer.precision= says otherwise.
     A line of JSON a token: its nll in nats, the same in bits, the entropy of the prediction in
     nats, the token's rank in it (1 is the likeliest), and the likeliest tokens. The page goes
-    into the run directory.
+    into the run directory; its name has text, protocol, checkpoint and precision, so that no page
+    takes another's place.
     text, file: one of them, read as one document.
-    protocol: the run's own unless given; under sentence every line is read by itself. The page's
-    name has text, protocol, checkpoint and precision, so that no page takes another's place.
+    protocol: the run's own unless given; under sentence every line is read by itself.
     checkpoint: best, last or another of the run's.
     config: that of the run, of which kernels, threads, trainer.accelerator and trainer.precision
     are used

@@ -26,10 +26,12 @@ def test_the_keys_of_an_option(listed):
     assert out.splitlines()[0] == (
         "tokenizer=word  Words between spaces; the vocabulary is that of the train split"
     )
-    lines = [" ".join(line.split()) for line in out.splitlines()]
-    assert "tokenizer.lower=false (bool) read all text in lower case" in lines
-    assert any(line.startswith("data.path=... (str") for line in lines)
-    assert "data.batch_size=20 (int) lanes that are trained on at a time" in lines
+    rows = dict(line.strip().split(maxsplit=1) for line in out.splitlines() if line[:2] == "  ")
+    assert rows["tokenizer.lower=false"].startswith("(bool) ")
+    assert rows["data.path=..."].startswith("(str | list[str]) a file, directory, glob or list")
+    assert rows["data.batch_size=20"] == (
+        "(int) lanes that are trained on at a time, over all processes"
+    )
 
 
 def test_a_group_has_its_options_and_the_keys_of_the_one_that_train_takes(listed):

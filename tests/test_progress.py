@@ -9,7 +9,7 @@ from rich.console import Console
 from torch import nn
 
 from lmkit import progress
-from lmkit.progress import Pace, Progress, describe, summary
+from lmkit.progress import Progress, TimeLeft, describe, summary
 
 
 class Trainer:
@@ -113,7 +113,7 @@ def test_summary_counts_shared_parameters_once():
 
 
 def test_no_time_is_told_before_there_is_enough_to_go_by():
-    pace = Pace(1000, 0.0)  # of a run that goes on
+    pace = TimeLeft(1000, 0.0)  # of a run that goes on
     now = 100.0  # the first step compiles
     for step in range(1001, 1013):
         pace.step(step, now)
@@ -125,7 +125,7 @@ def test_no_time_is_told_before_there_is_enough_to_go_by():
 
 
 def test_a_validation_counts_as_one_and_not_as_a_slow_step():
-    pace = Pace(0, 0.0)
+    pace = TimeLeft(0, 0.0)
     now = 0.0
     for step in range(1, 41):
         pace.go_on(now)

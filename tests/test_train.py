@@ -69,7 +69,7 @@ def test_killed_and_resumed_is_the_same_run_to_the_bit(finished, settings, tmp_p
     assert 0 < last(run)["global_step"] < last(whole)["global_step"]
     done = last(run)["global_step"]
     status = lmkit("resume", "cut", cwd=tmp_path)
-    assert status.stderr.startswith(f"going on from step {done:,} (epoch ")
+    assert f"\ngoing on from step {done:,} (epoch " in status.stderr
     assert f") of tiny/cut in {run}\n" in status.stderr
     assert rows(run) == rows(whole), status.stderr
     assert_same_state(last(run), last(whole))
