@@ -37,6 +37,10 @@ class Rows:
     known: Mark = NOTHING
     last: Mark = NOTHING
 
+    @property
+    def reached(self) -> Mark:
+        return max(self.known, self.last)
+
     def is_new(self, row: Mapping[str, Any]) -> bool:
         step = int(row["step"] or 0)
         self.last = (step, self.last[1] + 1 if step == self.last[0] else 1)
@@ -90,7 +94,9 @@ class Tracker:
         return tuple(noted.get("metrics", NOTHING)), tuple(noted.get("samples", NOTHING))
 
     def configure(self, config: dict[str, Any]) -> None:
-        self.logger.log_hyperparams(config)
+        """Log the config, once: MLflow takes no other value of a key that it has."""
+        if self._key not in self._notes():
+            self.logger.log_hyperparams(config)
 
     def send(self, values: dict[str, Any], step: int) -> None:
         """Log one row."""
@@ -101,7 +107,7 @@ class Tracker:
 
     def note(self) -> None:
         """Remember how far the logger is, and what it calls the run."""
-        here = {"metrics": self.metrics.last, "samples": self.samples.last}
+        here = {"metrics": self.metrics.reached, "samples": self.samples.reached}
         every = self._notes() | {self._key: here | {"version": str(self.logger.version)}}
         write_atomically(self.account.directory / NOTES, strict_json(every, indent=2).encode())
 

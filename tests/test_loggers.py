@@ -21,8 +21,11 @@ from journey import LIMIT
 from lmkit.check import check
 from lmkit.config import compose
 from lmkit.errors import UserError
-from lmkit.loggers import GROUP, grouped
-from lmkit.tracker import NOTHING, Rows
+from lmkit.loggers import GROUP, grouped, make_trackers
+from lmkit.logs import JsonlLogger
+from lmkit.processes import Launched
+from lmkit.run import Run
+from lmkit.tracker import NOTHING, Account, Rows
 from lmkit.wandb_logger import records
 
 KINDS = ["wandb", "tensorboard", "csv", *(["mlflow"] if find_spec("mlflow") else [])]
@@ -56,7 +59,8 @@ def killed(tmp_path_factory, settings) -> tuple[Path, str, Path]:
     """A run killed five steps after a checkpoint and resumed, and what the second one printed."""
     place = tmp_path_factory.mktemp("a place")
     run, _ = train(place, settings, "kill", -signal.SIGKILL, f"logger=[{','.join(KINDS)}]")
-    return run, run_lmkit("resume", "r", cwd=place, code=0), place
+    longer = "trainer.max_epochs=5"  # than the steps take, but another config
+    return run, run_lmkit("resume", "r", longer, cwd=place, code=0), place
 
 
 def rows(run: Path) -> list[dict]:
@@ -197,6 +201,7 @@ def test_mlflow_goes_on_with_its_run(killed):
     (found,) = client.search_runs([experiment.experiment_id])
     assert (found.info.run_name, found.info.status) == ("tiny/r", "FINISHED")
     assert found.data.params["model/hidden_size"] == "12"
+    assert found.data.params["trainer/max_epochs"] == "-1"  # as the run began
     history = [
         {"step": metric.step, key: metric.value}
         for key in found.data.metrics
@@ -235,6 +240,29 @@ def test_a_missing_package_is_told_before_training(monkeypatch):
     )
 
 
+NODES = {"csv": {"_target_": "lightning.pytorch.loggers.CSVLogger", "name": "csv"}}
+
+
+def test_a_logger_that_cannot_be_made_costs_a_warning(tmp_path, monkeypatch, caplog):
+    def fail(*_: object, **__: object) -> None:
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr("lightning.pytorch.loggers.CSVLogger.__init__", fail)
+    account = Account(tmp_path, None, JsonlLogger(tmp_path))
+    assert make_trackers(NODES, Run(tmp_path), account) == []
+    assert caplog.messages == [
+        "logger.csv cannot start (ConnectionError: no route to host): the run goes on without it"
+    ]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_first_of_several_processes_alone_logs(tmp_path, monkeypatch, rank):
+    place = Launched("torchrun", rank, 2, rank, 2)
+    monkeypatch.setattr("lmkit.loggers.launched", lambda: place)
+    account = Account(tmp_path, None, JsonlLogger(tmp_path))
+    assert len(make_trackers(NODES, Run(tmp_path), account)) == (rank == 0)
+
+
 def test_a_run_of_a_sweep_is_in_its_group(monkeypatch):
     target = {"_target_": "lmkit.logs.WandbLogger"}
     tensorboard = {"_target_": "lightning.pytorch.loggers.TensorBoardLogger"}
@@ -263,3 +291,4 @@ def test_rows_are_passed_on_once_wherever_a_run_is_cut(steps, data):
     after = Rows(known=before.last)
     assert sum(map(after.is_new, every)) == len(every) - has
     assert (after.last == NOTHING) == (not every)
+    assert after.reached == after.last
