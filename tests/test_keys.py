@@ -62,7 +62,7 @@ def test_what_the_code_passes_is_a_parameter_of_some_class(slot):
     """A name that no constructor takes is one that has been renamed."""
     (base,) = slot_bases(slot)
     classes = [resolve_target(t, (base,)) for t, group in TARGETS.items() if group == slot]
-    if slot == "logger":  # of which conf/ has not all
+    if slot == "logger":  # also those of Lightning's that no option names
         classes += [getattr(loggers, name) for name in loggers.__all__]
     taken = {name for each in classes for name in signature_keys(each)}
     assert set(SLOTS[slot].given) <= taken
