@@ -23,6 +23,8 @@ from lmkit.datamodule import DataModule
 from lmkit.errors import UserError, exit_code
 from lmkit.estimate import estimate, lasting
 from lmkit.loggers import grouped
+from lmkit.pace import NAME as CHOICES
+from lmkit.pace import Pace
 from lmkit.processes import Launched, broadcast, gather, launched, meet
 from lmkit.redaction import redact
 from lmkit.run import Run, no_end
@@ -81,7 +83,7 @@ def _start(run: Run, config: dict[str, Any], overrides: list[str]) -> dict[str, 
         run.start(config, overrides, sys.argv)
         return _hold(run, config, lambda: work_in_processes(run, config))
     pace = _pace(run, config, overrides)
-    config = {**config, "threads": pace.number}
+    config = {**config, "threads": pace.threads.number}
     run.start(config, overrides, sys.argv)
     checkpoints = run.path / "checkpoints"
     return _hold(run, config, lambda: work(run, config, latest_checkpoint(checkpoints), data, pace))
@@ -114,17 +116,17 @@ def _prepare(run: Run, config: dict[str, Any]) -> DataModule:
     return data
 
 
-def _pace(run: Run, config: dict[str, Any], overrides: list[str]) -> Threads:
+def _pace(run: Run, config: dict[str, Any], overrides: list[str]) -> Pace:
     """The threads of a training, chosen by a trial unless they are set; says how long it takes.
 
-    A run that goes on keeps its number where another would change its bits.
+    A run that goes on keeps a number that was set, and one that its bits depend on.
     """
     before = run.config().get("threads")  # nothing where the run is a new one
-    is_set = any(each.lstrip("+").startswith("threads=") for each in overrides)
-    wanted = config["threads"] if is_set or before is None else None
+    now_set = any(each.lstrip("+").startswith("threads=") for each in overrides)
+    is_set = now_set or (config["threads"] is not None and not (run.path / CHOICES).exists())
+    wanted = config["threads"] if is_set else None
     measured = estimate({**config, "threads": wanted}, seconds=TRIAL_SECONDS, unless_short=True)
-    chosen = measured.threads
-    kept = before if wanted is None and not measured.any_threads else None
+    chosen, rate = measured.threads, measured.tokens_per_second
     _, manifest = newest_manifest(run.path / "checkpoints")
     what, seconds = "an epoch", measured.epoch_seconds
     if math.isfinite(measured.seconds):
@@ -135,15 +137,14 @@ def _pace(run: Run, config: dict[str, Any], overrides: list[str]) -> Threads:
         f"{chosen}",
         file=sys.stderr,
     )
-    if kept in (None, chosen.number):
-        fixed = wanted is not None or not measured.any_threads
-        return Threads(chosen.most, chosen.number, measured.tokens_per_second, fixed=fixed)
-    gain = chosen.rates[chosen.number] / max(chosen.rates.get(kept, math.inf), 1e-9)
-    said = f"{counted(kept)} as before, so that the run goes on bit for bit"
-    if gain > 1:
-        said += f"; threads={chosen.number} computed {gain:.1f} times as fast here now"
-    print(said, file=sys.stderr)
-    return Threads(chosen.most, kept, chosen.rates.get(kept, 0.0), fixed=True)
+    number, fixed = chosen.number, is_set or not measured.any_threads
+    if not is_set and fixed and before not in (None, number):
+        said = f"{counted(before)} as before, so that the run goes on bit for bit"
+        if (slow := chosen.rates.get(before, 0.0)) and slow < rate:
+            said += f"; threads={number} computed {rate / slow:.1f} times as fast here now"
+        print(said, file=sys.stderr)
+        number, rate = before, slow
+    return Pace(Threads(chosen.most, number, rate, fixed=fixed), run.path, is_set=is_set)
 
 
 def _join(

@@ -15,19 +15,29 @@ from lmkit.threads import Threads
 log = logging.getLogger(__name__)
 
 
+NAME = "threads.jsonl"  # in a run directory whose number of threads nobody has set
+
+
 class Pace(Callback):
     """Says when training has become slower, and changes the number of threads where `threads`
-    may; `threads.jsonl` in the run directory has each change with its step."""
+    may.
 
-    def __init__(self, threads: Threads, path: Path) -> None:
+    threads.jsonl in the run directory has each number that was chosen, with its step and the
+    speeds that spoke for it; none where somebody has set the number, as `is_set` says.
+    """
+
+    def __init__(self, threads: Threads, path: Path, *, is_set: bool) -> None:
         self.threads = threads
-        self._changes = JsonLines(path / "threads.jsonl")
+        self.is_set = is_set
+        self._choices = JsonLines(path / NAME)
         self._began = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._began = time.perf_counter()
-        if self._changes.path.exists():
-            self._changes.length = self._changes.path.stat().st_size
+        if self._choices.path.exists():
+            self._choices.length = self._choices.path.stat().st_size
+        if not self.is_set:
+            self._write(trainer, "chosen for the start")
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._began = 0.0  # the clock stands still
@@ -42,10 +52,14 @@ class Pace(Callback):
     ) -> None:
         now = time.perf_counter()
         began, self._began = self._began, now
-        if not began:
+        if not began or pl_module.device.type != "cpu":
             return
         if message := self.threads.worked(batch.num_targets, now - began):
             log.warning("%s", message)
-            speeds = {str(number): round(rate) for number, rate in self.threads.rates.items()}
-            row = {"step": position(trainer)["step"], "threads": self.threads.number}
-            self._changes.append({**row, "tokens_per_second": speeds, "message": message})
+            if not self.is_set:
+                self._write(trainer, message)
+
+    def _write(self, trainer: Trainer, message: str) -> None:
+        speeds = {str(number): round(rate) for number, rate in self.threads.rates.items()}
+        row = {"step": position(trainer)["step"], "threads": self.threads.number}
+        self._choices.append({**row, "tokens_per_second": speeds, "message": message})

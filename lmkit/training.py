@@ -37,7 +37,6 @@ from lmkit.safety import anchored
 from lmkit.sampling import Sampling, sample_texts
 from lmkit.signals import StopSignals
 from lmkit.task import Task
-from lmkit.threads import Threads
 from lmkit.tracker import Account, Tracking
 from lmkit.trained import build_model
 
@@ -47,12 +46,12 @@ def work(
     config: dict[str, Any],
     newest: Path | None,
     data: DataModule | None = None,
-    pace: Threads | None = None,
+    pace: Pace | None = None,
 ) -> None:
     """Train to the end, from the checkpoint `newest` if there is one; raises `Stopped`.
 
-    data: that of the config, where this process has opened it already. pace: its threads, where
-    they were chosen by a trial.
+    data: that of the config, where this process has opened it already. pace: what watches its
+    speed.
     """
     quiet()
     with StopSignals() as signals, kernels.use(config["kernels"]), threads.use(config["threads"]):
@@ -65,7 +64,7 @@ def work(
         metrics = JsonlLogger(run.path, run.id)
         account = Account(run.path, read_manifest(newest)["step"] if newest else None, metrics)
         tracking = Tracking(account, make_trackers(config["logger"], run, account))
-        own = [StopOnSignal(signals), *([Pace(pace, run.path)] if pace else [])]
+        own = [StopOnSignal(signals), *([pace] if pace else [])]
         trainer = _make_trainer(run, config, task, data, own, tracking)
         if trainer.is_global_zero:
             _describe_data(run, data)

@@ -4,6 +4,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from lmkit import launch, threads
 from lmkit.estimate import Estimate, lasting
@@ -29,15 +30,26 @@ def test_a_time_is_said_as_exactly_as_it_is_known(seconds, said):
     assert lasting(seconds) == said
 
 
-def begin(tmp_path, monkeypatch, chosen, *, any_threads, before=None, overrides=(), steps=100):
+def begin(
+    tmp_path,
+    monkeypatch,
+    chosen,
+    *,
+    any_threads,
+    before=None,
+    was_set=False,
+    overrides=(),
+    steps=100,
+):
     """`launch._pace` of a run, continued if `before`, where a trial would choose `chosen`."""
     asked = []
 
     def estimate(config, **settings):
         asked.append(config["threads"])
-        pace = Threads(2, config["threads"] or chosen)
-        pace.rates = {2: 2000.0, 1: 3100.0}
-        return Estimate(400_000, 10, pace.rates[pace.number], 1, pace, any_threads, steps, 500.0)
+        number = config["threads"] or chosen
+        tried = Threads(2, number)
+        tried.rates = {2: 2000.0, 1: 3100.0}
+        return Estimate(400_000, 10, tried.rates[number], 1, tried, any_threads, steps, 500.0)
 
     monkeypatch.setattr(launch, "estimate", estimate)
     run = Run(tmp_path / "outputs" / "tiny" / "run")
@@ -45,14 +57,17 @@ def begin(tmp_path, monkeypatch, chosen, *, any_threads, before=None, overrides=
     if before:
         run.path.mkdir(parents=True)
         run.write("config.yaml", config)
+        if not was_set:
+            (run.path / "threads.jsonl").touch()
     if any(each.startswith("threads=") for each in overrides):
         config = {"threads": int(overrides[0].partition("=")[2])}
-    return launch._pace(run, config, list(overrides)), asked
+    pace = launch._pace(run, config, list(overrides))
+    return (pace.threads.number, pace.threads.fixed, pace.is_set), asked
 
 
 def test_a_training_begins_with_the_number_that_a_trial_chooses(tmp_path, monkeypatch, capsys):
-    pace, asked = begin(tmp_path, monkeypatch, 1, any_threads=True)
-    assert (pace.number, pace.fixed, asked) == (1, False, [None])
+    found, asked = begin(tmp_path, monkeypatch, 1, any_threads=True)
+    assert (found, asked) == ((1, False, False), [None])
     assert capsys.readouterr().err == (
         "the training will take about 8 min 20 s here: 400,000 tokens an epoch, "
         "3,100 tokens/s with 1 thread (2,000 with 2)\n"
@@ -68,8 +83,8 @@ def test_an_unending_training_is_told_by_its_epoch(tmp_path, monkeypatch, capsys
 def test_a_run_that_goes_on_keeps_its_number_where_its_bits_ask_for_it(
     tmp_path, monkeypatch, capsys
 ):
-    pace, _ = begin(tmp_path, monkeypatch, 1, any_threads=False, before=2)
-    assert (pace.number, pace.fixed) == (2, True)
+    found, _ = begin(tmp_path, monkeypatch, 1, any_threads=False, before=2)
+    assert found == (2, True, False)
     assert capsys.readouterr().err.endswith(
         "2 threads as before, so that the run goes on bit for bit; threads=1 computed 1.6 times as "
         "fast here now\n"
@@ -77,33 +92,40 @@ def test_a_run_that_goes_on_keeps_its_number_where_its_bits_ask_for_it(
 
 
 def test_a_run_that_goes_on_takes_the_fastest_where_no_bit_depends_on_it(tmp_path, monkeypatch):
-    pace, asked = begin(tmp_path, monkeypatch, 1, any_threads=True, before=2)
-    assert (pace.number, pace.fixed, asked) == (1, False, [None])
+    found, asked = begin(tmp_path, monkeypatch, 1, any_threads=True, before=2)
+    assert (found, asked) == ((1, False, False), [None])
 
 
-def test_a_number_that_is_set_is_kept(tmp_path, monkeypatch):
-    pace, asked = begin(
-        tmp_path, monkeypatch, 1, any_threads=True, before=1, overrides=["threads=2"]
-    )
-    assert (pace.number, pace.fixed, asked) == (2, True, [2])
+def test_a_number_that_is_set_is_kept_also_by_a_run_that_goes_on(tmp_path, monkeypatch):
+    now = {"before": 1, "overrides": ["threads=2"]}
+    for place, given in (("now", now), ("then", {"before": 2, "was_set": True})):
+        found, asked = begin(tmp_path / place, monkeypatch, 1, any_threads=True, **given)
+        assert (found, asked) == ((2, True, True), [2])
 
 
 def test_a_change_on_the_way_is_said_and_written_down(tmp_path, monkeypatch, caplog):
     pace = Threads(2, 2, 6000.0)
-    callback = Pace(pace, tmp_path)
+    callback = Pace(pace, tmp_path, is_set=False)
     trainer = SimpleNamespace(global_step=7, current_epoch=0, lightning_module=None)
     worked = iter([None, "going on with 1 thread instead of 2"])
     monkeypatch.setattr(pace, "worked", lambda tokens, seconds: next(worked))
-    callback.on_train_start(trainer, None)
+    module = SimpleNamespace(device=torch.device("cpu"))
+    batch = SimpleNamespace(num_targets=5)
+    callback.on_train_start(trainer, module)
     for _ in range(2):
-        callback.on_train_batch_end(trainer, None, None, SimpleNamespace(num_targets=5), 0)
-    callback.on_validation_start(trainer, None)  # the time of a validation is none of training's
-    callback.on_train_batch_end(trainer, None, None, SimpleNamespace(num_targets=5), 0)
+        callback.on_train_batch_end(trainer, module, None, batch, 0)
+    callback.on_validation_start(trainer, module)  # the time of a validation is none of training's
+    callback.on_train_batch_end(trainer, module, None, batch, 0)
     assert caplog.messages == ["going on with 1 thread instead of 2"]
-    (row,) = map(json.loads, (tmp_path / "threads.jsonl").read_text().splitlines())
-    assert row == {
-        "step": 7,
-        "threads": 2,
-        "tokens_per_second": {"2": 6000},
-        "message": "going on with 1 thread instead of 2",
-    }
+    rows = map(json.loads, (tmp_path / "threads.jsonl").read_text().splitlines())
+    chosen = {"step": 7, "threads": 2, "tokens_per_second": {"2": 6000}}
+    assert list(rows) == [
+        {**chosen, "message": "chosen for the start"},
+        {**chosen, "message": "going on with 1 thread instead of 2"},
+    ]
+
+
+def test_where_the_number_is_set_nothing_is_written(tmp_path):
+    trainer = SimpleNamespace(global_step=7, current_epoch=0, lightning_module=None)
+    Pace(Threads(2, 2), tmp_path, is_set=True).on_train_start(trainer, None)
+    assert not list(tmp_path.iterdir())
