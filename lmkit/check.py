@@ -136,7 +136,7 @@ def _decide(config: dict[str, Any], mistakes: list[str]) -> None:
         )
     devices = trainer.get("devices")  # which may still turn out to be a mistake
     sharing = devices if isinstance(devices, int) and devices > 0 else 1
-    if config.get("threads") is None and (sharing > 1 or launched()):
+    if config.setdefault("threads", None) is None and (sharing > 1 or launched()):
         config["threads"] = max(torch.get_num_threads() // sharing, 1)  # the machine's, shared
     if config.setdefault("kernels", "auto") == "auto":
         config["kernels"] = kernels.choice(name)

@@ -68,7 +68,7 @@ def test_the_same_windows_again_and_again_are_learnt_by_heart(cell, size, tied):
 def test_a_small_tied_model_of_words_is_soon_well_below_the_unigram_entropy():
     """2x96, which with init_range=0.1 stays above it: the vectors are too small to tell apart."""
     text = "".join(islice((text for _, text in pydoc_documents()), 150))
-    tokenizer = Word(max_size=600)
+    tokenizer = Word(vocabulary_size=600)
     tokenizer.train([text])
     ids = torch.from_numpy(tokenizer.encode([text]).ids.astype("int64"))
     stream = ids[: 10 * (200 * 20 + 1)].view(10, -1)

@@ -127,7 +127,7 @@ def test_at_the_start_sizes_are_checked_and_verify_reads_all(
     assert refused(verify, capfd).startswith(f"{tokens}: the prepared data is damaged: found")
     os.truncate(tokens, 10)
     told = refused(argv, capfd)
-    assert f"error: {tokens}: the prepared data is damaged: found 10 " in told
+    assert told.startswith(f"{tokens}: the prepared data is damaged: found 10 ")
     remedy = f"delete {tokens.parent}, and the command that prepared it makes it again"
     assert told.endswith(remedy)
     shutil.rmtree(tokens.parent)

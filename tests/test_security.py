@@ -41,7 +41,7 @@ def training_step(self, window, batch_idx):
             warnings.warn(f"warned {secret}")
             logging.getLogger("lmkit.task").warning("logged %s", secret)
             logging.getLogger("lightning.pytorch").warning("logged %s", secret)
-        if "RAISE" in os.environ:
+        if "RAISE" in os.environ and self.trainer.loggers:  # not in the trial before the run
             url = f"https://me:{os.environ['DB_PASSWORD']}@host"
             raise ValueError(f"no access to {url} with {os.environ['PLACE']}")
     return step(self, window, batch_idx)
