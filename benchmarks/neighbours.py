@@ -12,6 +12,7 @@ command=evaluate measures `lmkit evaluate`'s way through the valid split instead
 
 from __future__ import annotations
 
+import os
 import statistics
 import subprocess
 import sys
@@ -22,6 +23,9 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+import lmkit  # noqa: F401 - before torch, as in a command: it sets how OpenMP waits
+
+# isort: split
 import torch
 from baseline import Baseline, read
 from measure import console, in_child, print_header, settings
@@ -33,6 +37,8 @@ from lmkit.trained import TrainedModel, build_model
 from lmkit.training import make_data
 
 WAITING = 0.3  # seconds for a neighbour to start, or to be gone
+PLAIN = "plain loop"
+SPINS = "300000"  # of GNU OpenMP where nobody has set it
 
 
 @dataclass
@@ -69,7 +75,8 @@ def train(given: NeighbourSettings, number: int | None) -> tuple[float, int]:
 
 
 def train_plainly(given: NeighbourSettings, number: int | None) -> tuple[float, int]:
-    """The same of the plain loop, in fp32, with PyTorch's own number of threads."""
+    """The same of the plain loop, in fp32, with PyTorch's own number of threads and OpenMP's own
+    way of waiting."""
     config = composed(given)
     data = make_data(config)
     side = Baseline(data.tokenizer.vocabulary_size, config)
@@ -102,18 +109,20 @@ def evaluate(given: NeighbourSettings, number: int | None) -> tuple[float, int]:
 
 def main() -> None:
     given = settings(NeighbourSettings)
+    lmkits = os.environ["GOMP_SPINCOUNT"]
     print_header()
     most = torch.get_num_threads()
     work: Any = train if given.command == "train" else evaluate
     sides = {f"threads={most}": (work, most), "threads=1": (work, 1), "chosen": (work, None)}
     if given.command == "train":
-        sides["plain loop"] = (train_plainly, None)
+        sides[PLAIN] = (train_plainly, None)
     rates: dict[tuple[int, str], list[float]] = {}
     chosen: dict[int, list[int]] = {}
     for _ in range(given.rounds):
         for busy in range(given.most + 1):
             with neighbours(busy):
                 for name, (measure, number) in sides.items():
+                    os.environ["GOMP_SPINCOUNT"] = SPINS if name == PLAIN else lmkits
                     rate, used = in_child(measure, given, number)
                     rates.setdefault((busy, name), []).append(rate)
                     if name == "chosen":

@@ -40,7 +40,8 @@ class Root:
     seed: of weights, dropout, and the order of documents.
     kernels: on the CPU, compiled or PyTorch's own; auto: compiled where there is a compiler.
     restarts: how often a run of several processes begins again after one has died.
-    threads: of each process; null: those of the machine, shared by its processes.
+    threads: of each process; null: chosen by a short trial, or the machine's shared by several
+    processes.
     """
 
     outputs: str
@@ -58,7 +59,7 @@ class Root:
     logger: Group | None = None
     callbacks: Group | None = None
     restarts: int = 3
-    threads: int | None = None  # of each process
+    threads: int | None = None
 
 
 def check(

@@ -20,19 +20,18 @@ pytest_plugins = ["journey"]
 settings.register_profile("lmkit", deadline=None)  # time is never asserted
 settings.load_profile("lmkit")
 
-# A test that imports one of these, or asks for one of these fixtures, starts processes.
+# A module that imports one of these starts processes.
 PROCESSES = re.compile(
     r"^(from|import) (browser|injected|journey|multiprocessing|subprocess|trainee)\b", re.MULTILINE
 )
-TRAININGS = {"finished", "trained_twice"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """`quick` are the tests of modules that start no process."""
     starts = {path: bool(PROCESSES.search(path.read_text())) for path in {i.path for i in items}}
     for item in items:
-        fixtures = set(getattr(item, "fixturenames", ()))
-        if not (starts[item.path] or fixtures & TRAININGS or item.get_closest_marker("slow")):
+        trains = "finished" in getattr(item, "fixturenames", ())
+        if not (starts[item.path] or trains or item.get_closest_marker("slow")):
             item.add_marker("quick")
 
 
