@@ -14,7 +14,7 @@ from lmkit import hardware, kernels
 from lmkit.allow import BESIDE, SLOTS, VALUES, slot_bases
 from lmkit.binding import Group, Owners, bind, bind_node, build, signature_keys, unknown
 from lmkit.config import Composition, report
-from lmkit.contradictions import contradictions
+from lmkit.contradictions import contradictions, too_low
 from lmkit.datamodule import DataModule
 from lmkit.errors import UserError
 from lmkit.groups import nearest
@@ -90,6 +90,8 @@ def check(
             # What the hub has, it is asked when data is: not now.
             local = source if not isinstance(source, HuggingFace) else None
             mistakes += contradictions(config, local.splits if local else None)
+        else:
+            mistakes += too_low(config)
     if command:
         own = bind("", own, {command: given}, mistakes)
     if mistakes:

@@ -29,7 +29,7 @@ def contradictions(config: Mapping[str, Any], splits: tuple[str, ...] | None) ->
     return [
         *_machine(trainer),
         *_kernels(config),
-        *_least(config),
+        *too_low(config),
         *_length(trainer, scheduler),
         *_splits(splits),
         *_tokens(config),
@@ -64,7 +64,8 @@ def _machine(trainer: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-def _least(config: Mapping[str, Any]) -> Iterator[str]:
+def too_low(config: Mapping[str, Any]) -> Iterator[str]:
+    """Numbers below what they can be."""
     for key, least in (("restarts", 0), ("threads", 1)):
         if (value := config.get(key)) is not None and value < least:
             yield f"{key}={value}: must be at least {least}"

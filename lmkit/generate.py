@@ -31,7 +31,7 @@ def generate(
     """Go on from a prompt, or from the beginning of a document.
 
         lmkit generate latest
-        lmkit generate latest prompt="The " num_tokens=40 temperature=0.8 top_p=0.95
+        lmkit generate latest prompt=The num_tokens=40 temperature=0.8 top_p=0.95
 
     prompt: what the text begins with. num_tokens: of each sample, at most.
     num_samples: texts to write.

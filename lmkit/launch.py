@@ -131,12 +131,15 @@ def _pace(run: Run, config: dict[str, Any], overrides: list[str]) -> Pace:
     what, seconds = "an epoch", measured.epoch_seconds
     if math.isfinite(measured.seconds):
         what = "what is left of the training" if manifest else "the training"
-        seconds = max(1 - manifest.get("step", 0) / measured.steps, 0) * measured.seconds
-    print(
-        f"{what} will take about {lasting(seconds)} here: {measured.tokens:,} tokens an epoch, "
-        f"{chosen}",
-        file=sys.stderr,
-    )
+        seconds = (1 - manifest.get("step", 0) / measured.steps) * measured.seconds
+    if before is not None and not manifest:
+        print(f"{run.id} has no checkpoint yet: it begins again", file=sys.stderr)
+    if seconds > 0:
+        print(
+            f"{what} will take about {lasting(seconds)} here: {measured.tokens:,} tokens an epoch, "
+            f"{chosen}",
+            file=sys.stderr,
+        )
     number, fixed = chosen.number, is_set or not measured.any_threads
     if not is_set and fixed and before not in (None, number):
         said = f"{counted(before)} as before, so that the run goes on bit for bit"

@@ -12,7 +12,7 @@ LOOK = 5.0  # seconds over which the speed is looked at afterwards
 AGAIN = 120.0  # seconds until fewer threads than there could be are doubted
 QUIET = 60.0  # seconds at least from one trial, or word about the speed, to the next
 FALLEN = 0.6  # of the speed, that calls for another trial
-GAIN = 1.1  # times as fast must fewer threads be, to be preferred
+GAIN = 1.05  # times as fast must another number be, to be taken
 
 
 @contextmanager
@@ -29,10 +29,11 @@ def use(number: int | None) -> Iterator[None]:
             torch.set_num_threads(before)
 
 
-def trial(most: int) -> Generator[int, float, int]:
+def trial(most: int, current: int | None = None) -> Generator[int, float, int]:
     """Yields numbers of threads to try, is sent the speed with each, and returns the best.
 
-    `most` is halved for as long as that does not cost a fifth; the best two are tried twice.
+    `most` is halved for as long as that does not cost a fifth; the best two are tried twice. What
+    is hardly faster than the current number, or else the higher, is not taken.
     """
     rates: dict[int, float] = {}
     number = most
@@ -41,12 +42,13 @@ def trial(most: int) -> Generator[int, float, int]:
         if number == 1 or rates[number] < 0.8 * max(rates.values()):
             break
         number //= 2
-    best = sorted(rates, key=lambda number: -rates[number])[:2]
-    if len(best) > 1:
-        for number in best:
+    two = sorted(rates, key=lambda number: -rates[number])[:2]
+    if len(two) > 1:
+        for number in two:
             rates[number] = (rates[number] + (yield number)) / 2
-    more, fewer = max(best), min(best)
-    return fewer if rates[fewer] > GAIN * rates[more] else more
+    best = max(two, key=lambda number: rates[number])
+    kept = current if current in two else max(two)
+    return best if rates[best] > GAIN * rates[kept] else kept
 
 
 class Threads:
@@ -64,12 +66,13 @@ class Threads:
         self.fixed = fixed
         self.rates: dict[int, float] = {self.number: rate}  # tokens per second in the last trial
         self._rate = rate  # that is expected
+        self._before: int | None = None  # the number before the trial that is going on
         self._trial: Generator[int, float, int] | None = None
         self._tokens = 0
         self._seconds = 0.0
         self._since = QUIET  # seconds, the last trial or word
         if number is None and not fixed and most > 1:
-            self._try()
+            self._try(None)
         torch.set_num_threads(self.number)
 
     @property
@@ -96,13 +99,13 @@ class Threads:
         self._since = 0.0
         self._rate = rate
         if not self.fixed and self.most > 1:
-            self._try()
+            self._try(self.number)
             torch.set_num_threads(self.number)
         return self._fell(before, rate) if fallen else None
 
-    def _try(self) -> None:
-        self._before = self.number
-        self._trial = trial(self.most)
+    def _try(self, current: int | None) -> None:
+        self._before = current
+        self._trial = trial(self.most, current)
         self.number = next(self._trial)
         self.rates = {}
 
@@ -115,9 +118,11 @@ class Threads:
             self.number, self._trial = best.value, None
             self._rate = self.rates[self.number]
         torch.set_num_threads(self.number)
-        if not self.settled or self.number == self._before:
+        if not self.settled or self.number == (self._before or self.most):
             return None
-        return f"going on with {counted(self.number)} instead of {self._before}: {self}"
+        return (
+            f"going on with {counted(self.number)} instead of {self._before or self.most}: {self}"
+        )
 
     def _fell(self, before: float, rate: float) -> str:
         kept = f"; it stays at {counted(self.number)}" if self.fixed else ""

@@ -96,6 +96,17 @@ def test_a_run_that_goes_on_takes_the_fastest_where_no_bit_depends_on_it(tmp_pat
     assert (found, asked) == ((1, False, False), [None])
 
 
+def test_a_run_without_a_checkpoint_says_that_it_begins_again(tmp_path, monkeypatch, capsys):
+    begin(tmp_path, monkeypatch, 1, any_threads=True, before=2)
+    assert capsys.readouterr().err.startswith("run has no checkpoint yet: it begins again\nthe tra")
+
+
+def test_where_nothing_is_left_no_time_is_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(launch, "newest_manifest", lambda directory: (None, {"step": 100}))
+    begin(tmp_path, monkeypatch, 1, any_threads=True, before=1, steps=100)
+    assert capsys.readouterr().err == ""
+
+
 def test_a_number_that_is_set_is_kept_also_by_a_run_that_goes_on(tmp_path, monkeypatch):
     now = {"before": 1, "overrides": ["threads=2"]}
     for place, given in (("now", now), ("then", {"before": 2, "was_set": True})):

@@ -269,3 +269,8 @@ def test_a_run_is_loaded_in_full_precision_whatever_it_was_trained_in(outputs):
     assert lmkit.load(run.path, precision="bf16-mixed").precision == "bf16-mixed"
     with pytest.raises(UserError, match=r"trainer\.precision=half"):
         lmkit.load(run.path, precision="half")
+
+
+def test_numbers_that_cannot_be_are_refused_where_a_run_is_read_too(lstm):
+    with pytest.raises(UserError, match="threads=0: must be at least 1"):
+        lmkit.load(lstm.path, threads=0)
