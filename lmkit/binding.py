@@ -13,7 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from lmkit.allow import resolve_target
 from lmkit.errors import UserError
-from lmkit.keys import elsewhere
+from lmkit.keys import elsewhere, options_taking
 from lmkit.redaction import SHOWN, hide, is_secret_key, mask
 from lmkit.renamed import RENAMED
 
@@ -132,7 +132,8 @@ def unknown(
     value: Any = None,
 ) -> str:
     """The mistake of a key that is none of what is `called` so, with the nearest that is: a key of
-    this name elsewhere in the `whole` config, one that is spelt alike here, or one elsewhere."""
+    this name elsewhere in the `whole` config, one that is spelt alike here, one of another option
+    of the group, or one that is spelt alike elsewhere."""
     if name in ("_args_", "_partial_", "_recursive_", "_convert_"):
         return f"{at}{name} is not supported; write the arguments as keys"
     if name in given:
@@ -140,6 +141,8 @@ def unknown(
     now = RENAMED.get(called, {}).get(name)
     near = [f"{at}{key}" for key in ([now] if now else get_close_matches(name, list(keys), n=1))]
     others = [] if now else elsewhere(whole or {}, name)
+    if not (near or others) and (options := options_taking(at.removesuffix("."), name)):
+        return f"{at}{name} is not a key of {called}; it is one of {', '.join(options)}"
     if not (near or others):
         others = elsewhere(whole or {}, name, near=True)
     close = [_assigned(path, value) for path in others] or near

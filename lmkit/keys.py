@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lmkit.allow import BESIDE, SLOTS, VALUES
+from lmkit.groups import CONF
 
 ROOT = "lmkit.check.Root"
+TARGET = re.compile(r"^_target_: *(\S+)", re.MULTILINE)
 NAMED = ("logger", "callbacks")  # groups that hold objects by a name for each
 
 
@@ -91,6 +93,15 @@ def elsewhere(config: Mapping[str, Any], name: str, *, near: bool = False) -> li
             paths.setdefault(path.rpartition(".")[2], []).append(path)
     close = get_close_matches(name, paths, n=1) if near else [name]
     return paths.get(close[0], []) if close else []
+
+
+def options_taking(group: str, name: str) -> list[str]:
+    """lmkit's own options of a group whose class has the key, as `data=files`."""
+    files = sorted((CONF / group).glob("*.yaml"))
+    targets = {file.stem: TARGET.search(file.read_text(encoding="utf-8")) for file in files}
+    return [
+        f"{group}={o}" for o, target in targets.items() if target and name in class_keys(target[1])
+    ]
 
 
 @cache

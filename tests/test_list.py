@@ -56,7 +56,7 @@ def test_the_same_as_data(listed):
 
 
 def test_a_preset_shows_what_it_sets(listed):
-    assert "max_epochs: 2" in listed("experiment=quick")
+    assert "max_epochs: 3" in listed("experiment=quick")
     assert "optimizer.lr: tag(log, interval(3e-4, 1e-2))" in listed("sweep=lstm")
 
 
