@@ -229,6 +229,15 @@ def test_secrets_are_read_only_when_built(monkeypatch):
             "model.lr is not a key of lmkit.model.LSTM; did you mean optimizer.lr=3?",
         ),
         (
+            "model.nonlinearity=relu",
+            "model.nonlinearity is not a key of lmkit.model.LSTM; it is one of model=elman",
+        ),
+        (
+            "data.path=texts",
+            "data.path is not a key of lmkit.corpus.Pydocs; it is one of data=csv, data=datatrove, "
+            "data=files, data=jsonl, data=parquet, data=store, data=tsv, data=wikitext",
+        ),
+        (
             "eps=1",
             "eps is not a key; did you mean optimizer.eps=1 or scheduler.eps=1?",
         ),
