@@ -60,6 +60,7 @@ class DataModule(pl.LightningDataModule):
         self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
         self.eval_bptt = bptt if eval_bptt is None else eval_bptt
         self._prepared: Prepared | None = None
+        self._warned = False  # of padding, also before a trial
 
     @staticmethod
     def check(**config: Any) -> list[str]:
@@ -122,7 +123,8 @@ class DataModule(pl.LightningDataModule):
                 **self._rank(),
             )
         loader = self.loader("train", train=True, accumulate=accumulate, **self._rank())
-        if loader.efficiency < LOW_EFFICIENCY:
+        if loader.efficiency < LOW_EFFICIENCY and not self._warned:
+            self._warned = True
             self._warn_of_padding(loader)
         return loader
 

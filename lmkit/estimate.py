@@ -112,14 +112,19 @@ class _Clock(pl.Callback):
 
 
 def estimate(
-    config: dict[str, Any], *, seconds: float | None = None, unless_short: bool = False
+    config: dict[str, Any],
+    data: DataModule | None = None,
+    *,
+    seconds: float | None = None,
+    unless_short: bool = False,
 ) -> Estimate:
     """Train a checked config for some seconds, leaving nothing behind but the prepared text.
 
     The number of threads is the config's, or chosen by a trial. With `unless_short` a training
-    that will be over soon is timed by a window alone.
+    that will be over soon is timed by a window alone. data: that of the config, where this process
+    has opened it already.
     """
-    data = make_data(config)
+    data = data or make_data(config)
     stores = data.prepared.stores
     hardware.forget_peak_memory()
     quiet()

@@ -82,7 +82,7 @@ def _start(run: Run, config: dict[str, Any], overrides: list[str]) -> dict[str, 
     if hardware.num_processes(config["trainer"]) > 1:
         run.start(config, overrides, sys.argv)
         return _hold(run, config, lambda: work_in_processes(run, config))
-    pace = _pace(run, config, overrides)
+    pace = _pace(run, config, overrides, data)
     config = {**config, "threads": pace.threads.number}
     run.start(config, overrides, sys.argv)
     checkpoints = run.path / "checkpoints"
@@ -116,7 +116,7 @@ def _prepare(run: Run, config: dict[str, Any]) -> DataModule:
     return data
 
 
-def _pace(run: Run, config: dict[str, Any], overrides: list[str]) -> Pace:
+def _pace(run: Run, config: dict[str, Any], overrides: list[str], data: DataModule) -> Pace:
     """The threads of a training, chosen by a trial unless they are set; says how long it takes.
 
     A run that goes on keeps a number that was set, and one that its bits depend on.
@@ -125,7 +125,8 @@ def _pace(run: Run, config: dict[str, Any], overrides: list[str]) -> Pace:
     now_set = any(each.lstrip("+").startswith("threads=") for each in overrides)
     is_set = now_set or (config["threads"] is not None and not (run.path / CHOICES).exists())
     wanted = config["threads"] if is_set else None
-    measured = estimate({**config, "threads": wanted}, seconds=TRIAL_SECONDS, unless_short=True)
+    config = {**config, "threads": wanted}
+    measured = estimate(config, data, seconds=TRIAL_SECONDS, unless_short=True)
     chosen, rate = measured.threads, measured.tokens_per_second
     _, manifest = newest_manifest(run.path / "checkpoints")
     what, seconds = "an epoch", measured.epoch_seconds

@@ -44,7 +44,7 @@ def begin(
     """`launch._pace` of a run, continued if `before`, where a trial would choose `chosen`."""
     asked = []
 
-    def estimate(config, **settings):
+    def estimate(config, data, **settings):
         asked.append(config["threads"])
         number = config["threads"] or chosen
         tried = Threads(2, number)
@@ -61,7 +61,7 @@ def begin(
             (run.path / "threads.jsonl").touch()
     if any(each.startswith("threads=") for each in overrides):
         config = {"threads": int(overrides[0].partition("=")[2])}
-    pace = launch._pace(run, config, list(overrides))
+    pace = launch._pace(run, config, list(overrides), None)
     return (pace.threads.number, pace.threads.fixed, pace.is_set), asked
 
 
