@@ -16,7 +16,8 @@ from lmkit import hardware, kernels, threads
 from lmkit.allocator import keep_freed_memory
 from lmkit.datamodule import DataModule
 from lmkit.threads import Threads
-from lmkit.training import any_threads, build_trainer, make_data, make_task, quiet
+from lmkit.trained import any_threads
+from lmkit.training import build_trainer, make_data, make_task, quiet
 
 WARM_UP = 3  # windows, or a second
 SECONDS = 3.0  # of steps with the number of threads that was chosen
@@ -136,6 +137,9 @@ def estimate(
         wanted = SECONDS if seconds is None else seconds
         clock = _Clock(config["trainer"], chosen, wanted, unless_short)
         trainer = build_trainer(_unending(config["trainer"]), callbacks=[clock], logger=False)
+        free = any_threads(
+            task.model, task.head, config["trainer"]["accelerator"], config["trainer"]["precision"]
+        )
         keep_freed_memory()
         trainer.fit(task, datamodule=data)
         if "valid" in stores:
@@ -147,7 +151,7 @@ def estimate(
         tokens_per_second=rate,
         peak_memory_bytes=hardware.peak_memory(task.device),
         threads=chosen,
-        any_threads=any_threads(task, config),
+        any_threads=free,
         steps=clock.windows_of_all / trainer.accumulate_grad_batches,
         seconds=_whole(config["trainer"], data, clock),
     )

@@ -130,7 +130,7 @@ def _pace(run: Run, config: dict[str, Any], overrides: list[str], data: DataModu
     chosen, rate = measured.threads, measured.tokens_per_second
     _, manifest = newest_manifest(run.path / "checkpoints")
     what, seconds = "an epoch", measured.epoch_seconds
-    if math.isfinite(measured.seconds):
+    if 0 < measured.steps < math.inf:
         what = "what is left of the training" if manifest else "the training"
         seconds = (1 - manifest.get("step", 0) / measured.steps) * measured.seconds
     if before is not None and not manifest:

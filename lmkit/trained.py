@@ -70,6 +70,13 @@ def build_model(config: Mapping[str, Any], vocabulary_size: int) -> tuple[Langua
     return model, head
 
 
+def any_threads(model: LanguageModel, head: Head, device: str, precision: str) -> bool:
+    """Whether they compute, on the kernels in use, the same bits with any number of threads."""
+    dtype = torch.float32 if precision == "32-true" else torch.bfloat16
+    compiled = kernels.compiled(torch.device(device), dtype)
+    return compiled and model.any_threads and head.any_threads
+
+
 class TrainedModel:
     """Model, head and tokenizer in evaluation mode on one device.
 
@@ -197,13 +204,9 @@ class TrainedModel:
     @contextlib.contextmanager
     def _pace(self) -> Iterator[Threads | None]:
         """The number of threads, chosen on the way where it is not set and changes no bit."""
-        dtype = torch.float32 if self.precision == "32-true" else torch.bfloat16
         with kernels.use(self.kernels), threads.use(None):
-            compiled = kernels.compiled(torch.device(self.device), dtype)
-            if self.threads or not (compiled and self.model.any_threads and self.head.any_threads):
-                yield None
-            else:
-                yield Threads(torch.get_num_threads())
+            free = any_threads(self.model, self.head, self.device, self.precision)
+            yield Threads(torch.get_num_threads()) if free and not self.threads else None
 
     def nll(self, text: str, *, protocol: Protocol | None = None) -> float:
         """Mean nll in nats of the text's tokens, its closing `<eos>` among them."""

@@ -7,7 +7,7 @@ import hashlib
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -137,14 +137,6 @@ def make_task(config: dict[str, Any], data: DataModule) -> Task:
     known = [(s, split) for s, split in splits.items() if split in stores]
     num_bytes = {s: n for s, split in known if (n := stores[split].num_bytes)}
     return Task(model, head, make_optimizer, make_scheduler, num_bytes, config["seed"])
-
-
-def any_threads(task: Task, config: Mapping[str, Any]) -> bool:
-    """Whether a training is bit for bit the same with any number of threads."""
-    dtype = torch.float32 if config["trainer"]["precision"] == "32-true" else torch.bfloat16
-    with kernels.use(config["kernels"]):
-        compiled = kernels.compiled(torch.device(config["trainer"]["accelerator"]), dtype)
-    return compiled and task.model.any_threads and task.head.any_threads
 
 
 def build_trainer(node: dict[str, Any], **given: Any) -> pl.Trainer:

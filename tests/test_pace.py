@@ -101,6 +101,11 @@ def test_a_run_without_a_checkpoint_says_that_it_begins_again(tmp_path, monkeypa
     assert capsys.readouterr().err.startswith("run has no checkpoint yet: it begins again\nthe tra")
 
 
+def test_a_training_of_no_steps_is_none_to_divide_by(tmp_path, monkeypatch):
+    found, _ = begin(tmp_path, monkeypatch, 2, any_threads=True, steps=0)
+    assert found == (2, False, False)
+
+
 def test_where_nothing_is_left_no_time_is_told(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(launch, "newest_manifest", lambda directory: (None, {"step": 100}))
     begin(tmp_path, monkeypatch, 1, any_threads=True, before=1, steps=100)
