@@ -45,7 +45,8 @@ class Estimate(NamedTuple):
 
     @property
     def epoch_seconds(self) -> float:
-        return self.tokens / self.tokens_per_second
+        """0 where an epoch has no windows."""
+        return self.tokens / self.tokens_per_second if self.tokens_per_second else 0.0
 
 
 class _Clock(pl.Callback):

@@ -31,3 +31,11 @@ def test_an_estimate_is_of_the_config_that_is_given(text, monkeypatch, tmp_path)
     assert 2**26 < found.peak_memory_bytes < 2**33
     assert found.epoch_seconds * found.tokens_per_second == found.tokens
     assert [path.name for path in (tmp_path / "outputs").iterdir()] == [".cache"]
+
+
+def test_an_epoch_without_windows_takes_no_time(text, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    data = ["data=files", f"data.path={text}", "data.unit=paragraph", "tokenizer=characters"]
+    small = ["model.hidden_size=8", "model.embedding_size=8", "trainer.limit_train_batches=0"]
+    config, _ = check(compose([*data, *small, f"outputs={tmp_path / 'outputs'}"]))
+    assert estimate(config, unless_short=True).epoch_seconds == 0
