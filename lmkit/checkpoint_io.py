@@ -213,6 +213,7 @@ def latest_checkpoint(directory: Path) -> Path | None:
         reasons.append(f"{path.name} {reason}")
         path.replace(path.with_name(f"{path.name}.damaged"))
         manifest_path(path).unlink(missing_ok=True)
+    reasons = reasons or [f"{path.name} was set aside" for path in directory.glob("*.ckpt.damaged")]
     if reasons:
         raise UserError(f"no checkpoint in {directory} can be used: {'; '.join(reasons)}")
     return None

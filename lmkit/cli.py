@@ -199,6 +199,8 @@ def _run(command: Command, argv: list[str]) -> Any:
     base = run.path / "config.yaml" if run else None
     argv = [*READS.get(command.name, ()), *argv]
     composition = compose(argv, base, command.own if command.takes_config else None, name)
+    if run and composition.config:  # its config may say where it was before it was moved
+        composition.config["outputs"] = str(run.path.parents[1])
     function = command.load()
     config = None
     if "config" in command.positional:

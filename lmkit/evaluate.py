@@ -17,6 +17,7 @@ from lmkit.allow import slot_bases
 from lmkit.binding import build
 from lmkit.check import split_data
 from lmkit.errors import UserError
+from lmkit.history import latest
 from lmkit.lanes import Protocol
 from lmkit.metrics import bits_per_byte, perplexity
 from lmkit.run import Run, no_checkpoint
@@ -136,7 +137,8 @@ def _text(
         raise UserError(f"split={split}: the data has {', '.join(source.splits)}")
     cache = run.path.parents[1] / ".cache"
     store = prepare(source, tokenizer, cache, splits=[split], trained=True).stores[split]
-    then = run.read("data.json").get("splits", {}).get(split, {}).get("sha256", store.sha256)
+    splits = latest(run.read("data.json")).get("splits", {})
+    then = splits.get(split, {}).get("sha256", store.sha256)
     if store.sha256 != then and config["data"] == run.config()["data"]:
         log.warning("%s has changed since %s was trained: its text is another one", split, run.id)
     return {"split": split}, store

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from lmkit.atomic import write_atomically
 from lmkit.checkpoint import Checkpoint
-from lmkit.run import strict_json
+from lmkit.run import NON_FINITE, strict_json
 from lmkit.signals import Stopped, StopSignals
 from lmkit.windows import Passes
 
@@ -167,7 +167,7 @@ class StopOnNonFinite(Callback):
         if trainer.is_global_zero and isinstance(loader, Passes):
             names = loader.document_names(epoch, place)
             found = {"step": step, "epoch": epoch, "window": place, "documents": names}
-            path = Path(trainer.default_root_dir) / "non_finite.json"
+            path = Path(trainer.default_root_dir) / NON_FINITE
             write_atomically(path, strict_json(found, indent=1).encode())
             where += f"; {path} names its documents"
         raise NonFiniteError(f"the loss or its gradient is not finite {where}{HINT}")

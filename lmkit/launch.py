@@ -22,12 +22,14 @@ from lmkit.checkpoint_io import latest_checkpoint, newest_manifest
 from lmkit.datamodule import DataModule
 from lmkit.errors import UserError, exit_code
 from lmkit.estimate import estimate, lasting
+from lmkit.history import AFRESH, differences
+from lmkit.identity import check_own, check_text
 from lmkit.loggers import grouped
 from lmkit.pace import NAME as CHOICES
 from lmkit.pace import Pace
 from lmkit.processes import Launched, broadcast, gather, launched, meet
 from lmkit.redaction import redact
-from lmkit.run import Run, no_end
+from lmkit.run import Run, no_checkpoint, no_end
 from lmkit.signals import Stopped
 from lmkit.threads import Threads, counted
 from lmkit.trained import TrainedModel
@@ -79,6 +81,8 @@ def _start(run: Run, config: dict[str, Any], overrides: list[str]) -> dict[str, 
         return _join(run, config, overrides, place)
     _check(run, config)
     data = _prepare(run, config)
+    if _stays(run, config):
+        return _summary(run, config)
     if hardware.num_processes(config["trainer"]) > 1:
         run.start(config, overrides, sys.argv)
         return _hold(run, config, lambda: work_in_processes(run, config))
@@ -90,30 +94,45 @@ def _start(run: Run, config: dict[str, Any], overrides: list[str]) -> dict[str, 
 
 
 def _check(run: Run, config: dict[str, Any]) -> None:
-    """Raises UserError where the run cannot be started, or has come further already."""
+    """Raises UserError where the run cannot be started, or has come further already, and where its
+    checkpoints are not its own."""
     run.check(config)
     newest, manifest = newest_manifest(run.path / "checkpoints")
-    epochs = config["trainer"].get("max_epochs")
+    for path in (newest, run.path / "checkpoints" / "best.ckpt"):
+        if path and path.is_file():
+            check_own(run, path)
+    epochs, steps = (config["trainer"].get(key) for key in ("max_epochs", "max_steps"))
     done = manifest.get("epochs_done", manifest.get("epoch", 0))
-    if epochs is not None and -1 < epochs < done:
-        raise UserError(
-            f"trainer.max_epochs={epochs} but the run has come further: {newest} has {done} epochs "
-            "behind it; give more, or begin another run"
-        )
+    for key, most, so_far in (
+        ("max_epochs", epochs, done),
+        ("max_steps", steps, manifest.get("step", 0)),
+    ):
+        if most is not None and -1 < most < so_far:
+            raise UserError(
+                f"trainer.{key}={most} but the run has come further: {newest} has {so_far} "
+                f"{key[4:]} behind it; give more, or begin another run"
+            )
 
 
 def _prepare(run: Run, config: dict[str, Any]) -> DataModule:
     """The data, prepared; raises UserError where a run that goes on began with another text."""
     data = make_data(config)
-    here = {"tokenizer": data.prepare().tokenizer.hash(), "store": data.prepare().hash}
-    newest, manifest = newest_manifest(run.path / "checkpoints")
-    if changed := [key for key in here if manifest.get(key, here[key]) != here[key]]:
-        what = "vocabulary" if changed[0] == "tokenizer" else "text"
-        raise UserError(
-            f"{run.id} cannot go on: {newest} was trained on another text than the data has now "
-            f"(the {what} differs); put the text back as it was, or begin another run"
-        )
+    check_text(run, data.prepare())
     return data
+
+
+def _stays(run: Run, config: dict[str, Any]) -> bool:
+    """Whether a run has ended by itself and nothing is asked of it that would change its result."""
+    if run.status().get("status") != "finished" or not run.read("summary.json"):
+        return False
+    if any(AFRESH.match(key) for key in differences(run.config(), config)):
+        return False
+    print(
+        f"{run.name}/{run.id} has ended and stays as it is; to train longer: "
+        f"{_command('resume', run)} trainer.max_epochs=N",
+        file=sys.stderr,
+    )
+    return True
 
 
 def _pace(run: Run, config: dict[str, Any], overrides: list[str], data: DataModule) -> Pace:
@@ -166,6 +185,8 @@ def _join(
         _agree(place, lambda: _check(run, config), alone=True)
         # By all of them, of which a lock lets one work: a wait for rank 0 would time out.
         data = _agree(place, lambda: _prepare(run, config))
+        if broadcast(_agree(place, lambda: _stays(run, config), alone=True)):
+            return {} if place.rank else _summary(run, config)
         newest = _agree(place, start, alone=True)
         path, newest = broadcast((run.path, newest))
         log_to(path, place.rank)
@@ -215,8 +236,15 @@ def _hold(run: Run, config: dict[str, Any], do: Callable[[], None]) -> dict[str,
     finally:
         run.release()
         _say_how_to_sync(run)
+    return _summary(run, config)
+
+
+def _summary(run: Run, config: dict[str, Any]) -> dict[str, Any]:
+    """What a run that has ended came to, which is printed too."""
     summary = run.read("summary.json")
-    if summary:
+    if reason := no_checkpoint(run):
+        print(f"{run.name}/{run.id} {reason}: not one update was made", file=sys.stderr)
+    elif summary:
         _report(run, config, summary)
     return {"run": str(run.path), **summary}
 

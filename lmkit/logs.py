@@ -1,10 +1,12 @@
 """What a run writes down while it trains: the rows of its metrics, and samples of its text."""
 
 import json
+import logging
 import os
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +18,37 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from lmkit.run import strict_json
 from lmkit.wandb_logger import WandbLogger as WandbLogger  # the configs of runs name it here
 
+log = logging.getLogger(__name__)
+
 Generate = Callable[[LightningModule, str, int, int], str]
 
 
 class JsonLines:
     """Appends objects to a file, one a line; what lies beyond `length` is cut off before.
 
-    `length` in bytes starts at 0: whoever goes on with a file sets it to what a checkpoint says.
+    `length` in bytes starts at 0: whoever goes on with a file says where, with `go_on`.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.length = 0
+
+    def go_on(self, length: int) -> None:
+        """Go on at `length`, as a checkpoint says; after the last whole row before, with a warning,
+        where the file is not what it was then."""
+        data = b""
+        with suppress(FileNotFoundError), self.path.open("rb") as file:
+            data = file.read(length)
+        self.length = data.rfind(b"\n") + 1
+        if self.length == length or rank_zero_only.rank:
+            return
+        log.warning(
+            "%s is damaged: %d of its %d bytes are there in whole rows; it goes on after these, the "
+            "others are lost",
+            *(self.path, self.length, length),
+        )
+        if data:
+            os.truncate(self.path, self.length)
 
     def append(self, row: Mapping[str, Any]) -> None:
         line = strict_json(row).encode() + b"\n"
@@ -43,7 +64,10 @@ class JsonLines:
             return
         with self.path.open("rb") as file:
             while file.tell() < self.length and (line := file.readline()):
-                yield json.loads(line)
+                try:
+                    yield json.loads(line)
+                except ValueError:
+                    log.warning("%s: a row that is damaged is left out", self.path)
 
     def sync(self) -> None:
         """Have on disk what a checkpoint is about to rely on."""
@@ -118,7 +142,7 @@ class JsonlLogger(Logger):
         return {"length": self._lines.length, "seconds": self.seconds}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        self._lines.length = state_dict["length"]
+        self._lines.go_on(state_dict["length"])
         self._seconds = state_dict["seconds"]
         self._started = time.perf_counter()
 
@@ -171,4 +195,4 @@ class Samples(Callback):
         return {"length": self._lines.length}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._lines.length = state_dict["length"]
+        self._lines.go_on(state_dict["length"])

@@ -20,6 +20,7 @@ from typing import Any, Literal, Self
 
 import yaml
 
+from lmkit import history
 from lmkit.atomic import write_atomically
 from lmkit.environment import environment
 from lmkit.errors import UserError
@@ -28,12 +29,7 @@ from lmkit.renamed import renamed
 
 Status = Literal["running", "finished", "failed", "stopped"]
 
-# What a run may be continued with: more length, other devices, other logging.
-FREE = re.compile(
-    r"(outputs|run_id|kernels|restarts|threads|logger|callbacks\.(samples|watchdog)"
-    r"|trainer\.(min_epochs|max_epochs|min_steps|max_steps|max_time|accelerator|devices|num_nodes"
-    r"|strategy|profiler|log_every_n_steps|enable_\w+))(\.|$)"
-)
+NON_FINITE = "non_finite.json"  # in the directory of a run that has diverged
 
 # What bits depend on, beside the config.
 EXACT = ("versions.lmkit", "versions.torch", "hardware.processor", "hardware.gpus")
@@ -158,8 +154,8 @@ class Run:
             if self.continued:
                 self._check_same(config)
                 self._compare(self.read("environment.json"), here)
-            self.write("overrides.yaml", list(map(mask, overrides)))
-            self.write("environment.json", here)
+            self._note_overrides(config, list(map(mask, overrides)))
+            self.add("environment.json", here)
             self.write_status("running")
             self.write("config.yaml", dict(config))
         except OSError as error:
@@ -213,7 +209,7 @@ class Run:
         self, status: Status, reason: str | None = None, exit_code: int | None = None
     ) -> None:
         """How the run stands; `started` and `ended` are those of the holding process."""
-        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        now = history.time()
         before = self.read("status.json")
         running = status == "running"
         value = {
@@ -262,6 +258,18 @@ class Run:
             text = yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
         write_atomically(self.path / name, text.encode())
 
+    def add(self, name: str, value: Mapping[str, Any]) -> None:
+        """Write a `.json` record of how the run was begun; to one that is there only add."""
+        value = json.loads(strict_json(redacted(value)))
+        if not (record := self.read(name)):
+            self.write(name, value)
+        elif changed := history.changes(record, value):
+            self.write(name, history.gained(record, changed))
+
+    def has_diverged(self) -> bool:
+        """Whether a loss or a gradient of the run was once not finite."""
+        return (self.path / NON_FINITE).is_file()
+
     def read(self, name: str) -> dict[str, Any]:
         """A file's values; empty when there is no such file."""
         try:
@@ -303,13 +311,18 @@ class Run:
         os.write(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         self._lock = lock
 
+    def _note_overrides(self, config: Mapping[str, Any], overrides: list[str]) -> None:
+        record: Any = self.read("overrides.yaml")
+        if isinstance(record, list) and self.continued:
+            overrides = history.overrides_gained(record, overrides, self.config(), config)
+        self.write("overrides.yaml", overrides)
+
     def _check_same(self, config: Mapping[str, Any]) -> None:
-        then, now = _flat(self.config()), _flat(config)
-        keys = [key for key in [*then, *(now.keys() - then.keys())] if not FREE.match(key)]
         changes = [
-            f"\n  {key}: {then.get(key, 'absent')} there, {now.get(key, 'absent')} now"
-            for key in keys
-            if then.get(key, "absent") != now.get(key, "absent")
+            f"\n  {key}: {then} there, {now} now"
+            for key, then, now in history.refused(
+                self.config(), config, diverged=self.has_diverged()
+            )
         ]
         if changes:
             raise UserError(
@@ -319,7 +332,7 @@ class Run:
 
     def _compare(self, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         """Say so where another machine or version cannot give the same bits."""
-        flat, here = _flat(then), _flat(now)
+        flat, here = history.flat(then), history.flat(now)
         changes = [
             f"{key} {flat[key]}, here {here.get(key, 'none')}"
             for key in EXACT
@@ -357,17 +370,6 @@ def check_name(key: str, value: str) -> None:
             f"{key}={value}: expected letters, digits and any of ._+=,@- after the first letter "
             "or digit (it names a directory inside outputs), and not `latest`"
         )
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Leaves by dotted key; an empty node is a leaf, lists are leaves."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def check_size(value: Any) -> None:

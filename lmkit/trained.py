@@ -19,6 +19,7 @@ from lmkit.binding import build
 from lmkit.checkpoint_io import load_checkpoint, read_manifest
 from lmkit.errors import UserError
 from lmkit.head import Head
+from lmkit.identity import check_own
 from lmkit.kernels import Kernels
 from lmkit.lanes import Protocol, WindowLoader
 from lmkit.metrics import TokenNLL, perplexity
@@ -122,6 +123,7 @@ class TrainedModel:
                     f"{trained_with[group]}, found {config[group]}; leave {group} out"
                 )
         path = find_checkpoint(run, checkpoint)
+        check_own(run, path)
         tokenizer = load_tokenizer(run.path)
         model, head = build_model(config, tokenizer.vocabulary_size)
         load_weights(path, model, head, tokenizer)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,23 +15,25 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers.logger import DummyLogger
 
-from lmkit import hardware, kernels, threads
+from lmkit import hardware, history, kernels, threads
 from lmkit.allocator import keep_freed_memory
 from lmkit.allow import slot_bases
 from lmkit.binding import build
 from lmkit.check import split_data
 from lmkit.checkpoint import Checkpoint
 from lmkit.checkpoint_io import AtomicCheckpointIO, load_checkpoint, read_manifest
+from lmkit.continuation import Continuation
 from lmkit.datamodule import DataModule
 from lmkit.errors import UserError, exit_code
 from lmkit.guard import StopOnSignal
+from lmkit.identity import check_own, identity
 from lmkit.loggers import make_trackers
 from lmkit.logs import JsonlLogger, Samples
 from lmkit.metrics import perplexity
 from lmkit.pace import Pace
 from lmkit.progress import Progress
 from lmkit.redaction import redacted
-from lmkit.run import Run, strict_json
+from lmkit.run import Run
 from lmkit.safety import anchored
 from lmkit.sampling import Sampling, sample_texts
 from lmkit.signals import StopSignals
@@ -62,10 +63,12 @@ def work(
         data = data or make_data(config)
         task = make_task(config, data)
         metrics = JsonlLogger(run.path, run.id)
-        account = Account(run.path, read_manifest(newest)["step"] if newest else None, metrics)
+        before = read_manifest(newest) if newest else {}
+        account = Account(run.path, before.get("step"), metrics)
         tracking = Tracking(account, make_trackers(config["logger"], run, account))
-        own = [StopOnSignal(signals), *([pace] if pace else [])]
-        trainer = _make_trainer(run, config, task, data, own, tracking)
+        here = identity(config, data.prepared)
+        own = [Continuation(before, here), StopOnSignal(signals), *([pace] if pace else [])]
+        trainer = _make_trainer(run, config, task, data, own, tracking, here)
         if trainer.is_global_zero:
             _describe_data(run, data)
             account.config = _about(run, config, task)
@@ -76,8 +79,8 @@ def work(
             with _room(run):
                 trainer.fit(task, datamodule=data, ckpt_path=newest)
             # A run that had ended already is not validated again.
-            summary |= {k: v for k, v in run.read("summary.json").items() if k.startswith("val/")}
-            summary |= _logged(trainer, "val/") | _take_best(run, trainer, task)
+            summary |= _last_validation(metrics) | _logged(trainer, "val/")
+            summary |= _take_best(run, trainer, task)
             if "test" in data.prepared.stores and trainer.limit_test_batches:
                 trainer.test(task, datamodule=data, verbose=False)
                 summary |= _logged(trainer, "test/")
@@ -160,6 +163,7 @@ def _make_trainer(
     data: DataModule,
     own: list[pl.Callback],
     tracking: Tracking,
+    identity: Mapping[str, Any],
 ) -> pl.Trainer:
     def generate(module: pl.LightningModule, prompt: str, num_tokens: int, seed: int) -> str:
         sampling = Sampling(num_tokens=num_tokens, seed=seed)
@@ -180,11 +184,6 @@ def _make_trainer(
         if isinstance(callback, Samples):
             account.samples = callback
             callback.followers = [tracker.log_sample for tracker in tracking.trackers]
-    identity = {
-        "config": hashlib.sha256(strict_json(config).encode()).hexdigest(),
-        "tokenizer": data.tokenizer.hash(),
-        "store": data.prepared.hash,
-    }
     trainer = build_trainer(
         config["trainer"],
         logger=[account.metrics, *loggers],
@@ -198,7 +197,8 @@ def _make_trainer(
 
 def _about(run: Run, config: dict[str, Any], task: Task) -> dict[str, Any]:
     """The config of a run for its loggers, as config.yaml has it, and what identifies it."""
-    data, here = run.read("data.json"), run.read("environment.json")
+    data = history.latest(run.read("data.json"))
+    here = run.read("environment.json")
     return {
         **redacted(config),
         "num_parameters": _num_parameters(task),
@@ -217,10 +217,9 @@ def _num_parameters(task: Task) -> int:
 
 
 def _describe_data(run: Run, data: DataModule) -> None:
-    """Write `data.json` and the tokenizer, which travels with the run."""
-    prepared = data.prepared
-    prepared.tokenizer.save(run.path)
-    run.write("data.json", prepared.describe())
+    """Write `data.json`, or add to it what has changed, and the tokenizer, which travels along."""
+    data.tokenizer.save(run.path)
+    run.add("data.json", data.prepared.describe())
 
 
 def _logged(trainer: pl.Trainer, stage: str) -> dict[str, float]:
@@ -228,11 +227,18 @@ def _logged(trainer: pl.Trainer, stage: str) -> dict[str, float]:
     return {key: float(values[key]) for key in values if key.startswith(stage)}
 
 
+def _last_validation(metrics: JsonlLogger) -> dict[str, float]:
+    """As metrics.jsonl has it."""
+    rows = [row for row in metrics.rows() if "val/nll" in row]
+    return {key: value for row in rows[-1:] for key, value in row.items() if key[:4] == "val/"}
+
+
 def _take_best(run: Run, trainer: pl.Trainer, task: Task) -> dict[str, float]:
     """Give the task the weights of the best checkpoint; what was best about them."""
     path = run.path / "checkpoints" / "best.ckpt"
     if not path.exists() or trainer.fast_dev_run:  # type: ignore[attr-defined]
         return {}
+    check_own(run, path)
     checkpoint = load_checkpoint(path)
     task.load_state_dict(checkpoint["state_dict"])
     return {"best/step": checkpoint["global_step"]} | _best(trainer)

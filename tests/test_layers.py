@@ -16,8 +16,8 @@ FLOW = """
     meter pool shard once token_store vocabulary stored datatrove_tokens store
     windows lanes mixture datamodule
     gemm kernels dropout embedding lstm recurrent model odds cross_entropy head metrics optim task
-    run checkpoint_io checkpoint guard watchdog
-    wandb_logger logs tracker wandb_tracker tensorboard_tracker pace progress
+    history run checkpoint_io identity checkpoint guard watchdog
+    wandb_logger logs tracker wandb_tracker tensorboard_tracker pace progress continuation
     groups config search allow keys full_config binding safety loggers contradictions check
     sampling text trained probe training estimate workers launch job multirun
     prepare cluster
