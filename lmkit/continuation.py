@@ -37,9 +37,9 @@ class Continuation(Callback):
         """then: the manifest of the checkpoint, empty without one. now: the run's identity."""
         self.then = then
         self.now = now
-        before = then.get("config")  # a hash in older manifests
-        known = isinstance(before, Mapping)
-        self.changed = history.differences(before, now["config"]) if known else {}
+        before = then.get("config")
+        before = before if isinstance(before, Mapping) else now["config"]  # older ones have a hash
+        self.changed = history.differences(before, now["config"])
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -89,7 +89,7 @@ class Continuation(Callback):
             assert schedule is not None
             done = getattr(restored[0], "last_epoch", None)
             if done is None:  # ChainedScheduler
-                done = restored[0]._schedulers[0].last_epoch  # type: ignore[union-attr]
+                done = restored[0]._schedulers[0].last_epoch  # type: ignore[attr-defined]
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that the optimiser has made no step
                 for _ in range(done):

@@ -25,7 +25,7 @@ MENDS = re.compile(r"(optimizer\.lr|trainer\.gradient_clip_(val|algorithm))$")
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The dotted keys in which two configs differ, with both values; `absent` where one has none."""
+    """The dotted keys in which two configs differ, with both values; `absent` where there is none."""
     one, other = flat(then), flat(now)
     pairs = {key: (one.get(key, "absent"), other.get(key, "absent")) for key in {**one, **other}}
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}

@@ -43,8 +43,8 @@ class JsonLines:
         if self.length == length or rank_zero_only.rank:
             return
         log.warning(
-            "%s is damaged: %d of its %d bytes are there in whole rows; it goes on after these, the "
-            "others are lost",
+            "%s is damaged: %d of its %d bytes are there in whole rows; the others are lost, and "
+            "it goes on after these",
             *(self.path, self.length, length),
         )
         if data:
