@@ -25,7 +25,7 @@ MENDS = re.compile(r"(optimizer\.lr|trainer\.gradient_clip_(val|algorithm))$")
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The dotted keys in which two configs differ, with both values; `absent` where there is none."""
+    """The dotted keys in which two configs differ, with both values, one of them maybe `absent`."""
     one, other = flat(then), flat(now)
     pairs = {key: (one.get(key, "absent"), other.get(key, "absent")) for key in {**one, **other}}
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
@@ -89,6 +89,12 @@ def earlier(record: Sequence[Any], key: str) -> list[Any]:
     """The values of a dotted key of the config before a resume gave it another."""
     changes = [entry.get("changed", {}) for entry in record if isinstance(entry, Mapping)]
     return [changed[key][0] for changed in changes if key in changed]
+
+
+def last_changed(record: Sequence[Any]) -> dict[str, list[Any]]:
+    """What the last resume has changed of the config, each key with the value before and now."""
+    changes = [entry["changed"] for entry in record if isinstance(entry, Mapping)]
+    return dict(changes[-1]) if changes else {}
 
 
 def time() -> str:

@@ -22,7 +22,7 @@ from lmkit.checkpoint_io import latest_checkpoint, newest_manifest
 from lmkit.datamodule import DataModule
 from lmkit.errors import UserError, exit_code
 from lmkit.estimate import estimate, lasting
-from lmkit.history import AFRESH, differences
+from lmkit.history import AFRESH, differences, last_changed
 from lmkit.identity import check_own, check_text
 from lmkit.loggers import grouped
 from lmkit.pace import NAME as CHOICES
@@ -220,7 +220,7 @@ def _agree(place: Launched, do: Callable[[], Result], *, alone: bool = False) ->
 
 def _hold(run: Run, config: dict[str, Any], do: Callable[[], None]) -> dict[str, Any]:
     """Do the work of a started run and write down how it ended."""
-    print(f"{_begins(run)}{run.name}/{run.id} in {run.path}", file=sys.stderr)
+    print(f"{_begins(run)}{run.name}/{run.id} in {run.path}{_changes(run)}", file=sys.stderr)
     try:
         do()
     except Stopped as stopped:
@@ -237,6 +237,17 @@ def _hold(run: Run, config: dict[str, Any], do: Callable[[], None]) -> dict[str,
         run.release()
         _say_how_to_sync(run)
     return _summary(run, config)
+
+
+def _changes(run: Run) -> str:
+    """What a resume has changed of the config."""
+    record: Any = run.read("overrides.yaml") if run.continued else []
+    said = [
+        f"{key}={now} ({then} before)"
+        for key, (then, now) in last_changed(record).items()
+        if key not in ("threads", "outputs", "run_id", "name")
+    ]
+    return f", with {', '.join(said)}" if said else ""
 
 
 def _summary(run: Run, config: dict[str, Any]) -> dict[str, Any]:

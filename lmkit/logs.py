@@ -40,7 +40,7 @@ class JsonLines:
         with suppress(FileNotFoundError), self.path.open("rb") as file:
             data = file.read(length)
         self.length = data.rfind(b"\n") + 1
-        if self.length == length or rank_zero_only.rank:
+        if self.length == length or rank_zero_only.rank:  # type: ignore[attr-defined]
             return
         log.warning(
             "%s is damaged: %d of its %d bytes are there in whole rows; the others are lost, and "
