@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
@@ -50,6 +50,9 @@ class Continuation(Callback):
             self._forget_validations(trainer, checkpoint)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             state = checkpoint["callbacks"].get(callback.state_key)
+            if isinstance(callback, ModelCheckpoint) and state and state.get("dirpath"):
+                here = _moved(state, state["dirpath"], str(callback.dirpath))
+                checkpoint["callbacks"][callback.state_key] = here
             if isinstance(callback, EarlyStopping) and state:
                 state["patience"] = callback.patience  # the old one would come back
                 again = any(key.startswith("callbacks.early_stopping.") for key in self.changed)
@@ -113,3 +116,12 @@ class Continuation(Callback):
                 f"scheduler.{key}={self.now['config']['scheduler'][key]}" for key in own
             )
             log.warning("%s, but %s is as it was: set it too if it is to follow", lengths, stays)
+
+
+def _moved(state: Any, then: str, now: str) -> Any:
+    """Nested values with the paths below `then`, where the run was, as they are below `now`."""
+    if isinstance(state, Mapping):
+        return {_moved(key, then, now): _moved(value, then, now) for key, value in state.items()}
+    if isinstance(state, str) and (state == then or state.startswith(f"{then}/")):
+        return now + state[len(then) :]
+    return state

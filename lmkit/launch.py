@@ -253,9 +253,7 @@ def _changes(run: Run) -> str:
 def _summary(run: Run, config: dict[str, Any]) -> dict[str, Any]:
     """What a run that has ended came to, which is printed too."""
     summary = run.read("summary.json")
-    if reason := no_checkpoint(run):
-        print(f"{run.name}/{run.id} {reason}: not one update was made", file=sys.stderr)
-    elif summary:
+    if summary:
         _report(run, config, summary)
     return {"run": str(run.path), **summary}
 
@@ -283,6 +281,11 @@ def _report(run: Run, config: dict[str, Any], summary: dict[str, Any]) -> None:
     ):
         if summary.get(key) is not None:
             table.add_row(key.replace("_", " "), form.format(summary[key]))
+    if reason := no_checkpoint(run):
+        console.print(table)
+        why = "none is written" if summary.get("tokens") else "not one update was made"
+        print(f"{run.name}/{run.id} {reason}: {why}", file=sys.stderr)
+        return
     (text,) = TrainedModel.load(run, config).generate(num_tokens=SAMPLE_TOKENS)
     console.print(table)
     console.print(Panel(Text(text.strip()), title="a sample of its text", title_align="left"))

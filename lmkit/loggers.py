@@ -96,12 +96,13 @@ def make_trackers(nodes: Mapping[str, Any], run: Run, account: Account) -> list[
 def _make(key: str, node: Mapping[str, Any], run: Run) -> Logger:
     """A logger that writes inside the run directory, and goes on with what it has of the run."""
     name = f"{run.name}/{run.id}"
+    known = notes(run.path).get(key, {}).get("version")
     given = {
         "save_dir": run.path,
         "version": run.id,
         "run_name": name,
-        "run_id": notes(run.path).get(key, {}).get("version"),
-        "experiment_key": hashlib.sha256(str(run.path).encode()).hexdigest()[:40],
+        "run_id": known,
+        "experiment_key": known or hashlib.sha256(str(run.path).encode()).hexdigest()[:40],
     }
     local = "tracking_uri" in signature_keys(resolve_target(node["_target_"]))
     if local and not (node.get("tracking_uri") or os.environ.get("MLFLOW_TRACKING_URI")):

@@ -126,6 +126,11 @@ class Run:
 
     def check(self, config: Mapping[str, Any]) -> None:
         """Raise UserError where `start` would, as far as that can be known without writing."""
+        if os.path.expandvars(self.path) != str(self.path):
+            raise UserError(
+                f"{self.path}: loggers would put the value of a variable of the environment in the "
+                "place of the $; give another place with outputs=DIR"
+            )
         there = next(place for place in (self.path, *self.path.parents) if place.exists())
         try:
             self.check_links()
