@@ -66,7 +66,9 @@ def resume(
         lmkit resume latest trainer.max_epochs=20
 
     config: that of the run; trainer.max_epochs and other lengths, trainer.devices, kernels,
-    threads, restarts, logger, callbacks.samples and callbacks.watchdog may change
+    threads, restarts, logger, callbacks.samples, callbacks.watchdog and callbacks.early_stopping
+    may change, paths where the same text lies elsewhere, and once the run has diverged
+    optimizer.lr and trainer.gradient_clip_val
     """
     return _start(run, config, overrides)
 
@@ -304,7 +306,9 @@ def _say_how_to_sync(run: Run) -> None:
 
 
 def _command(name: str, run: Run) -> str:
-    return f"lmkit {name} {run.id}{outputs_argument(run)}"
+    several = len(list(run.path.parents[1].glob(f"*/{run.id}/config.yaml"))) > 1
+    which = f"{run.name}/{run.id}" if several else run.id
+    return f"lmkit {name} {which}{outputs_argument(run)}"
 
 
 def outputs_argument(run: Run) -> str:

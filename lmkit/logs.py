@@ -64,10 +64,7 @@ class JsonLines:
             return
         with self.path.open("rb") as file:
             while file.tell() < self.length and (line := file.readline()):
-                try:
-                    yield json.loads(line)
-                except ValueError:
-                    log.warning("%s: a row that is damaged is left out", self.path)
+                yield json.loads(line)
 
     def sync(self) -> None:
         """Have on disk what a checkpoint is about to rely on."""

@@ -332,7 +332,8 @@ class Run:
         if changes:
             raise UserError(
                 f"run_id={self.id} has another config ({self.path}):{''.join(changes)}\n"
-                "only length, devices and logging may change; choose another run_id for the rest"
+                "only length, devices and logging may change; for the rest begin another run, with "
+                "lmkit train and another run_id"
             )
 
     def _compare(self, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
