@@ -38,8 +38,9 @@ class Continuation(Callback):
         self.then = then
         self.now = now
         before = then.get("config")
-        before = before if isinstance(before, Mapping) else now["config"]  # older ones have a hash
-        self.changed = history.differences(before, now["config"])
+        known = before if isinstance(before, Mapping) else now["config"]  # older ones have a hash
+        self.changed = history.differences(known, now["config"])
+        self.may_have_changed = bool(then) and known is not before
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -63,9 +64,10 @@ class Continuation(Callback):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, EarlyStopping) and callback.stopping_reason.value:
                 trainer.should_stop = True  # as it was when the checkpoint was written
+                log.info("early stopping has ended the training; with more patience it goes on")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if any(RATES.match(key) for key in self.changed):
+        if self.may_have_changed or any(RATES.match(key) for key in self.changed):
             assert isinstance(pl_module, Task)
             self._reschedule(trainer, pl_module)
 

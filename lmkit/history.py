@@ -69,8 +69,7 @@ def gained(record: Mapping[str, Any], changed: Mapping[str, Any]) -> dict[str, A
 def latest(record: Mapping[str, Any]) -> dict[str, Any]:
     """A mapping as it is by now: what was written first, with all that has changed since."""
     first = {key: value for key, value in record.items() if key != "resumed"}
-    entries = record.get("resumed", [])
-    return first | {key: entry[key] for entry in entries for key in entry if key != "at"}
+    return first | {key: e[key] for e in record.get("resumed", []) for key in e if key != "at"}
 
 
 def overrides_gained(

@@ -61,9 +61,10 @@ def _texts(manifest: Mapping[str, Any], data: Mapping[str, Any]) -> Iterator[tup
     """What both know of the text of a training, with its hashes."""
     if "tokenizer" in manifest and "tokenizer" in data:
         yield "the tokenizer", str(manifest["tokenizer"]), str(data["tokenizer"])
-    if "splits" in manifest and "splits" in data:
+    splits = manifest.get("splits")
+    if isinstance(splits, Mapping) and "splits" in data:
         train = data["splits"].get("train", {}).get("sha256")
-        yield "the train text", str(manifest["splits"].get("train")), str(train)
+        yield "the train text", str(splits.get("train")), str(train)
     elif "store" in manifest and "store" in data:
         yield "the text", str(manifest["store"]), str(data["store"])
 

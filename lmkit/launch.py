@@ -103,6 +103,11 @@ def _check(run: Run, config: dict[str, Any]) -> None:
     for path in (newest, run.path / "checkpoints" / "best.ckpt"):
         if path and path.is_file():
             check_own(run, path)
+    if newest is None and run.read("summary.json").get("tokens"):
+        raise UserError(
+            f"{run.name}/{run.id} has ended and has no checkpoint to go on from: put its "
+            "checkpoints back, or begin another run"
+        )
     epochs, steps = (config["trainer"].get(key) for key in ("max_epochs", "max_steps"))
     done = manifest.get("epochs_done", manifest.get("epoch", 0))
     for key, most, so_far in (

@@ -41,6 +41,8 @@ from lmkit.task import Task
 from lmkit.tracker import Account, Tracking
 from lmkit.trained import build_model
 
+log = logging.getLogger(__name__)
+
 
 def work(
     run: Run,
@@ -236,8 +238,12 @@ def _last_validation(metrics: JsonlLogger) -> dict[str, float]:
 def _take_best(run: Run, trainer: pl.Trainer, task: Task) -> dict[str, float]:
     """Give the task the weights of the best checkpoint; what was best about them."""
     path = run.path / "checkpoints" / "best.ckpt"
-    if not path.exists() or trainer.fast_dev_run:  # type: ignore[attr-defined]
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]
         return {}
+    if not path.exists():
+        if _best(trainer):
+            log.warning("%s is gone: the last weights take its place", path)
+        return _best(trainer)
     check_own(run, path)
     checkpoint = load_checkpoint(path)
     task.load_state_dict(checkpoint["state_dict"])

@@ -243,6 +243,17 @@ def test_a_run_that_has_ended_stays_as_it_is(run, capsys, more):
     assert tree(run) == before
 
 
+def test_a_run_that_has_ended_without_a_checkpoint_does_not_begin_again(run, capsys):
+    shutil.rmtree(run / "checkpoints")
+    before = tree(run)
+    resume(run, "trainer.max_epochs=3", code=2)
+    assert (
+        "error: t/run has ended and has no checkpoint to go on from: put its checkpoints back, or "
+        "begin another run\n"
+    ) in capsys.readouterr().err
+    assert tree(run) == before
+
+
 def test_fewer_updates_than_there_were_are_refused(run, capsys):
     before = tree(run)
     resume(run, "trainer.max_steps=3", code=2)
