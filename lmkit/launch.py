@@ -22,6 +22,7 @@ from lmkit.checkpoint_io import latest_checkpoint, newest_manifest
 from lmkit.datamodule import DataModule
 from lmkit.errors import UserError, exit_code
 from lmkit.estimate import estimate, lasting
+from lmkit.limits import in_windows
 from lmkit.loggers import grouped
 from lmkit.pace import NAME as CHOICES
 from lmkit.pace import Pace
@@ -103,7 +104,8 @@ def _check(run: Run, config: dict[str, Any]) -> None:
 
 
 def _prepare(run: Run, config: dict[str, Any]) -> DataModule:
-    """The data, prepared; raises UserError where a run that goes on began with another text."""
+    """The data, prepared; raises UserError where a run that goes on began with another text, or
+    its trainer's limits do not fit the text."""
     data = make_data(config)
     here = {"tokenizer": data.prepare().tokenizer.hash(), "store": data.prepare().hash}
     newest, manifest = newest_manifest(run.path / "checkpoints")
@@ -113,6 +115,7 @@ def _prepare(run: Run, config: dict[str, Any]) -> DataModule:
             f"{run.id} cannot go on: {newest} was trained on another text than the data has now "
             f"(the {what} differs); put the text back as it was, or begin another run"
         )
+    in_windows(config["trainer"], data)
     return data
 
 
