@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,14 @@ class DataModule(pl.LightningDataModule):
         self._warned = False  # of padding, also before a trial
         self._training: WindowLoader | MixtureLoader | None = None
         self._read_by: pl.Trainer | None = None
+
+    @classmethod
+    def evaluation_shape(cls, config: Mapping[str, Any]) -> tuple[int, int]:
+        """Lanes and positions of the windows in which a `data` group evaluates."""
+        defaults = {name: p.default for name, p in inspect.signature(cls).parameters.items()}
+        sizes = {**defaults, **config}
+        lanes = sizes["eval_batch_size"] or sizes["batch_size"]
+        return lanes, sizes["eval_bptt"] or sizes["bptt"]
 
     @staticmethod
     def check(**config: Any) -> list[str]:
