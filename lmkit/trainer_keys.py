@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Timer
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 
 from lmkit.allow import resolve_target
 from lmkit.groups import nearest
@@ -84,7 +84,7 @@ def _choices(trainer: Mapping[str, Any]) -> Iterator[str]:
             yield f"trainer.{key}={value}: {nearest(value, options)}"
     strategy = trainer.get("strategy")
     if isinstance(strategy, Mapping) and "_target_" in strategy:
-        kind = resolve_target(strategy["_target_"])
+        kind = resolve_target(strategy["_target_"], (Strategy,))
         if not issubclass(kind, DDPStrategy | SingleDeviceStrategy):
             yield (
                 f"trainer.strategy={strategy['_target_']}: a checkpoint holds all weights of one "
