@@ -27,6 +27,8 @@ from lmkit.safety import escapes, leaks
 from lmkit.source import Source
 
 PRECISIONS = VALUES["trainer.precision"]
+# Lightning's other names of them.
+SHORT_PRECISIONS = {"None": "32-true", "32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}
 DATAMODULE: Owners = {DataModule: frozenset(BESIDE["data"][1])}
 
 
@@ -123,14 +125,16 @@ def _decide(config: dict[str, Any], mistakes: list[str]) -> None:
         return
     name = hardware.accelerator(str(trainer.get("accelerator", "auto")))
     trainer["accelerator"] = name
-    if trainer.setdefault("precision", "auto") == "auto":
+    found = str(trainer.setdefault("precision", "auto"))
+    trainer["precision"] = SHORT_PRECISIONS.get(found, found)
+    if found == "auto":
         trainer["precision"] = hardware.precision(name)
     elif trainer["precision"] not in PRECISIONS:
-        found = trainer.pop("precision")
-        mistakes.append(f"trainer.precision={found}: {nearest(str(found), PRECISIONS)}")
+        del trainer["precision"]
+        mistakes.append(f"trainer.precision={found}: {nearest(found, PRECISIONS)}")
     if place := launched():  # whoever has started the processes knows their number
         trainer |= {"devices": place.local_world_size, "num_nodes": place.num_nodes}
-    elif trainer.setdefault("devices", "auto") == "auto":
+    elif trainer.setdefault("devices", "auto") in ("auto", *([-1, "-1"] if name != "cpu" else ())):
         trainer["devices"] = hardware.num_devices(trainer)
     elif not hardware.are_devices(trainer["devices"], name):
         which = ", or a list of GPUs by their numbers, as [0,1]" if name == "cuda" else ""

@@ -7,16 +7,7 @@ from typing import Any
 
 from lmkit import hardware, kernels
 from lmkit.processes import launched
-
-LEAST = {
-    "accumulate_grad_batches": 1,
-    "devices": 1,
-    "gradient_clip_val": 0,
-    "log_every_n_steps": 1,
-    "max_epochs": -1,
-    "max_steps": -1,
-    "num_nodes": 1,
-}
+from lmkit.trainer_keys import trainer_mistakes
 
 
 def contradictions(config: Mapping[str, Any], splits: tuple[str, ...] | None) -> list[str]:
@@ -30,7 +21,9 @@ def contradictions(config: Mapping[str, Any], splits: tuple[str, ...] | None) ->
         *_machine(trainer),
         *_kernels(config),
         *too_low(config),
+        *trainer_mistakes(trainer),
         *_length(trainer, scheduler),
+        *_overfit(data, trainer),
         *_splits(splits),
         *_tokens(config),
         *_lanes(data, trainer),
@@ -78,10 +71,6 @@ def _kernels(config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _length(trainer: Mapping[str, Any], scheduler: Mapping[str, Any]) -> Iterator[str]:
-    for key, least in LEAST.items():
-        value = trainer.get(key)
-        if isinstance(value, int | float) and value < least:
-            yield f"trainer.{key}={value}: must be at least {least}"
     if trainer.get("fast_dev_run"):
         return
     epochs, steps = trainer.get("max_epochs", -1), trainer.get("max_steps", -1)
@@ -101,6 +90,14 @@ def _length(trainer: Mapping[str, Any], scheduler: Mapping[str, Any]) -> Iterato
         yield (
             f"scheduler.warmup_steps={warmup} but trainer.max_steps={steps}: the learning rate "
             "would never leave its warm-up; lower the one or raise the other"
+        )
+
+
+def _overfit(data: Mapping[str, Any], trainer: Mapping[str, Any]) -> Iterator[str]:
+    if trainer.get("overfit_batches") and data.get("_target_") == "lmkit.stored.Mixture":
+        yield (
+            f"trainer.overfit_batches={trainer['overfit_batches']} but data=mixture never reads a "
+            "window again; train on one of its stores, data=store"
         )
 
 
@@ -156,8 +153,11 @@ def _monitors(
     callbacks: Mapping[str, Any],
     splits: tuple[str, ...] | None,
 ) -> Iterator[str]:
+    every, epochs = trainer.get("check_val_every_n_epoch"), trainer.get("max_epochs")
     if trainer.get("limit_val_batches") == 0:
         why = "trainer.limit_val_batches=0"
+    elif every and epochs and 0 < epochs < every:
+        why = f"trainer.check_val_every_n_epoch={every} is beyond trainer.max_epochs={epochs}"
     elif splits is not None and "valid" not in splits:
         why = f"data has no valid split (it has {', '.join(splits)})"
     else:

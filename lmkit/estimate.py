@@ -137,7 +137,8 @@ def estimate(
         task = make_task(config, data)
         wanted = SECONDS if seconds is None else seconds
         clock = _Clock(config["trainer"], chosen, wanted, unless_short)
-        trainer = build_trainer(_unending(config["trainer"]), callbacks=[clock], logger=False)
+        node = _unending(config["trainer"])
+        trainer = build_trainer(node, data, callbacks=[clock], logger=False)
         free = any_threads(
             task.model, task.head, config["trainer"]["accelerator"], config["trainer"]["precision"]
         )

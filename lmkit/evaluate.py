@@ -24,7 +24,7 @@ from lmkit.run import Run, no_checkpoint
 from lmkit.store import TokenStore, prepare
 from lmkit.text import Text, read_text
 from lmkit.tokenizer import Tokenizer
-from lmkit.trained import TrainedModel
+from lmkit.trained import POSITIONS, TrainedModel
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +50,9 @@ def evaluate(
 
     split: test unless given. file, text: read as one document, in the place of a split.
     protocol: the run's own unless given; [document,stream] puts two side by side.
-    num_lanes: texts read at once, 64 unless given. Only under stream does the result depend on
-    it, and there it is 1 unless given.
+    num_lanes: texts read at once; unless given, under the run's own protocol those of its
+    validations (data.eval_batch_size), so that the figures are the training's to the last digit,
+    else 64. Only under stream does more than rounding depend on it, and there it is else 1.
     checkpoint: best, last or another of the run's.
     config: that of the run, of which data, kernels, threads, trainer.accelerator and
     trainer.precision are used
@@ -91,8 +92,11 @@ def measure(
         "sentence": store.num_lines,
         "stream": store.num_tokens,
     }[protocol]
+    bptt = None
+    if num_lanes is None and protocol == trained.protocol and trained.shape:
+        num_lanes, bptt = trained.shape
     num_lanes = min(num_lanes or (1 if protocol == "stream" else NUM_LANES), units)
-    loader = trained.loader(store, protocol, num_lanes)
+    loader = trained.loader(store, protocol, num_lanes, num_lanes * bptt if bptt else POSITIONS)
     began = time.perf_counter()
     with _progress() as bar:
         task = bar.add_task(protocol, total=store.num_tokens, rate="")

@@ -153,8 +153,9 @@ class StopOnNonFinite(Callback):
         self._first = None
         self.skipped += 1
         pl_module.drop_update()  # type: ignore[operator]
+        row: dict[str, float] = {"train/skipped": self.skipped}
         for logger in trainer.loggers:
-            logger.log_metrics({"train/skipped": self.skipped}, step=trainer.global_step)
+            logger.log_metrics(row, step=trainer.global_step)
 
     def _look(self, trainer: Trainer) -> None:
         if (window := self._bad_window(trainer)) < 0:

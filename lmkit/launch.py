@@ -24,6 +24,7 @@ from lmkit.errors import UserError, exit_code
 from lmkit.estimate import estimate, lasting
 from lmkit.history import AFRESH, differences, last_changed
 from lmkit.identity import check_own, check_text
+from lmkit.limits import in_windows
 from lmkit.loggers import grouped
 from lmkit.pace import NAME as CHOICES
 from lmkit.pace import Pace
@@ -122,9 +123,11 @@ def _check(run: Run, config: dict[str, Any]) -> None:
 
 
 def _prepare(run: Run, config: dict[str, Any]) -> DataModule:
-    """The data, prepared; raises UserError where a run that goes on began with another text."""
+    """The data, prepared; raises UserError where a run that goes on began with another text, or
+    its trainer's limits do not fit the text."""
     data = make_data(config)
     check_text(run, data.prepare())
+    in_windows(config["trainer"], data)
     return data
 
 

@@ -17,6 +17,7 @@ from lmkit import hardware, kernels, threads
 from lmkit.allow import slot_bases
 from lmkit.binding import build
 from lmkit.checkpoint_io import load_checkpoint, read_manifest
+from lmkit.datamodule import DataModule
 from lmkit.errors import UserError
 from lmkit.head import Head
 from lmkit.identity import check_own
@@ -82,7 +83,8 @@ class TrainedModel:
     """Model, head and tokenizer in evaluation mode on one device.
 
     `protocol` is that of the training: it says where the model expects a text to be reset.
-    `threads`: with which all is computed; null leaves PyTorch's number as it is.
+    `threads`: with which all is computed; null leaves PyTorch's number as it is. `shape`: lanes and
+    positions of the windows in which the training evaluates.
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class TrainedModel:
         precision: str = "32-true",
         kernels: Kernels = "auto",
         threads: int | None = None,
+        shape: tuple[int, int] | None = None,
         checkpoint: Path | None = None,
     ) -> None:
         self.model = model.to(device).eval()
@@ -106,6 +109,7 @@ class TrainedModel:
         self.precision = precision
         self.kernels = kernels
         self.threads = threads
+        self.shape = shape
         self.checkpoint = checkpoint
 
     @classmethod
@@ -137,6 +141,7 @@ class TrainedModel:
             precision=precision,
             kernels=config.get("kernels", "auto"),
             threads=config.get("threads"),
+            shape=DataModule.evaluation_shape(config["data"]),
             checkpoint=path,
         )
 
@@ -190,13 +195,15 @@ class TrainedModel:
 
     def nll_sums(self, loader: WindowLoader) -> Iterator[tuple[float, int]]:
         """Of all windows up to each one: the sum of the nll in nats, and the number of tokens."""
-        metric = TokenNLL()
+        # Where the training's is, whose sum has the order of that device.
+        metric = TokenNLL(torch.float32 if self.device == "mps" else torch.float64)
+        metric.to(self.device)
         with self._pace() as pace:
             began = time.perf_counter()
             for window, hidden in self.read(loader):
                 with self.computing():
                     nll = self.head.nll(hidden, window.targets)
-                metric.update(nll.cpu(), window.mask.cpu())
+                metric.update(nll, window.mask)
                 yield metric.compute()
                 now = time.perf_counter()
                 if pace and (message := pace.worked(window.num_targets, now - began)):

@@ -14,11 +14,12 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.profilers import Profiler
 
 from lmkit import hardware, history, kernels, threads
 from lmkit.allocator import keep_freed_memory
-from lmkit.allow import slot_bases
-from lmkit.binding import build
+from lmkit.allow import resolve_target, slot_bases
+from lmkit.binding import build, signature_keys
 from lmkit.check import split_data
 from lmkit.checkpoint import Checkpoint
 from lmkit.checkpoint_io import AtomicCheckpointIO, load_checkpoint, read_manifest
@@ -27,6 +28,7 @@ from lmkit.datamodule import DataModule
 from lmkit.errors import UserError, exit_code
 from lmkit.guard import StopOnSignal
 from lmkit.identity import check_own, identity
+from lmkit.limits import in_windows
 from lmkit.loggers import make_trackers
 from lmkit.logs import JsonlLogger, Samples
 from lmkit.metrics import perplexity
@@ -42,6 +44,12 @@ from lmkit.tracker import Account, Tracking
 from lmkit.trained import build_model
 
 log = logging.getLogger(__name__)
+
+PROFILERS = {
+    "simple": "SimpleProfiler",
+    "advanced": "AdvancedProfiler",
+    "pytorch": "PyTorchProfiler",
+}
 
 
 def work(
@@ -140,14 +148,20 @@ def make_task(config: dict[str, Any], data: DataModule) -> Task:
     splits = {"val": "valid", "test": "test"} if data.tokenizer.lossless else {}
     stores = data.prepared.stores
     known = [(s, split) for s, split in splits.items() if split in stores]
-    num_bytes = {s: n for s, split in known if (n := stores[split].num_bytes)}
+    num_bytes = {
+        s: (stores[split].num_tokens, n) for s, split in known if (n := stores[split].num_bytes)
+    }
     return Task(model, head, make_optimizer, make_scheduler, num_bytes, config["seed"])
 
 
-def build_trainer(node: dict[str, Any], **given: Any) -> pl.Trainer:
-    """The trainer of a config, without what lmkit does itself."""
+def build_trainer(node: dict[str, Any], data: DataModule, **given: Any) -> pl.Trainer:
+    """The trainer of a config for the prepared data, without what lmkit does itself."""
+    directory = Path(given.get("default_root_dir", "."))
+    node = in_windows(node, data)
+    if profiler := node.get("profiler"):
+        node["profiler"] = _profiler(profiler, directory)
     trainer: pl.Trainer = build(
-        anchored(node, Path(given.get("default_root_dir", "."))),
+        anchored(node, directory),
         bases=slot_bases("trainer"),
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -156,6 +170,15 @@ def build_trainer(node: dict[str, Any], **given: Any) -> pl.Trainer:
         **given,
     )
     return trainer
+
+
+def _profiler(profiler: str | Mapping[str, Any], directory: Path) -> dict[str, Any]:
+    """The node of a profiler, which writes its report into a file unless told where."""
+    if isinstance(profiler, str):
+        profiler = {"_target_": f"lightning.pytorch.profilers.{PROFILERS[profiler.lower()]}"}
+    there = {"dirpath": str(directory), "filename": "profile"}
+    keys = signature_keys(resolve_target(profiler["_target_"], (Profiler,)))
+    return {**{key: there[key] for key in there if key in keys}, **profiler}
 
 
 def _make_trainer(
@@ -188,6 +211,7 @@ def _make_trainer(
             callback.followers = [tracker.log_sample for tracker in tracking.trackers]
     trainer = build_trainer(
         config["trainer"],
+        data,
         logger=[account.metrics, *loggers],
         callbacks=[Progress(), *own, tracking, *callbacks],
         default_root_dir=run.path,
@@ -282,5 +306,7 @@ def quiet() -> None:
     # What is logged at the end of an evaluation is summed over the processes already.
     warnings.filterwarnings("ignore", ".*It is recommended to use `self.log.*sync_dist=True.*")
     warnings.filterwarnings("ignore", "The number of training batches .* is smaller than the log")
+    # There is no validation to step after yet.
+    warnings.filterwarnings("ignore", "ReduceLROnPlateau conditioned on metric .* not available")
     # lightning 2.6 asks torch 2.13's pytree the old way.
     warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated", FutureWarning)

@@ -18,8 +18,8 @@ FLOW = """
     gemm kernels dropout embedding lstm recurrent model odds cross_entropy head metrics optim task
     history run checkpoint_io identity checkpoint guard watchdog
     wandb_logger logs tracker wandb_tracker tensorboard_tracker pace progress continuation
-    groups config search allow keys full_config binding safety loggers contradictions check
-    sampling text trained probe training estimate workers launch job multirun
+    groups config search allow keys full_config binding safety loggers trainer_keys contradictions
+    check sampling text trained probe limits training estimate workers launch job multirun
     prepare cluster
     evaluate score_page score generate analyze watch dashboard verify doctor list
     study trial sweep_report sweep completion usage
