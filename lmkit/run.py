@@ -38,6 +38,8 @@ FREE = re.compile(
 # What bits depend on, beside the config.
 EXACT = ("versions.lmkit", "versions.torch", "hardware.processor", "hardware.gpus")
 
+DIED = "its process died"
+
 # Values of a file that is read: YAML's aliases can stand for more than there is memory.
 MAX_VALUES = 100_000
 MAX_DEPTH = 100
@@ -239,7 +241,7 @@ class Run:
         """status.json as it is true now: a run whose process died without a word has failed."""
         status = self.read("status.json")
         if status.get("status") == "running" and not self.held():
-            return status | {"status": "failed", "reason": "its process died"}
+            return status | {"status": "failed", "reason": DIED}
         return status
 
     def held(self) -> bool:
@@ -278,7 +280,9 @@ class Run:
         return value
 
     def _unwritable(self, error: OSError) -> UserError:
-        kind, free = (MachineError, room(str(self.path))) if error.errno in DISK else (UserError, "")
+        kind, free = (
+            (MachineError, room(str(self.path))) if error.errno in DISK else (UserError, "")
+        )
         return kind(
             f"cannot write the run directory {self.path}: {error.strerror}{free}; "
             "give another place with outputs=DIR"

@@ -99,9 +99,13 @@ def _worker(path: Path, config: dict[str, Any], newest: Path | None) -> None:
         except BaseException as error:
             mistake = as_user_error(error)
             what = str(mistake or f"raised {type(error).__name__}: {error}")
-            kind = {"mistake": mistake is not None, "machine": isinstance(mistake, MachineError)}
+            failure = Failure(
+                *(rank, what, traceback.format_exc()),
+                mistake=mistake is not None,
+                machine=isinstance(mistake, MachineError),
+            )
             with suppress(OSError):  # a disk that is full
-                Failure(rank, what, traceback.format_exc(), **kind).write(path / "logs")
+                failure.write(path / "logs")
                 traceback.print_exc(file=stream)
             # Of an exception torch would keep the text, as it is, in $TMPDIR.
             sys.exit(exit_code(error))
