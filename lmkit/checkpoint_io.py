@@ -14,7 +14,7 @@ import lightning
 import torch
 from lightning.fabric.plugins import CheckpointIO
 
-from lmkit.atomic import sync_directory, write_atomically
+from lmkit.atomic import naming, sync_directory, write_atomically
 from lmkit.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class AtomicCheckpointIO(CheckpointIO):
         # Beside the target: $TMPDIR may be another file system, where a rename is a copy.
         temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         try:
-            with temporary.open("wb") as file:
+            with naming(target), temporary.open("wb") as file:
                 writer = _Hashing(file)
                 try:
                     torch.save(checkpoint, cast(IO[bytes], writer))
@@ -235,7 +235,8 @@ def steps(directory: Path) -> list[Path]:
 def link(name: Path, target: Path) -> None:
     """Make `name` a link to its neighbour `target`, replacing another at one stroke."""
     temporary = name.with_name(f".{name.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(target.name)
-    temporary.replace(name)
-    sync_directory(name.parent)
+    with naming(name):
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(target.name)
+        temporary.replace(name)
+        sync_directory(name.parent)

@@ -20,7 +20,7 @@ from rich.text import Text
 from lmkit import hardware
 from lmkit.checkpoint_io import latest_checkpoint, newest_manifest
 from lmkit.datamodule import DataModule
-from lmkit.errors import UserError, exit_code
+from lmkit.errors import MachineError, UserError, as_user_error, exit_code
 from lmkit.estimate import estimate, lasting
 from lmkit.history import AFRESH, differences, last_changed
 from lmkit.identity import check_own, check_text
@@ -238,8 +238,11 @@ def _hold(run: Run, config: dict[str, Any], do: Callable[[], None]) -> dict[str,
         print(f"stopped by {stopped.name}; to go on: {_command('resume', run)}", file=sys.stderr)
         raise
     except BaseException as error:
-        reason = redact(str(error)).partition("\n")[0]
-        run.write_status("failed", f"{type(error).__name__}: {reason}", exit_code(error))
+        told = as_user_error(error) or error
+        reason = redact(str(told)).partition("\n")[0]
+        run.write_status("failed", f"{type(told).__name__}: {reason}", exit_code(told))
+        if isinstance(told, MachineError):
+            raise MachineError(f"{told}, then go on with: {_command('resume', run)}") from error
         raise
     else:
         run.write_status("finished", exit_code=0)

@@ -82,6 +82,7 @@ def make_trackers(nodes: Mapping[str, Any], run: Run, account: Account) -> list[
     for key, node in nodes.items():
         try:
             logger = _make(key, node, run)
+            _ = getattr(logger, "experiment", None)  # Lightning would begin it without tolerance
         except UserError:
             raise
         except Exception as error:  # whatever a service or its library leads to

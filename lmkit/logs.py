@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.seed import isolate_rng
 
+from lmkit.atomic import naming
 from lmkit.run import strict_json
 from lmkit.wandb_logger import WandbLogger as WandbLogger  # the configs of runs name it here
 
@@ -52,7 +53,7 @@ class JsonLines:
 
     def append(self, row: Mapping[str, Any]) -> None:
         line = strict_json(row).encode() + b"\n"
-        with self.path.open("ab") as file:
+        with naming(self.path), self.path.open("ab") as file:
             self.length = min(self.length, file.tell())
             file.truncate(self.length)
             file.write(line)

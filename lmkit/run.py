@@ -13,7 +13,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -21,9 +21,9 @@ from typing import Any, Literal, Self
 import yaml
 
 from lmkit import history
-from lmkit.atomic import write_atomically
+from lmkit.atomic import write_atomically, write_over
 from lmkit.environment import environment
-from lmkit.errors import UserError
+from lmkit.errors import DISK, MachineError, UserError, room
 from lmkit.redaction import mask, redacted
 from lmkit.renamed import renamed
 
@@ -33,6 +33,8 @@ NON_FINITE = "non_finite.json"  # in the directory of a run that has diverged
 
 # What bits depend on, beside the config.
 EXACT = ("versions.lmkit", "versions.torch", "hardware.processor", "hardware.gpus")
+
+DIED = "its process died"
 
 # Values of a file that is read: YAML's aliases can stand for more than there is memory.
 MAX_VALUES = 100_000
@@ -227,13 +229,20 @@ class Run:
             "started": now if running else before.get("started", now),
             "ended": None if running else now,
         }
-        self.write("status.json", value)
+        try:
+            self.write("status.json", value)
+        except OSError:
+            if running:
+                raise
+            # How it ended is not to hide why; to readers a free lock says that it has ended.
+            with suppress(OSError):
+                write_over(self.path / "status.json", _as_text("status.json", redacted(value)))
 
     def status(self) -> dict[str, Any]:
         """status.json as it is true now: a run whose process died without a word has failed."""
         status = self.read("status.json")
         if status.get("status") == "running" and not self.held():
-            return status | {"status": "failed", "reason": "its process died"}
+            return status | {"status": "failed", "reason": DIED}
         return status
 
     def held(self) -> bool:
@@ -257,11 +266,7 @@ class Run:
         """
         if name != "config.yaml":
             value = redacted(value)
-        if name.endswith(".json"):
-            text = strict_json(value, indent=2) + "\n"
-        else:
-            text = yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
-        write_atomically(self.path / name, text.encode())
+        write_atomically(self.path / name, _as_text(name, value))
 
     def add(self, name: str, value: Mapping[str, Any]) -> None:
         """Write a `.json` record of how the run was begun; to one that is there only add."""
@@ -288,8 +293,11 @@ class Run:
         return value
 
     def _unwritable(self, error: OSError) -> UserError:
-        return UserError(
-            f"cannot write the run directory {self.path}: {error.strerror}; "
+        kind, free = (
+            (MachineError, room(str(self.path))) if error.errno in DISK else (UserError, "")
+        )
+        return kind(
+            f"cannot write the run directory {self.path}: {error.strerror}{free}; "
             "give another place with outputs=DIR"
         )
 
@@ -348,6 +356,13 @@ class Run:
             log.warning(
                 "%s began with %s: it goes on, but not to the bit", self.id, "; ".join(changes)
             )
+
+
+def _as_text(name: str, value: Any) -> bytes:
+    """Plain values as the content of a `.json` or `.yaml` file."""
+    if name.endswith(".json"):
+        return (strict_json(value, indent=2) + "\n").encode()
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True).encode()
 
 
 def no_checkpoint(run: Run) -> str | None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,7 @@ from lmkit.checkpoint import Checkpoint
 from lmkit.checkpoint_io import AtomicCheckpointIO, load_checkpoint, read_manifest
 from lmkit.continuation import Continuation
 from lmkit.datamodule import DataModule
-from lmkit.errors import UserError, exit_code
+from lmkit.errors import exit_code
 from lmkit.guard import StopOnSignal
 from lmkit.identity import check_own, identity
 from lmkit.limits import in_windows
@@ -86,8 +84,7 @@ def work(
         summary: dict[str, float] = {}
         code = 1
         try:
-            with _room(run):
-                trainer.fit(task, datamodule=data, ckpt_path=newest)
+            trainer.fit(task, datamodule=data, ckpt_path=newest)
             # A run that had ended already is not validated again.
             summary |= _last_validation(metrics) | _logged(trainer, "val/")
             summary |= _take_best(run, trainer, task)
@@ -105,20 +102,6 @@ def work(
                 tracker.finish(summary, code)
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             run.write("summary.json", summary)
-
-
-@contextmanager
-def _room(run: Run) -> Iterator[None]:
-    """A disk that is full, or has gone, ends a run in one sentence."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
-            raise
-        raise UserError(
-            f"cannot write to {run.path}: {error.strerror}; the last checkpoint stays: make room "
-            f"and go on with lmkit resume {run.id}"
-        ) from error
 
 
 def make_data(config: dict[str, Any]) -> DataModule:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import faulthandler
 import logging
 import multiprocessing
@@ -9,6 +10,7 @@ import os
 import re
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO, cast
 
@@ -18,7 +20,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from lmkit import hardware
 from lmkit.checkpoint_io import latest_checkpoint
-from lmkit.errors import UserError
+from lmkit.errors import MachineError, UserError, as_user_error, exit_code
 from lmkit.processes import Failure
 from lmkit.redaction import Redacting, redacted_output
 from lmkit.run import Run
@@ -95,11 +97,18 @@ def _worker(path: Path, config: dict[str, Any], newest: Path | None) -> None:
             # A return would wait for the parent, which waits for the end.
             os._exit(stopped.exit_code)
         except BaseException as error:
-            mistake = isinstance(error, UserError)
-            what = str(error) if mistake else f"raised {type(error).__name__}: {error}"
-            Failure(rank, what, traceback.format_exc(), mistake=mistake).write(path / "logs")
-            traceback.print_exc(file=stream)
-            sys.exit(1)  # of an exception torch would keep the text, as it is, in $TMPDIR
+            mistake = as_user_error(error)
+            what = str(mistake or f"raised {type(error).__name__}: {error}")
+            failure = Failure(
+                *(rank, what, traceback.format_exc()),
+                mistake=mistake is not None,
+                machine=isinstance(mistake, MachineError),
+            )
+            with suppress(OSError):  # a disk that is full
+                failure.write(path / "logs")
+                traceback.print_exc(file=stream)
+            # Of an exception torch would keep the text, as it is, in $TMPDIR.
+            sys.exit(exit_code(error))
 
 
 def log_to(path: Path, rank: int) -> TextIO:
@@ -128,11 +137,14 @@ def _cause(run: Run, error: ChildFailedError, number: int) -> WorkerError:
         raise Stopped(max(stops)) from None
     first = next((failure for failure in failures if not PEER_GONE.search(failure.what)), None)
     if first and first.mistake:
-        raise UserError(first.what) from None
+        raise (MachineError if first.machine else UserError)(first.what) from None
     if first:
         message = f"rank {first.rank} ({first.process}) {first.what}\n\n{first.stack.rstrip()}\n"
         return WorkerError(message, first.died)
     rank, failure = error.get_first_failure()
+    if failure.exitcode == 2:  # a mistake for which there was no room
+        full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(run.path / "logs"))
+        raise as_user_error(full) from None  # type: ignore[misc]
     if failure.exitcode < 0:
         how = f"was killed by {name_of(-failure.exitcode)}"
         return WorkerError(f"rank {rank} (process {failure.pid}) {how}", died=True)
