@@ -13,7 +13,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -24,6 +24,7 @@ from lmkit.atomic import write_atomically
 from lmkit.environment import environment
 from lmkit.errors import UserError
 from lmkit.redaction import mask, redacted
+from lmkit.regular_file import DamagedError, check_kind, listed, read_json, read_yaml
 from lmkit.renamed import renamed
 
 Status = Literal["running", "finished", "failed", "stopped"]
@@ -37,10 +38,6 @@ FREE = re.compile(
 
 # What bits depend on, beside the config.
 EXACT = ("versions.lmkit", "versions.torch", "hardware.processor", "hardware.gpus")
-
-# Values of a file that is read: YAML's aliases can stand for more than there is memory.
-MAX_VALUES = 100_000
-MAX_DEPTH = 100
 
 log = logging.getLogger(__name__)
 
@@ -84,8 +81,8 @@ class Run:
     @classmethod
     def all(cls, outputs: str | Path) -> list[Self]:
         """Every run under `outputs`, by the time it was last started, oldest first."""
-        runs = [cls(file.parent) for file in Path(outputs).absolute().glob("*/*/config.yaml")]
-        return sorted(runs, key=lambda run: (run.status().get("started", ""), run.id))
+        runs = [cls(path) for path in run_directories(outputs)]
+        return sorted(runs, key=lambda run: (run.started(), run.id))
 
     @classmethod
     def find(
@@ -95,11 +92,12 @@ class Run:
 
         lacks: what a run lacks for what it is wanted for; `latest` passes over those, and says so.
         """
-        if (Path(which) / "config.yaml").is_file():
+        if _is_run(Path(which)):
             return cls(Path(which).resolve())
         runs = cls.all(outputs)
         if which == "latest" and runs:
-            return cls._latest(outputs, runs, lacks or (lambda run: None))
+            wanted = lacks or (lambda run: None)
+            return cls._latest(outputs, runs, lambda run: run.damage() or wanted(run))
         found = [run for run in runs if which in (run.id, f"{run.name}/{run.id}")]
         found = found or [run for run in runs if run.id.startswith(which)]
         if len(found) == 1:
@@ -189,7 +187,8 @@ class Run:
             self._lock = None
 
     def check_links(self) -> None:
-        """Raise UserError where a link would have what is written to the run land elsewhere."""
+        """Raise UserError where what is written to the run would not become a file inside it: at a
+        link, at a FIFO."""
         outputs = self.path.parents[1].resolve()
         home = outputs / self.name / self.id
         if (found := self.path.resolve()) != home:
@@ -199,9 +198,11 @@ class Run:
             )
         for directory, names, files in os.walk(home):
             for path in (Path(directory) / name for name in (*names, *files)):
-                if path.is_symlink() and not path.resolve().is_relative_to(home):
+                check_kind(path)
+                target = Path(os.path.realpath(path))  # Path.resolve raises for a loop
+                if path.is_symlink() and not target.is_relative_to(home):
                     raise UserError(
-                        f"{path} is a link to {path.resolve()}, out of the run directory, where "
+                        f"{path} is a link to {target}, out of the run directory, where "
                         "nothing is to be written: remove the link"
                     )
 
@@ -214,7 +215,7 @@ class Run:
     ) -> None:
         """How the run stands; `started` and `ended` are those of the holding process."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        before = self.read("status.json")
+        before = self.before("status.json")
         running = status == "running"
         value = {
             "status": status,
@@ -235,10 +236,29 @@ class Run:
             return status | {"status": "failed", "reason": "its process died"}
         return status
 
+    def started(self) -> float:
+        """When it was last started, in seconds since 1970; where no file says so, when the
+        directory was last changed."""
+        try:
+            return datetime.fromisoformat(self.read("status.json")["started"]).timestamp()
+        except (UserError, KeyError, TypeError, ValueError, OverflowError):
+            with suppress(OSError):
+                return self.path.lstat().st_mtime
+        return 0.0
+
+    def damage(self) -> str | None:
+        """Why no command can use the run, as the end of a sentence."""
+        try:
+            self.status()
+            self.config()
+        except DamagedError as error:
+            return f"cannot be used: {error}"
+        return None
+
     def held(self) -> bool:
         """Whether some process, this one included, holds the directory."""
         try:
-            lock = os.open(self.path / ".lock", os.O_RDONLY)
+            lock = os.open(self.path / ".lock", os.O_RDONLY | os.O_NONBLOCK)
         except OSError:
             return False
         try:
@@ -263,16 +283,27 @@ class Run:
         write_atomically(self.path / name, text.encode())
 
     def read(self, name: str) -> dict[str, Any]:
-        """A file's values; empty when there is no such file."""
+        """A file's mapping (the list of overrides.yaml); empty when there is no such file.
+
+        Raises DamagedError.
+        """
+        path = self.path / name
         try:
-            text = (self.path / name).read_text(encoding="utf-8")
-            value = json.loads(text) if name.endswith(".json") else yaml.safe_load(text)
-            check_size(value)
+            if name.endswith(".json"):
+                return read_json(path)
+            kind = list if name == "overrides.yaml" else dict
+            values: dict[str, Any] = read_yaml(path, kind=kind)
+            return values
         except FileNotFoundError:
             return {}
-        except (ValueError, RecursionError, yaml.YAMLError) as error:
-            raise UserError(f"{self.path / name} is damaged: {error}") from error
-        return value
+
+    def before(self, name: str) -> dict[str, Any]:
+        """As `read`, of a file that is about to be written anew: damage costs a warning."""
+        try:
+            return self.read(name)
+        except DamagedError as error:
+            log.warning("%s: it is written anew", error)
+            return {}
 
     def _unwritable(self, error: OSError) -> UserError:
         return UserError(
@@ -331,9 +362,35 @@ class Run:
             )
 
 
+def run_directories(outputs: str | Path) -> list[Path]:
+    """Every `<name>/<id>` under `outputs` that is a run, whatever its files hold.
+
+    Raises DamagedError where `outputs` cannot be read; a directory in it that is closed is passed.
+    """
+    found = []
+    for name in listed(Path(outputs).absolute(), "*"):
+        with suppress(DamagedError):
+            found += [path for path in listed(name, "*") if _is_run(path)]
+    return found
+
+
+def _is_run(path: Path) -> bool:
+    """Whether there is a config.yaml, or one cannot be seen because the directory is closed."""
+    try:
+        (path / "config.yaml").lstat()
+    except PermissionError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 def no_checkpoint(run: Run) -> str | None:
     """Why there is no trained model in a run yet."""
-    there = any(path.is_file() for path in (run.path / "checkpoints").glob("*.ckpt"))
+    try:
+        there = any(path.is_file() for path in listed(run.path / "checkpoints", "*.ckpt"))
+    except DamagedError as error:
+        return f"cannot be used: {error}"
     return None if there else "has no checkpoint"
 
 
@@ -368,22 +425,6 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
-
-
-def check_size(value: Any) -> None:
-    """Raise ValueError where plain nested values, written out, are too many or too deep."""
-    num_values, level, depth = 0, [value], 0
-    while level:
-        within = [item for item in level if isinstance(item, Mapping | list)]
-        num_values += sum(map(len, within))
-        depth += 1
-        if num_values > MAX_VALUES or depth > MAX_DEPTH:
-            raise ValueError(f"more than {MAX_VALUES:,} values, or {MAX_DEPTH} within each other")
-        level = [
-            inner
-            for item in within
-            for inner in (item.values() if isinstance(item, Mapping) else item)
-        ]
 
 
 def strict_json(value: Any, indent: int | None = None) -> str:

@@ -76,7 +76,7 @@ def work(
             with _room(run):
                 trainer.fit(task, datamodule=data, ckpt_path=newest)
             # A run that had ended already is not validated again.
-            summary |= {k: v for k, v in run.read("summary.json").items() if k.startswith("val/")}
+            summary |= {k: v for k, v in run.before("summary.json").items() if k.startswith("val/")}
             summary |= _logged(trainer, "val/") | _take_best(run, trainer, task)
             if "test" in data.prepared.stores and trainer.limit_test_batches:
                 trainer.test(task, datamodule=data, verbose=False)

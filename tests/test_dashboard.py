@@ -396,7 +396,7 @@ def test_damage_is_told_and_spoils_nothing_else(browser, tmp_path):
             assert len(xs(curve(page, "train/nll", run))) == 9
             page.get_by_text("3 damaged lines of metrics.jsonl are left out").wait_for()
             assert page.get_by_text(f"{broken.path}/config.yaml is damaged: ").is_visible()
-            assert page.get_by_text(f"{broken.path}: its status is no mapping").is_visible()
+            assert page.get_by_text(f"{broken.path}/status.json is damaged: expected a mapping, found a list").is_visible()
             assert len(xs(curve(page, "train/nll", broken))) == 5
             page.reload()
             xs(curve(page, "train/nll", run))
@@ -582,5 +582,5 @@ def test_unreadable_files_are_told(tmp_path):
     (run.path / "summary.json").mkdir()
     about = Outputs(tmp_path).changes({})["a/one"]["about"]
     assert about["problems"] == [
-        f"[Errno {errno.EISDIR}] {os.strerror(errno.EISDIR)}: '{run.path}/summary.json'"
+        f"{run.path}/summary.json is a directory, not a file; put a sound copy in its place"
     ]
