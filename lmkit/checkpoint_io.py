@@ -16,7 +16,7 @@ from lightning.fabric.plugins import CheckpointIO
 
 from lmkit.atomic import sync_directory, write_atomically
 from lmkit.errors import UserError
-from lmkit.regular_file import DamagedError, listed, opened, read_json
+from lmkit.regular_file import DamagedError, check_kind, listed, opened, read_json
 
 log = logging.getLogger(__name__)
 
@@ -116,6 +116,7 @@ def load_checkpoint(path: str | os.PathLike[str], *, map_location: Any = "cpu") 
     Raises UserError when it is missing, damaged, of a newer format, or not plain.
     """
     path = Path(os.path.realpath(path))  # of last.ckpt, what it stands for
+    check_kind(path)
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint")
     if manifest_path(path).is_file() and (reason := damage(path)):

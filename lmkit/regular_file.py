@@ -19,8 +19,11 @@ MAX_YAML = 1 << 20  # bytes, which Python parses in some 20 s, C in one
 MAX_ROW = 1 << 20  # bytes of a line of metrics.jsonl and its like
 # YAML's aliases can stand for more values than there is memory.
 MAX_VALUES = 100_000
-MAX_DEPTH = 100
+MAX_DEPTH = 50  # OmegaConf follows some 80 before Python ends it
 MAX_BITS = 1024  # of an integer: more is no float, and from 14,000 on no text
+FILES = (".json", ".jsonl", ".yaml", ".ckpt")  # in a run directory, what is so called is one
+TOO_DEEP = f"it holds values more than {MAX_DEPTH} within each other"
+NAMES = {dict: "a mapping", list: "a list", str: "a text", type(None): "nothing"}
 PLAIN = (str, int, float, type(None))
 KINDS = {
     stat.S_IFDIR: "a directory",
@@ -87,12 +90,15 @@ def listed(directory: Path, pattern: str) -> list[Path]:
 
 
 def check_kind(path: Path) -> None:
-    """Raises DamagedError for what is neither a file nor a directory, nor a link to one."""
+    """Raises DamagedError for what is there and cannot be written as a file; a directory may be
+    one that has no file's name."""
     try:
         kind = stat.S_IFMT(path.stat().st_mode)
-    except OSError:  # a link to nothing: whoever opens it sees that
+    except FileNotFoundError:  # a link to what is not there yet
         return
-    if kind not in (stat.S_IFREG, stat.S_IFDIR):
+    except OSError as error:
+        raise DamagedError(path, f"cannot be read: {error.strerror}", "remove it") from error
+    if kind in KINDS and not (kind == stat.S_IFDIR and path.suffix not in FILES):
         raise DamagedError(path, f"is {KINDS[kind]}, not a file", "remove it")
 
 
@@ -123,11 +129,13 @@ def _plain(path: Path, parse: Callable[[], Any], kind: type[Any], max_values: in
     except yaml.MarkedYAMLError as error:
         at = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise DamagedError(path, f"is damaged: {error.problem}{at}") from error
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
-        raise DamagedError(path, f"is damaged: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise DamagedError(path, f"is damaged: {TOO_DEEP}") from error
+    except (ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).partition("; use sys.")[0].split())
+        raise DamagedError(path, f"is damaged: {reason}") from error
     if not isinstance(value, kind):
-        expected = "a mapping" if kind is dict else f"a {kind.__name__}"
-        found = "nothing" if value is None else f"a {type(value).__name__}"
+        expected, found = (NAMES.get(each, "a number") for each in (kind, type(value)))
         raise DamagedError(path, f"is damaged: expected {expected}, found {found}")
     return value
 
@@ -152,7 +160,7 @@ def check_plain(value: Any, max_values: int = MAX_VALUES) -> None:
         if not inner:
             return
         level = inner
-    raise ValueError(f"it holds values more than {MAX_DEPTH} within each other")
+    raise ValueError(TOO_DEEP)
 
 
 def parse_row(line: bytes) -> dict[str, Any] | None:

@@ -131,6 +131,9 @@ class Run:
         there = next(place for place in (self.path, *self.path.parents) if place.exists())
         try:
             self.check_links()
+            for path in listed(self.path, "*.jsonl"):
+                with path.open("ab"):  # as it will be once the training goes
+                    pass
             with tempfile.TemporaryFile(dir=there):  # os.access says yes to root, wrongly in /proc
                 pass
         except OSError as error:
@@ -250,10 +253,10 @@ class Run:
         """Why no command can use the run, as the end of a sentence."""
         try:
             self.status()
-            self.config()
+            lost = not self.config()
         except DamagedError as error:
             return f"cannot be used: {error}"
-        return None
+        return "has lost its config.yaml" if lost else None
 
     def held(self) -> bool:
         """Whether some process, this one included, holds the directory."""
@@ -375,14 +378,16 @@ def run_directories(outputs: str | Path) -> list[Path]:
 
 
 def _is_run(path: Path) -> bool:
-    """Whether there is a config.yaml, or one cannot be seen because the directory is closed."""
-    try:
-        (path / "config.yaml").lstat()
-    except PermissionError:
+    """Whether there is what a run has, or that cannot be seen because the directory is closed."""
+    for name in ("config.yaml", "status.json"):
+        try:
+            (path / name).lstat()
+        except PermissionError:
+            return True
+        except (OSError, ValueError):
+            continue
         return True
-    except (OSError, ValueError):
-        return False
-    return True
+    return False
 
 
 def no_checkpoint(run: Run) -> str | None:

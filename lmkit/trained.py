@@ -276,7 +276,7 @@ class TrainedModel:
 def find_checkpoint(run: Run, name: str) -> Path:
     """The checkpoint file of a run; without validation `best` is `last`, with a warning."""
     directory = run.path / "checkpoints"
-    there = [path.stem for path in listed(directory, "*.ckpt") if path.is_file()]
+    there = [path.stem for path in listed(directory, "*.ckpt")]
     if not there:
         raise UserError(f"{run.id} has no checkpoint in {directory}: train it first, or longer")
     if name == "best" and "best" not in there and "last" in there:

@@ -178,7 +178,8 @@ def _about(
             if (value := read()) is not None:
                 about[name] = value
         except FileNotFoundError:
-            pass
+            if name == "config":
+                problems.append(f"{path} has lost its config.yaml")
         except DamagedError as error:
             problems.append(str(error))
     text = strict_json(about).encode("utf-8", "replace")

@@ -4,7 +4,6 @@ import errno
 import http.client
 import json
 import logging
-import os
 import re
 import shutil
 import signal
@@ -396,7 +395,9 @@ def test_damage_is_told_and_spoils_nothing_else(browser, tmp_path):
             assert len(xs(curve(page, "train/nll", run))) == 9
             page.get_by_text("3 damaged lines of metrics.jsonl are left out").wait_for()
             assert page.get_by_text(f"{broken.path}/config.yaml is damaged: ").is_visible()
-            assert page.get_by_text(f"{broken.path}/status.json is damaged: expected a mapping, found a list").is_visible()
+            assert page.get_by_text(
+                f"{broken.path}/status.json is damaged: expected a mapping, found a list"
+            ).is_visible()
             assert len(xs(curve(page, "train/nll", broken))) == 5
             page.reload()
             xs(curve(page, "train/nll", run))
