@@ -24,7 +24,7 @@ from lmkit.atomic import write_atomically
 from lmkit.environment import environment
 from lmkit.errors import UserError
 from lmkit.redaction import mask, redacted
-from lmkit.regular_file import DamagedError, check_kind, listed, read_json, read_yaml
+from lmkit.regular_file import DamagedError, check_kind, listed, read_bytes, read_json, read_yaml
 from lmkit.renamed import renamed
 
 Status = Literal["running", "finished", "failed", "stopped"]
@@ -38,6 +38,8 @@ FREE = re.compile(
 
 # What bits depend on, beside the config.
 EXACT = ("versions.lmkit", "versions.torch", "hardware.processor", "hardware.gpus")
+
+MAX_HOLDER = 1000  # bytes of a lock file
 
 log = logging.getLogger(__name__)
 
@@ -139,7 +141,7 @@ class Run:
         except OSError as error:
             raise self._unwritable(error) from error
         if self.held():
-            raise self._is_held((self.path / ".lock").read_text(encoding="utf-8"))
+            raise self._is_held(self._holder())
         if (self.path / "config.yaml").is_file():
             self._check_same(config)
 
@@ -262,8 +264,10 @@ class Run:
         """Whether some process, this one included, holds the directory."""
         try:
             lock = os.open(self.path / ".lock", os.O_RDONLY | os.O_NONBLOCK)
-        except OSError:
+        except FileNotFoundError:
             return False
+        except OSError:  # somebody else's, who may hold it
+            return True
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -314,6 +318,13 @@ class Run:
             "give another place with outputs=DIR"
         )
 
+    def _holder(self) -> str:
+        """What the holder has written about itself, if that can be read."""
+        try:
+            return read_bytes(self.path / ".lock", MAX_HOLDER).decode("utf-8", "replace")
+        except (FileNotFoundError, DamagedError):
+            return ""
+
     def _is_held(self, holder: str) -> UserError:
         return UserError(
             f"run_id={self.id} is held by {holder.strip() or 'another process'} ({self.path}): "
@@ -330,9 +341,8 @@ class Run:
                 if patience:
                     time.sleep(0.02)
         else:
-            holder = os.read(lock, 1000).decode()
             os.close(lock)
-            raise self._is_held(holder)
+            raise self._is_held(self._holder())
         os.ftruncate(lock, 0)
         os.write(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         self._lock = lock
