@@ -8,7 +8,6 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra import initialize_config_dir
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import get_args_parser
@@ -26,8 +25,8 @@ from lmkit.errors import UserError
 from lmkit.groups import config_folders, group_options, nearest
 from lmkit.paths import as_list, exists
 from lmkit.redaction import mask
+from lmkit.regular_file import read_yaml
 from lmkit.renamed import renamed
-from lmkit.run import check_size
 
 # Hydra's grammar rejects commas, quotes and brackets, which texts and paths are free to hold.
 VERBATIM = re.compile(r"(text|file|stop|outputs|store|(\w+\.)*prompt|(\w+\.)+\w*path)$")
@@ -323,12 +322,9 @@ def _kept(name: str, *default: Any) -> str:
 def _read(path: Path) -> DictConfig:
     """A run's config, whose only interpolations are secrets: any other `${` stands for itself."""
     try:
-        loaded = yaml.load(path.read_text(encoding="utf-8"), Loader=get_yaml_loader())
-        check_size(loaded)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: not a readable config: {first_lines(error)}") from error
-    if not isinstance(loaded, dict):
-        raise UserError(f"{path}: not a config: expected a mapping")
+        loaded = read_yaml(path, get_yaml_loader())
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no config of a run") from None
     return OmegaConf.create(_map_strings(renamed(loaded), literal))
 
 

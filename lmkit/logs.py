@@ -1,6 +1,5 @@
 """What a run writes down while it trains: the rows of its metrics, and samples of its text."""
 
-import json
 import logging
 import os
 import time
@@ -16,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from lmkit.atomic import naming
+from lmkit.regular_file import MAX_ROW, opened, parse_row
 from lmkit.run import strict_json
 from lmkit.wandb_logger import WandbLogger as WandbLogger  # the configs of runs name it here
 
@@ -60,12 +60,19 @@ class JsonLines:
         self.length += len(line)
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """The objects up to `length`."""
+        """The objects up to `length`; what is damaged is left out, with a warning."""
         if not self.length:
             return
-        with self.path.open("rb") as file:
-            while file.tell() < self.length and (line := file.readline()):
-                yield json.loads(line)
+        num_damaged = 0
+        with opened(self.path) as file:
+            while file.tell() < self.length and (line := file.readline(MAX_ROW)):
+                row = parse_row(line)
+                if row is None:
+                    num_damaged += 1
+                else:
+                    yield row
+        if num_damaged:
+            log.warning("%s: %d damaged lines are left out", self.path, num_damaged)
 
     def sync(self) -> None:
         """Have on disk what a checkpoint is about to rely on."""

@@ -25,6 +25,7 @@ from lmkit.atomic import write_atomically, write_over
 from lmkit.environment import environment
 from lmkit.errors import DISK, MachineError, UserError, room
 from lmkit.redaction import mask, redacted
+from lmkit.regular_file import DamagedError, check_kind, listed, read_bytes, read_json, read_yaml
 from lmkit.renamed import renamed
 
 Status = Literal["running", "finished", "failed", "stopped"]
@@ -35,10 +36,7 @@ NON_FINITE = "non_finite.json"  # in the directory of a run that has diverged
 EXACT = ("versions.lmkit", "versions.torch", "hardware.processor", "hardware.gpus")
 
 DIED = "its process died"
-
-# Values of a file that is read: YAML's aliases can stand for more than there is memory.
-MAX_VALUES = 100_000
-MAX_DEPTH = 100
+MAX_HOLDER = 1000  # bytes of a lock file
 
 log = logging.getLogger(__name__)
 
@@ -82,8 +80,8 @@ class Run:
     @classmethod
     def all(cls, outputs: str | Path) -> list[Self]:
         """Every run under `outputs`, by the time it was last started, oldest first."""
-        runs = [cls(file.parent) for file in Path(outputs).absolute().glob("*/*/config.yaml")]
-        return sorted(runs, key=lambda run: (run.status().get("started", ""), run.id))
+        runs = [cls(path) for path in run_directories(outputs)]
+        return sorted(runs, key=lambda run: (run.started(), run.id))
 
     @classmethod
     def find(
@@ -93,11 +91,12 @@ class Run:
 
         lacks: what a run lacks for what it is wanted for; `latest` passes over those, and says so.
         """
-        if (Path(which) / "config.yaml").is_file():
+        if _is_run(Path(which)):
             return cls(Path(which).resolve())
         runs = cls.all(outputs)
         if which == "latest" and runs:
-            return cls._latest(outputs, runs, lacks or (lambda run: None))
+            wanted = lacks or (lambda run: None)
+            return cls._latest(outputs, runs, lambda run: run.damage() or wanted(run))
         found = [run for run in runs if which in (run.id, f"{run.name}/{run.id}")]
         found = found or [run for run in runs if run.id.startswith(which)]
         if len(found) == 1:
@@ -136,12 +135,15 @@ class Run:
         there = next(place for place in (self.path, *self.path.parents) if place.exists())
         try:
             self.check_links()
+            for path in listed(self.path, "*.jsonl"):
+                with path.open("ab"):  # as it will be once the training goes
+                    pass
             with tempfile.TemporaryFile(dir=there):  # os.access says yes to root, wrongly in /proc
                 pass
         except OSError as error:
             raise self._unwritable(error) from error
         if self.held():
-            raise self._is_held((self.path / ".lock").read_text(encoding="utf-8"))
+            raise self._is_held(self._holder())
         if (self.path / "config.yaml").is_file():
             self._check_same(config)
 
@@ -192,7 +194,8 @@ class Run:
             self._lock = None
 
     def check_links(self) -> None:
-        """Raise UserError where a link would have what is written to the run land elsewhere."""
+        """Raise UserError where what is written to the run would not become a file inside it: at a
+        link, at a FIFO."""
         outputs = self.path.parents[1].resolve()
         home = outputs / self.name / self.id
         if (found := self.path.resolve()) != home:
@@ -202,9 +205,11 @@ class Run:
             )
         for directory, names, files in os.walk(home):
             for path in (Path(directory) / name for name in (*names, *files)):
-                if path.is_symlink() and not path.resolve().is_relative_to(home):
+                check_kind(path)
+                target = Path(os.path.realpath(path))  # Path.resolve raises for a loop
+                if path.is_symlink() and not target.is_relative_to(home):
                     raise UserError(
-                        f"{path} is a link to {path.resolve()}, out of the run directory, where "
+                        f"{path} is a link to {target}, out of the run directory, where "
                         "nothing is to be written: remove the link"
                     )
 
@@ -217,7 +222,7 @@ class Run:
     ) -> None:
         """How the run stands; `started` and `ended` are those of the holding process."""
         now = history.time()
-        before = self.read("status.json")
+        before = self.before("status.json")
         running = status == "running"
         value = {
             "status": status,
@@ -245,12 +250,33 @@ class Run:
             return status | {"status": "failed", "reason": DIED}
         return status
 
+    def started(self) -> float:
+        """When it was last started, in seconds since 1970; where no file says so, when the
+        directory was last changed."""
+        try:
+            return datetime.fromisoformat(self.read("status.json")["started"]).timestamp()
+        except (UserError, KeyError, TypeError, ValueError, OverflowError):
+            with suppress(OSError):
+                return self.path.lstat().st_mtime
+        return 0.0
+
+    def damage(self) -> str | None:
+        """Why no command can use the run, as the end of a sentence."""
+        try:
+            self.status()
+            lost = not self.config()
+        except DamagedError as error:
+            return f"cannot be used: {error}"
+        return "has lost its config.yaml" if lost else None
+
     def held(self) -> bool:
         """Whether some process, this one included, holds the directory."""
         try:
-            lock = os.open(self.path / ".lock", os.O_RDONLY)
-        except OSError:
+            lock = os.open(self.path / ".lock", os.O_RDONLY | os.O_NONBLOCK)
+        except FileNotFoundError:
             return False
+        except OSError:  # somebody else's, who may hold it
+            return True
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -281,16 +307,27 @@ class Run:
         return (self.path / NON_FINITE).is_file()
 
     def read(self, name: str) -> dict[str, Any]:
-        """A file's values; empty when there is no such file."""
+        """A file's mapping (the list of overrides.yaml); empty when there is no such file.
+
+        Raises DamagedError.
+        """
+        path = self.path / name
         try:
-            text = (self.path / name).read_text(encoding="utf-8")
-            value = json.loads(text) if name.endswith(".json") else yaml.safe_load(text)
-            check_size(value)
+            if name.endswith(".json"):
+                return read_json(path)
+            kind = list if name == "overrides.yaml" else dict
+            values: dict[str, Any] = read_yaml(path, kind=kind)
+            return values
         except FileNotFoundError:
             return {}
-        except (ValueError, RecursionError, yaml.YAMLError) as error:
-            raise UserError(f"{self.path / name} is damaged: {error}") from error
-        return value
+
+    def before(self, name: str) -> dict[str, Any]:
+        """As `read`, of a file that is about to be written anew: damage costs a warning."""
+        try:
+            return self.read(name)
+        except DamagedError as error:
+            log.warning("%s: it is written anew", error)
+            return {}
 
     def _unwritable(self, error: OSError) -> UserError:
         kind, free = (
@@ -300,6 +337,13 @@ class Run:
             f"cannot write the run directory {self.path}: {error.strerror}{free}; "
             "give another place with outputs=DIR"
         )
+
+    def _holder(self) -> str:
+        """What the holder has written about itself, if that can be read."""
+        try:
+            return read_bytes(self.path / ".lock", MAX_HOLDER).decode("utf-8", "replace")
+        except (FileNotFoundError, DamagedError):
+            return ""
 
     def _is_held(self, holder: str) -> UserError:
         return UserError(
@@ -317,9 +361,8 @@ class Run:
                 if patience:
                     time.sleep(0.02)
         else:
-            holder = os.read(lock, 1000).decode()
             os.close(lock)
-            raise self._is_held(holder)
+            raise self._is_held(self._holder())
         os.ftruncate(lock, 0)
         os.write(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         self._lock = lock
@@ -365,9 +408,37 @@ def _as_text(name: str, value: Any) -> bytes:
     return yaml.safe_dump(value, sort_keys=False, allow_unicode=True).encode()
 
 
+def run_directories(outputs: str | Path) -> list[Path]:
+    """Every `<name>/<id>` under `outputs` that is a run, whatever its files hold.
+
+    Raises DamagedError where `outputs` cannot be read; a directory in it that is closed is passed.
+    """
+    found = []
+    for name in listed(Path(outputs).absolute(), "*"):
+        with suppress(DamagedError):
+            found += [path for path in listed(name, "*") if _is_run(path)]
+    return found
+
+
+def _is_run(path: Path) -> bool:
+    """Whether there is what a run has, or that cannot be seen because the directory is closed."""
+    for name in ("config.yaml", "status.json"):
+        try:
+            (path / name).lstat()
+        except PermissionError:
+            return True
+        except (OSError, ValueError):
+            continue
+        return True
+    return False
+
+
 def no_checkpoint(run: Run) -> str | None:
     """Why there is no trained model in a run yet."""
-    there = any(path.is_file() for path in (run.path / "checkpoints").glob("*.ckpt"))
+    try:
+        there = any(path.is_file() for path in listed(run.path / "checkpoints", "*.ckpt"))
+    except DamagedError as error:
+        return f"cannot be used: {error}"
     return None if there else "has no checkpoint"
 
 
@@ -391,22 +462,6 @@ def check_name(key: str, value: str) -> None:
             f"{key}={value}: expected letters, digits and any of ._+=,@- after the first letter "
             "or digit (it names a directory inside outputs), and not `latest`"
         )
-
-
-def check_size(value: Any) -> None:
-    """Raise ValueError where plain nested values, written out, are too many or too deep."""
-    num_values, level, depth = 0, [value], 0
-    while level:
-        within = [item for item in level if isinstance(item, Mapping | list)]
-        num_values += sum(map(len, within))
-        depth += 1
-        if num_values > MAX_VALUES or depth > MAX_DEPTH:
-            raise ValueError(f"more than {MAX_VALUES:,} values, or {MAX_DEPTH} within each other")
-        level = [
-            inner
-            for item in within
-            for inner in (item.values() if isinstance(item, Mapping) else item)
-        ]
 
 
 def strict_json(value: Any, indent: int | None = None) -> str:

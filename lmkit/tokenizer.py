@@ -23,6 +23,7 @@ from lmkit.encoding import (
     by_frequency,
 )
 from lmkit.errors import UserError
+from lmkit.regular_file import read_bytes
 from lmkit.subword import ByteLevelBPE, Pretrained
 from lmkit.word import EOS, UNK, Word
 
@@ -37,6 +38,8 @@ __all__ = [
     "Word",
     "load_tokenizer",
 ]
+
+MAX_TOKENIZER = 1 << 30  # bytes; a vocabulary of a million words has 20 MiB
 
 
 class Bytes(ByteSurfaces):
@@ -184,8 +187,8 @@ def load_tokenizer(path: Path) -> Tokenizer:
     path = Path(path)
     path = path / FILE if path.is_dir() else path
     try:
-        state = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
+        state = json.loads(read_bytes(path, MAX_TOKENIZER))
+    except FileNotFoundError as error:
         raise UserError(f"{path}: cannot read the tokenizer: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: the tokenizer is damaged: not JSON: {error}") from None

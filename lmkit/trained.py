@@ -25,6 +25,7 @@ from lmkit.kernels import Kernels
 from lmkit.lanes import Protocol, WindowLoader
 from lmkit.metrics import TokenNLL, perplexity
 from lmkit.model import LanguageModel
+from lmkit.regular_file import listed
 from lmkit.run import Run
 from lmkit.sampling import Sampling, sample_texts
 from lmkit.text import Text
@@ -284,7 +285,7 @@ class TrainedModel:
 def find_checkpoint(run: Run, name: str) -> Path:
     """The checkpoint file of a run; without validation `best` is `last`, with a warning."""
     directory = run.path / "checkpoints"
-    there = sorted(path.stem for path in directory.glob("*.ckpt") if path.is_file())
+    there = [path.stem for path in listed(directory, "*.ckpt")]
     if not there:
         raise UserError(f"{run.id} has no checkpoint in {directory}: train it first, or longer")
     if name == "best" and "best" not in there and "last" in there:

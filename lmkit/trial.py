@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lmkit.errors import MachineError
+from lmkit.regular_file import DamagedError
 from lmkit.run import DIED, Run
 from lmkit.signals import FOLLOWS, SIGNALS, name_of
 from lmkit.watch import read_rows
@@ -59,14 +60,18 @@ class TrialProcess:
         code = self._process.poll()
         more = True
         while more:
-            piece = read_rows(self.run.path / "metrics.jsonl", self._place)
+            try:
+                piece = read_rows(self.run.path / "metrics.jsonl", self._place)
+            except DamagedError:  # which the process itself will say, and end
+                return code
             self._place, more = piece["place"], piece["more"]
             if piece["afresh"]:
                 self.values, self.row = [], {}
             for row in piece["rows"]:
                 self.row |= row
                 if self.metric in row:
-                    self.values.append(math.nan if row[self.metric] is None else row[self.metric])
+                    value = row[self.metric]
+                    self.values.append(value if isinstance(value, int | float) else math.nan)
         return code
 
     @property

@@ -529,7 +529,7 @@ def test_keys_are_taken_away_with_a_tilde(tmp_path):
 def test_a_damaged_base_is_named(tmp_path, text):
     path = tmp_path / "config.yaml"
     path.write_text(text)
-    with pytest.raises(UserError, match=f"^{path}: not a "):
+    with pytest.raises(UserError, match=f"^{path} is damaged: "):
         compose([], base=path)
 
 
