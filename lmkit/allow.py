@@ -50,6 +50,14 @@ BESIDE = {
     "data": ("lmkit.datamodule.DataModule", ("source", "tokenizer", "cache", "seed", "trained")),
 }
 
+# What a class of others passes its **kwargs on to, other than what it inherits from.
+FORWARDED = {
+    "lightning.pytorch.loggers.tensorboard.TensorBoardLogger": (
+        "torch.utils.tensorboard.SummaryWriter"
+    ),
+    "lightning.pytorch.loggers.wandb.WandbLogger": "wandb.init",
+}
+
 # Of the values that a class would take, those that lmkit does.
 VALUES = {"trainer.precision": ("auto", "32-true", "bf16-mixed", "16-mixed")}
 

@@ -14,7 +14,7 @@ from lmkit import hardware, kernels
 from lmkit.allow import BESIDE, SLOTS, VALUES, slot_bases
 from lmkit.binding import Group, Owners, bind, bind_node, build, signature_keys, unknown
 from lmkit.config import Composition, report
-from lmkit.contradictions import contradictions, too_low
+from lmkit.contradictions import contradictions
 from lmkit.datamodule import DataModule
 from lmkit.errors import UserError
 from lmkit.groups import nearest
@@ -22,6 +22,7 @@ from lmkit.hub import HuggingFace
 from lmkit.kernels import Kernels
 from lmkit.loggers import missing_packages
 from lmkit.processes import launched
+from lmkit.ranges import Count, Seed, Size
 from lmkit.redaction import redact
 from lmkit.safety import escapes, leaks
 from lmkit.source import Source
@@ -47,7 +48,7 @@ class Root:
     outputs: str
     name: str
     run_id: str | None
-    seed: int
+    seed: Seed
     kernels: Kernels
     data: Group
     tokenizer: Group
@@ -58,8 +59,8 @@ class Root:
     scheduler: Group | None = None
     logger: Group | None = None
     callbacks: Group | None = None
-    restarts: int = 3
-    threads: int | None = None
+    restarts: Count = 3
+    threads: Size | None = None
 
 
 def check(
@@ -90,8 +91,6 @@ def check(
             # What the hub has, it is asked when data is: not now.
             local = source if not isinstance(source, HuggingFace) else None
             mistakes += contradictions(config, local.splits if local else None)
-        else:
-            mistakes += too_low(config)
     if command:
         own = bind("", own, {command: given}, mistakes)
     if mistakes:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lmkit import hardware, kernels
 from lmkit.processes import launched
 
+THREADS = 16  # of a processor, at most
 LEAST = {
     "accumulate_grad_batches": 1,
     "devices": 1,
@@ -29,7 +31,7 @@ def contradictions(config: Mapping[str, Any], splits: tuple[str, ...] | None) ->
     return [
         *_machine(trainer),
         *_kernels(config),
-        *too_low(config),
+        *_threads(config),
         *_length(trainer, scheduler),
         *_splits(splits),
         *_tokens(config),
@@ -64,11 +66,11 @@ def _machine(trainer: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-def too_low(config: Mapping[str, Any]) -> Iterator[str]:
-    """Numbers below what they can be."""
-    for key, least in (("restarts", 0), ("threads", 1)):
-        if (value := config.get(key)) is not None and value < least:
-            yield f"{key}={value}: must be at least {least}"
+def _threads(config: Mapping[str, Any]) -> Iterator[str]:
+    """Some more than there are processors give the bits of another machine; not hundreds."""
+    most, threads = THREADS * (os.cpu_count() or 1), config.get("threads") or 1
+    if threads > most:
+        yield f"threads={threads}: this machine has {os.cpu_count()} processors"
 
 
 def _kernels(config: Mapping[str, Any]) -> Iterator[str]:

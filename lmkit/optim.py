@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from lmkit.ranges import Count, Fraction
+
 
 class _Warmup(LambdaLR):
     """Linear from 0, then `decay` of what is left of `num_steps`.
@@ -22,8 +24,8 @@ class _Warmup(LambdaLR):
         optimizer: Optimizer,
         num_steps: float,
         *,
-        warmup_steps: int = 0,
-        min_ratio: float = 0.0,
+        warmup_steps: Count = 0,
+        min_ratio: Fraction = 0.0,
     ) -> None:
         self.num_steps = num_steps
         self.warmup_steps = warmup_steps

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 from lmkit import paths
 from lmkit.encoding import FILE, Tokenizer
 from lmkit.errors import UserError
+from lmkit.ranges import Positive, Size
 from lmkit.shard import MANIFEST, NOT_ONE
 from lmkit.source import SPLITS, Document, Source
 from lmkit.token_store import Prepared, TokenStore
@@ -110,9 +110,9 @@ class Mixture(PreparedSource):
     def __init__(
         self,
         paths: Mapping[str, str],
-        weights: Mapping[str, float] | None = None,
+        weights: Mapping[str, Positive] | None = None,
         *,
-        epoch_tokens: int | None = None,
+        epoch_tokens: Size | None = None,
     ) -> None:
         """paths: by a name for each. weights: their shares; as large as they are unless given.
         epoch_tokens: training tokens between two validations, about; unless given, as many as until
@@ -125,17 +125,12 @@ class Mixture(PreparedSource):
     @staticmethod
     def check(**config: Any) -> list[str]:
         """Weights that are not those of the paths."""
-        paths, weights, tokens = (config[key] for key in ("paths", "weights", "epoch_tokens"))
+        paths, weights = config["paths"], config["weights"]
         mistakes = [] if paths else ["paths={}: name at least one, paths.NAME=DIR"]
         if weights is not None and set(weights) != set(paths):
             mistakes.append(
                 f"weights={', '.join(weights)}: expected one for each of paths ({', '.join(paths)})"
             )
-        for name, weight in (weights or {}).items():
-            if not 0 < weight < math.inf:
-                mistakes.append(f"weights={name}: {weight} is not above 0")
-        if tokens is not None and tokens < 1:
-            mistakes.append(f"epoch_tokens={tokens}: must be at least 1")
         return mistakes
 
     def _own_splits(self) -> Iterable[str]:
