@@ -48,6 +48,7 @@ SLOTS = {
 # Classes whose keys stand in a group beside those of its object, and what the code passes them.
 BESIDE = {
     "data": ("lmkit.datamodule.DataModule", ("source", "tokenizer", "cache", "seed", "trained")),
+    "scheduler": ("lmkit.optim.Stepping", ()),
 }
 
 # What a class of others passes its **kwargs on to, other than what it inherits from.

@@ -16,8 +16,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from lmkit.allow import resolve_target
 from lmkit.errors import UserError
 from lmkit.keys import elsewhere, options_taking
-from lmkit.redaction import SHOWN, hide, is_secret_key, mask
 from lmkit.ranges import broken
+from lmkit.redaction import SHOWN, hide, is_secret_key, mask
 from lmkit.renamed import RENAMED
 from lmkit.signatures import signature_keys
 
@@ -35,7 +35,7 @@ class MisfitError(Exception):
 
 
 class RangeError(MisfitError):
-    """A number that is none of those that an annotation asks for; the message is what it must be."""
+    """A number that is none of those an annotation asks for; the message is what it must be."""
 
 
 def bind_node(
@@ -132,14 +132,14 @@ def unknown(
         return f"{at}{name} is not a key of {called}; it is one of {', '.join(options)}"
     if not (near or others):
         others = elsewhere(whole or {}, name, near=True)
-    close = [_assigned(path, value) for path in others] or near
+    close = [assigned(path, value) for path in others] or near
     there = f"there are: {', '.join(keys) or 'none'}"
     remedy = f"did you mean {' or '.join(close)}?" if close else there
     return f"{at}{name} is not a key{f' of {called}' if called else ''}; {remedy}"
 
 
-def _assigned(path: str, value: Any) -> str:
-    """`path=value` where the value is a plain one."""
+def assigned(path: str, value: Any) -> str:
+    """`path=value` where the value is a plain one, as a shell takes it."""
     if isinstance(value, Mapping | list) or value is None:
         return path
     return mask(f"{path}={str(value).lower() if isinstance(value, bool) else value}")
@@ -261,8 +261,8 @@ def _value(value: Any, hint: Any, given: Mapping[str, Any]) -> Any:
                 return build(value, bases=bases, **given)
             raise UserError(f"expected a plain value, found a {value['_target_']}")
         plain = {key: _value(inner, Any, given) for key, inner in value.items()}
-        made = next((arm for arm in arms if arm is timedelta or is_dataclass(arm)), dict)
-        return made(**plain) if made is timedelta or is_dataclass(made) else plain
+        record = next((arm for arm in arms if arm is timedelta or is_dataclass(arm)), None)
+        return record(**plain) if isinstance(record, type) else plain
     if isinstance(value, list):
         return [_value(inner, _item_hint(hint) or Any, given) for inner in value]
     return reveal(value) if isinstance(value, str) else value

@@ -21,10 +21,13 @@ LEAST = {
 }
 
 
-def contradictions(config: Mapping[str, Any], splits: tuple[str, ...] | None) -> list[str]:
+def contradictions(
+    config: Mapping[str, Any], splits: tuple[str, ...] | None, lossless: bool = True
+) -> list[str]:
     """Every contradiction of a config whose groups are right by themselves.
 
-    splits: those of the source, when it could be made.
+    splits: those of the source, when it could be made. lossless: whether the tokenizer is, when it
+    could be made.
     """
     groups = ("data", "trainer", "scheduler", "callbacks")
     data, trainer, scheduler, callbacks = (config.get(name) or {} for name in groups)
@@ -37,6 +40,7 @@ def contradictions(config: Mapping[str, Any], splits: tuple[str, ...] | None) ->
         *_tokens(config),
         *_lanes(data, trainer),
         *_monitors(trainer, scheduler, callbacks, splits),
+        *_never_logged(config, lossless),
         *_callbacks(callbacks),
     ]
 
@@ -116,6 +120,7 @@ def _tokens(config: Mapping[str, Any]) -> Iterator[str]:
     source, tokenizer = (
         str((config.get(name) or {}).get("_target_", "")) for name in ("data", "tokenizer")
     )
+    protocol = (config.get("data") or {}).get("protocol", "document")
     stored = tokenizer == "lmkit.tokenizer.Stored"
     prepared = source in ("lmkit.stored.Store", "lmkit.stored.Mixture")
     named = config["tokenizer"].get("path") if stored else None
@@ -123,10 +128,10 @@ def _tokens(config: Mapping[str, Any]) -> Iterator[str]:
         yield "data=store and data=mixture have tokens of their own tokenizer: leave tokenizer out"
     elif stored and not prepared and named is None:
         yield "tokenizer=stored: name the saved tokenizer with tokenizer.path=DIR"
-    elif source == "lmkit.stored.Mixture" and config["data"].get("protocol") != "document":
+    elif source == "lmkit.stored.Mixture" and protocol != "document":
         yield (
-            f"data.protocol={config['data'].get('protocol')}: data=mixture reads document by "
-            "document; set data.protocol=document"
+            f"data.protocol={protocol}: data=mixture reads document by document; set "
+            "data.protocol=document"
         )
     elif source == "lmkit.datatrove_tokens.Datatrove" and tokenizer.endswith(
         (".Word", ".ByteLevelBPE", ".Characters")
@@ -165,7 +170,8 @@ def _monitors(
     else:
         return
     if scheduler.get("_target_", "").endswith("ReduceLROnPlateau"):
-        yield f"scheduler watches val/nll but {why}; validate, or set scheduler=constant"
+        watched = scheduler.get("monitor") or "val/nll"
+        yield f"scheduler watches {watched} but {why}; validate, or set scheduler=constant"
     for key, node in callbacks.items():
         monitor = node.get("monitor")
         if node.get("_target_", "").startswith("lmkit."):  # these do without
@@ -175,6 +181,26 @@ def _monitors(
                 f"callbacks.{key}.monitor={monitor} but {why}; validate, or set "
                 f"callbacks.{key}=null"
             )
+
+
+def _never_logged(config: Mapping[str, Any], lossless: bool) -> Iterator[str]:
+    """Monitors of values that no validation has; classes of the user's may log some more."""
+    callbacks, trainer = config.get("callbacks") or {}, config.get("trainer") or {}
+    targets = [str(node.get("_target_", "")) for node in callbacks.values()]
+    if trainer.get("fast_dev_run") or not all(
+        t.startswith(("lmkit.", "lightning.")) for t in targets
+    ):
+        return
+    logged = ["val/nll", "val/perplexity"]
+    datatrove = str((config.get("data") or {}).get("_target_")).endswith(".Datatrove")
+    if lossless and not datatrove and trainer.get("limit_val_batches") in (None, 1.0):
+        logged.append("val/bits_per_byte")
+    watching = {"scheduler": config.get("scheduler") or {}}
+    watching |= {f"callbacks.{key}": node for key, node in callbacks.items()}
+    for path, node in watching.items():
+        monitor = node.get("monitor")
+        if isinstance(monitor, str) and monitor not in logged and node.get("strict", True):
+            yield f"{path}.monitor={monitor}: never logged; there are: {', '.join(logged)}"
 
 
 def _callbacks(callbacks: Mapping[str, Any]) -> Iterator[str]:

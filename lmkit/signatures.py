@@ -54,7 +54,7 @@ def _functions(target: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
             module, _, name = forwarded.rpartition(".")
             with contextlib.suppress(ImportError):  # the check names the package
                 found = getattr(importlib.import_module(module), name)
-                yield found.__init__ if isinstance(found, type) else found
+                yield vars(found)["__init__"] if isinstance(found, type) else found
 
 
 def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
@@ -70,12 +70,13 @@ def _named(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     """The types of all annotations; anything for one that cannot be read."""
     inner = inspect.unwrap(function)
-    names = dict(_names_for_type_checkers(inner.__module__))
+    names = _names_for_type_checkers(inner.__module__)
     with contextlib.suppress(NameError):
         return get_type_hints(inner, localns=names, include_extras=True)
-    found = {}
+    found: dict[str, Any] = {}
     for name, annotation in inspect.get_annotations(inner).items():
-        alone = type(name, (), {"__annotations__": {name: annotation}, "__module__": inner.__module__})
+        alone = type(name, (), {"__annotations__": {name: annotation}})
+        alone.__module__ = inner.__module__
         try:
             found |= get_type_hints(alone, localns=names, include_extras=True)
         except NameError:

@@ -20,7 +20,7 @@ from lmkit import hardware, kernels, threads
 from lmkit.allocator import keep_freed_memory
 from lmkit.allow import slot_bases
 from lmkit.binding import build
-from lmkit.check import split_data
+from lmkit.check import split_data, split_node
 from lmkit.checkpoint import Checkpoint
 from lmkit.checkpoint_io import AtomicCheckpointIO, load_checkpoint, read_manifest
 from lmkit.datamodule import DataModule
@@ -29,6 +29,7 @@ from lmkit.guard import StopOnSignal
 from lmkit.loggers import make_trackers
 from lmkit.logs import JsonlLogger, Samples
 from lmkit.metrics import perplexity
+from lmkit.optim import Stepping
 from lmkit.pace import Pace
 from lmkit.progress import Progress
 from lmkit.redaction import redacted
@@ -39,6 +40,7 @@ from lmkit.signals import StopSignals
 from lmkit.task import Task
 from lmkit.tracker import Account, Tracking
 from lmkit.trained import build_model
+from lmkit.trainer import build_trainer, complaints
 
 
 def work(
@@ -73,7 +75,7 @@ def work(
         summary: dict[str, float] = {}
         code = 1
         try:
-            with _room(run):
+            with _room(run), complaints():
                 trainer.fit(task, datamodule=data, ckpt_path=newest)
             # A run that had ended already is not validated again.
             summary |= {k: v for k, v in run.read("summary.json").items() if k.startswith("val/")}
@@ -127,8 +129,9 @@ def make_task(config: dict[str, Any], data: DataModule) -> Task:
     def make_optimizer(params: Any) -> Any:
         return build(config["optimizer"], bases=slot_bases("optimizer"), params=params)
 
+    node, stepping = split_node("scheduler", config["scheduler"] or {})
+
     def make_scheduler(optimizer: Any, num_steps: float) -> Any:
-        node = config["scheduler"]
         given = {"optimizer": optimizer, "num_steps": num_steps}
         return build(node, bases=slot_bases("scheduler"), **given) if node else None
 
@@ -136,21 +139,8 @@ def make_task(config: dict[str, Any], data: DataModule) -> Task:
     stores = data.prepared.stores
     known = [(s, split) for s, split in splits.items() if split in stores]
     num_bytes = {s: n for s, split in known if (n := stores[split].num_bytes)}
-    return Task(model, head, make_optimizer, make_scheduler, num_bytes, config["seed"])
-
-
-def build_trainer(node: dict[str, Any], **given: Any) -> pl.Trainer:
-    """The trainer of a config, without what lmkit does itself."""
-    trainer: pl.Trainer = build(
-        anchored(node, Path(given.get("default_root_dir", "."))),
-        bases=slot_bases("trainer"),
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        **given,
-    )
-    return trainer
+    seed, when = config["seed"], Stepping(**stepping)
+    return Task(model, head, make_optimizer, make_scheduler, num_bytes, seed, when)
 
 
 def _make_trainer(
