@@ -198,7 +198,8 @@ def _run(command: Command, argv: list[str]) -> Any:
         argv = [*search.first(), *search.own]
     base = run.path / "config.yaml" if run else None
     argv = [*READS.get(command.name, ()), *argv]
-    composition = compose(argv, base, command.own if command.takes_config else None, name)
+    types = {key: hint for key, (hint, _) in command.own.items()}
+    composition = compose(argv, base, types if command.takes_config else None, name)
     function = command.load()
     config = None
     if "config" in command.positional:

@@ -18,7 +18,7 @@ FLOW = """
     gemm kernels dropout embedding lstm recurrent model odds cross_entropy head metrics optim task
     run checkpoint_io checkpoint guard watchdog
     wandb_logger logs tracker wandb_tracker tensorboard_tracker pace progress
-    groups config search allow signatures keys full_config binding safety loggers trainer
+    groups allow keys as_typed config search signatures full_config binding safety loggers trainer
     contradictions dry_run check
     sampling text trained probe training estimate workers launch job multirun
     prepare cluster
