@@ -4,6 +4,7 @@ import inspect
 import math
 import os
 import re
+import shlex
 import sys
 import types
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -142,7 +143,7 @@ def assigned(path: str, value: Any) -> str:
     """`path=value` where the value is a plain one, as a shell takes it."""
     if isinstance(value, Mapping | list) or value is None:
         return path
-    return mask(f"{path}={str(value).lower() if isinstance(value, bool) else value}")
+    return shlex.quote(mask(f"{path}={str(value).lower() if isinstance(value, bool) else value}"))
 
 
 def fit(value: Any, hint: Any) -> Any:

@@ -7,7 +7,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lmkit import hardware, kernels
+from lmkit.errors import UserError
 from lmkit.processes import launched
+from lmkit.run import check_name
 
 THREADS = 16  # of a processor, at most
 LEAST = {
@@ -32,6 +34,7 @@ def contradictions(
     groups = ("data", "trainer", "scheduler", "callbacks")
     data, trainer, scheduler, callbacks = (config.get(name) or {} for name in groups)
     return [
+        *_names(config),
         *_machine(trainer),
         *_kernels(config),
         *_threads(config),
@@ -43,6 +46,17 @@ def contradictions(
         *_never_logged(config, lossless),
         *_callbacks(callbacks),
     ]
+
+
+def _names(config: Mapping[str, Any]) -> Iterator[str]:
+    """Names that can be none of a run's directory."""
+    for key in ("name", "run_id"):
+        value = config.get(key)
+        try:
+            if isinstance(value, str):
+                check_name(key, value)
+        except UserError as error:
+            yield str(error)
 
 
 def _machine(trainer: Mapping[str, Any]) -> Iterator[str]:

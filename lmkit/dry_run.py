@@ -14,12 +14,12 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lmkit.allow import SLOTS, resolve_target, slot_bases
-from lmkit.binding import assigned, build
+from lmkit.binding import build
 from lmkit.errors import UserError
 from lmkit.loggers import TRACKERS
 from lmkit.optim import Stepping, check_length
 from lmkit.processes import launched
-from lmkit.redaction import redact
+from lmkit.redaction import mask, redact
 from lmkit.safety import anchored
 from lmkit.signatures import signature_keys
 from lmkit.trainer import build_trainer, said, silent
@@ -83,7 +83,8 @@ def _differs(error: Exception, make: Make, node: Node, without: str) -> bool:
 def _told(path: str, key: str | None, value: Any, error: Exception) -> str:
     if isinstance(error, UserError):  # which names the key
         return redact(str(error))
-    at = assigned(f"{path}.{key}", value) if key else path
+    shown = "" if isinstance(value, Mapping | list) or value is None else f"={value}"
+    at = mask(f"{path}.{key}{shown}") if key else path
     return f"{at}: {redact(said(error))}"
 
 

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from lmkit.atomic import write_atomically
 from lmkit.checkpoint import Checkpoint
+from lmkit.errors import ResultError
 from lmkit.run import strict_json
 from lmkit.signals import Stopped, StopSignals
 from lmkit.windows import Passes
@@ -81,8 +82,11 @@ HINT = (
 )
 
 
-class NonFiniteError(ArithmeticError):
+class NonFiniteError(ResultError):
     """Training has diverged."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, None)
 
 
 class StopOnNonFinite(Callback):

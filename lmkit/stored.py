@@ -7,6 +7,7 @@ import json
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from lmkit import paths
@@ -57,7 +58,9 @@ class Store(PreparedSource):
             begun = (self._directory / PLAN).is_file()
             what = "has not been finished" if begun else f"has no {DATA}"
             remedy = (
-                "with the command that began it" if begun else f"with lmkit prepare store={path}"
+                "with the command that began it"
+                if begun
+                else f"with lmkit prepare {quote(f'store={path}')}"
             )
             raise UserError(f"{where} {what}: make it {remedy}")
         try:
@@ -96,7 +99,7 @@ class Store(PreparedSource):
             if store.sha256 != self._data["splits"][split]["sha256"]:
                 raise UserError(
                     f"{self._directory / split} is not what {DATA} says: lmkit prepare "
-                    f"store={self._directory} verify=true tells what is damaged"
+                    f"{quote(f'store={self._directory}')} verify=true tells what is damaged"
                 )
         return Prepared(own, stores, self._directory, self._hash, self.describe(), {})
 
@@ -154,7 +157,8 @@ class Mixture(PreparedSource):
             if other.tokenizer.hash() != one.tokenizer.hash():
                 raise UserError(
                     f"data.paths.{name} has tokens of another tokenizer than data.paths.{first}: "
-                    f"prepare it again with tokenizer=stored tokenizer.path={one.directory}"
+                    "prepare it again with tokenizer=stored "
+                    f"{quote(f'tokenizer.path={one.directory}')}"
                 )
         stores = {
             split: _joined([p.stores[split] for p in parts.values() if split in p.stores])

@@ -18,7 +18,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from lmkit import hardware
 from lmkit.checkpoint_io import latest_checkpoint
-from lmkit.errors import UserError
+from lmkit.errors import ResultError, UserError
 from lmkit.processes import Failure
 from lmkit.redaction import Redacting, redacted_output
 from lmkit.run import Run
@@ -95,9 +95,10 @@ def _worker(path: Path, config: dict[str, Any], newest: Path | None) -> None:
             # A return would wait for the parent, which waits for the end.
             os._exit(stopped.exit_code)
         except BaseException as error:
-            mistake = isinstance(error, UserError)
-            what = str(error) if mistake else f"raised {type(error).__name__}: {error}"
-            Failure(rank, what, traceback.format_exc(), mistake=mistake).write(path / "logs")
+            mistake, failed = isinstance(error, UserError), isinstance(error, ResultError)
+            what = str(error) if mistake or failed else f"raised {type(error).__name__}: {error}"
+            stack = traceback.format_exc()
+            Failure(rank, what, stack, mistake=mistake, failed=failed).write(path / "logs")
             traceback.print_exc(file=stream)
             sys.exit(1)  # of an exception torch would keep the text, as it is, in $TMPDIR
 
@@ -129,6 +130,8 @@ def _cause(run: Run, error: ChildFailedError, number: int) -> WorkerError:
     first = next((failure for failure in failures if not PEER_GONE.search(failure.what)), None)
     if first and first.mistake:
         raise UserError(first.what) from None
+    if first and first.failed:
+        raise ResultError(first.what, None) from None
     if first:
         message = f"rank {first.rank} ({first.process}) {first.what}\n\n{first.stack.rstrip()}\n"
         return WorkerError(message, first.died)

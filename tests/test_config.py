@@ -258,7 +258,8 @@ MANY = {
     "seed=1,2": "seed=1,2: a run takes one value; for a run of each combination add -m "
     "(lmkit train -m ...) or take lmkit sweep; a list as one value is written [a,b]",
     "modle.x=1": "modle is not a key; did you mean model?",
-    "name=[a]": "name=['a']: expected str, found a list",
+    "name=[a]": "name=[a]: expected letters, digits and any of ._+=,@- after the first letter or "
+    "digit (it names a directory inside outputs), and not `latest`",
     "data.batchsize=3": "data.batchsize is not a key of lmkit.corpus.WikiText; "
     "did you mean data.batch_size?",
     "data.protocol=document_": "data.protocol=document_: expected document | sentence | stream, "
@@ -303,8 +304,8 @@ def test_compiled_kernels_that_cannot_be_had_are_a_mistake(monkeypatch):
 
 
 def test_a_value_out_of_hydras_grammar_says_how_to_quote_it():
-    (mistake,) = mistakes_of("name=[a")
-    assert mistake.startswith("name=[a: ")
+    (mistake,) = mistakes_of("seed=[a")
+    assert mistake.startswith("seed=[a: ")
     assert mistake.endswith("put the value in quotes within the shell's, as 'key=\"value\"'")
 
 
