@@ -46,6 +46,9 @@ READS = {
     "generate": ("threads=null",),
     "score": ("threads=null", "trainer.precision=32-true"),
 }
+# What else of a run's config they read; model and tokenizer they refuse to see changed themselves.
+USED = ("kernels", "threads", "trainer.accelerator", "trainer.precision")
+USES = {"evaluate": ("data", *USED), "generate": USED, "score": USED}
 # Parameters of a command that the command line does not spell out.
 PROVIDED = (
     *("config", "composition", "search", "overrides", "selected", "config_dir", "commands"),
@@ -231,7 +234,9 @@ def _run(command: Command, argv: list[str]) -> Any:
         argv = [*search.first(), *search.own]
     base = run.path / "config.yaml" if run else None
     argv = [*READS.get(command.name, ()), *argv]
-    composition = compose(argv, base, command.own if command.takes_config else None, name)
+    types = {key: hint for key, (hint, _) in command.own.items()}
+    composition = compose(argv, base, types if command.takes_config else None, name)
+    composition.mistakes += _unused(command, composition.overrides)
     if run and composition.config:  # its config may say where it was before it was moved
         composition.config["outputs"] = str(run.path.parents[1])
     function = command.load()
@@ -258,6 +263,17 @@ def _run(command: Command, argv: list[str]) -> Any:
         **words,
     }
     return function(**{name: given[name] for name in command.positional}, **own)
+
+
+def _unused(command: Command, overrides: Sequence[str]) -> Iterator[str]:
+    """The mistakes of keys that a command which only reads a run makes nothing of."""
+    uses = USES.get(command.name, ())
+    others = ("model", "tokenizer", "outputs", *command.own)
+    for argument in overrides if uses else ():
+        key = argument.partition("=")[0].lstrip("+~")
+        within = (f"{key}.".startswith(f"{used}.") for used in (*uses, *others))
+        if not any(within) and not any(used.startswith(f"{key}.") for used in uses):
+            yield f"{redact(argument)}: lmkit {command.name} reads {', '.join(uses)} of the config"
 
 
 def _take_words(command: Command, argv: list[str]) -> tuple[dict[str, str], list[str]]:

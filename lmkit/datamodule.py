@@ -14,6 +14,7 @@ import numpy as np
 from lmkit.corpus import Source
 from lmkit.lanes import Protocol, WindowLoader
 from lmkit.mixture import MixtureLoader
+from lmkit.ranges import Size
 from lmkit.store import Prepared, prepare
 from lmkit.stored import Mixture
 from lmkit.tokenizer import Tokenizer
@@ -44,10 +45,10 @@ class DataModule(pl.LightningDataModule):
         seed: int = 1,
         trained: bool = False,
         protocol: Protocol = "document",
-        batch_size: int = 20,
-        bptt: int = 35,
-        eval_batch_size: int | None = None,
-        eval_bptt: int | None = None,
+        batch_size: Size = 20,
+        bptt: Size = 35,
+        eval_batch_size: Size | None = None,
+        eval_bptt: Size | None = None,
     ) -> None:
         """`trained` says that the tokenizer is a run's own and must stay as it is."""
         super().__init__()
@@ -73,15 +74,6 @@ class DataModule(pl.LightningDataModule):
         sizes = {**defaults, **config}
         lanes = sizes["eval_batch_size"] or sizes["batch_size"]
         return lanes, sizes["eval_bptt"] or sizes["bptt"]
-
-    @staticmethod
-    def check(**config: Any) -> list[str]:
-        """Sizes that cannot be."""
-        return [
-            f"data.{key}={config[key]}: must be at least 1"
-            for key in ("batch_size", "bptt", "eval_batch_size", "eval_bptt")
-            if config.get(key) is not None and config[key] < 1
-        ]
 
     def prepare(self) -> Prepared:
         """Make the stores and the tokenizer, or find them in the cache; once for each object."""

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from lmkit.atomic import write_atomically
 from lmkit.checkpoint import Checkpoint
 from lmkit.checkpoint_io import newest_manifest
+from lmkit.errors import ResultError
 from lmkit.run import NON_FINITE, strict_json
 from lmkit.signals import Stopped, StopSignals
 from lmkit.windows import Passes
@@ -77,8 +78,11 @@ class StopOnSignal(Callback):
             raise Stopped(received)
 
 
-class NonFiniteError(ArithmeticError):
+class NonFiniteError(ResultError):
     """Training has diverged."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, None)
 
 
 class StopOnNonFinite(Callback):

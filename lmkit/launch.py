@@ -319,10 +319,12 @@ def _say_how_to_sync(run: Run) -> None:
 def _command(name: str, run: Run) -> str:
     several = len(list(run.path.parents[1].glob(f"*/{run.id}/config.yaml"))) > 1
     which = f"{run.name}/{run.id}" if several else run.id
-    return f"lmkit {name} {which}{outputs_argument(run)}"
+    return f"lmkit {name} {shlex.quote(which)}{outputs_argument(run)}"
 
 
 def outputs_argument(run: Run) -> str:
     """` outputs=DIR` where a command would look elsewhere for the run."""
     outputs = run.path.parents[1]
-    return "" if outputs == Path("outputs").absolute() else f" outputs={outputs}"
+    if outputs == Path("outputs").absolute():
+        return ""
+    return " " + shlex.quote(f"outputs={outputs}")

@@ -12,12 +12,13 @@ from typing import Any
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
 from lmkit.allow import resolve_target, slot_bases
-from lmkit.binding import build, signature_keys
+from lmkit.binding import build
 from lmkit.errors import UserError
 from lmkit.processes import launched
 from lmkit.redaction import redact
 from lmkit.run import Run
 from lmkit.safety import anchored
+from lmkit.signatures import signature_keys
 from lmkit.tensorboard_tracker import TensorBoardTracker
 from lmkit.tracker import Account, CSVTracker, Tracker, notes
 from lmkit.wandb_tracker import WandbTracker

@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from lmkit.atomic import naming
+from lmkit.ranges import Seed, Size
 from lmkit.regular_file import MAX_ROW, opened, parse_row
 from lmkit.run import strict_json
 from lmkit.wandb_logger import WandbLogger as WandbLogger  # the configs of runs name it here
@@ -168,7 +169,7 @@ class Samples(Callback):
     """
 
     def __init__(
-        self, generate: Generate, path: Path, prompt: str, num_tokens: int, seed: int
+        self, generate: Generate, path: Path, prompt: str, num_tokens: Size, seed: Seed
     ) -> None:
         """prompt: the text to continue. num_tokens: of the continuation, at most.
         seed: of its random draws; the same every time."""

@@ -23,6 +23,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from lmkit.as_typed import quoted
 from lmkit.atomic import naming
 from lmkit.check import check
 from lmkit.config import (
@@ -33,7 +34,6 @@ from lmkit.config import (
     hydra_over,
     normalise,
     parse_flags,
-    quoted,
     report,
     reported,
     spell,

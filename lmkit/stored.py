@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from lmkit import paths
 from lmkit.encoding import FILE, Tokenizer
 from lmkit.errors import UserError
+from lmkit.ranges import Positive, Size
 from lmkit.shard import MANIFEST, NOT_ONE
 from lmkit.source import SPLITS, Document, Source
 from lmkit.token_store import Prepared, TokenStore
@@ -57,7 +58,9 @@ class Store(PreparedSource):
             begun = (self._directory / PLAN).is_file()
             what = "has not been finished" if begun else f"has no {DATA}"
             remedy = (
-                "with the command that began it" if begun else f"with lmkit prepare store={path}"
+                "with the command that began it"
+                if begun
+                else f"with lmkit prepare {quote(f'store={path}')}"
             )
             raise UserError(f"{where} {what}: make it {remedy}")
         try:
@@ -96,7 +99,7 @@ class Store(PreparedSource):
             if store.sha256 != self._data["splits"][split]["sha256"]:
                 raise UserError(
                     f"{self._directory / split} is not what {DATA} says: lmkit prepare "
-                    f"store={self._directory} verify=true tells what is damaged"
+                    f"{quote(f'store={self._directory}')} verify=true tells what is damaged"
                 )
         return Prepared(own, stores, self._directory, self._hash, self.describe(), {})
 
@@ -110,9 +113,9 @@ class Mixture(PreparedSource):
     def __init__(
         self,
         paths: Mapping[str, str],
-        weights: Mapping[str, float] | None = None,
+        weights: Mapping[str, Positive] | None = None,
         *,
-        epoch_tokens: int | None = None,
+        epoch_tokens: Size | None = None,
     ) -> None:
         """paths: by a name for each. weights: their shares; as large as they are unless given.
         epoch_tokens: training tokens between two validations, about; unless given, as many as until
@@ -125,17 +128,12 @@ class Mixture(PreparedSource):
     @staticmethod
     def check(**config: Any) -> list[str]:
         """Weights that are not those of the paths."""
-        paths, weights, tokens = (config[key] for key in ("paths", "weights", "epoch_tokens"))
+        paths, weights = config["paths"], config["weights"]
         mistakes = [] if paths else ["paths={}: name at least one, paths.NAME=DIR"]
         if weights is not None and set(weights) != set(paths):
             mistakes.append(
                 f"weights={', '.join(weights)}: expected one for each of paths ({', '.join(paths)})"
             )
-        for name, weight in (weights or {}).items():
-            if not 0 < weight < math.inf:
-                mistakes.append(f"weights={name}: {weight} is not above 0")
-        if tokens is not None and tokens < 1:
-            mistakes.append(f"epoch_tokens={tokens}: must be at least 1")
         return mistakes
 
     def _own_splits(self) -> Iterable[str]:
@@ -159,7 +157,8 @@ class Mixture(PreparedSource):
             if other.tokenizer.hash() != one.tokenizer.hash():
                 raise UserError(
                     f"data.paths.{name} has tokens of another tokenizer than data.paths.{first}: "
-                    f"prepare it again with tokenizer=stored tokenizer.path={one.directory}"
+                    "prepare it again with tokenizer=stored "
+                    f"{quote(f'tokenizer.path={one.directory}')}"
                 )
         stores = {
             split: _joined([p.stores[split] for p in parts.values() if split in p.stores])

@@ -19,7 +19,7 @@ from lmkit.dropout import Masks
 from lmkit.head import Head
 from lmkit.metrics import TokenNLL, bits_per_byte, perplexity
 from lmkit.model import LanguageModel, States, detached, finite, joined, share_of
-from lmkit.optim import WarmupCosine, WarmupLinear, global_norm, is_plain_sgd
+from lmkit.optim import Stepping, check_length, global_norm, is_plain_sgd
 from lmkit.processes import gather
 from lmkit.windows import Window
 
@@ -44,6 +44,7 @@ class Task(pl.LightningModule):
         make_scheduler: MakeScheduler = lambda optimizer, num_steps: None,
         num_bytes: dict[str, tuple[int, int]] | None = None,
         seed: int = 1,
+        stepping: Stepping = Stepping(),  # noqa: B008 - it is frozen
     ) -> None:
         """num_bytes: tokens and UTF-8 bytes of the splits `val` and `test` when the tokenizer loses
         nothing (bits per byte is logged for these). seed: of the masks of dropout."""
@@ -53,6 +54,7 @@ class Task(pl.LightningModule):
         self.head = head
         self.make_optimizer = make_optimizer
         self.make_scheduler = make_scheduler
+        self.stepping = stepping
         self.num_bytes = num_bytes or {}
         self.validated: dict[str, float] = {}  # values of the newest validation
         self.tokens_seen = 0
@@ -119,7 +121,8 @@ class Task(pl.LightningModule):
         trainer.should_stop = self._stops and not accumulating  # between two updates
         if accumulating:
             return
-        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        now = trainer.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+        if now and self._num_targets:  # with bptt=1 a window may have reset positions alone
             values = self._values(trainer.strategy.reduce(self._nll_sum, reduce_op="sum"))
             if self._grad_norm is not None:
                 values["train/grad_norm"] = float(self._grad_norm)
@@ -247,17 +250,14 @@ class Task(pl.LightningModule):
         alone = self.device.type == "cpu" and self.trainer.world_size == 1
         by_norm = self.trainer.gradient_clip_algorithm != GradClipAlgorithmType.VALUE
         self.model.embedding.sparse_gradient = alone and by_norm and is_plain_sgd(optimizer)
-        scheduler = self.make_scheduler(optimizer, self.trainer.estimated_stepping_batches)
+        num_steps = self.trainer.estimated_stepping_batches
+        scheduler = self.make_scheduler(optimizer, num_steps)
         if scheduler is None:
             return optimizer
-        by_step = isinstance(scheduler, WarmupCosine | WarmupLinear)
-        config: dict[str, Any] = {
-            "scheduler": scheduler,
-            "interval": "step" if by_step else "epoch",
-        }
-        if isinstance(scheduler, ReduceLROnPlateau):
-            config |= {"monitor": "val/nll", "strict": False}  # before the first validation
-        return {"optimizer": optimizer, "lr_scheduler": config}
+        settings = self.stepping.settings(scheduler)
+        epochs = self.trainer.max_epochs or math.inf
+        check_length(scheduler, num_steps if settings["interval"] == "step" else epochs)
+        return {"optimizer": optimizer, "lr_scheduler": settings}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The state in the order of all lanes; the sums of every process, by rank."""

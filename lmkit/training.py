@@ -12,13 +12,12 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers.logger import DummyLogger
-from lightning.pytorch.profilers import Profiler
 
 from lmkit import hardware, history, kernels, threads
 from lmkit.allocator import keep_freed_memory
-from lmkit.allow import resolve_target, slot_bases
-from lmkit.binding import build, signature_keys
-from lmkit.check import split_data
+from lmkit.allow import slot_bases
+from lmkit.binding import build
+from lmkit.check import split_data, split_node
 from lmkit.checkpoint import Checkpoint
 from lmkit.checkpoint_io import AtomicCheckpointIO, load_checkpoint, read_manifest
 from lmkit.continuation import Continuation
@@ -30,6 +29,7 @@ from lmkit.limits import in_windows
 from lmkit.loggers import make_trackers
 from lmkit.logs import JsonlLogger, Samples
 from lmkit.metrics import perplexity
+from lmkit.optim import Stepping
 from lmkit.pace import Pace
 from lmkit.progress import Progress
 from lmkit.redaction import redacted
@@ -40,14 +40,9 @@ from lmkit.signals import StopSignals
 from lmkit.task import Task
 from lmkit.tracker import Account, Tracking
 from lmkit.trained import build_model
+from lmkit.trainer import build_trainer, complaints
 
 log = logging.getLogger(__name__)
-
-PROFILERS = {
-    "simple": "SimpleProfiler",
-    "advanced": "AdvancedProfiler",
-    "pytorch": "PyTorchProfiler",
-}
 
 
 def work(
@@ -84,7 +79,8 @@ def work(
         summary: dict[str, float] = {}
         code = 1
         try:
-            trainer.fit(task, datamodule=data, ckpt_path=newest)
+            with complaints():
+                trainer.fit(task, datamodule=data, ckpt_path=newest)
             # A run that had ended already is not validated again.
             summary |= _last_validation(metrics) | _logged(trainer, "val/")
             summary |= _take_best(run, trainer, task)
@@ -123,8 +119,9 @@ def make_task(config: dict[str, Any], data: DataModule) -> Task:
     def make_optimizer(params: Any) -> Any:
         return build(config["optimizer"], bases=slot_bases("optimizer"), params=params)
 
+    node, stepping = split_node("scheduler", config["scheduler"] or {})
+
     def make_scheduler(optimizer: Any, num_steps: float) -> Any:
-        node = config["scheduler"]
         given = {"optimizer": optimizer, "num_steps": num_steps}
         return build(node, bases=slot_bases("scheduler"), **given) if node else None
 
@@ -134,34 +131,8 @@ def make_task(config: dict[str, Any], data: DataModule) -> Task:
     num_bytes = {
         s: (stores[split].num_tokens, n) for s, split in known if (n := stores[split].num_bytes)
     }
-    return Task(model, head, make_optimizer, make_scheduler, num_bytes, config["seed"])
-
-
-def build_trainer(node: dict[str, Any], data: DataModule, **given: Any) -> pl.Trainer:
-    """The trainer of a config for the prepared data, without what lmkit does itself."""
-    directory = Path(given.get("default_root_dir", "."))
-    node = in_windows(node, data)
-    if profiler := node.get("profiler"):
-        node["profiler"] = _profiler(profiler, directory)
-    trainer: pl.Trainer = build(
-        anchored(node, directory),
-        bases=slot_bases("trainer"),
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        **given,
-    )
-    return trainer
-
-
-def _profiler(profiler: str | Mapping[str, Any], directory: Path) -> dict[str, Any]:
-    """The node of a profiler, which writes its report into a file unless told where."""
-    if isinstance(profiler, str):
-        profiler = {"_target_": f"lightning.pytorch.profilers.{PROFILERS[profiler.lower()]}"}
-    there = {"dirpath": str(directory), "filename": "profile"}
-    keys = signature_keys(resolve_target(profiler["_target_"], (Profiler,)))
-    return {**{key: there[key] for key in there if key in keys}, **profiler}
+    seed, when = config["seed"], Stepping(**stepping)
+    return Task(model, head, make_optimizer, make_scheduler, num_bytes, seed, when)
 
 
 def _make_trainer(
@@ -193,8 +164,7 @@ def _make_trainer(
             account.samples = callback
             callback.followers = [tracker.log_sample for tracker in tracking.trackers]
     trainer = build_trainer(
-        config["trainer"],
-        data,
+        in_windows(config["trainer"], data),
         logger=[account.metrics, *loggers],
         callbacks=[Progress(), *own, tracking, *callbacks],
         default_root_dir=run.path,

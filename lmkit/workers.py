@@ -20,7 +20,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from lmkit import hardware
 from lmkit.checkpoint_io import latest_checkpoint
-from lmkit.errors import MachineError, UserError, as_user_error, exit_code
+from lmkit.errors import MachineError, ResultError, UserError, as_user_error, exit_code
 from lmkit.processes import Failure
 from lmkit.redaction import Redacting, redacted_output
 from lmkit.run import Run
@@ -97,12 +97,15 @@ def _worker(path: Path, config: dict[str, Any], newest: Path | None) -> None:
             # A return would wait for the parent, which waits for the end.
             os._exit(stopped.exit_code)
         except BaseException as error:
-            mistake = as_user_error(error)
-            what = str(mistake or f"raised {type(error).__name__}: {error}")
+            mistake, failed = as_user_error(error), isinstance(error, ResultError)
+            what = (
+                str(error) if failed else str(mistake or f"raised {type(error).__name__}: {error}")
+            )
             failure = Failure(
                 *(rank, what, traceback.format_exc()),
                 mistake=mistake is not None,
                 machine=isinstance(mistake, MachineError),
+                failed=failed,
             )
             with suppress(OSError):  # a disk that is full
                 failure.write(path / "logs")
@@ -138,6 +141,8 @@ def _cause(run: Run, error: ChildFailedError, number: int) -> WorkerError:
     first = next((failure for failure in failures if not PEER_GONE.search(failure.what)), None)
     if first and first.mistake:
         raise (MachineError if first.machine else UserError)(first.what) from None
+    if first and first.failed:
+        raise ResultError(first.what, None) from None
     if first:
         message = f"rank {first.rank} ({first.process}) {first.what}\n\n{first.stack.rstrip()}\n"
         return WorkerError(message, first.died)

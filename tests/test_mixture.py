@@ -247,7 +247,7 @@ def test_training_reads_a_mixture_and_resumes_to_the_bit(two_stores, settings, t
         ),
         (
             ["data.weights.A=1", "data.weights.B=0"],
-            "data.weights=B: 0.0 is not above 0",
+            "data.weights={'A': 1, 'B': 0}: B must be above 0",
         ),
         (
             ["data.protocol=stream"],
