@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import socket
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from datetime import timedelta
+from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
-from socket import gethostname
 from typing import Any, Literal
 
-import torch
 import torch.distributed as dist
-from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.utilities import move_data_to_device
 
+from lmkit.errors import UserError
 from lmkit.redaction import redacted
+
+# How other launchers name the number of processes, and the rank of one.
+OTHERS = {
+    "WORLD_SIZE": ("RANK", "LOCAL_RANK"),
+    "OMPI_COMM_WORLD_SIZE": ("OMPI_COMM_WORLD_RANK",),
+    "PMI_SIZE": ("PMI_RANK",),
+    "JSM_NAMESPACE_SIZE": ("JSM_NAMESPACE_RANK",),
+}
 
 
 @dataclass(frozen=True)
@@ -36,32 +46,77 @@ class Launched:
 
 
 def launched(environment: Mapping[str, str] = os.environ) -> Launched | None:
-    """None where lmkit is to start the processes itself, or there is one."""
+    """None where lmkit is to start the processes itself, or there is one.
+
+    Raises UserError where the launcher's variables are incomplete, odd, or those of another.
+    """
     if "TORCHELASTIC_RUN_ID" in environment:
         keys = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-        return Launched("torchrun", *(int(environment[key]) for key in keys))
-    # A batch script has SLURM_NTASKS too, but only the tasks of srun have a step.
-    tasks = int(environment.get("SLURM_NTASKS", 1))
+        place = Launched("torchrun", *(number(environment, key) for key in keys))
+        _check(place, keys)
+        return place
+    # A batch script has SLURM_NTASKS too, but only the tasks of srun have a step; that of salloc's
+    # shell has one task, and SLURM_NTASKS is still the job's.
+    step = "SLURM_STEP_NUM_TASKS" in environment
+    num_tasks = "SLURM_STEP_NUM_TASKS" if step else "SLURM_NTASKS"
+    tasks = number(environment, num_tasks, 1)
     if "SLURM_STEP_ID" in environment and tasks > 1:
-        nodes = int(environment.get("SLURM_NNODES", 1))
-        rank, local_rank = (int(environment[key]) for key in ("SLURM_PROCID", "SLURM_LOCALID"))
-        return Launched("slurm", rank, tasks, local_rank, tasks // nodes)
+        nodes = max(number(environment, "SLURM_NNODES", 1), 1)
+        keys = ("SLURM_PROCID", num_tasks, "SLURM_LOCALID", "SLURM_NNODES")
+        rank, local_rank = (number(environment, key) for key in (keys[0], keys[2]))
+        place = Launched("slurm", rank, tasks, local_rank, tasks // nodes)
+        _check(place, keys)
+        return place
+    _check_alone(environment)
     return None
 
 
-def meet(place: Launched, accelerator: str) -> None:
-    """Wait for the other processes; Lightning finds the group made."""
-    if place.by == "slurm":
-        # Lightning insists on it, though `srun --ntasks` alone is as good.
-        os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(place.local_world_size))
-        cluster = SLURMEnvironment(auto_requeue=False)
-        os.environ |= {"MASTER_ADDR": cluster.main_address, "MASTER_PORT": str(cluster.main_port)}
-    backend = "nccl" if accelerator == "cuda" else "gloo"
-    if backend == "nccl":
-        torch.cuda.set_device(place.local_rank)
-    dist.init_process_group(
-        backend, rank=place.rank, world_size=place.world_size, timeout=timedelta(minutes=30)
+def number(environment: Mapping[str, str], key: str, default: int | None = None) -> int:
+    """What a launcher has set a variable to."""
+    value = environment.get(key, default)
+    if value is None or not re.fullmatch("[0-9]{1,9}", str(value)):
+        what = "is not set" if value is None else f"is {value!r}"
+        by = "torchrun" if "TORCHELASTIC_RUN_ID" in environment else "srun"
+        raise UserError(f"{key} {what}: expected the number that {by} sets")
+    return int(value)
+
+
+def _check(place: Launched, keys: tuple[str, ...]) -> None:
+    """Raises UserError where a process cannot have this place."""
+    rank, size, local_rank, local_size = astuple(place)[1:]
+    if rank < size and local_rank < local_size <= size and size % local_size == 0:
+        return
+    values = (rank, size, local_rank, place.num_nodes if place.by == "slurm" else local_size)
+    said = ", ".join(f"{key}={value}" for key, value in zip(keys, values, strict=True))
+    raise UserError(
+        f"{said}: ranks are below the number of processes, of which every node has as many; "
+        f"start them with {'srun' if place.by == 'slurm' else 'torchrun'}"
     )
+
+
+def _check_alone(environment: Mapping[str, str]) -> None:
+    """Raises UserError where another launcher says that there are others: each would train by
+    itself, and Lightning would have all but rank 0 write nothing."""
+    for size, ranks in OTHERS.items():
+        given = {key: environment[key] for key in (size, *ranks) if key in environment}
+        sound = given.get(size) == "1" and {"0"}.issuperset(
+            given[key] for key in ranks if key in given
+        )
+        if given and not sound:
+            said = ", ".join(f"{key}={value}" for key, value in given.items())
+            raise UserError(
+                f"{said}, but neither torchrun nor srun has started this process, and lmkit joins "
+                f"theirs alone: start it with one of them, or unset {' '.join(given)}"
+            )
+
+
+def cluster() -> ClusterEnvironment:
+    """What Lightning is to know of the processes, whatever else the environment says."""
+    if launched():
+        return TorchElasticEnvironment()
+    alone = LightningEnvironment()
+    alone.set_global_rank(0)
+    return alone
 
 
 def broadcast(value: Any) -> Any:
@@ -94,7 +149,7 @@ class Failure:
     mistake: bool = False  # the user's: what says it all
     signum: int = 0
     time: float = field(default_factory=time.time)
-    process: str = field(default_factory=lambda: f"process {os.getpid()} on {gethostname()}")
+    process: str = field(default_factory=lambda: f"process {os.getpid()} on {socket.gethostname()}")
 
     def write(self, directory: Path) -> None:
         file = directory / f"rank-{self.rank}.failure.json"

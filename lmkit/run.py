@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from multiprocessing.reduction import DupFd
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -25,6 +26,7 @@ from lmkit.environment import environment
 from lmkit.errors import UserError
 from lmkit.redaction import mask, redacted
 from lmkit.renamed import renamed
+from lmkit.signals import ORPHAN, POLL, is_alive
 
 Status = Literal["running", "finished", "failed", "stopped"]
 
@@ -38,6 +40,9 @@ FREE = re.compile(
 # What bits depend on, beside the config.
 EXACT = ("versions.lmkit", "versions.torch", "hardware.processor", "hardware.gpus")
 
+HOLDER = re.compile(r"process (?P<pid>\d+) on (?P<host>.+)")  # what `.lock` says
+ORPHANS = 3 * ORPHAN  # seconds: they may still have been starting
+
 # Values of a file that is read: YAML's aliases can stand for more than there is memory.
 MAX_VALUES = 100_000
 MAX_DEPTH = 100
@@ -46,7 +51,10 @@ log = logging.getLogger(__name__)
 
 
 class Run:
-    """One directory `outputs/<name>/<id>`; `start` makes this process its holder."""
+    """One directory `outputs/<name>/<id>`; `start` makes this process its holder.
+
+    A process that is spawned with the object holds it too, until both have ended.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -54,6 +62,15 @@ class Run:
         self.name = path.parent.name
         self.continued = False
         self._lock: int | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A flock belongs to an open file, which is closed when the last process with it ends.
+        lock = None if self._lock is None else DupFd(self._lock)
+        return self.__dict__ | {"_lock": lock}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        lock = state["_lock"]
+        self.__dict__ |= state | {"_lock": lock and lock.detach()}
 
     @classmethod
     def create(
@@ -137,6 +154,8 @@ class Run:
                 pass
         except OSError as error:
             raise self._unwritable(error) from error
+        if self.held():
+            self._await_orphans()
         if self.held():
             raise self._is_held((self.path / ".lock").read_text(encoding="utf-8"))
         if (self.path / "config.yaml").is_file():
@@ -286,6 +305,15 @@ class Run:
             "wait for it, stop it, or choose another run_id"
         )
 
+    def _await_orphans(self) -> None:
+        """Where the holder was killed, wait for the end of the processes that it had started."""
+        holder = HOLDER.fullmatch((self.path / ".lock").read_text(encoding="utf-8").strip())
+        if holder and holder["host"] == socket.gethostname() and not is_alive(int(holder["pid"])):
+            log.warning("%s has died; waiting for the processes that it started to end", holder[0])
+            deadline = time.monotonic() + ORPHANS
+            while self.held() and time.monotonic() < deadline:
+                time.sleep(POLL)
+
     def _hold(self) -> None:
         lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         for patience in range(10, -1, -1):  # somebody else's `held` takes it for a moment
@@ -346,6 +374,7 @@ def mint_id() -> str:
     """A new run id: sorts by time (UTC), and differs within a second. Under SLURM that of the job,
     so that one that is queued again goes on with its run."""
     if job := os.environ.get("SLURM_JOB_ID"):
+        check_name("SLURM_JOB_ID", job)
         return f"slurm-{job}"
     return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import shutil
 import signal
@@ -26,6 +27,7 @@ from lmkit import kernels
 from lmkit.checkpoint_io import damage, latest_checkpoint, load_checkpoint
 from lmkit.errors import ResultError, UserError
 from lmkit.run import Run, no_checkpoint
+from lmkit.signals import FOLLOWS
 from lmkit.text import Text
 from lmkit.trained import TrainedModel
 from lmkit.training import make_data
@@ -98,6 +100,7 @@ class Trials:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
+            env={**os.environ, FOLLOWS: str(os.getpid())},
         )
         if kill:
             metrics = run.path / "metrics.jsonl"

@@ -19,10 +19,11 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from lmkit import hardware
 from lmkit.checkpoint_io import latest_checkpoint
 from lmkit.errors import UserError
-from lmkit.processes import Failure
+from lmkit.processes import Failure, launched
 from lmkit.redaction import Redacting, redacted_output
+from lmkit.rendezvous import meet
 from lmkit.run import Run
-from lmkit.signals import SIGNALS, Stopped, follow_parent, name_of
+from lmkit.signals import SIGNALS, Stopped, StopSignals, follow_parent, name_of
 from lmkit.training import work
 
 log = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ def work_in_processes(run: Run, config: dict[str, Any]) -> None:
         newest = latest_checkpoint(run.path / "checkpoints")
         Failure.take(run.path / "logs")
         try:
-            elastic_launch(launch, _worker)(run.path, config, newest)
+            elastic_launch(launch, _worker)(run, config, newest)
         except SignalException as stopped:
             for child in multiprocessing.active_children():
                 child.kill()  # a second signal came while they were ending
@@ -79,17 +80,23 @@ def work_in_processes(run: Run, config: dict[str, Any]) -> None:
             return
 
 
-def _worker(path: Path, config: dict[str, Any], newest: Path | None) -> None:
+def _worker(run: Run, config: dict[str, Any], newest: Path | None) -> None:
     """One process's work; how it ended otherwise is for `_cause`."""
     os.setpgrp()  # Ctrl-C is the parent's to pass on, once
-    follow_parent()
-    rank = int(os.environ["RANK"])
+    parent, place = multiprocessing.parent_process(), launched()
+    assert parent
+    assert parent.pid
+    assert place
+    follow_parent(parent.pid)
+    rank, logs = place.rank, run.path / "logs"
     with redacted_output():
-        stream = log_to(path, rank)
+        stream = log_to(run.path, rank)
         try:
-            work(Run(path), config, newest)
+            with StopSignals():
+                meet(place, config["trainer"]["accelerator"])
+                work(run, config, newest)
         except Stopped as stopped:
-            Failure(rank, str(stopped), "", signum=stopped.signum).write(path / "logs")
+            Failure(rank, str(stopped), "", signum=stopped.signum).write(logs)
             sys.stdout.flush()
             sys.stderr.flush()
             # A return would wait for the parent, which waits for the end.
@@ -97,7 +104,7 @@ def _worker(path: Path, config: dict[str, Any], newest: Path | None) -> None:
         except BaseException as error:
             mistake = isinstance(error, UserError)
             what = str(error) if mistake else f"raised {type(error).__name__}: {error}"
-            Failure(rank, what, traceback.format_exc(), mistake=mistake).write(path / "logs")
+            Failure(rank, what, traceback.format_exc(), mistake=mistake).write(logs)
             traceback.print_exc(file=stream)
             sys.exit(1)  # of an exception torch would keep the text, as it is, in $TMPDIR
 
@@ -133,6 +140,8 @@ def _cause(run: Run, error: ChildFailedError, number: int) -> WorkerError:
         message = f"rank {first.rank} ({first.process}) {first.what}\n\n{first.stack.rstrip()}\n"
         return WorkerError(message, first.died)
     rank, failure = error.get_first_failure()
+    if failure.exitcode - 128 in SIGNALS:  # in a wait that nothing else could end
+        raise Stopped(failure.exitcode - 128) from None
     if failure.exitcode < 0:
         how = f"was killed by {name_of(-failure.exitcode)}"
         return WorkerError(f"rank {rank} (process {failure.pid}) {how}", died=True)
