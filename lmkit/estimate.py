@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from lmkit import hardware, kernels, threads
 from lmkit.allocator import keep_freed_memory
 from lmkit.datamodule import DataModule
+from lmkit.processes import cluster
 from lmkit.threads import Threads
 from lmkit.trained import any_threads
 from lmkit.training import build_trainer, make_data, make_task, quiet
@@ -137,7 +138,8 @@ def estimate(
         task = make_task(config, data)
         wanted = SECONDS if seconds is None else seconds
         clock = _Clock(config["trainer"], chosen, wanted, unless_short)
-        trainer = build_trainer(_unending(config["trainer"]), callbacks=[clock], logger=False)
+        alone = {"plugins": [cluster(None)], "logger": False}
+        trainer = build_trainer(_unending(config["trainer"]), callbacks=[clock], **alone)
         free = any_threads(
             task.model, task.head, config["trainer"]["accelerator"], config["trainer"]["precision"]
         )

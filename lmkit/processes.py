@@ -7,8 +7,8 @@ import os
 import re
 import socket
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, astuple, dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,45 +53,44 @@ def launched(environment: Mapping[str, str] = os.environ) -> Launched | None:
     if "TORCHELASTIC_RUN_ID" in environment:
         keys = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
         place = Launched("torchrun", *(number(environment, key) for key in keys))
-        _check(place, keys)
+        _check(place, environment, keys)
         return place
     # A batch script has SLURM_NTASKS too, but only the tasks of srun have a step; that of salloc's
     # shell has one task, and SLURM_NTASKS is still the job's.
-    step = "SLURM_STEP_NUM_TASKS" in environment
-    num_tasks = "SLURM_STEP_NUM_TASKS" if step else "SLURM_NTASKS"
+    num_tasks = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in environment else "SLURM_NTASKS"
     tasks = number(environment, num_tasks, 1)
     if "SLURM_STEP_ID" in environment and tasks > 1:
-        nodes = max(number(environment, "SLURM_NNODES", 1), 1)
-        keys = ("SLURM_PROCID", num_tasks, "SLURM_LOCALID", "SLURM_NNODES")
-        rank, local_rank = (number(environment, key) for key in (keys[0], keys[2]))
-        place = Launched("slurm", rank, tasks, local_rank, tasks // nodes)
-        _check(place, keys)
+        keys = ("SLURM_PROCID", "SLURM_LOCALID", num_tasks, "SLURM_NNODES")
+        rank, local_rank = (number(environment, key) for key in keys[:2])
+        tasks_of_node, left = divmod(tasks, number(environment, "SLURM_NNODES", 1) or 1)
+        place = Launched("slurm", rank, tasks, local_rank, 0 if left else tasks_of_node)
+        _check(place, environment, keys)
         return place
     _check_alone(environment)
     return None
 
 
-def number(environment: Mapping[str, str], key: str, default: int | None = None) -> int:
+def number(
+    environment: Mapping[str, str], key: str, default: int | None = None, *, most: int = 10**9
+) -> int:
     """What a launcher has set a variable to."""
     value = environment.get(key, default)
-    if value is None or not re.fullmatch("[0-9]{1,9}", str(value)):
+    if value is None or not re.fullmatch("[0-9]{1,9}", str(value)) or int(value) > most:
         what = "is not set" if value is None else f"is {value!r}"
         by = "torchrun" if "TORCHELASTIC_RUN_ID" in environment else "srun"
         raise UserError(f"{key} {what}: expected the number that {by} sets")
     return int(value)
 
 
-def _check(place: Launched, keys: tuple[str, ...]) -> None:
-    """Raises UserError where a process cannot have this place."""
-    rank, size, local_rank, local_size = astuple(place)[1:]
-    if rank < size and local_rank < local_size <= size and size % local_size == 0:
-        return
-    values = (rank, size, local_rank, place.num_nodes if place.by == "slurm" else local_size)
-    said = ", ".join(f"{key}={value}" for key, value in zip(keys, values, strict=True))
-    raise UserError(
-        f"{said}: ranks are below the number of processes, of which every node has as many; "
-        f"start them with {'srun' if place.by == 'slurm' else 'torchrun'}"
-    )
+def _check(place: Launched, environment: Mapping[str, str], keys: Iterable[str]) -> None:
+    """Raises UserError where no process can have this place."""
+    below = place.rank < place.world_size and place.local_rank < place.local_world_size
+    if not below or place.world_size % place.local_world_size:
+        given = ", ".join(f"{key}={environment[key]}" for key in keys if key in environment)
+        raise UserError(
+            f"{given} cannot be: every node has as many processes, and ranks are below their "
+            "numbers; have torchrun or srun set them"
+        )
 
 
 def _check_alone(environment: Mapping[str, str]) -> None:
@@ -99,20 +98,18 @@ def _check_alone(environment: Mapping[str, str]) -> None:
     itself, and Lightning would have all but rank 0 write nothing."""
     for size, ranks in OTHERS.items():
         given = {key: environment[key] for key in (size, *ranks) if key in environment}
-        sound = given.get(size) == "1" and {"0"}.issuperset(
-            given[key] for key in ranks if key in given
-        )
-        if given and not sound:
-            said = ", ".join(f"{key}={value}" for key, value in given.items())
+        alone = {size: "1"} | {key: "0" for key in given if key != size}
+        if given and given != alone:
+            said = " ".join(f"{key}={value}" for key, value in given.items())
             raise UserError(
                 f"{said}, but neither torchrun nor srun has started this process, and lmkit joins "
                 f"theirs alone: start it with one of them, or unset {' '.join(given)}"
             )
 
 
-def cluster() -> ClusterEnvironment:
+def cluster(place: Launched | None) -> ClusterEnvironment:
     """What Lightning is to know of the processes, whatever else the environment says."""
-    if launched():
+    if place:
         return TorchElasticEnvironment()
     alone = LightningEnvironment()
     alone.set_global_rank(0)

@@ -18,6 +18,7 @@ from lmkit.processes import Launched, number
 
 LIMIT = 300.0  # seconds in which all processes have to be there
 WORD = 5.0  # seconds of which nothing is said
+TIMEOUT = timedelta(minutes=30)  # of what processes then do together, Lightning's
 
 
 def meet(place: Launched, accelerator: str) -> None:
@@ -39,7 +40,7 @@ def meet(place: Launched, accelerator: str) -> None:
         store=_gathered(place, host, port),
         rank=place.rank,
         world_size=place.world_size,
-        timeout=timedelta(minutes=30),
+        timeout=TIMEOUT,
     )
 
 
@@ -54,7 +55,7 @@ def _address(place: Launched) -> tuple[str, int]:
             return host or "127.0.0.1", 15_000 + job % 10_000
     if not host:
         raise UserError("MASTER_ADDR is not set: expected the host that torchrun sets")
-    return host, number(os.environ, "MASTER_PORT")
+    return host, number(os.environ, "MASTER_PORT", most=65535)
 
 
 def _gathered(place: Launched, host: str, port: int) -> Store:
@@ -63,20 +64,21 @@ def _gathered(place: Launched, host: str, port: int) -> Store:
     Not torch's own wait, which is in C++: deaf to signals, without a word, for half an hour.
     """
     wait = _Wait(place, f"{host}:{port}")
-    serves = place.by == "slurm" and place.rank == 0
+    # Else torchrun's agent serves it.
+    serves = place.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     while not serves and (reason := _unreachable(host, port)):
-        wait.on(f"rank 0 of {place.world_size}", f" ({reason})")
+        wait.on([0], f" ({reason})")
     try:
         store = TCPStore(
             *(host, port, place.world_size, serves),
-            timeout=timedelta(minutes=30),
+            timeout=timedelta(seconds=WORD),
             wait_for_workers=False,
         )
-        store.set(f"lmkit/{place.rank}", "here")
-        missing = list(range(place.world_size))
-        while missing := [rank for rank in missing if not store.check([f"lmkit/{rank}"])]:
-            ranks = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
-            wait.on(f"rank {ranks} of {place.world_size}")
+        store.set_timeout(TIMEOUT)
+        keys = [f"lmkit/{rank}" for rank in range(place.world_size)]
+        store.set(keys[place.rank], "here")
+        while not store.check(keys):
+            wait.on([rank for rank, key in enumerate(keys) if not store.check([key])])
     except dist.DistError as error:
         reason = str(error).partition("\n")[0]
         raise UserError(
@@ -95,7 +97,7 @@ def _unreachable(host: str, port: int) -> str | None:
 
 
 class _Wait:
-    """A wait for other processes: a word after WORD seconds, then twice a minute, an end at LIMIT."""
+    """A wait for other processes: a word after WORD seconds, two a minute then, an end at LIMIT."""
 
     def __init__(self, place: Launched, address: str) -> None:
         self.place = place
@@ -103,10 +105,14 @@ class _Wait:
         self.began = time.monotonic()
         self.next = WORD
 
-    def on(self, what: str, why: str = "") -> None:
-        """Wait a little for `what`."""
+    def on(self, missing: list[int], why: str = "") -> None:
+        """Wait a little for ranks that are missing."""
         seconds = time.monotonic() - self.began
-        said = f"rank {self.place.rank} waits for {what} at {self.address}, {seconds:.0f} s{why}"
+        ranks = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
+        said = (
+            f"rank {self.place.rank} waits for rank {ranks} of {self.place.world_size} at "
+            f"{self.address}, {seconds:.0f} s{why}"
+        )
         if seconds > LIMIT:
             alone = "; for a run of this process alone, unset SLURM_STEP_ID"
             raise UserError(f"{said}: start all{alone if self.place.by == 'slurm' else ''}")

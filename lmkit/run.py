@@ -69,8 +69,10 @@ class Run:
         return self.__dict__ | {"_lock": lock}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        lock = state["_lock"]
-        self.__dict__ |= state | {"_lock": lock and lock.detach()}
+        self.__dict__ |= state
+        if state["_lock"]:
+            self._lock = state["_lock"].detach()
+            os.set_inheritable(self._lock, False)
 
     @classmethod
     def create(

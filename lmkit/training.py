@@ -7,7 +7,7 @@ import hashlib
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from lmkit.loggers import make_trackers
 from lmkit.logs import JsonlLogger, Samples
 from lmkit.metrics import perplexity
 from lmkit.pace import Pace
-from lmkit.processes import cluster
+from lmkit.processes import cluster, launched
 from lmkit.progress import Progress
 from lmkit.redaction import redacted
 from lmkit.run import Run, strict_json
@@ -140,7 +140,7 @@ def make_task(config: dict[str, Any], data: DataModule) -> Task:
     return Task(model, head, make_optimizer, make_scheduler, num_bytes, config["seed"])
 
 
-def build_trainer(node: dict[str, Any], plugins: Sequence[Any] = (), **given: Any) -> pl.Trainer:
+def build_trainer(node: dict[str, Any], **given: Any) -> pl.Trainer:
     """The trainer of a config, without what lmkit does itself."""
     trainer: pl.Trainer = build(
         anchored(node, Path(given.get("default_root_dir", "."))),
@@ -149,7 +149,6 @@ def build_trainer(node: dict[str, Any], plugins: Sequence[Any] = (), **given: An
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
-        plugins=[*plugins, cluster()],
         **given,
     )
     return trainer
@@ -192,7 +191,7 @@ def _make_trainer(
         logger=[account.metrics, *loggers],
         callbacks=[Progress(), *own, tracking, *callbacks],
         default_root_dir=run.path,
-        plugins=[AtomicCheckpointIO(identity)],
+        plugins=[AtomicCheckpointIO(identity), cluster(launched())],
     )
     account.metrics.follow(trainer)
     return trainer

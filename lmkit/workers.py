@@ -131,20 +131,22 @@ def log_to(path: Path, rank: int) -> TextIO:
 def _cause(run: Run, error: ChildFailedError, number: int) -> WorkerError:
     """Which process failed first: those that waited for it fail after it, of its absence."""
     failures = Failure.take(run.path / "logs")
-    if stops := [failure.signum for failure in failures if failure.signum]:
-        raise Stopped(max(stops)) from None
+    heard = {failure.rank for failure in failures}
+    rank, failure = error.get_first_failure()
+    code = failure.exitcode
+    if rank not in heard:
+        if (signum := -code if code < 0 else code - 128) in SIGNALS:  # before it could say so
+            raise Stopped(signum) from None
+        if code < 0:  # the others were stopped because of it
+            how = f"was killed by {name_of(-code)}"
+            return WorkerError(f"rank {rank} (process {failure.pid}) {how}", died=True)
     first = next((failure for failure in failures if not PEER_GONE.search(failure.what)), None)
+    if first and first.signum:
+        raise Stopped(max(failure.signum for failure in failures)) from None
     if first and first.mistake:
         raise UserError(first.what) from None
     if first:
         message = f"rank {first.rank} ({first.process}) {first.what}\n\n{first.stack.rstrip()}\n"
         return WorkerError(message, first.died)
-    rank, failure = error.get_first_failure()
-    if failure.exitcode - 128 in SIGNALS:  # in a wait that nothing else could end
-        raise Stopped(failure.exitcode - 128) from None
-    if failure.exitcode < 0:
-        how = f"was killed by {name_of(-failure.exitcode)}"
-        return WorkerError(f"rank {rank} (process {failure.pid}) {how}", died=True)
-    heard = {failure.rank for failure in failures}
     gone = [str(rank) for rank in range(number) if rank not in heard]
     return WorkerError(f"rank {', '.join(gone) or rank} died without a word", died=True)

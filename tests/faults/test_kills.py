@@ -48,7 +48,7 @@ def lives(settings, tmp_path_factory) -> dict[str, tuple[list[str], Path, float]
     found = {}
     for name, more in (("one", ()), ("two", TWO)):
         place = tmp_path_factory.mktemp(name)
-        sizes = ("data.batch_size=16", "callbacks.checkpoint.every_n_train_steps=5")
+        sizes = ("data.batch_size=16", "trainer.max_epochs=2")
         arguments = ["train", *settings, *sizes, *more, "run_id=cut"]
         began = time.monotonic()
         _, err = (process := start(*arguments, cwd=place)).communicate(timeout=LIMIT)
