@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from journey import LIMIT, TIMES, start
+from journey import LIMIT, TIMES, is_running, start
 from test_preparing import children, large, sums, undisturbed  # noqa: F401 - fixtures
 from test_preparing import start as start_preparing
 
@@ -26,14 +26,6 @@ KILLS = 40  # of each kind of run; 20 of a preparation
 def seeds(number: int) -> list:
     """The first in every run of the tests, the others where there is time."""
     return [pytest.param(seed, marks=pytest.mark.slow if seed else ()) for seed in range(number)]
-
-
-def is_running(pid: int) -> bool:
-    """Whether a process still does anything: a zombie does not."""
-    with contextlib.suppress(OSError):
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        return state not in "ZX"
-    return False
 
 
 def kill(*pids: int) -> None:
