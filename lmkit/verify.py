@@ -102,14 +102,18 @@ class Trials:
             text=True,
             env={**os.environ, FOLLOWS: str(os.getpid())},
         )
-        if kill:
+        try:
             metrics = run.path / "metrics.jsonl"
-            while process.poll() is None:
+            while kill and process.poll() is None:
                 if metrics.exists() and metrics.read_bytes().count(b"\n") > steps // 2:
                     process.send_signal(signal.SIGKILL)
                     process.communicate()
                     return self.run(name, steps, processes=processes)
-        _, err = process.communicate()
+            _, err = process.communicate()
+        except BaseException:  # its outputs are about to be removed
+            process.terminate()
+            process.communicate()
+            raise
         if process.returncode:
             raise RuntimeError(f"a training failed, exit code {process.returncode}:\n{err}")
         return run

@@ -47,12 +47,18 @@ def _less(environment: dict[str, str], key: str) -> dict[str, str]:
         (_less(TORCHRUN, "RANK"), "RANK is not set: expected the number that torchrun sets"),
         (_less(TORCHRUN, "LOCAL_WORLD_SIZE"), "LOCAL_WORLD_SIZE is not set: "),
         ({**TORCHRUN, "WORLD_SIZE": "8.0"}, "WORLD_SIZE is '8.0': "),
-        ({**TORCHRUN, "RANK": "8"}, "RANK=8, WORLD_SIZE=8, LOCAL_RANK=1, LOCAL_WORLD_SIZE=4 cannot"),
+        (
+            {**TORCHRUN, "RANK": "8"},
+            "RANK=8, WORLD_SIZE=8, LOCAL_RANK=1, LOCAL_WORLD_SIZE=4 ",
+        ),
         ({**TORCHRUN, "LOCAL_RANK": "4"}, "LOCAL_RANK=4, LOCAL_WORLD_SIZE=4 cannot be: "),
         ({**TORCHRUN, "LOCAL_WORLD_SIZE": "3"}, "LOCAL_WORLD_SIZE=3 cannot be: "),
         ({**TORCHRUN, "LOCAL_WORLD_SIZE": "0"}, "LOCAL_WORLD_SIZE=0 cannot be: "),
         ({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}, None),  # as some containers have it
-        ({"RANK": "1"}, "RANK=1, but neither torchrun nor srun has started this process, and lmkit"),
+        (
+            {"RANK": "1"},
+            "RANK=1, but neither torchrun nor srun has started this process",
+        ),
         ({"RANK": "0"}, "start it with one of them, or unset RANK"),
         ({"WORLD_SIZE": "x"}, "WORLD_SIZE=x, but neither "),
         ({"WORLD_SIZE": "2", "RANK": "0"}, "WORLD_SIZE=2 RANK=0, but neither "),

@@ -59,7 +59,8 @@ def test_while_training_it_takes_a_second_ctrl_c():
 def test_a_signal_that_is_heard_late_is_heard_once():
     """Cleaning up may take longer than a main thread may be deaf."""
     process = python(
-        "signals.PATIENCE = 0.3\ntry:\n    with StopSignals():\n        print('ready', flush=True)\n"
+        "signals.PATIENCE = 0.3\ntry:\n    with StopSignals():\n"
+        "        print('ready', flush=True)\n"
         "        try:\n            time.sleep(30)\n        finally:\n            time.sleep(1)\n"
         "except Stopped as stopped:\n    sys.exit(7)"
     )
@@ -82,7 +83,9 @@ def test_another_s_handler_is_left_to_itself():
     assert process.returncode == 0
 
 
-CHILD = "signals.ORPHAN = 1\nsignal.signal(signal.SIGTERM, lambda *_: None)\nfollow_parent({})\ndeaf()"
+CHILD = (
+    "signals.ORPHAN = 1\nsignal.signal(signal.SIGTERM, lambda *_: None)\nfollow_parent({})\ndeaf()"
+)
 PARENT = f"""
 child = subprocess.Popen([sys.executable, "-c", {DEAF + CHILD!r}.format(os.getpid())])
 print(child.pid, flush=True)

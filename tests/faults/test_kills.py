@@ -2,12 +2,14 @@
 goes on bit for bit, and nobody writes while a process of before is alive."""
 
 import contextlib
+import functools
 import json
 import os
 import random
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,10 +18,11 @@ from test_preparing import children, large, sums, undisturbed  # noqa: F401 - fi
 from test_preparing import start as start_preparing
 
 from faults.test_files import assert_same_run
-from faults.test_processes import TWO, workers
+from faults.test_processes import TWO, nobody_writes_with, workers
 from lmkit.run import Run
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(1200)]
+PATIENCE = 4 * LIMIT
 KILLS = 40  # of each kind of run; 20 of a preparation
 
 
@@ -35,71 +38,65 @@ def kill(*pids: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def lives(settings, tmp_path_factory) -> dict[str, tuple[list[str], Path, float]]:
-    """Command line, run and duration of undisturbed runs of one and two processes."""
-    found = {}
-    for name, more in (("one", ()), ("two", TWO)):
-        place = tmp_path_factory.mktemp(name)
-        sizes = ("data.batch_size=16", "trainer.max_epochs=2")
+def lived(settings, tmp_path_factory) -> Callable[[str], tuple[list[str], Path, float]]:
+    """Command line, run and seconds of an undisturbed run of one or two processes."""
+
+    @functools.cache
+    def live(number: str) -> tuple[list[str], Path, float]:
+        place = tmp_path_factory.mktemp(number)
+        sizes = ("data.batch_size=32", "trainer.max_epochs=2")  # 46 updates
+        more = TWO if number == "two" else ()
         arguments = ["train", *settings, *sizes, *more, "run_id=cut"]
         began = time.monotonic()
-        _, err = (process := start(*arguments, cwd=place)).communicate(timeout=LIMIT)
-        assert process.returncode == 0, err
-        found[name] = arguments, place / "outputs" / "tiny" / "cut", time.monotonic() - began
-    return found
+        end(start(*arguments, cwd=place))
+        return arguments, place / "outputs" / "tiny" / "cut", time.monotonic() - began
+
+    return live
 
 
-def second_writer(process: subprocess.Popen[str], run: Path, orphans: list[int]) -> None:
-    """Wait until `process` holds the run, or has ended; by then no orphan may be running."""
-    while process.poll() is None:
-        with contextlib.suppress(OSError):
-            if f"process {process.pid} on" in (run / ".lock").read_text():
-                break
-        time.sleep(0.005)
-    alive = [pid for pid in orphans if is_running(pid)]
-    assert not alive, (alive, process.poll())
+def end(process: subprocess.Popen[str], said: object = "") -> None:
+    _, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, (said, err)
 
 
 def summary(run: Path) -> dict:
     values = json.loads((run / "summary.json").read_text())
-    return {key: value for key, value in values.items() if not TIMES.search(key)} | {
-        "peak_memory_bytes": 0
-    }
+    return {k: v for k, v in values.items() if not (TIMES.search(k) or k == "peak_memory_bytes")}
 
 
-def killed_and_resumed(name: str, seed: int, lives: dict, place: Path) -> None:
-    arguments, whole, duration = lives[name]
-    draw = random.Random(f"{name} {seed}")
+def killed_and_resumed(lived: tuple[list[str], Path, float], seed: int, place: Path) -> None:
+    arguments, whole, seconds = lived
+    draw = random.Random(seed)
     process = start(*arguments, cwd=place)
-    moment, who = draw.uniform(0, duration), draw.choice(["parent", "rank 0", "rank 1", "all"])
+    moment, who = draw.uniform(0, seconds), draw.choice(["parent", "rank 0", "rank 1", "all"])
     time.sleep(moment)
     ranks = workers(process)
     victims = {"rank 0": ranks[:1], "rank 1": ranks[1:], "all": [process.pid, *ranks]}
-    kill(*victims.get(who, [process.pid]))
+    chosen = victims.get(who) or [process.pid]
+    kill(*chosen)
     run = place / "outputs" / "tiny" / "cut"
-    if process.pid in victims.get(who, [process.pid]):
-        process.wait(timeout=LIMIT)
+    if process.pid in chosen:
+        process.wait(timeout=PATIENCE)
         again = start(*arguments, cwd=place)
-        process.communicate(timeout=LIMIT)
-        second_writer(again, run, ranks)
+        nobody_writes_with(again, run, ranks)
+        process.communicate(timeout=PATIENCE)
         process = again
-    _, err = process.communicate(timeout=LIMIT)
-    assert process.returncode == 0, (moment, who, err)
+    end(process, (moment, who))
     assert_same_run(run, whole)
     assert summary(run) == summary(whole)
     assert not Run(run).held()
-    assert json.loads((run / "status.json").read_text())["status"] == "finished"
-    assert not any(is_running(pid) for pid in ranks)
+    assert Run(run).status()["status"] == "finished"
+    assert not [pid for pid in ranks if is_running(pid)]
 
 
 @pytest.mark.parametrize("seed", seeds(KILLS))
-def test_one_process(lives, tmp_path, seed):
-    killed_and_resumed("one", seed, lives, tmp_path)
+def test_one_process(lived, tmp_path, seed):
+    killed_and_resumed(lived("one"), seed, tmp_path)
 
 
 @pytest.mark.parametrize("seed", seeds(KILLS))
-def test_two_processes_and_their_parent(lives, tmp_path, seed):
-    killed_and_resumed("two", seed, lives, tmp_path)
+def test_two_processes_and_their_parent(lived, tmp_path, seed):
+    killed_and_resumed(lived("two"), seed, tmp_path)
 
 
 @pytest.mark.parametrize("seed", seeds(KILLS // 2))
@@ -111,9 +108,9 @@ def test_a_preparation(large, tmp_path, undisturbed, seed):  # noqa: F811 - fixt
     found = children(process.pid)
     victims = draw.choice([[process.pid], found[-1:], [process.pid, *found]])
     kill(*victims)
-    process.communicate(timeout=LIMIT)
+    process.communicate(timeout=PATIENCE)
     again = start_preparing(large, place)
-    out, err = again.communicate(timeout=LIMIT)
+    out, err = again.communicate(timeout=PATIENCE)
     assert again.returncode == 0, err
     assert sums(place) | {"hash": out} == undisturbed
     assert not list(place.rglob("*.tmp"))
