@@ -71,7 +71,7 @@ def work_in_processes(run: Run, config: dict[str, Any]) -> None:
                 child.kill()  # a second signal came while they were ending
             raise Stopped(stopped.sigval) from None
         except ChildFailedError as error:
-            failed = _cause(run, error, launch.nproc_per_node)
+            failed = cause(run, error, launch.nproc_per_node)
             if not failed.died or restarts == config["restarts"]:
                 raise failed from None
             left = f"{restarts + 1} of {config['restarts']}"
@@ -81,7 +81,7 @@ def work_in_processes(run: Run, config: dict[str, Any]) -> None:
 
 
 def _worker(run: Run, config: dict[str, Any], newest: Path | None) -> None:
-    """One process's work; how it ended otherwise is for `_cause`."""
+    """One process's work; how it ended otherwise is for `cause`."""
     os.setpgrp()  # Ctrl-C is the parent's to pass on, once
     parent, place = multiprocessing.parent_process(), launched()
     assert parent
@@ -128,7 +128,7 @@ def log_to(path: Path, rank: int) -> TextIO:
     return stream
 
 
-def _cause(run: Run, error: ChildFailedError, number: int) -> WorkerError:
+def cause(run: Run, error: ChildFailedError, number: int) -> WorkerError:
     """Which process failed first: those that waited for it fail after it, of its absence."""
     failures = Failure.take(run.path / "logs")
     heard = {failure.rank for failure in failures}
