@@ -18,6 +18,7 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.utilities import move_data_to_device
 
+from lmkit.atomic import write_atomically
 from lmkit.errors import UserError
 from lmkit.redaction import redacted
 
@@ -150,7 +151,7 @@ class Failure:
 
     def write(self, directory: Path) -> None:
         file = directory / f"rank-{self.rank}.failure.json"
-        file.write_text(json.dumps(redacted(asdict(self))), encoding="utf-8")
+        write_atomically(file, json.dumps(redacted(asdict(self))).encode())
 
     @classmethod
     def take(cls, directory: Path) -> list[Failure]:

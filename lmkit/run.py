@@ -26,7 +26,7 @@ from lmkit.environment import environment
 from lmkit.errors import UserError
 from lmkit.redaction import mask, redacted
 from lmkit.renamed import renamed
-from lmkit.signals import ORPHAN, POLL, is_alive
+from lmkit.signals import POLL, is_alive
 
 Status = Literal["running", "finished", "failed", "stopped"]
 
@@ -41,7 +41,7 @@ FREE = re.compile(
 EXACT = ("versions.lmkit", "versions.torch", "hardware.processor", "hardware.gpus")
 
 HOLDER = re.compile(r"process (?P<pid>\d+) on (?P<host>.+)")  # what `.lock` says
-ORPHANS = 3 * ORPHAN  # seconds: they may still have been starting
+ORPHANS = 120.0  # seconds in which they end, even if they only start on a machine that is busy
 
 # Values of a file that is read: YAML's aliases can stand for more than there is memory.
 MAX_VALUES = 100_000

@@ -14,7 +14,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 FOLLOWS = "LMKIT_FOLLOWS"  # in the environment of a process that is to end with its parent
 POLL = 0.2  # seconds between two looks at who the parent is
 ORPHAN = 10  # seconds that a process has to save its state after its parent has died
-PATIENCE = 3.0  # seconds that a signal may go unheard by a main thread that computes or waits in C
+PATIENCE = 5.0  # seconds that a signal may go unheard by a main thread that computes or waits in C
 HEARD = b"\0"  # no signal has this number
 
 
