@@ -16,6 +16,7 @@ from lmkit import hardware, kernels, threads
 from lmkit.allocator import keep_freed_memory
 from lmkit.datamodule import DataModule
 from lmkit.limits import in_windows
+from lmkit.processes import cluster
 from lmkit.threads import Threads
 from lmkit.trained import any_threads
 from lmkit.trainer import build_trainer, complaints
@@ -140,8 +141,9 @@ def estimate(
         task = make_task({**config, "scheduler": None}, data)
         wanted = SECONDS if seconds is None else seconds
         clock = _Clock(config["trainer"], chosen, wanted, unless_short)
-        node = _unending(config["trainer"])
-        trainer = build_trainer(in_windows(node, data), callbacks=[clock], logger=False)
+        node = in_windows(_unending(config["trainer"]), data)
+        alone = {"plugins": [cluster(None)], "logger": False}
+        trainer = build_trainer(node, callbacks=[clock], **alone)
         free = any_threads(
             task.model, task.head, config["trainer"]["accelerator"], config["trainer"]["precision"]
         )

@@ -28,10 +28,11 @@ from lmkit.limits import in_windows
 from lmkit.loggers import grouped
 from lmkit.pace import NAME as CHOICES
 from lmkit.pace import Pace
-from lmkit.processes import Launched, broadcast, gather, launched, meet
+from lmkit.processes import Launched, broadcast, gather, launched
 from lmkit.redaction import redact
+from lmkit.rendezvous import meet
 from lmkit.run import Run, no_checkpoint, no_end
-from lmkit.signals import Stopped
+from lmkit.signals import Stopped, follow_parent
 from lmkit.threads import Threads, counted
 from lmkit.trained import TrainedModel
 from lmkit.training import make_data, work
@@ -184,6 +185,8 @@ def _join(
     run: Run, config: dict[str, Any], overrides: list[str], place: Launched
 ) -> dict[str, Any]:
     """As one of the processes that torchrun or SLURM has started; rank 0 holds the run."""
+    if place.by == "torchrun":
+        follow_parent(os.getppid())
     meet(place, config["trainer"]["accelerator"])
     newest = None
 
@@ -206,10 +209,19 @@ def _join(
     except Stopped as stopped:
         if place.by == "slurm":
             if stopped.signum == signal.SIGUSR1 and place.rank == 0:
-                subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)
+                _requeue(run)
             raise
         # torchrun would take another code for a failure, and start again.
     return {}
+
+
+def _requeue(run: Run) -> None:
+    """Have SLURM begin this job again, or say why not."""
+    try:
+        subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)
+    except (KeyError, OSError, subprocess.CalledProcessError) as error:
+        what = f"the job is not queued again ({type(error).__name__}: {error})"
+        print(f"{what}; to go on: {_command('resume', run)}", file=sys.stderr)
 
 
 def _agree(place: Launched, do: Callable[[], Result], *, alone: bool = False) -> Result | None:

@@ -165,7 +165,7 @@ def _serve(connection: Connection, task: Task, parent: int) -> None:
     for signum in SIGNALS:  # Ctrl-C reaches all processes of a terminal: it is the parent's
         signal.signal(signum, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _leave)
-    follow_parent()
+    follow_parent(parent)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are as many as is useful
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     with contextlib.suppress(EOFError, OSError):

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from multiprocessing.reduction import DupFd
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -27,6 +28,7 @@ from lmkit.errors import DISK, MachineError, UserError, room
 from lmkit.redaction import mask, redacted
 from lmkit.regular_file import DamagedError, check_kind, listed, read_bytes, read_json, read_yaml
 from lmkit.renamed import renamed
+from lmkit.signals import POLL, is_alive
 
 Status = Literal["running", "finished", "failed", "stopped"]
 
@@ -37,12 +39,17 @@ EXACT = ("versions.lmkit", "versions.torch", "hardware.processor", "hardware.gpu
 
 DIED = "its process died"
 MAX_HOLDER = 1000  # bytes of a lock file
+HOLDER = re.compile(r"process (?P<pid>\d+) on (?P<host>.+)")  # what `.lock` says
+ORPHANS = 120.0  # seconds in which they end, even if they only start on a machine that is busy
 
 log = logging.getLogger(__name__)
 
 
 class Run:
-    """One directory `outputs/<name>/<id>`; `start` makes this process its holder."""
+    """One directory `outputs/<name>/<id>`; `start` makes this process its holder.
+
+    A process that is spawned with the object holds it too, until both have ended.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -50,6 +57,17 @@ class Run:
         self.name = path.parent.name
         self.continued = False
         self._lock: int | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A flock belongs to an open file, which is closed when the last process with it ends.
+        lock = None if self._lock is None else DupFd(self._lock)
+        return self.__dict__ | {"_lock": lock}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        if state["_lock"]:
+            self._lock = state["_lock"].detach()
+            os.set_inheritable(self._lock, False)
 
     @classmethod
     def create(
@@ -142,6 +160,8 @@ class Run:
                 pass
         except OSError as error:
             raise self._unwritable(error) from error
+        if self.held():
+            self._await_orphans()
         if self.held():
             raise self._is_held(self._holder())
         if (self.path / "config.yaml").is_file():
@@ -351,6 +371,15 @@ class Run:
             "wait for it, stop it, or choose another run_id"
         )
 
+    def _await_orphans(self) -> None:
+        """Where the holder was killed, wait for the end of the processes that it had started."""
+        holder = HOLDER.fullmatch(self._holder().strip())
+        if holder and holder["host"] == socket.gethostname() and not is_alive(int(holder["pid"])):
+            log.warning("%s has died; waiting for the processes that it started to end", holder[0])
+            deadline = time.monotonic() + ORPHANS
+            while self.held() and time.monotonic() < deadline:
+                time.sleep(POLL)
+
     def _hold(self) -> None:
         lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         for patience in range(10, -1, -1):  # somebody else's `held` takes it for a moment
@@ -451,6 +480,7 @@ def mint_id() -> str:
     """A new run id: sorts by time (UTC), and differs within a second. Under SLURM that of the job,
     so that one that is queued again goes on with its run."""
     if job := os.environ.get("SLURM_JOB_ID"):
+        check_name("SLURM_JOB_ID", job)
         return f"slurm-{job}"
     return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
 

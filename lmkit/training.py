@@ -31,6 +31,7 @@ from lmkit.logs import JsonlLogger, Samples
 from lmkit.metrics import perplexity
 from lmkit.optim import Stepping
 from lmkit.pace import Pace
+from lmkit.processes import cluster, launched
 from lmkit.progress import Progress
 from lmkit.redaction import redacted
 from lmkit.run import Run
@@ -168,7 +169,7 @@ def _make_trainer(
         logger=[account.metrics, *loggers],
         callbacks=[Progress(), *own, tracking, *callbacks],
         default_root_dir=run.path,
-        plugins=[AtomicCheckpointIO(identity)],
+        plugins=[AtomicCheckpointIO(identity), cluster(launched())],
     )
     account.metrics.follow(trainer)
     return trainer
