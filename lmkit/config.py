@@ -24,7 +24,7 @@ from omegaconf.resolvers import oc
 
 from lmkit.errors import UserError
 from lmkit.groups import config_folders, group_options, nearest
-from lmkit.paths import as_list, exists
+from lmkit.paths import as_list, exists, readable
 from lmkit.redaction import mask
 from lmkit.renamed import renamed
 from lmkit.run import check_size
@@ -61,6 +61,12 @@ def compose(
     folders = config_folders(arguments.config_dir)
     done = Composition(overrides=list(arguments.overrides))
     groups, values, mine = _sort_overrides(arguments.overrides, folders, own, done.mistakes)
+    for line in (override.input_line or "" for override in (*groups, *values)):
+        if readable(line) != line:
+            done.mistakes.append(
+                f"{readable(line)}: not UTF-8, in which a config is written; name a file that is "
+                "called so by its directory or a glob"
+            )
     try:
         done.own = resolved(_merge(OmegaConf.create(), mine))
         if own is None:

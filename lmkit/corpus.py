@@ -180,7 +180,7 @@ class Parquet(FileSource):
         )
 
     def _spans(self, name: str, file: Path) -> list[tuple[Span, int]]:
-        size = file.stat().st_size
+        size = paths.state(file)[0]
         if size <= self.piece_bytes:
             return super()._spans(name, file)
         num_groups = records.num_row_groups(file)

@@ -54,7 +54,10 @@ def prepare(
     workers = num_cores() if workers is None else workers
     place = None if store is None else Path(store).expanduser().absolute()
     cache = Path(config["outputs"]) / ".cache"
-    prepared = prepare_stores(source, tokenizer, cache, workers=workers, store=place)
+    by_line = config["data"].get("protocol") == "sentence"
+    prepared = prepare_stores(
+        source, tokenizer, cache, workers=workers, store=place, by_line=by_line
+    )
     if place:
         _write_data(place, prepared)
     result = {
@@ -92,6 +95,7 @@ def _verify(directory: Path) -> dict[str, Any]:
     data = json.loads((directory / DATA).read_text(encoding="utf-8"))
     if load_tokenizer(directory).hash() != data["tokenizer"]:
         raise UserError(f"{directory / FILE} is not the tokenizer that {directory / DATA} names")
+    source.check_splits()
     splits = {}
     for split in source.splits:
         found = TokenStore.open(directory / split, verify=True)
@@ -123,6 +127,8 @@ def _show(
         keys = [each for each in overrides if not each.startswith("workers=")]
         command = shlex.join(["lmkit", "train", *keys])
     else:
-        command = shlex.join(["lmkit", "train", "data=store", f"data.path={store}"])
+        by_line = any(each.by_line for each in prepared.stores.values())
+        protocol = ["data.protocol=sentence"] if by_line else []
+        command = shlex.join(["lmkit", "train", "data=store", f"data.path={store}", *protocol])
     console.print(f"in {prepared.directory}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"to train: {command}", highlight=False, markup=False, soft_wrap=True)

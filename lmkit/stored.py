@@ -64,12 +64,22 @@ class Store(PreparedSource):
             self._data: dict[str, Any] = json.loads((self._directory / DATA).read_text())
             self._described: dict[str, object] = dict(self._data["source"])
             self._hash = str(self._data["store"])
+            self._prepared = [name for name in SPLITS if self._data["splits"].get(name)]
         except NOT_ONE as error:
             raise UserError(f"{self._directory / DATA} is damaged: {error!r}") from None
         super().__init__(where, {}, {})
 
     def _own_splits(self) -> Iterable[str]:
         return [name for name in SPLITS if (self._directory / name / MANIFEST).is_file()]
+
+    def check_splits(self) -> None:
+        """Raise UserError where one that was prepared is gone."""
+        for split in self._prepared:
+            if split not in self.splits:
+                raise UserError(
+                    f"{self._where} has lost its split {split}, which {DATA} names: make it anew "
+                    "with the command that prepared it"
+                )
 
     def fingerprint(self) -> str:
         return str(self._described.get("fingerprint", ""))
@@ -79,6 +89,8 @@ class Store(PreparedSource):
 
     def prepared(self, tokenizer: Tokenizer, cache: Path, splits: Sequence[str] | None) -> Prepared:
         own = load_tokenizer(self._directory)
+        if splits is None:
+            self.check_splits()
         found, expected = own.hash(), self._data["tokenizer"]
         if found != expected:
             raise UserError(
@@ -93,10 +105,15 @@ class Store(PreparedSource):
             )
         stores = {split: TokenStore.open(self._directory / split) for split in self._wanted(splits)}
         for split, store in stores.items():
-            if store.sha256 != self._data["splits"][split]["sha256"]:
+            if self._data["splits"].get(split, {}).get("sha256") != store.sha256:
                 raise UserError(
                     f"{self._directory / split} is not what {DATA} says: lmkit prepare "
                     f"store={self._directory} verify=true tells what is damaged"
+                )
+            if store.vocabulary_size != own.vocabulary_size:
+                raise UserError(
+                    f"{self._directory / split} has a vocabulary of {store.vocabulary_size}, its "
+                    f"{FILE} of {own.vocabulary_size}: they were not made together"
                 )
         return Prepared(own, stores, self._directory, self._hash, self.describe(), {})
 
