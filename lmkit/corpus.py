@@ -207,7 +207,7 @@ class WikiText(FileSource):
     def __init__(self, path: str) -> None:
         """path: of train, valid and test as .txt, .tokens, .raw, wiki.*.tokens or wiki.*.raw."""
         self._cutter = readers.cutter("heading", TITLE)
-        directory = paths.located(path)
+        directory = paths.found_at(path, "data.path")
         if directory.is_file():
             raise UserError(
                 f"data.path={path} is a file: data=wikitext takes the directory of train, valid "

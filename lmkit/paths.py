@@ -109,6 +109,18 @@ def located(path: str) -> Path:
     return Path(path).expanduser() if path.startswith("~/") else Path(path)
 
 
+def found_at(path: str, key: str) -> Path:
+    """As `located`; raises UserError where it lies in a directory that may not be searched."""
+    place = located(path)
+    try:
+        place.stat()
+    except PermissionError as error:
+        raise UserError(f"{key}={path} cannot be read: {_reason(error)}") from None
+    except (OSError, ValueError):
+        pass  # it is not there
+    return place
+
+
 def find_files(path: Paths, key: str, suffixes: tuple[str, ...] = ()) -> dict[str, Path]:
     """Name -> file of a file, directory or glob, sorted; of a list, in its order, each file once.
 

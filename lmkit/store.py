@@ -133,7 +133,7 @@ def _as_read(prepared: Prepared, by_line: bool) -> Prepared:
     """Refuse stores of documents encoded whole where lines are read, and the other way round."""
     by_line = by_line and not prepared.tokenizer.lines_alone
     for store in prepared.stores.values():
-        if store.num_lines and store.by_line != by_line:
+        if store.num_lines and any(part.by_line != by_line for part in store.parts):
             found, wanted = "as whole documents", "data.protocol=sentence reads lines"
             if store.by_line:
                 found, wanted = "line by line", "only data.protocol=sentence reads lines"

@@ -49,7 +49,7 @@ class Store(PreparedSource):
 
     def __init__(self, path: str) -> None:
         """path: the directory."""
-        self._directory = paths.located(path)
+        self._directory = paths.found_at(path, "data.path")
         where = f"data.path={path}"
         if not self._directory.is_dir():
             raise UserError(f"{where} does not exist; {paths.nearby(self._directory)}")
@@ -64,7 +64,8 @@ class Store(PreparedSource):
             self._data: dict[str, Any] = json.loads((self._directory / DATA).read_text())
             self._described: dict[str, object] = dict(self._data["source"])
             self._hash = str(self._data["store"])
-            self._prepared = [name for name in SPLITS if self._data["splits"].get(name)]
+            self.tokenizer_hash = str(self._data["tokenizer"])
+            self._recorded = {name: dict(each) for name, each in self._data["splits"].items()}
         except NOT_ONE as error:
             raise UserError(f"{self._directory / DATA} is damaged: {error!r}") from None
         super().__init__(where, {}, {})
@@ -74,12 +75,19 @@ class Store(PreparedSource):
 
     def check_splits(self) -> None:
         """Raise UserError where one that was prepared is gone."""
-        for split in self._prepared:
+        for split in self._recorded:
             if split not in self.splits:
                 raise UserError(
                     f"{self._where} has lost its split {split}, which {DATA} names: make it anew "
                     "with the command that prepared it"
                 )
+
+    def is_recorded(self, split: str, store: TokenStore) -> bool:
+        """Whether a store is the one that was prepared, by its hash and counts."""
+        recorded = self._recorded.get(split, {})
+        return "sha256" in recorded and all(
+            getattr(store, name, None) == value for name, value in recorded.items()
+        )
 
     def fingerprint(self) -> str:
         return str(self._described.get("fingerprint", ""))
@@ -91,7 +99,7 @@ class Store(PreparedSource):
         own = load_tokenizer(self._directory)
         if splits is None:
             self.check_splits()
-        found, expected = own.hash(), self._data["tokenizer"]
+        found, expected = own.hash(), self.tokenizer_hash
         if found != expected:
             raise UserError(
                 f"{self._directory / FILE} is not that of the tokens: found SHA-256 {found}, "
@@ -105,7 +113,7 @@ class Store(PreparedSource):
             )
         stores = {split: TokenStore.open(self._directory / split) for split in self._wanted(splits)}
         for split, store in stores.items():
-            if self._data["splits"].get(split, {}).get("sha256") != store.sha256:
+            if not self.is_recorded(split, store):
                 raise UserError(
                     f"{self._directory / split} is not what {DATA} says: lmkit prepare "
                     f"store={self._directory} verify=true tells what is damaged"

@@ -137,8 +137,8 @@ class Pretrained(DocumentTokenizer):
 
     def __init__(self, path: str, eos: str | None = None) -> None:
         file = Path(path)
-        file = file / "tokenizer.json" if file.is_dir() else file
         try:
+            file = file / "tokenizer.json" if file.is_dir() else file
             text = file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"tokenizer.path={path}: cannot read {file}: {error}") from None

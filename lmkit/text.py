@@ -85,7 +85,7 @@ def read_text(text: str | None, file: str | None) -> str:
         return text
     if file is None:
         raise UserError("nothing to read: give text=... or file=...")
-    path = paths.located(file)
+    path = paths.found_at(file, "file")
     if not path.exists():
         raise UserError(f"file={file} does not exist; {paths.nearby(path)}")
     if not path.is_file():

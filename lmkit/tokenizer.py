@@ -182,8 +182,8 @@ KINDS: tuple[type[Tokenizer], ...] = (Word, ByteLevelBPE, Characters, Bytes, Pre
 def load_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer that `save` wrote; path: the file or its directory."""
     path = Path(path)
-    path = path / FILE if path.is_dir() else path
     try:
+        path = path / FILE if path.is_dir() else path
         state = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot read the tokenizer: {error.strerror}") from None
