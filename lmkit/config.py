@@ -33,7 +33,7 @@ from lmkit.as_typed import (
 from lmkit.errors import UserError
 from lmkit.groups import config_folders, group_options, nearest
 from lmkit.keys import node_keys
-from lmkit.paths import as_list, exists
+from lmkit.paths import as_list, exists, readable
 from lmkit.redaction import mask
 from lmkit.regular_file import read_yaml
 from lmkit.renamed import renamed
@@ -75,6 +75,12 @@ def compose(
             "run; set keys of it, or choose options of its groups"
         )
     given = _sort_overrides(arguments.overrides, folders, own, done.mistakes)
+    for line in (override.input_line or "" for override in (*given.groups, *given.values)):
+        if readable(line) != line:
+            done.mistakes.append(
+                f"{readable(line).lstrip('+')}: not UTF-8, in which a config is written; name a "
+                "file that is called so by its directory or a glob"
+            )
 
     def config(misread: Mapping[str, bool]) -> dict[str, Any]:
         if base is None:

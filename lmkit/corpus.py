@@ -181,7 +181,7 @@ class Parquet(FileSource):
         )
 
     def _spans(self, name: str, file: Path) -> list[tuple[Span, int]]:
-        size = file.stat().st_size
+        size = paths.state(file)[0]
         if size <= self.piece_bytes:
             return super()._spans(name, file)
         num_groups = records.num_row_groups(file)
@@ -208,7 +208,7 @@ class WikiText(FileSource):
     def __init__(self, path: str) -> None:
         """path: of train, valid and test as .txt, .tokens, .raw, wiki.*.tokens or wiki.*.raw."""
         self._cutter = readers.cutter("heading", TITLE)
-        directory = paths.located(path)
+        directory = paths.found_at(path, "data.path")
         if directory.is_file():
             raise UserError(
                 f"data.path={path} is a file: data=wikitext takes the directory of train, valid "

@@ -78,7 +78,13 @@ class DataModule(pl.LightningDataModule):
     def prepare(self) -> Prepared:
         """Make the stores and the tokenizer, or find them in the cache; once for each object."""
         if self._prepared is None:
-            self._prepared = prepare(self.source, self.untrained, self.cache, trained=self.trained)
+            self._prepared = prepare(
+                self.source,
+                self.untrained,
+                self.cache,
+                trained=self.trained,
+                by_line=self.protocol == "sentence",
+            )
         return self._prepared
 
     @property

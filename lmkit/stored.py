@@ -50,7 +50,7 @@ class Store(PreparedSource):
 
     def __init__(self, path: str) -> None:
         """path: the directory."""
-        self._directory = paths.located(path)
+        self._directory = paths.found_at(path, "data.path")
         where = f"data.path={path}"
         if not self._directory.is_dir():
             raise UserError(f"{where} does not exist; {paths.nearby(self._directory)}")
@@ -67,12 +67,30 @@ class Store(PreparedSource):
             self._data: dict[str, Any] = json.loads((self._directory / DATA).read_text())
             self._described: dict[str, object] = dict(self._data["source"])
             self._hash = str(self._data["store"])
+            self.tokenizer_hash = str(self._data["tokenizer"])
+            self._recorded = {name: dict(each) for name, each in self._data["splits"].items()}
         except NOT_ONE as error:
             raise UserError(f"{self._directory / DATA} is damaged: {error!r}") from None
         super().__init__(where, {}, {})
 
     def _own_splits(self) -> Iterable[str]:
         return [name for name in SPLITS if (self._directory / name / MANIFEST).is_file()]
+
+    def check_splits(self) -> None:
+        """Raise UserError where one that was prepared is gone."""
+        for split in self._recorded:
+            if split not in self.splits:
+                raise UserError(
+                    f"{self._where} has lost its split {split}, which {DATA} names: make it anew "
+                    "with the command that prepared it"
+                )
+
+    def is_recorded(self, split: str, store: TokenStore) -> bool:
+        """Whether a store is the one that was prepared, by its hash and counts."""
+        recorded = self._recorded.get(split, {})
+        return "sha256" in recorded and all(
+            getattr(store, name, None) == value for name, value in recorded.items()
+        )
 
     def fingerprint(self) -> str:
         return str(self._described.get("fingerprint", ""))
@@ -82,7 +100,9 @@ class Store(PreparedSource):
 
     def prepared(self, tokenizer: Tokenizer, cache: Path, splits: Sequence[str] | None) -> Prepared:
         own = load_tokenizer(self._directory)
-        found, expected = own.hash(), self._data["tokenizer"]
+        if splits is None:
+            self.check_splits()
+        found, expected = own.hash(), self.tokenizer_hash
         if found != expected:
             raise UserError(
                 f"{self._directory / FILE} is not that of the tokens: found SHA-256 {found}, "
@@ -96,10 +116,15 @@ class Store(PreparedSource):
             )
         stores = {split: TokenStore.open(self._directory / split) for split in self._wanted(splits)}
         for split, store in stores.items():
-            if store.sha256 != self._data["splits"][split]["sha256"]:
+            if not self.is_recorded(split, store):
                 raise UserError(
                     f"{self._directory / split} is not what {DATA} says: lmkit prepare "
                     f"{quote(f'store={self._directory}')} verify=true tells what is damaged"
+                )
+            if store.vocabulary_size != own.vocabulary_size:
+                raise UserError(
+                    f"{self._directory / split} has a vocabulary of {store.vocabulary_size}, its "
+                    f"{FILE} of {own.vocabulary_size}: they were not made together"
                 )
         return Prepared(own, stores, self._directory, self._hash, self.describe(), {})
 

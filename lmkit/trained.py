@@ -220,7 +220,8 @@ class TrainedModel:
 
     def nll(self, text: str, *, protocol: Protocol | None = None) -> float:
         """Mean nll in nats of the text's tokens, its closing `<eos>` among them."""
-        loader = self.loader(Text.of(text, self.tokenizer), protocol or self.protocol)
+        protocol = protocol or self.protocol
+        loader = self.loader(Text.of(text, self.tokenizer, protocol == "sentence"), protocol)
         *_, (nll_sum, num_tokens) = self.nll_sums(loader)
         return nll_sum / num_tokens
 
@@ -230,7 +231,9 @@ class TrainedModel:
 
     def score(self, text: str, *, protocol: Protocol | None = None) -> list[TokenScore]:
         """Each token of the text, its closing `<eos>` among them, and how it was predicted."""
-        return list(self.scores(Text.of(text, self.tokenizer), protocol))
+        protocol = protocol or self.protocol
+        read = Text.of(text, self.tokenizer, by_line=protocol == "sentence")
+        return list(self.scores(read, protocol))
 
     def scores(
         self, text: Text, protocol: Protocol | None = None, num_top: int = 5
@@ -289,6 +292,11 @@ def find_checkpoint(run: Run, name: str) -> Path:
     if not there:
         raise UserError(f"{run.id} has no checkpoint in {directory}: train it first, or longer")
     if name == "best" and "best" not in there and "last" in there:
+        if (step := _best_step(directory / "last.ckpt")) is not None:
+            raise UserError(
+                f"{run.id} has lost its best checkpoint: that of step {step} is no longer in "
+                f"{directory}; put it back, or take another (it has {', '.join(there)})"
+            )
         log.warning(
             "%s has not been validated, so it has no best checkpoint: taking the last", run.id
         )
@@ -296,6 +304,14 @@ def find_checkpoint(run: Run, name: str) -> Path:
     if name not in there:
         raise UserError(f"{run.id} has no checkpoint={name}; it has {', '.join(there)}")
     return directory / f"{name}.ckpt"
+
+
+def _best_step(path: Path) -> int | None:
+    """The step of the best checkpoint, as another of the run remembers it."""
+    for state in load_checkpoint(path).get("callbacks", {}).values():
+        if isinstance(state, dict) and isinstance(step := state.get("best_step"), int):
+            return step
+    return None
 
 
 def load_weights(path: Path, model: LanguageModel, head: Head, tokenizer: Tokenizer) -> None:
