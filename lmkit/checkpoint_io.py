@@ -26,10 +26,10 @@ FORMAT = 2
 class AtomicCheckpointIO(CheckpointIO):
     """Lightning's checkpoint files, each with a manifest `<stem>.json` that is renamed last.
 
-    identity: hashes of what the weights belong to (config, tokenizer, store), for the manifest.
+    identity: what the weights belong to (config, hashes of tokenizer and text), for the manifest.
     """
 
-    def __init__(self, identity: Mapping[str, str] | None = None) -> None:
+    def __init__(self, identity: Mapping[str, Any] | None = None) -> None:
         self.identity = dict(identity or {})
 
     def save_checkpoint(

@@ -47,7 +47,7 @@ def _foreign(run: Run, manifest: Mapping[str, Any]) -> Iterator[str]:
     config = manifest.get("config")
     if isinstance(config, Mapping):  # older manifests have a hash, of what may change too
         here = json.loads(strict_json(run.config()))
-        record: Any = run.read("overrides.yaml")
+        record = json.loads(strict_json(run.read("overrides.yaml")))
         for key, then, now in history.refused(renamed(config), here, diverged=False):
             if then not in history.earlier(record, key):
                 yield f"{key} is {then} there, {now} here"
