@@ -29,6 +29,7 @@ def contradictions(config: Mapping[str, Any], splits: tuple[str, ...] | None) ->
         *_lanes(data, trainer),
         *_monitors(trainer, scheduler, callbacks, splits),
         *_callbacks(callbacks),
+        *_epoch_ends(trainer, callbacks),
     ]
 
 
@@ -173,6 +174,19 @@ def _monitors(
                 f"callbacks.{key}.monitor={monitor} but {why}; validate, or set "
                 f"callbacks.{key}=null"
             )
+
+
+def _epoch_ends(trainer: Mapping[str, Any], callbacks: Mapping[str, Any]) -> Iterator[str]:
+    """Callbacks that would find no validation, or judge the one before once more."""
+    every = trainer.get("check_val_every_n_epoch", 1)
+    for key, node in callbacks.items() if every != 1 else ():
+        for name in ("check_on_train_epoch_end", "save_on_train_epoch_end"):
+            if node.get(name) and str(node.get("monitor")).startswith("val/"):
+                yield (
+                    f"callbacks.{key}.{name}=true but trainer.check_val_every_n_epoch="
+                    f"{'null' if every is None else every}: not every epoch ends with a validation; "
+                    f"leave callbacks.{key}.{name} out"
+                )
 
 
 def _callbacks(callbacks: Mapping[str, Any]) -> Iterator[str]:

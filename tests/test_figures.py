@@ -51,8 +51,8 @@ def test_rows_and_summary_are_float64(place):
                 continue
             nll, perplexity = row[f"{stage}/nll"], row[f"{stage}/perplexity"]
             assert abs(math.exp(nll) / perplexity - 1) < 1e-12
-            assert float(np.float32(nll)) != nll
             if stage != "train":
+                assert float(np.float32(nll)) != nll
                 data = json.loads((fitted.path / "data.json").read_text())["splits"]
                 split = data["valid" if stage == "val" else "test"]
                 bits = nll * split["num_tokens"] / split["num_bytes"] / math.log(2)
