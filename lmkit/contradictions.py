@@ -184,8 +184,8 @@ def _epoch_ends(trainer: Mapping[str, Any], callbacks: Mapping[str, Any]) -> Ite
             if node.get(name) and str(node.get("monitor")).startswith("val/"):
                 yield (
                     f"callbacks.{key}.{name}=true but trainer.check_val_every_n_epoch="
-                    f"{'null' if every is None else every}: not every epoch ends with a validation; "
-                    f"leave callbacks.{key}.{name} out"
+                    f"{'null' if every is None else every}: not every epoch ends with a "
+                    f"validation; leave callbacks.{key}.{name} out"
                 )
 
 

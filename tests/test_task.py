@@ -217,7 +217,11 @@ def test_a_skipped_update_is_the_same_row_for_every_logger(tmp_path):
         step(task, window, number) * (float("nan") if number == 1 else 1)
     )
     trainer = make_trainer(
-        max_steps=3, limit_val_batches=0, logger=loggers, callbacks=[StopOnNonFinite(action="skip")]
+        max_steps=3,
+        limit_val_batches=0,
+        log_every_n_steps=1,
+        logger=loggers,
+        callbacks=[StopOnNonFinite(action="skip")],
     )
     trainer.fit(task, loader(Text([9, 1, 4, 13, 2, 6, 8]), bptt=3), [])
     (one,), (other,) = ([m for _, m in each.rows if "train/skipped" in m] for each in loggers)

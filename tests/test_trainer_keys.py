@@ -133,8 +133,8 @@ def test_what_cannot_be_is_refused_with_the_reason(refusals, assignment):
 TOGETHER = {
     "check_val_every_n_epoch=2 callbacks=[default,early_stopping] callbacks.samples=null "
     "callbacks.early_stopping.check_on_train_epoch_end=true": "callbacks.early_stopping."
-    "check_on_train_epoch_end=true but trainer.check_val_every_n_epoch=2: not every epoch ends with a "
-    "validation; leave callbacks.early_stopping.check_on_train_epoch_end out",
+    "check_on_train_epoch_end=true but trainer.check_val_every_n_epoch=2: not every epoch ends "
+    "with a validation; leave callbacks.early_stopping.check_on_train_epoch_end out",
     "check_val_every_n_epoch=3 scheduler=plateau": "scheduler watches val/nll but "
     "trainer.check_val_every_n_epoch=3 is beyond trainer.max_epochs=2; validate, or set "
     "scheduler=constant",
