@@ -43,6 +43,13 @@ def test_evaluate_finds_the_figures_of_the_training(place, arguments):
     assert [lowest[f"val/{key}"] for key in FIGURES] == [best[key] for key in FIGURES]
 
 
+def test_a_text_of_ones_own_is_not_cut_into_the_lanes_of_a_stream(place):
+    run = Run(place.fit("data.protocol=stream", "trainer.precision=bf16-mixed").path)
+    (given,) = evaluate(run, run.config(), text="the cat sat on the mat")["results"]
+    (split,) = evaluate(run, run.config())["results"]
+    assert (given["num_lanes"], split["num_lanes"]) == (1, 4)
+
+
 def test_rows_and_summary_are_float64(place):
     fitted = place.fit()
     for row in (*fitted.rows, fitted.summary):
