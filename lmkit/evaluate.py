@@ -51,9 +51,10 @@ def evaluate(
 
     split: test unless given. file, text: read as one document, in the place of a split.
     protocol: the run's own unless given; [document,stream] puts two side by side.
-    num_lanes: texts read at once; unless given, under the run's own protocol those of its
-    validations (data.eval_batch_size), so that the figures are the training's to the last digit,
-    else 64. Only under stream does more than rounding depend on it, and there it is else 1.
+    num_lanes: texts read at once; unless given, those of the run's validations
+    (data.eval_batch_size) on its splits under its own protocol, so that the figures are the
+    training's to the last digit; else 64. Only under stream does more than rounding depend on it,
+    and there it is else 1.
     checkpoint: best, last or another of the run's.
     config: that of the run, of which data, kernels, threads, trainer.accelerator and
     trainer.precision are used
@@ -97,7 +98,8 @@ def measure(
         "stream": store.num_tokens,
     }[protocol]
     bptt = None
-    if num_lanes is None and protocol == trained.protocol and trained.shape:
+    as_in_training = isinstance(store, TokenStore) and protocol == trained.protocol
+    if num_lanes is None and as_in_training and trained.shape:
         num_lanes, bptt = trained.shape
     num_lanes = min(num_lanes or (1 if protocol == "stream" else NUM_LANES), units)
     loader = trained.loader(store, protocol, num_lanes, num_lanes * bptt if bptt else POSITIONS)
