@@ -152,5 +152,5 @@ def test_what_is_advised_can_be_pasted_into_a_shell(value):
 
 
 def test_a_mistakes_advice_can_be_pasted():
-    with pytest.raises(UserError, match="did you mean 'logger.wandb.group=a b'"):
+    with pytest.raises(UserError, match=r"did you mean 'logger\.wandb\.group=a b'"):
         check(compose(["logger=wandb", "group=a b"]))

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Any, get_args, get_origin
 
+import lightning.pytorch as pl
 import pytest
 
 import lmkit
@@ -17,6 +18,7 @@ from lmkit.config import compose
 from lmkit.dry_run import attempt
 from lmkit.errors import UserError
 from lmkit.signatures import signature_keys
+from lmkit.trainer import complaints
 
 for each in pkgutil.iter_modules(lmkit.__path__):
     if each.name not in ("__main__", "cluster"):  # which runs, and whose package is an extra
@@ -241,6 +243,17 @@ def test_monitors_that_come(monkeypatch):
         check(compose([*argv, *keys]))
     lenient = ["callbacks.early_stopping.monitor=x", "callbacks.early_stopping.strict=false"]
     check(compose([*argv, *lenient]))
+
+
+def test_what_a_library_raises_at_work_is_a_sentence():
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    with (
+        pytest.raises(UserError, match=r"^lightning\.pytorch\.[\w.]+ refuses the config: .+"),
+        complaints(),
+    ):
+        trainer.fit(pl.LightningModule())
+    with pytest.raises(ZeroDivisionError), complaints():  # this project's own stay what they are
+        1 / 0  # noqa: B018
 
 
 def test_bind_keeps_a_range_inside_a_mapping():
