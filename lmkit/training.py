@@ -260,5 +260,7 @@ def quiet() -> None:
     # What is logged at the end of an evaluation is summed over the processes already.
     warnings.filterwarnings("ignore", ".*It is recommended to use `self.log.*sync_dist=True.*")
     warnings.filterwarnings("ignore", "The number of training batches .* is smaller than the log")
+    # Only scheduler.interval=epoch makes it so.
+    warnings.filterwarnings("ignore", "A `OneCycleLR` scheduler is using 'interval': 'epoch'")
     # lightning 2.6 asks torch 2.13's pytree the old way.
     warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated", FutureWarning)

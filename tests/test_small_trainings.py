@@ -9,6 +9,7 @@ import torch
 from lmkit import cli
 from lmkit.check import check
 from lmkit.config import compose
+from lmkit.head import FullSoftmax
 
 WORDS = ["the", "of", "and", "to", "in", "is", "that", "it", "was", "for", "on", "as", "with"]
 
@@ -32,9 +33,10 @@ def rows() -> list[dict]:
     return [json.loads(line) for line in Path("outputs/a/r/metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_diverged_training_ends_in_a_sentence(settings, capfd):
-    wild = ["optimizer=sgd", "optimizer.lr=1e30", "trainer.gradient_clip_val=null"]
-    assert cli.main([*settings, *wild, "trainer.max_epochs=1"]) == 1
+def test_a_diverged_training_ends_in_a_sentence(settings, capfd, monkeypatch):
+    loss = FullSoftmax.loss
+    monkeypatch.setattr(FullSoftmax, "loss", lambda *arguments: loss(*arguments) * float("nan"))
+    assert cli.main([*settings, "trainer.max_epochs=1"]) == 1
     said = capfd.readouterr().err
     assert "\nerror: the loss or its gradient is not finite at step " in said
     assert "Traceback" not in said
@@ -50,7 +52,7 @@ def test_the_logged_rates_are_those_of_torch(settings, interval, every):
     keys += [f"scheduler.interval={interval}"] if interval else []
     length = ["trainer.max_epochs=2", "trainer.log_every_n_steps=1"]
     assert cli.main([*settings, *keys, *length]) == 0
-    found = [(row["step"], row["epoch"], row["lr"]) for row in rows() if "lr" in row]
+    found = [(row["step"], row["lr"]) for row in rows() if "lr" in row]
     optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=2e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.01, total_steps=100)
     rates = [schedule.get_last_lr()[0]]
@@ -58,10 +60,11 @@ def test_the_logged_rates_are_those_of_torch(settings, interval, every):
         optimizer.step()
         schedule.step()
         rates.append(schedule.get_last_lr()[0])
-    assert len(found) > 10
-    for step, epoch, lr in found:
-        # A row is written before the step of the schedule that follows its update.
-        assert lr == rates[step - 1 if every else epoch], (step, epoch)
+    updates = found[-1][0]
+    assert len(found) == updates > 10
+    for step, lr in found:  # a row is written after the step of the schedule
+        done = step if every else step // (updates // 2)
+        assert lr == pytest.approx(rates[done], rel=1e-12), step
 
 
 def test_a_schedule_that_ends_before_the_training_is_told_before_it(settings, capfd):
@@ -69,7 +72,7 @@ def test_a_schedule_that_ends_before_the_training_is_told_before_it(settings, ca
     keys = [target, "scheduler.max_lr=0.01", "scheduler.total_steps=3", "trainer.max_epochs=2"]
     assert cli.main([*settings, *keys]) == 2
     assert "error: scheduler ends after 3 steps but the training has " in capfd.readouterr().err
-    assert rows() == []
+    assert not Path("outputs/a/r/metrics.jsonl").exists()
 
 
 def test_windows_of_one_position_are_trained_on(settings):
@@ -98,11 +101,8 @@ def test_what_a_command_makes_nothing_of_is_refused(settings, capfd):
 
 def test_a_run_whose_names_look_like_numbers_is_found_again(settings):
     odd = ["run_id=12e3", "name=0123", "trainer.max_epochs=1"]
-    odd += ["logger=csv", "logger.csv.name=1_000"]
     assert cli.main([*(s for s in settings if s not in ("run_id=r", "name=a")), *odd]) == 0
-    assert Path("outputs/0123/12e3/1_000/12e3/metrics.csv").is_file()
     assert cli.main(["resume", "12e3", "trainer.max_epochs=2"]) == 0
     base = Path("outputs/0123/12e3/config.yaml")
     config, _ = check(compose([], base))
     assert (config["run_id"], config["name"]) == ("12e3", "0123")
-    assert config["logger"]["csv"]["name"] == "1_000"
