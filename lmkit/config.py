@@ -64,8 +64,8 @@ def compose(
     for line in (override.input_line or "" for override in (*groups, *values)):
         if readable(line) != line:
             done.mistakes.append(
-                f"{readable(line).lstrip('+')}: not UTF-8, in which a config is written; name a file that is "
-                "called so by its directory or a glob"
+                f"{readable(line).lstrip('+')}: not UTF-8, in which a config is written; name a "
+                "file that is called so by its directory or a glob"
             )
     try:
         done.own = resolved(_merge(OmegaConf.create(), mine))

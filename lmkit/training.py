@@ -231,7 +231,13 @@ def _logged(trainer: pl.Trainer, stage: str) -> dict[str, float]:
 def _take_best(run: Run, trainer: pl.Trainer, task: Task) -> dict[str, float]:
     """Give the task the weights of the best checkpoint; what was best about them."""
     path = run.path / "checkpoints" / "best.ckpt"
-    if not path.exists() or trainer.fast_dev_run:  # type: ignore[attr-defined]
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return {}
+    if not path.exists():
+        if _best(trainer):
+            logging.getLogger(__name__).warning(
+                "%s is gone: the test is of the last weights, not the best", path
+            )
         return {}
     checkpoint = load_checkpoint(path)
     task.load_state_dict(checkpoint["state_dict"])
