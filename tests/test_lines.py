@@ -274,7 +274,7 @@ def test_lines_have_a_store_of_their_own(tmp_path: Path) -> None:
             assert store.tokens.tolist() == encoded.ids.tolist()
             assert store.line_ends.tolist() == encoded.line_ends.tolist()
             assert store.by_line == by_line
-    assert lines.stores["train"].num_lines == 81 < whole.stores["train"].num_tokens
+    assert lines.stores["train"].num_lines == 100 > whole.stores["train"].num_lines
     assert not words.stores["train"].by_line
     assert words.directory == prepare(source, Word(), tmp_path / "cache").directory
     for by_line in (False, True):
@@ -291,8 +291,8 @@ def test_lines_have_a_store_of_their_own(tmp_path: Path) -> None:
             else "as whole documents, but data.protocol=sentence reads lines"
         )
         assert str(caught.value) == (
-            f"{place / 'train'} was encoded {how}: the tokens of a line of the bpe tokenizer depend "
-            f"on what is around it; prepare the text again {'without' if by_line else 'with'} "
+            f"{place / 'train'} was encoded {how}: the tokens of a line of the bpe tokenizer "
+            f"depend on what is around it; prepare the text again {'without' if by_line else 'with'} "
             "data.protocol=sentence"
         )
 
