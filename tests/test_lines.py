@@ -285,6 +285,7 @@ def test_lines_have_a_store_of_their_own(tmp_path: Path) -> None:
         assert opened.hash == made.hash
         with pytest.raises(UserError) as caught:
             prepare(Store(str(place)), Stored(), tmp_path, by_line=not by_line)
+        kept = "without" if by_line else "with"
         how = (
             "line by line, but only data.protocol=sentence reads lines"
             if by_line
@@ -292,7 +293,7 @@ def test_lines_have_a_store_of_their_own(tmp_path: Path) -> None:
         )
         assert str(caught.value) == (
             f"{place / 'train'} was encoded {how}: the tokens of a line of the bpe tokenizer "
-            f"depend on what is around it; prepare the text again {'without' if by_line else 'with'} "
+            f"depend on what is around it; prepare the text again {kept} "
             "data.protocol=sentence"
         )
 
