@@ -63,6 +63,8 @@ def evaluate(
         raise UserError(f"num_lanes={num_lanes}: must be at least 1")
     trained = TrainedModel.load(run, config, checkpoint)
     protocols = protocol if isinstance(protocol, list) else [protocol or trained.protocol]
+    if not protocols:
+        raise UserError("protocol=[]: name at least one")
     texts = {
         name: _text(run, config, trained.tokenizer, split, file, text, name) for name in protocols
     }
