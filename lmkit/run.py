@@ -22,7 +22,7 @@ import yaml
 
 from lmkit.atomic import write_atomically, write_over
 from lmkit.environment import environment
-from lmkit.errors import DISK, MachineError, UserError, room
+from lmkit.errors import UserError, cannot_write
 from lmkit.redaction import mask, redacted
 from lmkit.renamed import renamed
 
@@ -280,13 +280,8 @@ class Run:
         return value
 
     def _unwritable(self, error: OSError) -> UserError:
-        kind, free = (
-            (MachineError, room(str(self.path))) if error.errno in DISK else (UserError, "")
-        )
-        return kind(
-            f"cannot write the run directory {self.path}: {error.strerror}{free}; "
-            "give another place with outputs=DIR"
-        )
+        what = f"cannot write the run directory {self.path}"
+        return cannot_write(what, self.path, error, "give another place with outputs=DIR")
 
     def _is_held(self, holder: str) -> UserError:
         return UserError(

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import quote
 
 import numpy as np
 import optuna
@@ -22,6 +21,7 @@ from optuna.pruners import BasePruner, MedianPruner, NopPruner, SuccessiveHalvin
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy import URL
 from sqlalchemy.exc import SQLAlchemyError
 
 from lmkit.errors import MachineError, UserError, as_user_error
@@ -212,7 +212,7 @@ class Study:
 
 def _open(file: Path, pruner: BasePruner) -> tuple[RDBStorage, optuna.Study]:
     """The study of a database, which is made where there is none."""
-    storage = RDBStorage(f"sqlite:///file:{quote(str(file))}?uri=true")
+    storage = RDBStorage(URL.create("sqlite", database=str(file)).render_as_string())
     study = optuna.create_study(
         storage=storage, study_name="sweep", load_if_exists=True, pruner=pruner
     )
