@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from types import FrameType, TracebackType
-from typing import Self
+from typing import Any, Self
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 PR_SET_PDEATHSIG = 1
@@ -38,6 +38,7 @@ class Stopped(BaseException):
         self.name = name_of(signum)
         self.signum = signum
         self.exit_code = 128 + signum  # 130 for SIGINT, 143 for SIGTERM
+        self.result: Any = None  # of what was done before
         super().__init__(f"stopped by {self.name}")
 
 

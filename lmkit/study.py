@@ -27,7 +27,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from lmkit.errors import MachineError, UserError, as_user_error
 from lmkit.search import Dimension
 
-__all__ = ["OUTCOMES", "FrozenTrial", "Pruner", "Sampler", "Study", "Trial"]
+__all__ = ["OUTCOMES", "FrozenTrial", "Pruner", "Sampler", "Study", "Trial", "interrupted"]
 
 Sampler = Literal["tpe", "random", "grid"]
 Pruner = Literal["none", "median", "halving"]
@@ -128,7 +128,7 @@ class Study:
         entropy = np.random.SeedSequence([self._seed, self.num_started()])
         seed = int(entropy.generate_state(1)[0])
         drawing = optuna.create_study(sampler=_sampler(self._sampler, seed))
-        drawing.add_trials(self.trials())
+        drawing.add_trials([trial for trial in self.trials() if not interrupted(trial)])
         for _ in range(DRAWS):
             trial = self._suggest(drawing.ask())
             if tuple(trial.params.items()) not in tried:
@@ -208,6 +208,11 @@ class Study:
                 if step not in known:
                     trial.report(value if math.isfinite(value) else math.inf, step)
             return bool(values) and trial.should_prune()
+
+
+def interrupted(trial: FrozenTrial) -> bool:
+    """Whether the machine has ended it, so that it goes on when the sweep is started again."""
+    return trial.state == TrialState.RUNNING and bool(trial.user_attrs.get("why"))
 
 
 def _open(file: Path, pruner: BasePruner) -> tuple[RDBStorage, optuna.Study]:

@@ -115,12 +115,13 @@ def test_a_sweep_of_which_nothing_finished_says_so(tmp_path, settings):
 
 def test_ctrl_c_stops_all_and_the_same_command_goes_on(tmp_path, settings):
     command = ["sweep", *settings, "run_id=s", "trainer.max_epochs=5", "seed=1,2", "sampler=grid"]
-    process = start(*command, cwd=tmp_path)
+    process = start(*command, "format=json", cwd=tmp_path)
     first = tmp_path / "outputs" / "tiny" / "s-000"
     wait_for(lambda: (first / "metrics.jsonl").exists() and len(rows(first)) > 5)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=LIMIT)
+    out, err = process.communicate(timeout=LIMIT)
     assert process.returncode == 130
+    assert json.loads(out)["counts"] == {"running": 1}
     assert "to go on: lmkit sweep" in err
     assert json.loads((first / "status.json").read_text())["status"] == "stopped"
     assert outcomes(tmp_path, "s") == ["running"]
