@@ -49,6 +49,8 @@ class Continuation(Callback):
         then, now = self.then.get("splits", {}), self.now["splits"]
         if then and then.get("valid") != now.get("valid"):
             self._forget_validations(trainer, checkpoint)
+            if isinstance(pl_module, Task):  # which has taken its own state over already
+                pl_module.forget_validations()
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             state = checkpoint["callbacks"].get(callback.state_key)
             if isinstance(callback, ModelCheckpoint) and state and state.get("dirpath"):

@@ -277,6 +277,10 @@ class Task(pl.LightningModule):
             "stops": self.trainer.should_stop and not self.trainer.fit_loop._can_stop_early,
         }
 
+    def forget_validations(self) -> None:
+        """Have no callback or schedule look at the values of a validation of before."""
+        self.validated, self._unseen = {}, False
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         saved = checkpoint["lmkit_task"]
         rank, world_size = self.trainer.global_rank, self.trainer.world_size

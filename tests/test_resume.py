@@ -403,6 +403,20 @@ def test_what_was_best_on_other_validation_text_is_forgotten_by_all_that_watch_i
     assert (state["best"], state["num_bad_epochs"]) == (math.inf, 0)
 
 
+def test_values_on_other_validation_text_are_no_longer_there_to_be_watched():
+    config = {
+        "model": {"_target_": "lmkit.model.LSTM", "embedding_size": 4, "hidden_size": 4},
+        "head": {"_target_": "lmkit.head.FullSoftmax"},
+    }
+    task = Task(*build_model(config, 5), lambda parameters: torch.optim.SGD(parameters, lr=0.1))
+    task.validated, task._unseen = {"val/nll": 0.5}, True
+    then = {"config": {}, "splits": {"train": "a", "valid": "b"}}
+    now = {"config": {}, "splits": {"train": "a", "valid": "c"}}
+    checkpoint = {"callbacks": {}, "lr_schedulers": []}
+    Continuation(then, now).on_load_checkpoint(SimpleNamespace(callbacks=[]), task, checkpoint)
+    assert (task.validated, task._unseen) == ({}, False)
+
+
 def test_files_of_a_callback_are_sought_where_the_run_has_been_moved_to(tmp_path):
     callback = ModelCheckpoint(dirpath=str(tmp_path / "new"), monitor="val/nll")
     state = callback.state_dict() | {
