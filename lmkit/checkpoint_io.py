@@ -14,7 +14,7 @@ import lightning
 import torch
 from lightning.fabric.plugins import CheckpointIO
 
-from lmkit.atomic import sync_directory, write_atomically
+from lmkit.atomic import naming, sync_directory, write_atomically
 from lmkit.errors import UserError
 from lmkit.regular_file import DamagedError, check_kind, listed, opened, read_json
 
@@ -39,7 +39,7 @@ class AtomicCheckpointIO(CheckpointIO):
         # Beside the target: $TMPDIR may be another file system, where a rename is a copy.
         temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         try:
-            with temporary.open("wb") as file:
+            with naming(target), temporary.open("wb") as file:
                 writer = _Hashing(file)
                 try:
                     torch.save(checkpoint, cast(IO[bytes], writer))
@@ -226,6 +226,7 @@ def latest_checkpoint(directory: Path) -> Path | None:
         reasons.append(f"{path.name} {reason}")
         path.replace(path.with_name(f"{path.name}.damaged"))
         manifest_path(path).unlink(missing_ok=True)
+    reasons = reasons or [f"{path.name} was set aside" for path in directory.glob("*.ckpt.damaged")]
     if reasons:
         raise UserError(f"no checkpoint in {directory} can be used: {'; '.join(reasons)}")
     return None
@@ -247,7 +248,8 @@ def steps(directory: Path) -> list[Path]:
 def link(name: Path, target: Path) -> None:
     """Make `name` a link to its neighbour `target`, replacing another at one stroke."""
     temporary = name.with_name(f".{name.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(target.name)
-    temporary.replace(name)
-    sync_directory(name.parent)
+    with naming(name):
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(target.name)
+        temporary.replace(name)
+        sync_directory(name.parent)

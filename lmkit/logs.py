@@ -5,6 +5,7 @@ import os
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.seed import isolate_rng
 
+from lmkit.atomic import naming
+from lmkit.ranges import Seed, Size
 from lmkit.regular_file import MAX_ROW, opened, parse_row
 from lmkit.run import strict_json
 from lmkit.wandb_logger import WandbLogger as WandbLogger  # the configs of runs name it here
@@ -25,16 +28,33 @@ Generate = Callable[[LightningModule, str, int, int], str]
 class JsonLines:
     """Appends objects to a file, one a line; what lies beyond `length` is cut off before.
 
-    `length` in bytes starts at 0: whoever goes on with a file sets it to what a checkpoint says.
+    `length` in bytes starts at 0: whoever goes on with a file says where, with `go_on`.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.length = 0
 
+    def go_on(self, length: int) -> None:
+        """Go on at `length`, as a checkpoint says; after the last whole row before, with a warning,
+        where the file is not what it was then."""
+        data = b""
+        with suppress(FileNotFoundError), self.path.open("rb") as file:
+            data = file.read(length)
+        self.length = data.rfind(b"\n") + 1
+        if self.length == length or rank_zero_only.rank:  # type: ignore[attr-defined]
+            return
+        log.warning(
+            "%s is damaged: %d of its %d bytes are there in whole rows; the others are lost, and "
+            "it goes on after these",
+            *(self.path, self.length, length),
+        )
+        if data:
+            os.truncate(self.path, self.length)
+
     def append(self, row: Mapping[str, Any]) -> None:
         line = strict_json(row).encode() + b"\n"
-        with self.path.open("ab") as file:
+        with naming(self.path), self.path.open("ab") as file:
             self.length = min(self.length, file.tell())
             file.truncate(self.length)
             file.write(line)
@@ -128,7 +148,7 @@ class JsonlLogger(Logger):
         return {"length": self._lines.length, "seconds": self.seconds}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        self._lines.length = state_dict["length"]
+        self._lines.go_on(state_dict["length"])
         self._seconds = state_dict["seconds"]
         self._started = time.perf_counter()
 
@@ -149,7 +169,7 @@ class Samples(Callback):
     """
 
     def __init__(
-        self, generate: Generate, path: Path, prompt: str, num_tokens: int, seed: int
+        self, generate: Generate, path: Path, prompt: str, num_tokens: Size, seed: Seed
     ) -> None:
         """prompt: the text to continue. num_tokens: of the continuation, at most.
         seed: of its random draws; the same every time."""
@@ -181,4 +201,4 @@ class Samples(Callback):
         return {"length": self._lines.length}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._lines.length = state_dict["length"]
+        self._lines.go_on(state_dict["length"])

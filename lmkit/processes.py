@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from datetime import timedelta
 from pathlib import Path
-from socket import gethostname
 from typing import Any, Literal
 
-import torch
 import torch.distributed as dist
-from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.utilities import move_data_to_device
 
+from lmkit.atomic import write_atomically
+from lmkit.errors import UserError
 from lmkit.redaction import redacted
+
+# How other launchers name the number of processes, and the rank of one.
+OTHERS = {
+    "WORLD_SIZE": ("RANK", "LOCAL_RANK"),
+    "OMPI_COMM_WORLD_SIZE": ("OMPI_COMM_WORLD_RANK",),
+    "PMI_SIZE": ("PMI_RANK",),
+    "JSM_NAMESPACE_SIZE": ("JSM_NAMESPACE_RANK",),
+}
 
 
 @dataclass(frozen=True)
@@ -36,32 +47,74 @@ class Launched:
 
 
 def launched(environment: Mapping[str, str] = os.environ) -> Launched | None:
-    """None where lmkit is to start the processes itself, or there is one."""
+    """None where lmkit is to start the processes itself, or there is one.
+
+    Raises UserError where the launcher's variables are incomplete, odd, or those of another.
+    """
     if "TORCHELASTIC_RUN_ID" in environment:
         keys = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-        return Launched("torchrun", *(int(environment[key]) for key in keys))
-    # A batch script has SLURM_NTASKS too, but only the tasks of srun have a step.
-    tasks = int(environment.get("SLURM_NTASKS", 1))
+        place = Launched("torchrun", *(number(environment, key) for key in keys))
+        _check(place, environment, keys)
+        return place
+    # A batch script has SLURM_NTASKS too, but only the tasks of srun have a step; that of salloc's
+    # shell has one task, and SLURM_NTASKS is still the job's.
+    num_tasks = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in environment else "SLURM_NTASKS"
+    tasks = number(environment, num_tasks, 1)
     if "SLURM_STEP_ID" in environment and tasks > 1:
-        nodes = int(environment.get("SLURM_NNODES", 1))
-        rank, local_rank = (int(environment[key]) for key in ("SLURM_PROCID", "SLURM_LOCALID"))
-        return Launched("slurm", rank, tasks, local_rank, tasks // nodes)
+        keys = ("SLURM_PROCID", "SLURM_LOCALID", num_tasks, "SLURM_NNODES")
+        rank, local_rank = (number(environment, key) for key in keys[:2])
+        tasks_of_node, left = divmod(tasks, number(environment, "SLURM_NNODES", 1) or 1)
+        place = Launched("slurm", rank, tasks, local_rank, 0 if left else tasks_of_node)
+        _check(place, environment, keys)
+        return place
+    _check_alone(environment)
     return None
 
 
-def meet(place: Launched, accelerator: str) -> None:
-    """Wait for the other processes; Lightning finds the group made."""
-    if place.by == "slurm":
-        # Lightning insists on it, though `srun --ntasks` alone is as good.
-        os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(place.local_world_size))
-        cluster = SLURMEnvironment(auto_requeue=False)
-        os.environ |= {"MASTER_ADDR": cluster.main_address, "MASTER_PORT": str(cluster.main_port)}
-    backend = "nccl" if accelerator == "cuda" else "gloo"
-    if backend == "nccl":
-        torch.cuda.set_device(place.local_rank)
-    dist.init_process_group(
-        backend, rank=place.rank, world_size=place.world_size, timeout=timedelta(minutes=30)
-    )
+def number(
+    environment: Mapping[str, str], key: str, default: int | None = None, *, most: int = 10**9
+) -> int:
+    """What a launcher has set a variable to."""
+    value = environment.get(key, default)
+    if value is None or not re.fullmatch("[0-9]{1,9}", str(value)) or int(value) > most:
+        what = "is not set" if value is None else f"is {value!r}"
+        by = "torchrun" if "TORCHELASTIC_RUN_ID" in environment else "srun"
+        raise UserError(f"{key} {what}: expected the number that {by} sets")
+    return int(value)
+
+
+def _check(place: Launched, environment: Mapping[str, str], keys: Iterable[str]) -> None:
+    """Raises UserError where no process can have this place."""
+    below = place.rank < place.world_size and place.local_rank < place.local_world_size
+    if not below or place.world_size % place.local_world_size:
+        given = ", ".join(f"{key}={environment[key]}" for key in keys if key in environment)
+        raise UserError(
+            f"{given} cannot be: every node has as many processes, and ranks are below their "
+            "numbers; have torchrun or srun set them"
+        )
+
+
+def _check_alone(environment: Mapping[str, str]) -> None:
+    """Raises UserError where another launcher says that there are others: each would train by
+    itself, and Lightning would have all but rank 0 write nothing."""
+    for size, ranks in OTHERS.items():
+        given = {key: environment[key] for key in (size, *ranks) if key in environment}
+        alone = {size: "1"} | {key: "0" for key in given if key != size}
+        if given and given != alone:
+            said = " ".join(f"{key}={value}" for key, value in given.items())
+            raise UserError(
+                f"{said}, but neither torchrun nor srun has started this process, and lmkit joins "
+                f"theirs alone: start it with one of them, or unset {' '.join(given)}"
+            )
+
+
+def cluster(place: Launched | None) -> ClusterEnvironment:
+    """What Lightning is to know of the processes, whatever else the environment says."""
+    if place:
+        return TorchElasticEnvironment()
+    alone = LightningEnvironment()
+    alone.set_global_rank(0)
+    return alone
 
 
 def broadcast(value: Any) -> Any:
@@ -92,13 +145,15 @@ class Failure:
     stack: str
     died: bool = False
     mistake: bool = False  # the user's: what says it all
+    machine: bool = False  # of which that of the machine
+    failed: bool = False  # what was to come of the work did not: the same
     signum: int = 0
     time: float = field(default_factory=time.time)
-    process: str = field(default_factory=lambda: f"process {os.getpid()} on {gethostname()}")
+    process: str = field(default_factory=lambda: f"process {os.getpid()} on {socket.gethostname()}")
 
     def write(self, directory: Path) -> None:
         file = directory / f"rank-{self.rank}.failure.json"
-        file.write_text(json.dumps(redacted(asdict(self))), encoding="utf-8")
+        write_atomically(file, json.dumps(redacted(asdict(self))).encode())
 
     @classmethod
     def take(cls, directory: Path) -> list[Failure]:

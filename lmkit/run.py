@@ -15,37 +15,41 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from multiprocessing.reduction import DupFd
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
 
-from lmkit.atomic import write_atomically
+from lmkit import history
+from lmkit.atomic import write_atomically, write_over
 from lmkit.environment import environment
-from lmkit.errors import UserError
+from lmkit.errors import DISK, MachineError, UserError, room
 from lmkit.redaction import mask, redacted
 from lmkit.regular_file import DamagedError, check_kind, listed, read_bytes, read_json, read_yaml
 from lmkit.renamed import renamed
+from lmkit.signals import POLL, is_alive
 
 Status = Literal["running", "finished", "failed", "stopped"]
 
-# What a run may be continued with: more length, other devices, other logging.
-FREE = re.compile(
-    r"(outputs|run_id|kernels|restarts|threads|logger|callbacks\.(samples|watchdog)"
-    r"|trainer\.(min_epochs|max_epochs|min_steps|max_steps|max_time|accelerator|devices|num_nodes"
-    r"|strategy|profiler|log_every_n_steps|enable_\w+))(\.|$)"
-)
+NON_FINITE = "non_finite.json"  # in the directory of a run that has diverged
 
 # What bits depend on, beside the config.
 EXACT = ("versions.lmkit", "versions.torch", "hardware.processor", "hardware.gpus")
 
+DIED = "its process died"
 MAX_HOLDER = 1000  # bytes of a lock file
+HOLDER = re.compile(r"process (?P<pid>\d+) on (?P<host>.+)")  # what `.lock` says
+ORPHANS = 120.0  # seconds in which they end, even if they only start on a machine that is busy
 
 log = logging.getLogger(__name__)
 
 
 class Run:
-    """One directory `outputs/<name>/<id>`; `start` makes this process its holder."""
+    """One directory `outputs/<name>/<id>`; `start` makes this process its holder.
+
+    A process that is spawned with the object holds it too, until both have ended.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -53,6 +57,17 @@ class Run:
         self.name = path.parent.name
         self.continued = False
         self._lock: int | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A flock belongs to an open file, which is closed when the last process with it ends.
+        lock = None if self._lock is None else DupFd(self._lock)
+        return self.__dict__ | {"_lock": lock}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        if state["_lock"]:
+            self._lock = state["_lock"].detach()
+            os.set_inheritable(self._lock, False)
 
     @classmethod
     def create(
@@ -130,6 +145,11 @@ class Run:
 
     def check(self, config: Mapping[str, Any]) -> None:
         """Raise UserError where `start` would, as far as that can be known without writing."""
+        if os.path.expandvars(self.path) != str(self.path):
+            raise UserError(
+                f"{self.path}: loggers would put the value of a variable of the environment in the "
+                "place of the $; give another place with outputs=DIR"
+            )
         there = next(place for place in (self.path, *self.path.parents) if place.exists())
         try:
             self.check_links()
@@ -140,6 +160,8 @@ class Run:
                 pass
         except OSError as error:
             raise self._unwritable(error) from error
+        if self.held():
+            self._await_orphans()
         if self.held():
             raise self._is_held(self._holder())
         if (self.path / "config.yaml").is_file():
@@ -161,8 +183,8 @@ class Run:
             if self.continued:
                 self._check_same(config)
                 self._compare(self.read("environment.json"), here)
-            self.write("overrides.yaml", list(map(mask, overrides)))
-            self.write("environment.json", here)
+            self._note_overrides(config, list(map(mask, overrides)))
+            self.add("environment.json", here)
             self.write_status("running")
             self.write("config.yaml", dict(config))
         except OSError as error:
@@ -219,7 +241,7 @@ class Run:
         self, status: Status, reason: str | None = None, exit_code: int | None = None
     ) -> None:
         """How the run stands; `started` and `ended` are those of the holding process."""
-        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        now = history.time()
         before = self.before("status.json")
         running = status == "running"
         value = {
@@ -232,13 +254,20 @@ class Run:
             "started": now if running else before.get("started", now),
             "ended": None if running else now,
         }
-        self.write("status.json", value)
+        try:
+            self.write("status.json", value)
+        except OSError:
+            if running:
+                raise
+            # How it ended is not to hide why; to readers a free lock says that it has ended.
+            with suppress(OSError):
+                write_over(self.path / "status.json", _as_text("status.json", redacted(value)))
 
     def status(self) -> dict[str, Any]:
         """status.json as it is true now: a run whose process died without a word has failed."""
         status = self.read("status.json")
         if status.get("status") == "running" and not self.held():
-            return status | {"status": "failed", "reason": "its process died"}
+            return status | {"status": "failed", "reason": DIED}
         return status
 
     def started(self) -> float:
@@ -283,11 +312,19 @@ class Run:
         """
         if name != "config.yaml":
             value = redacted(value)
-        if name.endswith(".json"):
-            text = strict_json(value, indent=2) + "\n"
-        else:
-            text = yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
-        write_atomically(self.path / name, text.encode())
+        write_atomically(self.path / name, _as_text(name, value))
+
+    def add(self, name: str, value: Mapping[str, Any]) -> None:
+        """Write a `.json` record of how the run was begun; to one that is there only add."""
+        value = json.loads(strict_json(redacted(value)))
+        if not (record := self.read(name)):
+            self.write(name, value)
+        elif changed := history.changes(record, value):
+            self.write(name, history.gained(record, changed))
+
+    def has_diverged(self) -> bool:
+        """Whether a loss or a gradient of the run was once not finite."""
+        return (self.path / NON_FINITE).is_file()
 
     def read(self, name: str) -> dict[str, Any]:
         """A file's mapping (the list of overrides.yaml); empty when there is no such file.
@@ -313,8 +350,11 @@ class Run:
             return {}
 
     def _unwritable(self, error: OSError) -> UserError:
-        return UserError(
-            f"cannot write the run directory {self.path}: {error.strerror}; "
+        kind, free = (
+            (MachineError, room(str(self.path))) if error.errno in DISK else (UserError, "")
+        )
+        return kind(
+            f"cannot write the run directory {self.path}: {error.strerror}{free}; "
             "give another place with outputs=DIR"
         )
 
@@ -330,6 +370,15 @@ class Run:
             f"run_id={self.id} is held by {holder.strip() or 'another process'} ({self.path}): "
             "wait for it, stop it, or choose another run_id"
         )
+
+    def _await_orphans(self) -> None:
+        """Where the holder was killed, wait for the end of the processes that it had started."""
+        holder = HOLDER.fullmatch(self._holder().strip())
+        if holder and holder["host"] == socket.gethostname() and not is_alive(int(holder["pid"])):
+            log.warning("%s has died; waiting for the processes that it started to end", holder[0])
+            deadline = time.monotonic() + ORPHANS
+            while self.held() and time.monotonic() < deadline:
+                time.sleep(POLL)
 
     def _hold(self) -> None:
         lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -347,23 +396,29 @@ class Run:
         os.write(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         self._lock = lock
 
+    def _note_overrides(self, config: Mapping[str, Any], overrides: list[str]) -> None:
+        record: Any = self.read("overrides.yaml")
+        if isinstance(record, list) and self.continued:
+            overrides = history.overrides_gained(record, overrides, self.config(), config)
+        self.write("overrides.yaml", overrides)
+
     def _check_same(self, config: Mapping[str, Any]) -> None:
-        then, now = _flat(self.config()), _flat(config)
-        keys = [key for key in [*then, *(now.keys() - then.keys())] if not FREE.match(key)]
         changes = [
-            f"\n  {key}: {then.get(key, 'absent')} there, {now.get(key, 'absent')} now"
-            for key in keys
-            if then.get(key, "absent") != now.get(key, "absent")
+            f"\n  {key}: {then} there, {now} now"
+            for key, then, now in history.refused(
+                self.config(), config, diverged=self.has_diverged()
+            )
         ]
         if changes:
             raise UserError(
                 f"run_id={self.id} has another config ({self.path}):{''.join(changes)}\n"
-                "only length, devices and logging may change; choose another run_id for the rest"
+                "only length, devices and logging may change; for the rest begin another run, with "
+                "lmkit train and another run_id"
             )
 
     def _compare(self, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         """Say so where another machine or version cannot give the same bits."""
-        flat, here = _flat(then), _flat(now)
+        flat, here = history.flat(then), history.flat(now)
         changes = [
             f"{key} {flat[key]}, here {here.get(key, 'none')}"
             for key in EXACT
@@ -373,6 +428,13 @@ class Run:
             log.warning(
                 "%s began with %s: it goes on, but not to the bit", self.id, "; ".join(changes)
             )
+
+
+def _as_text(name: str, value: Any) -> bytes:
+    """Plain values as the content of a `.json` or `.yaml` file."""
+    if name.endswith(".json"):
+        return (strict_json(value, indent=2) + "\n").encode()
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True).encode()
 
 
 def run_directories(outputs: str | Path) -> list[Path]:
@@ -418,6 +480,7 @@ def mint_id() -> str:
     """A new run id: sorts by time (UTC), and differs within a second. Under SLURM that of the job,
     so that one that is queued again goes on with its run."""
     if job := os.environ.get("SLURM_JOB_ID"):
+        check_name("SLURM_JOB_ID", job)
         return f"slurm-{job}"
     return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
 
@@ -429,17 +492,6 @@ def check_name(key: str, value: str) -> None:
             f"{key}={value}: expected letters, digits and any of ._+=,@- after the first letter "
             "or digit (it names a directory inside outputs), and not `latest`"
         )
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Leaves by dotted key; an empty node is a leaf, lists are leaves."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def strict_json(value: Any, indent: int | None = None) -> str:

@@ -1,26 +1,51 @@
 """Ctrl-C, SIGTERM and a cluster's SIGUSR1, from start-up to the last file written, without losing
 a step."""
 
-import ctypes
+import contextlib
 import os
 import signal
-import sys
+import socket
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Self
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-PR_SET_PDEATHSIG = 1
 FOLLOWS = "LMKIT_FOLLOWS"  # in the environment of a process that is to end with its parent
+POLL = 0.2  # seconds between two looks at who the parent is
+ORPHAN = 10  # seconds that a process has to save its state after its parent has died
+PATIENCE = 5.0  # seconds that a signal may go unheard by a main thread that computes or waits in C
+HEARD = b"\0"  # no signal has this number
 
 
-def follow_parent(parent: int | None = None) -> None:
-    """Have this process get SIGTERM when the one that started it, `parent`, dies or has died."""
-    if sys.platform == "linux":  # elsewhere it is left to itself
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # a launcher may have blocked them
-    if parent is not None and os.getppid() != parent:
+def follow_parent(parent: int) -> None:
+    """End this process when the one that started it, `parent`, dies or has died.
+
+    It gets SIGTERM, and ORPHAN seconds later the kernel ends it, whatever it waits for.
+    """
+    # A launcher may have blocked them.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (*SIGNALS, signal.SIGALRM))
+
+    def watch() -> None:
+        # PR_SET_PDEATHSIG misses a parent that is dead already, and takes the end of the thread
+        # that started this process for that of the parent.
+        while os.getppid() == parent:
+            time.sleep(POLL)
+        signal.alarm(ORPHAN)
         os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True, name="follow parent").start()
+
+
+def is_alive(pid: int) -> bool:
+    """Whether there is a process of this id here."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def name_of(signum: int) -> str:
@@ -45,17 +70,26 @@ class StopSignals:
     """A context in which SIGNALS raise `Stopped`, or wait while `deferred`.
 
     While deferred, the first signal is only noted in `received`, for training to stop between
-    two steps; a second Ctrl-C raises at once, and a third is the kernel's.
+    two steps; a second Ctrl-C raises at once, and a third is the kernel's. Where the main thread
+    does not return from C within PATIENCE seconds to raise, the process ends without.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
         self.deferred = False
         self._before: dict[int, signal._HANDLER] = {}
+        self._wakeup: socket.socket | None = None
+        self._wakeup_before = -1
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             self._before = {signum: signal.getsignal(signum) for signum in SIGNALS}
+            # Python's C handler writes each signal's number here at once, `_handle` HEARD later.
+            self._wakeup, listening = socket.socketpair()
+            self._wakeup.setblocking(False)
+            threading.Thread(target=self._listen, args=(listening,), daemon=True).start()
+            number = self._wakeup.fileno()
+            self._wakeup_before = signal.set_wakeup_fd(number, warn_on_full_buffer=False)
             self.install()
         return self
 
@@ -67,13 +101,48 @@ class StopSignals:
     ) -> None:
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
+        if self._wakeup:
+            signal.set_wakeup_fd(self._wakeup_before, warn_on_full_buffer=False)
+            self._wakeup.close()
+            self._wakeup = None
 
     def install(self) -> None:
         """Take the signals (back: Lightning replaces SIGTERM's handler as it starts)."""
         for signum in self._before:
             signal.signal(signum, self._handle)
 
+    def _listen(self, listening: socket.socket) -> None:
+        """In a thread: end the process where a signal that is to raise is not heard."""
+        unheard: list[int] = []
+        with listening:
+            while True:
+                listening.settimeout(PATIENCE if unheard else None)
+                try:
+                    number = listening.recv(1)
+                except TimeoutError:
+                    self._end(unheard)
+                    continue
+                if not number:
+                    return
+                if number == HEARD:
+                    unheard.clear()
+                elif number[0] in SIGNALS:
+                    unheard.append(number[0])
+
+    def _end(self, unheard: list[int]) -> None:
+        """End the process, unless it is to go on to the next step or another handles signals."""
+        first = self.received is None
+        if self.deferred and unheard.count(signal.SIGINT) <= first:
+            return
+        if signal.getsignal(unheard[0]) == self._handle:
+            stopped = Stopped(unheard[0])
+            os.write(2, f"\n{stopped}, in a wait that nothing else can end\n".encode())
+            os._exit(stopped.exit_code)
+
     def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if self._wakeup:
+            with contextlib.suppress(BlockingIOError):
+                self._wakeup.send(HEARD)
         first = self.received is None
         self.received = self.received or signum
         if first and self.deferred:

@@ -125,7 +125,7 @@ class Characters(DocumentTokenizer, CountedTokenizer):
         newline_ends = np.flatnonzero(points == ord("\n")) + 1
         return Flat(ids, counts, newline_ends, int((ids == self.unk_id).sum()))
 
-    def unknown(self, text: str) -> dict[int, str]:
+    def unknown(self, text: str, by_line: bool = False) -> dict[int, str]:
         ids = self._flat([text]).ids
         return {place: text[place] for place in np.flatnonzero(ids == self.unk_id).tolist()}
 
@@ -185,10 +185,10 @@ KINDS: tuple[type[Tokenizer], ...] = (Word, ByteLevelBPE, Characters, Bytes, Pre
 def load_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer that `save` wrote; path: the file or its directory."""
     path = Path(path)
-    path = path / FILE if path.is_dir() else path
     try:
+        path = path / FILE if path.is_dir() else path
         state = json.loads(read_bytes(path, MAX_TOKENIZER))
-    except FileNotFoundError as error:
+    except OSError as error:
         raise UserError(f"{path}: cannot read the tokenizer: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: the tokenizer is damaged: not JSON: {error}") from None
@@ -204,7 +204,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
         )
     try:
         return kinds[state["name"]]._restore(state)
-    except UserError:
-        raise
+    except UserError as error:
+        raise UserError(f"{path}: the tokenizer is damaged: {error}") from None
     except Exception as error:  # whatever the library or a missing key makes of it
         raise UserError(f"{path}: the tokenizer is damaged: {error!r}") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import shutil
 import signal
@@ -26,6 +27,7 @@ from lmkit import kernels
 from lmkit.checkpoint_io import damage, latest_checkpoint, load_checkpoint
 from lmkit.errors import ResultError, UserError
 from lmkit.run import Run, no_checkpoint
+from lmkit.signals import FOLLOWS
 from lmkit.text import Text
 from lmkit.trained import TrainedModel
 from lmkit.training import make_data
@@ -98,15 +100,20 @@ class Trials:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
+            env={**os.environ, FOLLOWS: str(os.getpid())},
         )
-        if kill:
+        try:
             metrics = run.path / "metrics.jsonl"
-            while process.poll() is None:
+            while kill and process.poll() is None:
                 if metrics.exists() and metrics.read_bytes().count(b"\n") > steps // 2:
                     process.send_signal(signal.SIGKILL)
                     process.communicate()
                     return self.run(name, steps, processes=processes)
-        _, err = process.communicate()
+            _, err = process.communicate()
+        except BaseException:  # its outputs are about to be removed
+            process.terminate()
+            process.communicate()
+            raise
         if process.returncode:
             raise RuntimeError(f"a training failed, exit code {process.returncode}:\n{err}")
         return run
@@ -121,7 +128,8 @@ class Trials:
         config["trainer"] |= {
             **{"precision": "32-true", "devices": processes, "num_nodes": 1},
             **{"strategy": "ddp" if several else "auto", "max_epochs": -1, "max_steps": steps},
-            **{"limit_val_batches": 2, "limit_test_batches": 0, "log_every_n_steps": 1},
+            **{"min_epochs": None, "min_steps": None, "log_every_n_steps": 1},
+            **{"limit_val_batches": 2, "limit_test_batches": 0},
         }
         saving = {"every_n_train_steps": max(steps // 4, 1), "every_n_epochs": None}
         checkpoint = {"_target_": "lmkit.checkpoint.Checkpoint", "monitor": None, **saving}

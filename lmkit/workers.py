@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import faulthandler
 import logging
 import multiprocessing
@@ -9,6 +10,7 @@ import os
 import re
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO, cast
 
@@ -18,11 +20,12 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from lmkit import hardware
 from lmkit.checkpoint_io import latest_checkpoint
-from lmkit.errors import UserError
-from lmkit.processes import Failure
+from lmkit.errors import MachineError, ResultError, UserError, as_user_error, exit_code
+from lmkit.processes import Failure, launched
 from lmkit.redaction import Redacting, redacted_output
+from lmkit.rendezvous import meet
 from lmkit.run import Run
-from lmkit.signals import SIGNALS, Stopped, follow_parent, name_of
+from lmkit.signals import SIGNALS, Stopped, StopSignals, follow_parent, name_of
 from lmkit.training import work
 
 log = logging.getLogger(__name__)
@@ -64,13 +67,13 @@ def work_in_processes(run: Run, config: dict[str, Any]) -> None:
         newest = latest_checkpoint(run.path / "checkpoints")
         Failure.take(run.path / "logs")
         try:
-            elastic_launch(launch, _worker)(run.path, config, newest)
+            elastic_launch(launch, _worker)(run, config, newest)
         except SignalException as stopped:
             for child in multiprocessing.active_children():
                 child.kill()  # a second signal came while they were ending
             raise Stopped(stopped.sigval) from None
         except ChildFailedError as error:
-            failed = _cause(run, error, launch.nproc_per_node)
+            failed = cause(run, error, launch.nproc_per_node)
             if not failed.died or restarts == config["restarts"]:
                 raise failed from None
             left = f"{restarts + 1} of {config['restarts']}"
@@ -79,27 +82,43 @@ def work_in_processes(run: Run, config: dict[str, Any]) -> None:
             return
 
 
-def _worker(path: Path, config: dict[str, Any], newest: Path | None) -> None:
-    """One process's work; how it ended otherwise is for `_cause`."""
+def _worker(run: Run, config: dict[str, Any], newest: Path | None) -> None:
+    """One process's work; how it ended otherwise is for `cause`."""
     os.setpgrp()  # Ctrl-C is the parent's to pass on, once
-    follow_parent()
-    rank = int(os.environ["RANK"])
+    parent, place = multiprocessing.parent_process(), launched()
+    assert parent
+    assert parent.pid
+    assert place
+    follow_parent(parent.pid)
+    rank, logs = place.rank, run.path / "logs"
     with redacted_output():
-        stream = log_to(path, rank)
+        stream = log_to(run.path, rank)
         try:
-            work(Run(path), config, newest)
+            with StopSignals():
+                meet(place, config["trainer"]["accelerator"])
+                work(run, config, newest)
         except Stopped as stopped:
-            Failure(rank, str(stopped), "", signum=stopped.signum).write(path / "logs")
+            Failure(rank, str(stopped), "", signum=stopped.signum).write(logs)
             sys.stdout.flush()
             sys.stderr.flush()
             # A return would wait for the parent, which waits for the end.
             os._exit(stopped.exit_code)
         except BaseException as error:
-            mistake = isinstance(error, UserError)
-            what = str(error) if mistake else f"raised {type(error).__name__}: {error}"
-            Failure(rank, what, traceback.format_exc(), mistake=mistake).write(path / "logs")
-            traceback.print_exc(file=stream)
-            sys.exit(1)  # of an exception torch would keep the text, as it is, in $TMPDIR
+            mistake, failed = as_user_error(error), isinstance(error, ResultError)
+            what = (
+                str(error) if failed else str(mistake or f"raised {type(error).__name__}: {error}")
+            )
+            failure = Failure(
+                *(rank, what, traceback.format_exc()),
+                mistake=mistake is not None,
+                machine=isinstance(mistake, MachineError),
+                failed=failed,
+            )
+            with suppress(OSError):  # a disk that is full
+                failure.write(logs)
+                traceback.print_exc(file=stream)
+            # Of an exception torch would keep the text, as it is, in $TMPDIR.
+            sys.exit(exit_code(error))
 
 
 def log_to(path: Path, rank: int) -> TextIO:
@@ -121,21 +140,30 @@ def log_to(path: Path, rank: int) -> TextIO:
     return stream
 
 
-def _cause(run: Run, error: ChildFailedError, number: int) -> WorkerError:
+def cause(run: Run, error: ChildFailedError, number: int) -> WorkerError:
     """Which process failed first: those that waited for it fail after it, of its absence."""
     failures = Failure.take(run.path / "logs")
-    if stops := [failure.signum for failure in failures if failure.signum]:
-        raise Stopped(max(stops)) from None
+    heard = {failure.rank for failure in failures}
+    rank, failure = error.get_first_failure()
+    code = failure.exitcode
+    if rank not in heard:
+        if (signum := -code if code < 0 else code - 128) in SIGNALS:  # before it could say so
+            raise Stopped(signum) from None
+        if code == 2:  # a mistake for which there was no room
+            full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(run.path / "logs"))
+            raise as_user_error(full) from None  # type: ignore[misc]
+        if code < 0:  # the others were stopped because of it
+            how = f"was killed by {name_of(-code)}"
+            return WorkerError(f"rank {rank} (process {failure.pid}) {how}", died=True)
     first = next((failure for failure in failures if not PEER_GONE.search(failure.what)), None)
+    if first and first.signum:
+        raise Stopped(max(failure.signum for failure in failures)) from None
     if first and first.mistake:
-        raise UserError(first.what) from None
+        raise (MachineError if first.machine else UserError)(first.what) from None
+    if first and first.failed:
+        raise ResultError(first.what, None) from None
     if first:
         message = f"rank {first.rank} ({first.process}) {first.what}\n\n{first.stack.rstrip()}\n"
         return WorkerError(message, first.died)
-    rank, failure = error.get_first_failure()
-    if failure.exitcode < 0:
-        how = f"was killed by {name_of(-failure.exitcode)}"
-        return WorkerError(f"rank {rank} (process {failure.pid}) {how}", died=True)
-    heard = {failure.rank for failure in failures}
     gone = [str(rank) for rank in range(number) if rank not in heard]
     return WorkerError(f"rank {', '.join(gone) or rank} died without a word", died=True)

@@ -56,6 +56,15 @@ def lmkit(*arguments: str, cwd: Path, code: int = 0) -> subprocess.CompletedProc
     return subprocess.CompletedProcess(arguments, code, out, err)
 
 
+def is_running(pid: int) -> bool:
+    """Whether a process still does anything: a zombie does not."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] not in "ZX"
+
+
 def rows(run: Path) -> list[dict]:
     """The rows of metrics.jsonl without what depends on the clock."""
     lines = (run / "metrics.jsonl").read_text().splitlines()

@@ -2,12 +2,15 @@
 
 import json
 import math
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from importlib.metadata import version
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -40,6 +43,35 @@ def changed(**changes) -> dict:
 
 def create(outputs: Path, run_id: str | None = "one", config: dict = CONFIG, **more) -> Run:
     return Run.create(outputs, "lm", run_id, config, **more)
+
+
+def stay(run: Run, connection: Connection) -> None:
+    """A process that a holder has started."""
+    connection.send(run.path)
+    connection.poll(60)
+
+
+def test_processes_that_the_holder_has_started_hold_it_too(tmp_path, caplog):
+    run = create(tmp_path)
+    ours, theirs = multiprocessing.Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=stay, args=(run, theirs))
+    process.start()
+    assert ours.recv() == run.path
+    run.release()  # as the kernel does for a process that is killed
+    assert run.held()
+    with pytest.raises(UserError, match=f"is held by process {os.getpid()} on "):
+        run.check(CONFIG)
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    holder = f"process {dead.pid} on {os.uname().nodename}"
+    (run.path / ".lock").write_text(f"{holder}\n")
+    threading.Timer(0.5, ours.send, ["end"]).start()
+    run.check(CONFIG)
+    assert not run.held()
+    process.join()
+    (record,) = caplog.records
+    said = f"{holder} has died; waiting for the processes that it started to end"
+    assert record.getMessage() == said
 
 
 def test_files_of_a_new_run(tmp_path):
@@ -169,7 +201,8 @@ def test_another_config_is_an_error_that_names_every_key(tmp_path):
         "  model.hidden_size: 200 there, 300 now\n"
         "  trainer.precision: 32-true there, bf16-mixed now\n"
         "  data.batch_size: absent there, 4 now\n"
-        "only length, devices and logging may change; choose another run_id for the rest"
+        "only length, devices and logging may change; for the rest begin another run, with "
+        "lmkit train and another run_id"
     )
     assert Run(tmp_path / "lm" / "one").config() == CONFIG
     create(tmp_path)  # and it is not held any more

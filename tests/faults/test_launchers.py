@@ -6,13 +6,16 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
-from journey import LIMIT, rows
-from test_train import wait_for_rows
+from journey import LIMIT, is_running, rows
+from test_preparing import children
+from test_train import last, wait_for_rows
 
 from faults.test_processes import TWO, end, two  # noqa: F401 - a fixture
+from lmkit.run import Run
 
 pytestmark = pytest.mark.faults
 
@@ -46,6 +49,23 @@ def test_a_mistake_under_torchrun_is_told_once(settings, tmp_path):
     _, err = process.communicate(timeout=LIMIT)
     assert process.returncode != 0
     assert err.count("error: cannot write the run directory") == 1
+
+
+def test_the_agent_of_torchrun_is_killed(settings, tmp_path):
+    process = torchrun("train", *settings, *TWO, "run_id=cut", cwd=tmp_path)
+    run = tmp_path / "outputs" / "tiny" / "cut"
+    wait_for_rows(process, run, 5)
+    ranks = children(process.pid)
+    assert len(ranks) == 2
+    process.kill()
+    process.communicate(timeout=LIMIT)
+    deadline = time.monotonic() + LIMIT
+    while any(map(is_running, ranks)):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert not Run(run).held()
+    step = last(run)["global_step"]
+    assert json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"] <= step
 
 
 def slurm(rank: int, port: int, *arguments: str, cwd: Path) -> subprocess.Popen[str]:

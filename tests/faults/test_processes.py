@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from journey import LIMIT, lmkit, rows
+from journey import LIMIT, is_running, lmkit, rows
 from test_train import assert_same_state, last, wait_for_rows
 
 from faults import injected
@@ -137,18 +137,29 @@ def test_a_signal_to_the_parent_stops_all(two, settings, tmp_path, signum, code)
     assert_same_state(last(run), last(two))
 
 
-def test_the_parent_is_killed_and_the_processes_end(two, settings, tmp_path):
-    process = begin("train", *settings, *TWO, "run_id=cut", cwd=tmp_path)
+def nobody_writes_with(process: subprocess.Popen[str], run: Path, orphans: list[int]) -> None:
+    """Wait until `process` holds the run, or has ended; by then no orphan may be running."""
+    lock, holder = run / ".lock", f"process {process.pid} on"
+    while process.poll() is None and not (lock.exists() and holder in lock.read_text()):
+        time.sleep(0.005)
+    assert not [pid for pid in orphans if is_running(pid)]
+
+
+@pytest.mark.parametrize("started", [False, True])
+def test_the_parent_is_killed_and_the_processes_end(two, settings, tmp_path, started):
+    arguments = ("train", *settings, *TWO, "run_id=cut")
+    process = begin(*arguments, cwd=tmp_path)
     run = tmp_path / "outputs" / "tiny" / "cut"
-    wait_for_rows(process, run, 5)
-    ids = workers(process)
+    if started:
+        wait_for_rows(process, run, 5)
+    while len(ids := workers(process)) < 2:
+        time.sleep(0.01)
     process.kill()
+    process.wait(timeout=LIMIT)
+    again = begin(*arguments, cwd=tmp_path)
+    nobody_writes_with(again, run, ids)
     process.communicate(timeout=LIMIT)
-    deadline = time.monotonic() + 30
-    while any(Path(f"/proc/{pid}").exists() for pid in ids):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    lmkit("resume", "cut", cwd=tmp_path)
+    assert f"process {process.pid} on" in end(again, 0), "it waited for none"
     assert rows(run) == rows(two)
 
 

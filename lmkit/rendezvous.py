@@ -1,0 +1,122 @@
+"""Where the processes of a run wait for each other, with a word and a limit."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from torch._C._distributed_c10d import Store, TCPStore
+
+from lmkit.errors import UserError
+from lmkit.processes import Launched, number
+
+LIMIT = 300.0  # seconds in which all processes have to be there
+WORD = 5.0  # seconds of which nothing is said
+TIMEOUT = timedelta(minutes=30)  # of what processes then do together, Lightning's
+
+
+def meet(place: Launched, accelerator: str) -> None:
+    """Wait for the other processes, and say so; Lightning finds the group made.
+
+    Raises UserError where one does not come within LIMIT seconds.
+    """
+    host, port = _address(place)
+    if place.by == "slurm":  # for `cluster`, as torchrun has it
+        node = number(os.environ, "SLURM_NODEID", place.rank // place.local_world_size)
+        numbers = {"RANK": place.rank, "WORLD_SIZE": place.world_size}
+        numbers |= {"LOCAL_RANK": place.local_rank, "GROUP_RANK": node, "MASTER_PORT": port}
+        os.environ |= {"MASTER_ADDR": host} | {key: str(n) for key, n in numbers.items()}
+    backend = "nccl" if accelerator == "cuda" else "gloo"
+    if backend == "nccl":
+        torch.cuda.set_device(place.local_rank)
+    dist.init_process_group(
+        backend,
+        store=_gathered(place, host, port),
+        rank=place.rank,
+        world_size=place.world_size,
+        timeout=TIMEOUT,
+    )
+
+
+def _address(place: Launched) -> tuple[str, int]:
+    """Host and port of the store in which processes find each other."""
+    host = os.environ.get("MASTER_ADDR")
+    if place.by == "slurm":
+        nodes = os.environ.get("SLURM_STEP_NODELIST", os.environ.get("SLURM_NODELIST"))
+        host = host or SLURMEnvironment.resolve_root_node_address(nodes or "")
+        if "MASTER_PORT" not in os.environ:  # the same for all tasks of a job
+            job = number(os.environ, "SLURM_JOB_ID")
+            return host or "127.0.0.1", 15_000 + job % 10_000
+    if not host:
+        raise UserError("MASTER_ADDR is not set: expected the host that torchrun sets")
+    return host, number(os.environ, "MASTER_PORT", most=65535)
+
+
+def _gathered(place: Launched, host: str, port: int) -> Store:
+    """A store in which every process has signed.
+
+    Not torch's own wait, which is in C++: deaf to signals, without a word, for half an hour.
+    """
+    wait = _Wait(place, f"{host}:{port}")
+    # Else torchrun's agent serves it.
+    serves = place.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    while not serves and (reason := _unreachable(host, port)):
+        wait.on([0], f" ({reason})")
+    try:
+        store = TCPStore(
+            *(host, port, place.world_size, serves),
+            timeout=timedelta(seconds=WORD),
+            wait_for_workers=False,
+        )
+        store.set_timeout(TIMEOUT)
+        keys = [f"lmkit/{rank}" for rank in range(place.world_size)]
+        store.set(keys[place.rank], "here")
+        while not store.check(keys):
+            wait.on([rank for rank, key in enumerate(keys) if not store.check([key])])
+    except dist.DistError as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"rank {place.rank} cannot meet the others at {host}:{port}: {reason}"
+        ) from error
+    return store
+
+
+def _unreachable(host: str, port: int) -> str | None:
+    """Why nobody answers at a port."""
+    try:
+        socket.create_connection((host, port), timeout=2).close()
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
+
+
+class _Wait:
+    """A wait for other processes: a word after WORD seconds, two a minute then, an end at LIMIT."""
+
+    def __init__(self, place: Launched, address: str) -> None:
+        self.place = place
+        self.address = address
+        self.began = time.monotonic()
+        self.next = WORD
+
+    def on(self, missing: list[int], why: str = "") -> None:
+        """Wait a little for ranks that are missing."""
+        seconds = time.monotonic() - self.began
+        ranks = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
+        said = (
+            f"rank {self.place.rank} waits for rank {ranks} of {self.place.world_size} at "
+            f"{self.address}, {seconds:.0f} s{why}"
+        )
+        if seconds > LIMIT:
+            alone = "; for a run of this process alone, unset SLURM_STEP_ID"
+            raise UserError(f"{said}: start all{alone if self.place.by == 'slurm' else ''}")
+        if seconds > self.next:
+            print(said, file=sys.stderr, flush=True)
+            self.next += 30
+        time.sleep(0.1)

@@ -1,0 +1,72 @@
+"""Processes that wait for others: what they say, and when they give up."""
+
+import re
+import socket
+
+import pytest
+
+from lmkit import rendezvous
+from lmkit.errors import UserError
+from lmkit.processes import Launched
+from lmkit.rendezvous import meet
+
+FIRST, SECOND = (Launched("slurm", rank, 2, rank, 2) for rank in (0, 1))
+
+
+@pytest.fixture
+def port(monkeypatch) -> int:
+    """A free one, which SLURM's tasks are to meet at within a moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        number = probe.getsockname()[1]
+    for key, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(number)}.items():
+        monkeypatch.setenv(key, value)
+    for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "GROUP_RANK"):  # which `meet` sets
+        monkeypatch.setenv(key, "")
+    monkeypatch.setattr(rendezvous, "WORD", 0.5)
+    monkeypatch.setattr(rendezvous, "LIMIT", 1.0)
+    return number
+
+
+@pytest.mark.parametrize(
+    ("place", "missing", "why"), [(FIRST, 1, ""), (SECOND, 0, r" \(Connection refused\)")]
+)
+def test_one_that_does_not_come_is_named_and_not_waited_for_for_ever(
+    port, capsys, place, missing, why
+):
+    said = rf"rank {place.rank} waits for rank {missing} of 2 at 127\.0\.0\.1:{port}, 1 s{why}"
+    with pytest.raises(UserError) as caught:
+        meet(place, "cpu")
+    end = ": start all; for a run of this process alone, unset SLURM_STEP_ID"
+    assert re.fullmatch(said + end, str(caught.value))
+    assert re.fullmatch(said + "\n", capsys.readouterr().err)
+
+
+def test_a_port_that_is_taken_is_named(port):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", port))
+        other.listen()
+        with pytest.raises(UserError, match=f"^rank 0 cannot meet the others at .*:{port}: "):
+            meet(FIRST, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"MASTER_PORT": "x"}, "MASTER_PORT is 'x': expected the number that srun sets"),
+        ({"MASTER_PORT": "65536"}, "MASTER_PORT is '65536': "),
+        ({"MASTER_PORT": None}, "SLURM_JOB_ID is not set: "),
+        ({"SLURM_NODEID": "first"}, "SLURM_NODEID is 'first': "),
+    ],
+)
+def test_an_address_that_cannot_be(port, monkeypatch, changes, message):
+    for key, value in changes.items():
+        monkeypatch.setenv(key, value) if value else monkeypatch.delenv(key)
+    with pytest.raises(UserError, match=f"^{message}"):
+        meet(FIRST, "cpu")
+
+
+def test_torchrun_says_where(port, monkeypatch):
+    monkeypatch.delenv("MASTER_ADDR")
+    with pytest.raises(UserError, match=r"^MASTER_ADDR is not set: expected the host"):
+        meet(Launched("torchrun", 0, 2, 0, 2), "cpu")
