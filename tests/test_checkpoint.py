@@ -239,10 +239,15 @@ def test_a_manifest_that_cannot_be_read_is_no_damage(tmp_path, damage):
     assert path.is_file()
 
 
-@pytest.mark.parametrize("key", ["format", "step", "epoch", "epochs_done", "bytes", "sha256"])
+@pytest.mark.parametrize(
+    "key", ["format", "step", "epoch", "epochs_done", "bytes", "sha256", "splits"]
+)
 def test_a_manifest_of_other_values_is_damaged(tmp_path, key):
     path = tmp_path / "step-000000001.ckpt"
-    AtomicCheckpointIO().save_checkpoint({"state_dict": {}, "global_step": 1, "epoch": 0}, path)
+    AtomicCheckpointIO({"config": {"a": 1}, "splits": {"train": "x"}}).save_checkpoint(
+        {"state_dict": {}, "global_step": 1, "epoch": 0}, path
+    )
+    assert latest_checkpoint(tmp_path) == path
     manifest = json.loads(path.with_suffix(".json").read_text())
     path.with_suffix(".json").write_text(json.dumps(manifest | {key: ["x"]}))
     assert read_manifest(path) == {}
