@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from lmkit import hardware, kernels, threads
 from lmkit.allocator import keep_freed_memory
 from lmkit.datamodule import DataModule
-from lmkit.processes import cluster
+from lmkit.rendezvous import cluster
 from lmkit.threads import Threads
 from lmkit.trained import any_threads
 from lmkit.training import build_trainer, make_data, make_task, quiet

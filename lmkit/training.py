@@ -30,9 +30,10 @@ from lmkit.loggers import make_trackers
 from lmkit.logs import JsonlLogger, Samples
 from lmkit.metrics import perplexity
 from lmkit.pace import Pace
-from lmkit.processes import cluster, launched
+from lmkit.processes import launched
 from lmkit.progress import Progress
 from lmkit.redaction import redacted
+from lmkit.rendezvous import cluster
 from lmkit.run import Run, strict_json
 from lmkit.safety import anchored
 from lmkit.sampling import Sampling, sample_texts
