@@ -48,6 +48,15 @@ SLOTS = {
 # Classes whose keys stand in a group beside those of its object, and what the code passes them.
 BESIDE = {
     "data": ("lmkit.datamodule.DataModule", ("source", "tokenizer", "cache", "seed", "trained")),
+    "scheduler": ("lmkit.optim.Stepping", ()),
+}
+
+# What a class of others passes its **kwargs on to, other than what it inherits from.
+FORWARDED = {
+    "lightning.pytorch.loggers.tensorboard.TensorBoardLogger": (
+        "torch.utils.tensorboard.SummaryWriter"
+    ),
+    "lightning.pytorch.loggers.wandb.WandbLogger": "wandb.init",
 }
 
 # Of the values that a class would take, those that lmkit does.

@@ -54,15 +54,12 @@ def analyze(
     result = _train_and_measure(config, overrides, context, identity)
     directory = Path(config["outputs"]).absolute() / config["name"] / f"{identity}-probe"
     Run(directory).check_links()
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        result |= {name: str(directory / f"probe.{name}") for name in ("json", "png")}
-        picture = io.BytesIO()
-        draw(result).savefig(picture, format="png")
-        write_atomically(directory / "probe.json", strict_json(result, indent=2).encode())
-        write_atomically(directory / "probe.png", picture.getvalue())
-    except OSError as error:
-        raise UserError(f"cannot write {directory}: {error.strerror}; set outputs=DIR") from error
+    directory.mkdir(parents=True, exist_ok=True)
+    result |= {name: str(directory / f"probe.{name}") for name in ("json", "png")}
+    picture = io.BytesIO()
+    draw(result).savefig(picture, format="png")
+    write_atomically(directory / "probe.json", strict_json(result, indent=2).encode())
+    write_atomically(directory / "probe.png", picture.getvalue())
     Console().print(_table(result))
     print(f"picture: {result['png']}\nnumbers: {result['json']}")
     return result

@@ -1,33 +1,30 @@
 """Config nodes against the signatures they will be called with: bind all first, build later."""
 
 import inspect
+import math
 import os
 import re
+import shlex
 import sys
 import types
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, is_dataclass
+from dataclasses import is_dataclass
+from datetime import timedelta
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from lmkit.allow import resolve_target
 from lmkit.errors import UserError
 from lmkit.keys import elsewhere, options_taking
+from lmkit.ranges import broken
 from lmkit.redaction import SHOWN, hide, is_secret_key, mask
 from lmkit.renamed import RENAMED
+from lmkit.signatures import signature_keys
 
 SECRET = re.compile(r"\$\{oc\.env:\s*(?P<name>[^,}\s]+)\s*(?:,(?P<default>[^}]*))?\}")
 # Callables whose keys a node holds, each with the arguments that the code passes itself.
 Owners = Mapping[Callable[..., Any], Collection[str]]
-
-
-@dataclass(frozen=True)
-class Key:
-    """One key of a signature: the type of its value and whether it has a default."""
-
-    hint: Any
-    required: bool
 
 
 class Group(dict[str, Any]):
@@ -38,19 +35,8 @@ class MisfitError(Exception):
     """A value that is not what an annotation asks for; the message is what it asks for."""
 
 
-def signature_keys(target: Callable[..., Any]) -> dict[str, Key]:
-    """The arguments `target` names; **kwargs, which cannot be checked, are none."""
-    try:
-        function = target.__init__ if isinstance(target, type) else target  # type: ignore[misc]
-        hints = get_type_hints(function)
-    except NameError:  # annotations that only a type checker can resolve, as WandbLogger's are
-        hints = {}
-    keys = {}
-    for name, parameter in inspect.signature(target).parameters.items():
-        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-            hint = hints.get(name, parameter.annotation)
-            keys[name] = Key(hint, parameter.default is parameter.empty)
-    return keys
+class RangeError(MisfitError):
+    """A number that is none of those an annotation asks for; the message is what it must be."""
 
 
 def bind_node(
@@ -111,7 +97,9 @@ def bind(
             mistakes.append(unknown(at, str(name), keys, called, set_elsewhere, whole, value))
         elif value != "???":
             before = len(mistakes)
-            fitted[name] = _fit_noting(f"{at}{name}", value, keys[name].hint, mistakes)
+            fitted[name] = _fit_noting(
+                f"{at}{name}", value, keys[name].hint, mistakes, set_elsewhere
+            )
             if len(mistakes) > before:
                 spoiled.add(name)
     missing = [n for n, key in keys.items() if key.required and n not in fitted]
@@ -145,17 +133,17 @@ def unknown(
         return f"{at}{name} is not a key of {called}; it is one of {', '.join(options)}"
     if not (near or others):
         others = elsewhere(whole or {}, name, near=True)
-    close = [_assigned(path, value) for path in others] or near
+    close = [assigned(path, value) for path in others] or near
     there = f"there are: {', '.join(keys) or 'none'}"
     remedy = f"did you mean {' or '.join(close)}?" if close else there
     return f"{at}{name} is not a key{f' of {called}' if called else ''}; {remedy}"
 
 
-def _assigned(path: str, value: Any) -> str:
-    """`path=value` where the value is a plain one."""
+def assigned(path: str, value: Any) -> str:
+    """`path=value` where the value is a plain one, as a shell takes it."""
     if isinstance(value, Mapping | list) or value is None:
         return path
-    return mask(f"{path}={str(value).lower() if isinstance(value, bool) else value}")
+    return shlex.quote(mask(f"{path}={str(value).lower() if isinstance(value, bool) else value}"))
 
 
 def fit(value: Any, hint: Any) -> Any:
@@ -168,6 +156,11 @@ def fit(value: Any, hint: Any) -> Any:
         return value
     if origin in (Union, types.UnionType):
         return _fit_any_of(value, arguments)
+    if origin is Annotated:
+        number = fit(value, arguments[0])
+        if must := broken(number, arguments[1:]):
+            raise RangeError(f"must be {must}")
+        return number
     if origin is Literal:
         if any(value == option and type(value) is type(option) for option in arguments):
             return value
@@ -185,15 +178,37 @@ def fit(value: Any, hint: Any) -> Any:
     elif origin in (dict, Mapping):
         if isinstance(value, Mapping):
             inner = arguments[1] if arguments else Any
-            return {key: fit(item, inner) for key, item in value.items()}
-    elif hint is Path and isinstance(value, str):
+            return {key: _fit_item(key, item, inner) for key, item in value.items()}
+    elif (hint is Path and isinstance(value, str)) or (hint is timedelta and _is_duration(value)):
         return value
     raise MisfitError(describe(hint))
+
+
+def _fit_item(key: Any, value: Any, hint: Any) -> Any:
+    try:
+        return fit(value, hint)
+    except RangeError as wrong:
+        raise RangeError(f"{key} {wrong}") from None
+
+
+def _is_duration(value: Any) -> bool:
+    """Whether a value is a mapping that `timedelta` takes, as {minutes: 30}."""
+    try:
+        timedelta(**value)
+    except (TypeError, ValueError, OverflowError):
+        return False
+    return True
 
 
 def describe(hint: Any) -> str:
     """An annotation in the words of an error message."""
     origin, arguments = get_origin(hint) or hint, get_args(hint)
+    if origin is Annotated:
+        return describe(arguments[0])
+    if origin is Callable:
+        return "a function, which no config can hold"
+    if hint is timedelta:
+        return "a mapping, as {minutes: 30}"
     if origin in (Union, types.UnionType):
         plain = [a for a in arguments if not _is_object(a)]
         return " | ".join(dict.fromkeys(map(describe, plain or arguments)))
@@ -217,7 +232,7 @@ def build(node: Mapping[str, Any], *, bases: tuple[type, ...] = (), **given: Any
     target = resolve_target(node["_target_"], bases)
     keys = signature_keys(target)
     arguments = {
-        name: _value(value, keys[name].hint if name in keys else Any)
+        name: _value(value, keys[name].hint if name in keys else Any, given)
         for name, value in node.items()
         if name != "_target_"
     }
@@ -239,28 +254,39 @@ def reveal(text: str) -> str:
     return SECRET.sub(read, text)
 
 
-def _value(value: Any, hint: Any) -> Any:
+def _value(value: Any, hint: Any, given: Mapping[str, Any]) -> Any:
+    arms = (hint, *get_args(hint))
     if isinstance(value, Mapping):
         if "_target_" in value:
             if bases := _object_bases(hint):
-                return build(value, bases=bases)
+                return build(value, bases=bases, **given)
             raise UserError(f"expected a plain value, found a {value['_target_']}")
-        return {key: _value(inner, Any) for key, inner in value.items()}
+        plain = {key: _value(inner, Any, given) for key, inner in value.items()}
+        record = next((arm for arm in arms if arm is timedelta or is_dataclass(arm)), None)
+        return record(**plain) if isinstance(record, type) else plain
     if isinstance(value, list):
-        return [_value(inner, Any) for inner in value]
+        return [_value(inner, _item_hint(hint) or Any, given) for inner in value]
     return reveal(value) if isinstance(value, str) else value
 
 
-def _fit_noting(path: str, value: Any, hint: Any, mistakes: list[str]) -> Any:
+def _fit_noting(
+    path: str, value: Any, hint: Any, mistakes: list[str], given: Collection[str] = ()
+) -> Any:
+    """`value` fitted; `given` are what the code passes to the objects in it as well."""
     arms = (hint, *get_args(hint))
     record = next((arm for arm in arms if isinstance(arm, type) and is_dataclass(arm)), None)
     if isinstance(value, Mapping) and record:
         return bind(path, value, {record: ()}, mistakes)
     if isinstance(value, Mapping) and "_target_" in value and Group not in arms:
         if bases := _object_bases(hint):
-            return bind_node(path, value, bases, mistakes)
+            return bind_node(path, value, bases, mistakes, given)
         mistakes.append(f"{path}: expected {describe(hint)}, found an object with a _target_")
         return value
+    if isinstance(value, list) and _holds_object(value) and (item := _item_hint(hint)):
+        return [
+            _fit_noting(f"{path}.{number}", each, item, mistakes, given)
+            for number, each in enumerate(value)
+        ]
     if Group not in arms and _holds_object(value):
         mistakes.append(f"{path}: expected {describe(hint)}, found an object with a _target_ in it")
         return value
@@ -270,12 +296,22 @@ def _fit_noting(path: str, value: Any, hint: Any, mistakes: list[str]) -> Any:
         return fitted if revealed == value else value
     except UserError as error:
         mistakes.append(f"{path}={value}: {error}")
+    except RangeError as wrong:
+        mistakes.append(f"{path}={value}: {wrong}")
     except MisfitError as misfit:
         shown = "null" if value is None else SHOWN if is_secret_key(path) else value
         close = get_close_matches(str(value), _options(hint), n=1)
         remedy = f"; did you mean {close[0]}?" if close else ""
         mistakes.append(f"{path}={shown}: expected {misfit}, found {_kind(value)}{remedy}")
     return value
+
+
+def _item_hint(hint: Any) -> Any:
+    """What a list of objects is a list of; None where the annotation has none in a list."""
+    for arm in (hint, *get_args(hint)):
+        if get_origin(arm) in (list, Sequence, Iterable) and _object_bases(arm):
+            return get_args(arm)[0]
+    return None
 
 
 def _holds_object(value: Any) -> bool:
@@ -287,18 +323,21 @@ def _holds_object(value: Any) -> bool:
 def _fit_any_of(value: Any, hints: Sequence[Any]) -> Any:
     for hint in hints:
         if type(value) is hint:
-            return value
+            return fit(value, hint)
+    wrong: MisfitError | None = None
     for hint in hints:
         try:
             return fit(value, hint)
+        except RangeError as error:  # says more than what the types are
+            wrong = error
         except MisfitError:
             continue
-    raise MisfitError(describe(Union[tuple(hints)]))  # noqa: UP007 - built at run time
+    raise wrong or MisfitError(describe(Union[tuple(hints)]))  # noqa: UP007 - built at run time
 
 
 def _fit_plain(value: Any, hint: type) -> Any:
     """A number, string or bool; bool is never taken for a number."""
-    if type(value) is hint:
+    if type(value) is hint and hint is not float:
         return value
     if hint is str and type(value) in (int, float):
         return str(value)
@@ -307,8 +346,10 @@ def _fit_plain(value: Any, hint: type) -> Any:
             number = float(value)
         except ValueError:
             raise MisfitError(describe(hint)) from None
+        if hint is float and not math.isfinite(number):
+            raise RangeError("must be a finite number")
         if hint is float or number.is_integer():
-            return hint(number)
+            return int(value) if hint is int and isinstance(value, int) else hint(number)
     raise MisfitError(describe(hint))
 
 

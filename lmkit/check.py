@@ -6,28 +6,37 @@ import inspect
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import torch
 
 from lmkit import hardware, kernels
 from lmkit.allow import BESIDE, SLOTS, VALUES, slot_bases
-from lmkit.binding import Group, Owners, bind, bind_node, build, signature_keys, unknown
+from lmkit.binding import Group, Owners, bind, bind_node, build, unknown
 from lmkit.config import Composition, report
-from lmkit.contradictions import contradictions, too_low
+from lmkit.contradictions import contradictions
 from lmkit.datamodule import DataModule
+from lmkit.dry_run import attempt, dry_run
 from lmkit.errors import UserError
 from lmkit.groups import nearest
 from lmkit.hub import HuggingFace
 from lmkit.kernels import Kernels
 from lmkit.loggers import missing_packages
+from lmkit.optim import Stepping
 from lmkit.processes import launched
-from lmkit.redaction import redact
+from lmkit.ranges import Count, Seed, Size
 from lmkit.safety import escapes, leaks
-from lmkit.source import Source
+from lmkit.signatures import signature_keys
 
 PRECISIONS = VALUES["trainer.precision"]
-DATAMODULE: Owners = {DataModule: frozenset(BESIDE["data"][1])}
+# Lightning's other names of them.
+SHORT_PRECISIONS = {"None": "32-true", "32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}
+# Classes whose keys stand in a group beside those of its object.
+BESIDE_OBJECT: dict[str, Owners] = {
+    "data": {DataModule: frozenset(BESIDE["data"][1])},
+    "scheduler": {Stepping: frozenset(BESIDE["scheduler"][1])},
+}
 
 
 @dataclass
@@ -47,7 +56,7 @@ class Root:
     outputs: str
     name: str
     run_id: str | None
-    seed: int
+    seed: Seed
     kernels: Kernels
     data: Group
     tokenizer: Group
@@ -58,8 +67,8 @@ class Root:
     scheduler: Group | None = None
     logger: Group | None = None
     callbacks: Group | None = None
-    restarts: int = 3
-    threads: int | None = None
+    restarts: Count = 3
+    threads: Size | None = None
 
 
 def check(
@@ -83,15 +92,23 @@ def check(
         mistakes += [*leaks(config, trains), *(escapes(config) if trains else ())]
         config = {key: deepcopy(value) for key, value in config.items() if key in names}
         _decide(config, mistakes)
-        config, sound = _bind_config(config, mistakes)
+        config = _bind_config(config, mistakes)
         if trains:
             mistakes += missing_packages(config["logger"])
-            source = _make_cheap_parts(config, sound, mistakes)
+            parts = {name: split_node(name, config.get(name) or {}) for name in BESIDE_OBJECT}
+            source, tokenizer = (
+                attempt(name, node, partial(build, bases=slot_bases(name)), mistakes)
+                for name, node in (
+                    ("data", parts["data"][0]),
+                    ("tokenizer", config.get("tokenizer")),
+                )
+            )
             # What the hub has, it is asked when data is: not now.
             local = source if not isinstance(source, HuggingFace) else None
-            mistakes += contradictions(config, local.splits if local else None)
-        else:
-            mistakes += too_low(config)
+            lossless = getattr(tokenizer, "lossless", True)
+            mistakes += contradictions(config, local.splits if local else None, lossless)
+            schedule, stepping = parts["scheduler"]
+            dry_run({**config, "scheduler": schedule}, stepping, mistakes)
     if command:
         own = bind("", own, {command: given}, mistakes)
     if mistakes:
@@ -101,9 +118,15 @@ def check(
 
 def split_data(node: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The `data` group as its source's node and the keys of DataModule."""
-    settings = _keys(DataModule) - set(DATAMODULE[DataModule])
-    source = {key: value for key, value in node.items() if key not in settings}
-    return source, {key: value for key, value in node.items() if key in settings}
+    return split_node("data", node)
+
+
+def split_node(group: str, node: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A group as its object's node and the keys of the class beside it."""
+    owners = BESIDE_OBJECT.get(group, {})
+    beside = {key for owner, given in owners.items() for key in _keys(owner) - set(given)}
+    own = {key: value for key, value in node.items() if key not in beside}
+    return own, {key: value for key, value in node.items() if key in beside}
 
 
 def _keys(target: Callable[..., Any] | None) -> set[str]:
@@ -123,14 +146,16 @@ def _decide(config: dict[str, Any], mistakes: list[str]) -> None:
         return
     name = hardware.accelerator(str(trainer.get("accelerator", "auto")))
     trainer["accelerator"] = name
-    if trainer.setdefault("precision", "auto") == "auto":
+    found = str(trainer.setdefault("precision", "auto"))
+    trainer["precision"] = SHORT_PRECISIONS.get(found, found)
+    if found == "auto":
         trainer["precision"] = hardware.precision(name)
     elif trainer["precision"] not in PRECISIONS:
-        found = trainer.pop("precision")
-        mistakes.append(f"trainer.precision={found}: {nearest(str(found), PRECISIONS)}")
+        del trainer["precision"]
+        mistakes.append(f"trainer.precision={found}: {nearest(found, PRECISIONS)}")
     if place := launched():  # whoever has started the processes knows their number
         trainer |= {"devices": place.local_world_size, "num_nodes": place.num_nodes}
-    elif trainer.setdefault("devices", "auto") == "auto":
+    elif trainer.setdefault("devices", "auto") in ("auto", *([-1, "-1"] if name != "cpu" else ())):
         trainer["devices"] = hardware.num_devices(trainer)
     elif not hardware.are_devices(trainer["devices"], name):
         which = ", or a list of GPUs by their numbers, as [0,1]" if name == "cuda" else ""
@@ -145,14 +170,10 @@ def _decide(config: dict[str, Any], mistakes: list[str]) -> None:
         config["kernels"] = kernels.choice(name)
 
 
-def _bind_config(
-    composed: Mapping[str, Any], mistakes: list[str]
-) -> tuple[dict[str, Any], set[str]]:
-    """Every object of the config bound to its signature, and the groups without a mistake."""
+def _bind_config(composed: Mapping[str, Any], mistakes: list[str]) -> dict[str, Any]:
+    """Every object of the config bound to its signature."""
     config: dict[str, Any] = bind("", composed, {Root: ()}, mistakes)
-    sound = set()
     for name, slot in SLOTS.items():
-        before = len(mistakes)
         node = config.get(name)
         if name in ("logger", "callbacks"):
             named = {key: inner for key, inner in (node or {}).items() if inner is not None}
@@ -166,29 +187,8 @@ def _bind_config(
         elif name == "scheduler" and not node:
             config[name] = None
         elif name in config:
-            beside = DATAMODULE if name == "data" else None
             config[name] = bind_node(
-                name, node, slot_bases(name), mistakes, slot.given, beside, composed
+                *(name, node, slot_bases(name), mistakes, slot.given),
+                *(BESIDE_OBJECT.get(name), composed),
             )
-            if len(mistakes) == before:
-                sound.add(name)
-    return config, sound
-
-
-def _make_cheap_parts(
-    config: Mapping[str, Any], sound: set[str], mistakes: list[str]
-) -> Source | None:
-    """Note what the constructors of source, tokenizer, optimiser and schedule reject."""
-    made: dict[str, Any] = {}
-    given = {"params": [torch.nn.Parameter(torch.zeros(1))], "num_steps": 1}
-    for name in ("data", "tokenizer", "optimizer", "scheduler"):
-        if name not in sound or (name == "scheduler" and "optimizer" not in made):
-            continue
-        node = split_data(config[name])[0] if name == "data" else config[name]
-        try:
-            made[name] = build(node, bases=slot_bases(name), **given, **made)
-        except UserError as error:
-            mistakes.append(redact(str(error)))
-        except ValueError as error:  # torch's own checks, as of a negative learning rate
-            mistakes.append(redact(f"{name}: {error}"))
-    return made.get("data")
+    return config

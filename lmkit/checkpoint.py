@@ -11,15 +11,17 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from annotated_types import Ge
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lmkit.checkpoint_io import link, manifest_path, steps
 from lmkit.errors import UserError
+from lmkit.ranges import Size
 from lmkit.rendezvous import gather
 
 
@@ -49,11 +51,11 @@ class Checkpoint(Callback):
     def __init__(
         self,
         *,
-        every_n_train_steps: int | None = 1000,
-        every_n_epochs: int | None = 1,
+        every_n_train_steps: Size | None = 1000,
+        every_n_epochs: Size | None = 1,
         monitor: str | None = "val/nll",
         mode: Literal["min", "max"] = "min",
-        keep: int = 2,
+        keep: Annotated[int, Ge(2)] = 2,
     ) -> None:
         self.every_n_train_steps = every_n_train_steps
         self.every_n_epochs = every_n_epochs
@@ -67,16 +69,6 @@ class Checkpoint(Callback):
         self._position: Position | None = None
         self._saving = False
         self._restored: list[dict[str, Any]] | None = None
-
-    @staticmethod
-    def check(**config: Any) -> list[str]:
-        """Numbers that cannot be."""
-        least = {"every_n_train_steps": 1, "every_n_epochs": 1, "keep": 2}
-        return [
-            f"{key}={config[key]}: must be at least {number}"
-            for key, number in least.items()
-            if config.get(key) is not None and config[key] < number
-        ]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.directory = Path(trainer.default_root_dir) / "checkpoints"

@@ -14,8 +14,9 @@ import lightning
 import torch
 from lightning.fabric.plugins import CheckpointIO
 
-from lmkit.atomic import sync_directory, write_atomically
+from lmkit.atomic import naming, sync_directory, write_atomically
 from lmkit.errors import UserError
+from lmkit.regular_file import DamagedError, check_kind, listed, opened, read_json
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ class AtomicCheckpointIO(CheckpointIO):
         # Beside the target: $TMPDIR may be another file system, where a rename is a copy.
         temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         try:
-            with temporary.open("wb") as file:
+            with naming(target), temporary.open("wb") as file:
                 writer = _Hashing(file)
                 try:
                     torch.save(checkpoint, cast(IO[bytes], writer))
@@ -114,7 +115,8 @@ def load_checkpoint(path: str | os.PathLike[str], *, map_location: Any = "cpu") 
 
     Raises UserError when it is missing, damaged, of a newer format, or not plain.
     """
-    path = Path(path).resolve()  # of last.ckpt, what it stands for
+    path = Path(os.path.realpath(path))  # of last.ckpt, what it stands for
+    check_kind(path)
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint")
     if manifest_path(path).is_file() and (reason := damage(path)):
@@ -153,32 +155,42 @@ def damage(path: Path) -> str | None:
     Raises UserError for one that is sound but of a newer format.
     """
     try:
-        manifest = json.loads(manifest_path(path).read_text(encoding="utf-8"))
-        version, size, sha256 = (manifest[key] for key in ("format", "bytes", "sha256"))
-        version = int(version)
+        manifest = read_json(manifest_path(path))
     except FileNotFoundError:
         return "has no manifest: its writing was cut short"
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+    except DamagedError as error:
+        if isinstance(error.__cause__, OSError):
+            raise  # it may be sound: whoever cannot read it is not to set it aside
         return "has a damaged manifest"
-    if version > FORMAT:
+    if not _is_whole(manifest):
+        return "has a damaged manifest"
+    if (version := manifest["format"]) > FORMAT:
         raise UserError(
             f"checkpoint {path} has format {version}, this lmkit reads up to {FORMAT}: update lmkit"
         )
-    if (found := path.stat().st_size) != size:
-        return f"has {found} bytes where its manifest says {size}"
-    with path.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+    with opened(path) as file:
+        if (found := os.fstat(file.fileno()).st_size) != manifest["bytes"]:
+            return f"has {found} bytes where its manifest says {manifest['bytes']}"
+        if hashlib.file_digest(file, "sha256").hexdigest() != manifest["sha256"]:
             return "differs from its manifest in its SHA-256"
     return None
+
+
+def _is_whole(manifest: Mapping[str, Any]) -> bool:
+    """Whether all is there that lmkit asks a manifest for, as what it should be."""
+    numbers = all(type(manifest.get(key)) is int for key in ("format", "step", "epoch", "bytes"))
+    more = type(manifest.get("epochs_done", 0)) is int
+    texts = (manifest.get(key, "") for key in ("sha256", "config", "tokenizer", "store"))
+    return numbers and more and all(isinstance(text, str) for text in texts)
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
     """Manifest of a checkpoint, with the hashes it was written with; empty if there is none."""
     try:
-        manifest = json.loads(manifest_path(path.resolve()).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError, RecursionError):
+        manifest = read_json(manifest_path(Path(os.path.realpath(path))))
+    except (FileNotFoundError, DamagedError):
         return {}
-    return manifest if isinstance(manifest, dict) else {}
+    return manifest if _is_whole(manifest) else {}
 
 
 def newest_manifest(directory: Path) -> tuple[Path | None, dict[str, Any]]:
@@ -213,6 +225,7 @@ def latest_checkpoint(directory: Path) -> Path | None:
         reasons.append(f"{path.name} {reason}")
         path.replace(path.with_name(f"{path.name}.damaged"))
         manifest_path(path).unlink(missing_ok=True)
+    reasons = reasons or [f"{path.name} was set aside" for path in directory.glob("*.ckpt.damaged")]
     if reasons:
         raise UserError(f"no checkpoint in {directory} can be used: {'; '.join(reasons)}")
     return None
@@ -228,13 +241,14 @@ def best_checkpoint(directory: Path) -> Path:
 
 def steps(directory: Path) -> list[Path]:
     """The checkpoints of a run by step, oldest first."""
-    return sorted(directory.glob("step-*.ckpt"))
+    return listed(directory, "step-*.ckpt")
 
 
 def link(name: Path, target: Path) -> None:
     """Make `name` a link to its neighbour `target`, replacing another at one stroke."""
     temporary = name.with_name(f".{name.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(target.name)
-    temporary.replace(name)
-    sync_directory(name.parent)
+    with naming(name):
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(target.name)
+        temporary.replace(name)
+        sync_directory(name.parent)

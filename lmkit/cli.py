@@ -5,18 +5,19 @@ Nothing here imports torch: the command's module does, once there is something t
 
 import ast
 import importlib
+import io
 import logging
 import os
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TextIO
 
-from lmkit.errors import ResultError, UserError
+from lmkit.errors import ResultError, UserError, as_user_error, exit_code
 from lmkit.redaction import hide_arguments, redact, redacted_output
 from lmkit.signals import Stopped, StopSignals
 
@@ -45,6 +46,9 @@ READS = {
     "generate": ("threads=null",),
     "score": ("threads=null", "trainer.precision=32-true"),
 }
+# What else of a run's config they read; model and tokenizer they refuse to see changed themselves.
+USED = ("kernels", "threads", "trainer.accelerator", "trainer.precision")
+USES = {"evaluate": ("data", *USED), "generate": USED, "score": USED}
 # Parameters of a command that the command line does not spell out.
 PROVIDED = (
     *("config", "composition", "search", "overrides", "selected", "config_dir", "commands"),
@@ -105,6 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     stopped."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     hide_arguments(arguments)
+    _open_streams()
     with redacted_output():
         return _main(arguments)
 
@@ -112,23 +117,54 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: list[str]) -> int:
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     logging.getLogger("lmkit").setLevel(logging.INFO)
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns where there is no home
+    logging.raiseExceptions = False  # what cannot be logged, as on a full disk, has no stack
     try:
         with StopSignals():
             _dispatch(argv)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except ResultError as failed:
-        print(f"error: {failed}", file=sys.stderr)
-        return failed.exit_code
+            sys.stdout.flush()
     except Stopped as stopped:
         return stopped.exit_code
     except BrokenPipeError:  # whoever read stdout has seen enough, as `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except Exception:  # the interpreter would print it as it is, secrets and all
-        traceback.print_exc()
-        return 1
+        _discard_stdout()
+    except Exception as error:
+        return _tell(error)
     return 0
+
+
+def _tell(error: Exception) -> int:
+    """Say on stderr why a command has ended, where that takes anything; the exit code."""
+    known = error if isinstance(error, ResultError) else as_user_error(error)
+    with suppress(OSError):
+        if known:
+            print(f"error: {known}", file=sys.stderr)
+        else:  # the interpreter would print it as it is, secrets and all
+            traceback.print_exc()
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _discard_stdout()
+    return exit_code(error)
+
+
+def _open_streams() -> None:
+    """Have stdin, stdout and stderr, also where they were closed (`>&-`) or are not UTF-8.
+
+    The next file that is opened would be taken for one that is closed.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            os.dup2(os.open(os.devnull, os.O_RDWR), number)
+            mode = "w" if number else "r"
+            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", closefd=False))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # not a test's
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _discard_stdout() -> None:
+    """Have nobody, not even the interpreter at its end, write to a stdout that takes no more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _dispatch(argv: list[str]) -> None:
@@ -202,7 +238,11 @@ def _run(command: Command, argv: list[str]) -> Any:
         argv = [*search.first(), *search.own]
     base = run.path / "config.yaml" if run else None
     argv = [*READS.get(command.name, ()), *argv]
-    composition = compose(argv, base, command.own if command.takes_config else None, name)
+    types = {key: hint for key, (hint, _) in command.own.items()}
+    composition = compose(argv, base, types if command.takes_config else None, name)
+    composition.mistakes += _unused(command, composition.overrides)
+    if run and composition.config:  # its config may say where it was before it was moved
+        composition.config["outputs"] = str(run.path.parents[1])
     function = command.load()
     config = None
     if "config" in command.positional:
@@ -227,6 +267,17 @@ def _run(command: Command, argv: list[str]) -> Any:
         **words,
     }
     return function(**{name: given[name] for name in command.positional}, **own)
+
+
+def _unused(command: Command, overrides: Sequence[str]) -> Iterator[str]:
+    """The mistakes of keys that a command which only reads a run makes nothing of."""
+    uses = USES.get(command.name, ())
+    others = ("model", "tokenizer", "outputs", *command.own)
+    for argument in overrides if uses else ():
+        key = argument.partition("=")[0].lstrip("+~")
+        within = (f"{key}.".startswith(f"{used}.") for used in (*uses, *others))
+        if not any(within) and not any(used.startswith(f"{key}.") for used in uses):
+            yield f"{redact(argument)}: lmkit {command.name} reads {', '.join(uses)} of the config"
 
 
 def _take_words(command: Command, argv: list[str]) -> tuple[dict[str, str], list[str]]:
@@ -276,6 +327,7 @@ def _show(argv: list[str], name: str) -> None:
         return
     check_config_name(flags.config_name or name, config_folders(flags.config_dir))
     logging.getLogger().handlers.clear()  # Hydra brings its own
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns where there is no home
     logging.raiseExceptions = False  # `| head` has seen enough
     sys.argv = ["lmkit", *hydra_arguments(argv)]
     hydra.main(config_path=str(CONF), config_name=name, version_base="1.3")(_nothing)()

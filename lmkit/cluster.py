@@ -41,5 +41,6 @@ def shard_step(arguments: Sequence[str], store: str, workers: int | None = None)
     config, _ = check(compose(arguments), trains=False)
     cache, place = Path(config["outputs"]) / ".cache", Path(store).expanduser().absolute()
     workers = num_cores() if workers is None else workers
-    encode, jobs = plan(*parts(config), cache, workers=workers, store=place)
+    by_line = config["data"].get("protocol") == "sentence"
+    encode, jobs = plan(*parts(config), cache, workers=workers, store=place, by_line=by_line)
     return ShardStep(encode, tuple(jobs))

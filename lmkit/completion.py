@@ -8,12 +8,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lmkit.allow import SLOTS
 from lmkit.errors import UserError
 from lmkit.groups import CONF, config_folders, group_options, nearest
 from lmkit.keys import function_keys, node_keys
+from lmkit.regular_file import DamagedError, read_yaml
+from lmkit.run import run_directories
 
 SCRIPTS = {
     # Of a word that holds = or :, readline replaces the part after it alone.
@@ -123,14 +123,25 @@ def _first_words(word: str, before: Sequence[str], command: Any) -> Iterator[str
 def _runs(before: Sequence[str]) -> list[Path]:
     """The directories of all runs, the newest first."""
     places = [each.partition("=")[2] for each in before if each.startswith("outputs=")]
-    found = Path(places[-1] if places else "outputs").glob("*/*/config.yaml")
-    return [file.parent for file in sorted(found, key=lambda f: f.stat().st_mtime, reverse=True)]
+    try:
+        found = run_directories(places[-1] if places else "outputs")
+    except DamagedError:
+        return []
+    return sorted(found, key=_changed, reverse=True)
+
+
+def _changed(run: Path) -> float:
+    """When a run was last started, or where that cannot be seen, long ago."""
+    try:
+        return (run / "config.yaml").lstat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _run(before: Sequence[str]) -> Path | None:
     """The run that a command line names, if it is to be found without much ado."""
     named = next((each for each in before if "=" not in each and each[:1] != "-"), "")
-    if (Path(named) / "config.yaml").is_file():
+    if named and _changed(Path(named)):
         return Path(named)
     runs = _runs(before)
     return next((r for r in runs if named == "latest" or r.name.startswith(named)), None)
@@ -204,7 +215,9 @@ def _config_keys(
     config = _read(run / "config.yaml") if run else {}
     chosen = _choices(before, folders, "analyze" not in command.name)
     node = config.get(group)
-    if group in SLOTS and (node is None or any(each.startswith(f"{group}=") for each in before)):
+    if group in SLOTS and (
+        not isinstance(node, dict) or any(each.startswith(f"{group}=") for each in before)
+    ):
         node = {}
         for option in chosen.get(group, []):
             file = next((f for d in folders if (f := d / group / f"{option}.yaml").is_file()), None)
@@ -239,12 +252,11 @@ def _options(value: Any) -> list[str]:
 
 def _read(file: Path) -> dict[str, Any]:
     """A YAML file as it is written; nothing where it cannot be read."""
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        found = yaml.load(file.read_text(encoding="utf-8"), loader)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        found: dict[str, Any] = read_yaml(file)
+    except (FileNotFoundError, DamagedError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return found
 
 
 def _files(word: str) -> Iterator[str]:

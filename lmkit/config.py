@@ -6,28 +6,37 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-import yaml
 from hydra import initialize_config_dir
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf._utils import get_yaml_loader
 from omegaconf.errors import OmegaConfBaseException
 from omegaconf.resolvers import oc
 
+from lmkit.as_typed import (
+    AsTyped,
+    find_misread,
+    literal,
+    quoted,
+    retyped,
+    takes_text,
+    unliteral,
+)
 from lmkit.errors import UserError
 from lmkit.groups import config_folders, group_options, nearest
-from lmkit.paths import as_list, exists
+from lmkit.keys import node_keys
+from lmkit.paths import as_list, exists, readable
 from lmkit.redaction import mask
+from lmkit.regular_file import read_yaml
 from lmkit.renamed import renamed
-from lmkit.run import check_size
 
 # Hydra's grammar rejects commas, quotes and brackets, which texts and paths are free to hold.
 VERBATIM = re.compile(r"(text|file|stop|outputs|store|(\w+\.)*prompt|(\w+\.)+\w*path)$")
@@ -54,28 +63,40 @@ def compose(
 ) -> Composition:
     """Compose `conf/<name>.yaml`, or an existing run's `config.yaml` as `base`, with `argv`.
 
-    `own` names the root keys that belong to the command and not to the config; with None all
-    of them do, and nothing is composed.
+    `own` names the root keys that belong to the command and not to the config, a mapping with
+    their types; with None all of them do, and nothing is composed.
     """
     arguments = parse_flags(argv)
     folders = config_folders(arguments.config_dir)
     done = Composition(overrides=list(arguments.overrides))
-    groups, values, mine = _sort_overrides(arguments.overrides, folders, own, done.mistakes)
-    try:
-        done.own = resolved(_merge(OmegaConf.create(), mine))
-        if own is None:
-            pass
-        elif base is None:
-            lines = [o.input_line or "" for o in (*groups, *values)]
-            done.config = resolved(_hydra(folders, arguments.config_name or name, lines))
-        elif arguments.config_name:
-            raise ValueError(
-                f"--config-name={arguments.config_name}: the command starts from the config of its "
-                "run; set keys of it, or choose options of its groups"
+    if base is not None and arguments.config_name:
+        raise UserError(
+            f"--config-name={arguments.config_name}: the command starts from the config of its "
+            "run; set keys of it, or choose options of its groups"
+        )
+    given = _sort_overrides(arguments.overrides, folders, own, done.mistakes)
+    for line in (override.input_line or "" for override in (*given.groups, *given.values)):
+        if readable(line) != line:
+            done.mistakes.append(
+                f"{readable(line).lstrip('+')}: not UTF-8, in which a config is written; name a "
+                "file that is called so by its directory or a glob"
             )
-        else:
-            config = _merge(_fresh_groups(_read(base), groups, folders, done.mistakes), values)
-            done.config = resolved(config)
+
+    def config(misread: Mapping[str, bool]) -> dict[str, Any]:
+        if base is None:
+            lines = given.lines(misread)
+            return resolved(_hydra(folders, arguments.config_name or name, lines, misread))
+        config = _fresh_groups(_read(base), given.groups, folders, misread)
+        return resolved(_merge(config, [retyped(value, misread) for value in given.values]))
+
+    try:
+        done.own = resolved(_merge(OmegaConf.create(), given.own))
+        if own is not None:
+            done.mistakes += _no_new_groups(given.groups, base)
+            done.config = config({})
+            wrong = find_misread(done.config)
+            if given.settle(done.config, done.mistakes) or wrong:
+                done.config = config(wrong)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise UserError(report([*done.mistakes, first_lines(error)])) from error
     _anchor_paths(done.config)
@@ -99,7 +120,7 @@ def hydra_arguments(argv: Sequence[str]) -> list[str]:
     arguments = parse_flags(argv)
     folders = config_folders(arguments.config_dir)
     mistakes: list[str] = []
-    _sort_overrides(arguments.overrides, folders, (), mistakes)
+    _sort_overrides(arguments.overrides, folders, (), mistakes).settle({}, mistakes)
     if mistakes:
         raise UserError(report(mistakes))
     options = group_options(folders)
@@ -132,14 +153,9 @@ def spell(line: str, groups: Collection[str]) -> str:
         override = OverridesParser.create().parse_override(line)
         value = override.value()
         text = value if isinstance(value, str) else override.get_value_element_as_str()
-        text = _unliteral(text)
+        text = unliteral(text)
         return f"{key}={text if _is_verbatim(key, text) else quoted(text)}"
     return plain if normalise(plain, groups) == line else line
-
-
-def quoted(text: str) -> str:
-    """Any text as a value in Hydra's grammar."""
-    return QuotedString(literal(text), Quote.double).with_quotes()
 
 
 def report(mistakes: Sequence[str]) -> str:
@@ -155,59 +171,106 @@ def reported(error: UserError) -> list[str]:
     return [line.removeprefix("  ") for line in lines] if is_report else [str(error)]
 
 
+@dataclass
+class Sorted:
+    """A command line: choices of a group, values of the config, values of the command.
+
+    doubtful: by key, what of the values is a mistake unless the key takes text. several: arguments
+    with several values.
+    """
+
+    groups: list[Override] = field(default_factory=list)
+    values: list[Override] = field(default_factory=list)
+    own: list[Override] = field(default_factory=list)
+    doubtful: dict[str, str] = field(default_factory=dict)
+    several: dict[str, str] = field(default_factory=dict)
+
+    def lines(self, misread: Mapping[str, bool]) -> list[str]:
+        """Choices and values as Hydra reads them."""
+        values = [retyped(value, misread) for value in self.values]
+        return [override.input_line or "" for override in (*self.groups, *values)]
+
+    def settle(self, config: Mapping[str, Any], mistakes: list[str]) -> bool:
+        """Note what is doubtful and no text, and leave it out; whether there was any."""
+        keys = node_keys(config)
+        texts = {path for path, key in keys.items() if takes_text(key.type)}
+        mistakes += [wrong for key, wrong in self.doubtful.items() if key not in texts]
+        if several := [text for key, text in self.several.items() if key not in texts]:
+            mistakes.append(
+                f"{' and '.join(several)}: a run takes one value; for a run of each combination "
+                "add -m (lmkit train -m ...) or take lmkit sweep; a list as one value is written "
+                "[a,b]"
+            )
+        out = {*self.doubtful, *self.several} - texts
+        self.values = [value for value in self.values if value.key_or_group not in out]
+        return bool(out)
+
+
 def _sort_overrides(
     arguments: Sequence[str],
     folders: Sequence[Path],
     own: Collection[str] | None,
     mistakes: list[str],
-) -> tuple[list[Override], list[Override], list[Override]]:
-    """Choices of a group, values of the config, values of the command; the wrong ones noted."""
+) -> Sorted:
+    """The arguments sorted; the wrong ones noted."""
     options = group_options(folders)
-    parser = OverridesParser.create()
-    chosen: list[Override] = []
+    done = Sorted()
     rejected: set[str] = set()
-    values: list[Override] = []
-    mine: list[Override] = []
-    several: list[str] = []
     for argument in arguments:
-        if ASSIGNMENT.match(argument) is None and not argument.startswith("~"):
+        match = ASSIGNMENT.match(argument)
+        if match is None and not argument.startswith("~"):
             mistakes.append(f"{mask(argument)}: expected key=value")
             continue
-        try:
-            override = parser.parse_override(normalise(argument, options))
-        except HydraException as error:
-            remedy = "put the value in quotes within the shell's, as 'key=\"value\"'"
-            mistakes.append(f"{mask(argument)}: {first_lines(error)}; {remedy}")
-            continue
-        key = override.key_or_group
-        if override.is_sweep_override() and (own is None or key.partition(".")[0] in own):
+        key, value = (match["key"], match["value"]) if match else (argument.removeprefix("~"), "")
+        mine = own is None or key.partition(".")[0] in own
+        line = normalise(argument, options)
+        if isinstance(own, Mapping) and _is_own_text(own.get(key, ""), value):
+            line = f"++{key}={quoted(value)}"
+        override, wrong = _parsed(argument, line)
+        several = override is not None and override.is_sweep_override()
+        if mine and (override is None or several):
             listed = re.sub("=(.*)", r"=[\1]", mask(argument))
-            mistakes.append(f"{mask(argument)}: takes one value; a list is written {listed}")
-        elif override.is_sweep_override():
-            several.append(mask(argument))
-        elif own is None or key.partition(".")[0] in own:
-            mine.append(override)
+            mistakes.append(
+                wrong or f"{mask(argument)}: takes one value; a list is written {listed}"
+            )
+        elif mine:
+            done.own += [override] if override else []
         elif key == "sweep":
             mistakes.append(f"{argument}: a preset of lmkit sweep, no part of a run")
+        elif override is None or several:
+            there = done.doubtful if override is None else done.several
+            there[key] = wrong or mask(argument)
+            if match and key not in options:
+                done.values += filter(None, [_parsed(argument, f"++{key}={quoted(value)}")[0]])
         elif key in options and not isinstance(override.value(), dict):
-            if not (wrong := _unknown_options(override, options[key])):
-                chosen.append(override)
+            if not (unknown := _unknown_options(override, options[key])):
+                done.groups.append(override)
             elif meant := get_close_matches(str(override.value()), options[key], n=1):
                 # The one that will be named in the message is what its keys are checked against.
-                chosen.append(parser.parse_override(f"{key}={meant[0]}"))
+                done.groups += filter(None, [_parsed(argument, f"{key}={meant[0]}")[0]])
             else:
                 rejected.add(key)
-            mistakes += wrong
+            mistakes += unknown
         else:
-            values.append(override)
-    if several:
-        mistakes.append(
-            f"{' and '.join(several)}: a run takes one value; for a run of each combination add -m "
-            "(lmkit train -m ...) or take lmkit sweep; a list as one value is written [a,b]"
-        )
+            done.values.append(override)
     # Keys of an option that there is not are no mistakes of their own.
-    values = [v for v in values if v.key_or_group.partition(".")[0] not in rejected]
-    return chosen, values, mine
+    done.values = [v for v in done.values if v.key_or_group.partition(".")[0] not in rejected]
+    return done
+
+
+def _is_own_text(hint: str, value: str) -> bool:
+    """Whether a value of a command's own key is a text as it stands, not in Hydra's quotes."""
+    null = value == "null" and "None" in hint
+    return takes_text(hint) and not null and not re.fullmatch(r"(['\"]).*\1", value, re.DOTALL)
+
+
+def _parsed(argument: str, line: str) -> tuple[Override | None, str]:
+    """`argument`, written as Hydra reads it, as an override, or what is wrong with it."""
+    try:
+        return OverridesParser.create().parse_override(line), ""
+    except HydraException as error:
+        remedy = "put the value in quotes within the shell's, as 'key=\"value\"'"
+        return None, f"{mask(argument)}: {first_lines(error)}; {remedy}"
 
 
 def _unknown_options(override: Override, options: list[str]) -> list[str]:
@@ -231,18 +294,30 @@ def composed(argv: Sequence[str], name: str = "train") -> DictConfig:
     """What Hydra makes of a command line, interpolations unresolved; raises UserError."""
     arguments = parse_flags(argv)
     folders = config_folders(arguments.config_dir)
-    options = group_options(folders)
-    hydra_arguments(argv)  # raises
-    lines = [normalise(argument, options) for argument in arguments.overrides]
+    name = arguments.config_name or name
+    mistakes: list[str] = []
+    given = _sort_overrides(arguments.overrides, folders, (), mistakes)
     try:
-        return _hydra(folders, arguments.config_name or name, lines)
+        config = _hydra(folders, name, given.lines({}))
+        plain: Any = OmegaConf.to_container(config)
+        wrong = find_misread(plain)
+        if given.settle(plain, mistakes) or wrong:
+            config = _hydra(folders, name, given.lines(wrong), wrong)
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(first_lines(error)) from error
+        mistakes.append(first_lines(error))
+    if mistakes:
+        raise UserError(report(mistakes))
+    return config
 
 
-def _hydra(folders: Sequence[Path], name: str, overrides: list[str]) -> DictConfig:
+def _hydra(
+    folders: Sequence[Path],
+    name: str,
+    overrides: list[str],
+    misread: Mapping[str, bool] = MappingProxyType({}),
+) -> DictConfig:
     check_config_name(name, folders)
-    with hydra_over(folders) as hydra:
+    with hydra_over(folders, misread) as hydra:
         config = hydra.compose_config(name, overrides, RunMode.RUN, with_log_configuration=False)
         with open_dict(config):
             del config["hydra"]
@@ -250,8 +325,13 @@ def _hydra(folders: Sequence[Path], name: str, overrides: list[str]) -> DictConf
 
 
 @contextmanager
-def hydra_over(folders: Sequence[Path]) -> Iterator[Hydra]:
-    """Hydra over lmkit's groups and the user's, which may have configs to start from too."""
+def hydra_over(
+    folders: Sequence[Path], misread: Mapping[str, bool] = MappingProxyType({})
+) -> Iterator[Hydra]:
+    """Hydra over lmkit's groups and the user's, which may have configs to start from too.
+
+    misread: see `AsTyped`.
+    """
     with initialize_config_dir(str(folders[0]), job_name="lmkit", version_base="1.3"):
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
@@ -263,6 +343,12 @@ def hydra_over(folders: Sequence[Path]) -> Iterator[Hydra]:
             path.append("lmkit", f"file://{folder}")
         path.append(schema.provider, schema.path)
         loader.repository.initialize_sources(path)
+        loader.repository.sources = [
+            AsTyped(source.provider, source.path, misread)
+            if misread and source.scheme() == AsTyped.scheme()
+            else source
+            for source in loader.repository.sources
+        ]
         yield hydra
 
 
@@ -273,18 +359,27 @@ def check_config_name(name: str, folders: Sequence[Path]) -> None:
         raise UserError(f"--config-name={name}: no such config; {nearest(name, there)}")
 
 
+def _no_new_groups(groups: Sequence[Override], base: Path | None) -> list[str]:
+    """The mistakes of choices that an existing run cannot take."""
+    config = _read(base) if base else {}
+    return [
+        f"{o.input_line}: sets up a new run; an existing run takes {', '.join(map(str, config))}"
+        for o in groups
+        if base and o.key_or_group not in config
+    ]
+
+
 def _fresh_groups(
-    config: DictConfig, groups: list[Override], folders: Sequence[Path], mistakes: list[str]
+    config: DictConfig,
+    groups: Sequence[Override],
+    folders: Sequence[Path],
+    misread: Mapping[str, bool],
 ) -> DictConfig:
     """`config` with each chosen group composed afresh, untouched by the default experiment."""
     usable = [o for o in groups if o.key_or_group in config]
-    mistakes += [
-        f"{o.input_line}: sets up a new run; an existing run takes {', '.join(config)}"
-        for o in groups
-        if o not in usable
-    ]
     if usable:
-        fresh = _hydra(folders, "train", ["~experiment", *(o.input_line or "" for o in usable)])
+        lines = ["~experiment", *(o.input_line or "" for o in usable)]
+        fresh = _hydra(folders, "train", lines, misread)
         for override in usable:
             config[override.key_or_group] = fresh[override.key_or_group]
     return config
@@ -323,23 +418,10 @@ def _kept(name: str, *default: Any) -> str:
 def _read(path: Path) -> DictConfig:
     """A run's config, whose only interpolations are secrets: any other `${` stands for itself."""
     try:
-        loaded = yaml.load(path.read_text(encoding="utf-8"), Loader=get_yaml_loader())
-        check_size(loaded)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: not a readable config: {first_lines(error)}") from error
-    if not isinstance(loaded, dict):
-        raise UserError(f"{path}: not a config: expected a mapping")
+        loaded = read_yaml(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no config of a run") from None
     return OmegaConf.create(_map_strings(renamed(loaded), literal))
-
-
-def literal(text: str) -> str:
-    """`text` written so that OmegaConf reads it back as it is, secrets excepted."""
-    return re.sub(r"(\\*)\$\{(?!oc\.env:)", lambda m: m[1] * 2 + "\\${", text)
-
-
-def _unliteral(text: str) -> str:
-    """What `literal` was given."""
-    return re.sub(r"(\\+)\$\{(?!oc\.env:)", lambda m: "\\" * (len(m[1]) // 2) + "${", text)
 
 
 def _map_strings(value: Any, change: Any) -> Any:

@@ -2,41 +2,55 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lmkit import hardware, kernels
+from lmkit.errors import UserError
 from lmkit.processes import launched
+from lmkit.run import check_name
+from lmkit.trainer_keys import trainer_mistakes
 
-LEAST = {
-    "accumulate_grad_batches": 1,
-    "devices": 1,
-    "gradient_clip_val": 0,
-    "log_every_n_steps": 1,
-    "max_epochs": -1,
-    "max_steps": -1,
-    "num_nodes": 1,
-}
+THREADS = 16  # of a processor, at most
 
 
-def contradictions(config: Mapping[str, Any], splits: tuple[str, ...] | None) -> list[str]:
+def contradictions(
+    config: Mapping[str, Any], splits: tuple[str, ...] | None, lossless: bool = True
+) -> list[str]:
     """Every contradiction of a config whose groups are right by themselves.
 
-    splits: those of the source, when it could be made.
+    splits: those of the source, when it could be made. lossless: whether the tokenizer is, when it
+    could be made.
     """
     groups = ("data", "trainer", "scheduler", "callbacks")
     data, trainer, scheduler, callbacks = (config.get(name) or {} for name in groups)
     return [
+        *_names(config),
         *_machine(trainer),
         *_kernels(config),
-        *too_low(config),
+        *_threads(config),
+        *trainer_mistakes(trainer),
         *_length(trainer, scheduler),
+        *_overfit(data, trainer),
         *_splits(splits),
         *_tokens(config),
         *_lanes(data, trainer),
         *_monitors(trainer, scheduler, callbacks, splits),
+        *_never_logged(config, lossless),
         *_callbacks(callbacks),
     ]
+
+
+def _names(config: Mapping[str, Any]) -> Iterator[str]:
+    """Names that can be none of a run's directory."""
+    for key in ("name", "run_id"):
+        value = config.get(key)
+        try:
+            if isinstance(value, str):
+                check_name(key, value)
+        except UserError as error:
+            yield str(error)
 
 
 def _machine(trainer: Mapping[str, Any]) -> Iterator[str]:
@@ -64,11 +78,11 @@ def _machine(trainer: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-def too_low(config: Mapping[str, Any]) -> Iterator[str]:
-    """Numbers below what they can be."""
-    for key, least in (("restarts", 0), ("threads", 1)):
-        if (value := config.get(key)) is not None and value < least:
-            yield f"{key}={value}: must be at least {least}"
+def _threads(config: Mapping[str, Any]) -> Iterator[str]:
+    """Some more than there are processors give the bits of another machine; not hundreds."""
+    most, threads = THREADS * (os.cpu_count() or 1), config.get("threads") or 1
+    if threads > most:
+        yield f"threads={threads}: this machine has {os.cpu_count()} processors"
 
 
 def _kernels(config: Mapping[str, Any]) -> Iterator[str]:
@@ -78,10 +92,6 @@ def _kernels(config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _length(trainer: Mapping[str, Any], scheduler: Mapping[str, Any]) -> Iterator[str]:
-    for key, least in LEAST.items():
-        value = trainer.get(key)
-        if isinstance(value, int | float) and value < least:
-            yield f"trainer.{key}={value}: must be at least {least}"
     if trainer.get("fast_dev_run"):
         return
     epochs, steps = trainer.get("max_epochs", -1), trainer.get("max_steps", -1)
@@ -104,6 +114,14 @@ def _length(trainer: Mapping[str, Any], scheduler: Mapping[str, Any]) -> Iterato
         )
 
 
+def _overfit(data: Mapping[str, Any], trainer: Mapping[str, Any]) -> Iterator[str]:
+    if trainer.get("overfit_batches") and data.get("_target_") == "lmkit.stored.Mixture":
+        yield (
+            f"trainer.overfit_batches={trainer['overfit_batches']} but data=mixture never reads a "
+            "window again; train on one of its stores, data=store"
+        )
+
+
 def _splits(splits: tuple[str, ...] | None) -> Iterator[str]:
     if splits is not None and "train" not in splits:
         yield f"data has no train split (it has {', '.join(splits) or 'none'}): nothing to train on"
@@ -114,6 +132,7 @@ def _tokens(config: Mapping[str, Any]) -> Iterator[str]:
     source, tokenizer = (
         str((config.get(name) or {}).get("_target_", "")) for name in ("data", "tokenizer")
     )
+    protocol = (config.get("data") or {}).get("protocol", "document")
     stored = tokenizer == "lmkit.tokenizer.Stored"
     prepared = source in ("lmkit.stored.Store", "lmkit.stored.Mixture")
     named = config["tokenizer"].get("path") if stored else None
@@ -121,10 +140,10 @@ def _tokens(config: Mapping[str, Any]) -> Iterator[str]:
         yield "data=store and data=mixture have tokens of their own tokenizer: leave tokenizer out"
     elif stored and not prepared and named is None:
         yield "tokenizer=stored: name the saved tokenizer with tokenizer.path=DIR"
-    elif source == "lmkit.stored.Mixture" and config["data"].get("protocol") != "document":
+    elif source == "lmkit.stored.Mixture" and protocol != "document":
         yield (
-            f"data.protocol={config['data'].get('protocol')}: data=mixture reads document by "
-            "document; set data.protocol=document"
+            f"data.protocol={protocol}: data=mixture reads document by document; set "
+            "data.protocol=document"
         )
     elif source == "lmkit.datatrove_tokens.Datatrove" and tokenizer.endswith(
         (".Word", ".ByteLevelBPE", ".Characters")
@@ -156,14 +175,18 @@ def _monitors(
     callbacks: Mapping[str, Any],
     splits: tuple[str, ...] | None,
 ) -> Iterator[str]:
+    every, epochs = trainer.get("check_val_every_n_epoch"), trainer.get("max_epochs")
     if trainer.get("limit_val_batches") == 0:
         why = "trainer.limit_val_batches=0"
+    elif every and epochs and 0 < epochs < every:
+        why = f"trainer.check_val_every_n_epoch={every} is beyond trainer.max_epochs={epochs}"
     elif splits is not None and "valid" not in splits:
         why = f"data has no valid split (it has {', '.join(splits)})"
     else:
         return
     if scheduler.get("_target_", "").endswith("ReduceLROnPlateau"):
-        yield f"scheduler watches val/nll but {why}; validate, or set scheduler=constant"
+        watched = scheduler.get("monitor") or "val/nll"
+        yield f"scheduler watches {watched} but {why}; validate, or set scheduler=constant"
     for key, node in callbacks.items():
         monitor = node.get("monitor")
         if node.get("_target_", "").startswith("lmkit."):  # these do without
@@ -173,6 +196,26 @@ def _monitors(
                 f"callbacks.{key}.monitor={monitor} but {why}; validate, or set "
                 f"callbacks.{key}=null"
             )
+
+
+def _never_logged(config: Mapping[str, Any], lossless: bool) -> Iterator[str]:
+    """Monitors of values that no validation has; classes of the user's may log some more."""
+    callbacks, trainer = config.get("callbacks") or {}, config.get("trainer") or {}
+    targets = [str(node.get("_target_", "")) for node in callbacks.values()]
+    if trainer.get("fast_dev_run") or not all(
+        t.startswith(("lmkit.", "lightning.")) for t in targets
+    ):
+        return
+    logged = ["val/nll", "val/perplexity"]
+    datatrove = str((config.get("data") or {}).get("_target_")).endswith(".Datatrove")
+    if lossless and not datatrove and trainer.get("limit_val_batches") in (None, 1.0):
+        logged.append("val/bits_per_byte")
+    watching = {"scheduler": config.get("scheduler") or {}}
+    watching |= {f"callbacks.{key}": node for key, node in callbacks.items()}
+    for path, node in watching.items():
+        monitor = node.get("monitor")
+        if isinstance(monitor, str) and monitor not in logged and node.get("strict", True):
+            yield f"{path}.monitor={monitor}: never logged; there are: {', '.join(logged)}"
 
 
 def _callbacks(callbacks: Mapping[str, Any]) -> Iterator[str]:

@@ -12,6 +12,7 @@ from lmkit import paths, probe_corpus, pydocs, readers, records
 from lmkit.errors import UserError
 from lmkit.files import FileSource, Span
 from lmkit.hub import HuggingFace
+from lmkit.ranges import Seed, Share, Size
 from lmkit.records import ENCODING, Table
 from lmkit.source import SPLITS, Document, Source
 
@@ -36,7 +37,7 @@ FINER = (
 class Pydocs(Source):
     """The language reference and the docstrings of the Python that runs: needs no download."""
 
-    def __init__(self, *, valid_fraction: float = 0.1, test_fraction: float = 0.1) -> None:
+    def __init__(self, *, valid_fraction: Share = 0.1, test_fraction: Share = 0.1) -> None:
         python = f"{platform.python_implementation()} {platform.python_version()}"
         cut = {"valid": valid_fraction, "test": test_fraction}
         super().__init__("data=pydocs", {"python": python}, cut)
@@ -68,8 +69,8 @@ class Files(FileSource):
         encoding: str = "utf-8",
         valid_path: str | list[str] | None = None,
         test_path: str | list[str] | None = None,
-        valid_fraction: float = 0.1,
-        test_fraction: float = 0.1,
+        valid_fraction: Share = 0.1,
+        test_fraction: Share = 0.1,
     ) -> None:
         """unit: what a document is.
         heading: the pattern of the lines that open a document, with unit=heading."""
@@ -104,8 +105,8 @@ class Jsonl(FileSource):
         encoding: str = "utf-8",
         valid_path: str | list[str] | None = None,
         test_path: str | list[str] | None = None,
-        valid_fraction: float = 0.1,
-        test_fraction: float = 0.1,
+        valid_fraction: Share = 0.1,
+        test_fraction: Share = 0.1,
     ) -> None:
         """field: the name of the field that holds the text."""
         self._field = field
@@ -136,8 +137,8 @@ class Csv(FileSource):
         encoding: str = "utf-8",
         valid_path: str | list[str] | None = None,
         test_path: str | list[str] | None = None,
-        valid_fraction: float = 0.1,
-        test_fraction: float = 0.1,
+        valid_fraction: Share = 0.1,
+        test_fraction: Share = 0.1,
     ) -> None:
         """column: its name in the first row, or its number, from 1, with header=false.
         delimiter: one character, or tab; null: a tab in .tsv and .tab, else a comma.
@@ -169,8 +170,8 @@ class Parquet(FileSource):
         column: str = "text",
         valid_path: str | list[str] | None = None,
         test_path: str | list[str] | None = None,
-        valid_fraction: float = 0.1,
-        test_fraction: float = 0.1,
+        valid_fraction: Share = 0.1,
+        test_fraction: Share = 0.1,
     ) -> None:
         self._column = column
         super().__init__(
@@ -180,7 +181,7 @@ class Parquet(FileSource):
         )
 
     def _spans(self, name: str, file: Path) -> list[tuple[Span, int]]:
-        size = file.stat().st_size
+        size = paths.state(file)[0]
         if size <= self.piece_bytes:
             return super()._spans(name, file)
         num_groups = records.num_row_groups(file)
@@ -207,7 +208,7 @@ class WikiText(FileSource):
     def __init__(self, path: str) -> None:
         """path: of train, valid and test as .txt, .tokens, .raw, wiki.*.tokens or wiki.*.raw."""
         self._cutter = readers.cutter("heading", TITLE)
-        directory = paths.located(path)
+        directory = paths.found_at(path, "data.path")
         if directory.is_file():
             raise UserError(
                 f"data.path={path} is a file: data=wikitext takes the directory of train, valid "
@@ -242,13 +243,13 @@ class MemoryProbe(Source):
     def __init__(
         self,
         *,
-        num_train: int = 4000,
-        num_valid: int = 560,
-        num_test: int = 1120,
-        num_countries: int = 12,
-        min_distance: int = 5,
-        max_distance: int = 60,
-        corpus_seed: int = 1,
+        num_train: Size = 4000,
+        num_valid: Size = 560,
+        num_test: Size = 1120,
+        num_countries: Size = 12,
+        min_distance: Size = 5,
+        max_distance: Size = 60,
+        corpus_seed: Seed = 1,
     ) -> None:
         """num_train, num_valid, num_test: documents of the split.
         num_countries: words to choose from.

@@ -19,15 +19,18 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from lmkit.errors import UserError
-from lmkit.run import strict_json
-from lmkit.watch import Outputs
+from lmkit.run import run_directories, strict_json
+from lmkit.watch import LINES, Outputs
 
 log = logging.getLogger(__name__)
 
 HOST = "127.0.0.1"
 NUM_PORTS = 20
+METHODS = {"/": "GET", "/changes": "POST"}
+MAX_BODY = 16 << 20  # bytes of a question, which has some 100 for a run
 
 
 def dashboard(*, outputs: str = "outputs", port: int = 7007, open_browser: bool = True) -> None:
@@ -43,7 +46,7 @@ def dashboard(*, outputs: str = "outputs", port: int = 7007, open_browser: bool 
     folder = Path(outputs).absolute()
     if folder.exists() and not folder.is_dir():
         raise UserError(f"outputs={outputs}: not a directory")
-    if not any(folder.glob("*/*/config.yaml")):
+    if not run_directories(folder):
         log.warning("no runs in %s yet: the page shows them as they start", folder)
     with _bind(port, Outputs(folder)) as server:
         url = f"http://{HOST}:{server.server_port}/"
@@ -75,33 +78,56 @@ class Handler(BaseHTTPRequestHandler):
         self.policy = policy
         super().__init__(*arguments)
 
+    def __getattr__(self, name: str) -> Any:
+        """Any method that HTTP or somebody may have, to be refused in words."""
+        if name.startswith("do_"):
+            return self._refuse
+        raise AttributeError(name)
+
     def parse_request(self) -> bool:
         """Refuse a name that somebody else's page has made point to this machine."""
         if not super().parse_request():
             return False
-        if self.headers.get("Host", "").partition(":")[0] in (HOST, "localhost"):
-            return True
-        self.send_error(403, f"open this page as {HOST} or localhost")
-        return False
+        host = self.headers.get("Host", "")
+        if host.partition(":")[0] not in (HOST, "localhost"):
+            self.send_error(403, f"open this page as {HOST} or localhost")
+            return False
+        # A page of somebody else's in the same browser could ask, if not read the answer.
+        if urlsplit(self.headers.get("Origin", f"http://{host}")).netloc != host:
+            self.send_error(403, "this page alone may ask")
+            return False
+        return True
 
     def do_GET(self) -> None:
         if self.path.partition("?")[0] == "/":
             self._send("text/html", self.page)
         else:
-            self.send_error(404)
+            self._refuse()
 
     def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if self.path != "/changes":
-            self.send_error(404)
+            self._refuse()
+            return
+        length = self.headers.get("Content-Length", "")
+        if not (length.isascii() and length.isdigit() and int(length[:20]) <= MAX_BODY):
+            self._refuse(413)
             return
         try:
-            runs = self.outputs.changes(json.loads(body))
-        except (ValueError, TypeError, AttributeError):
+            known = _known(json.loads(self.rfile.read(int(length))))
+        except (ValueError, TypeError, AttributeError, RecursionError):
             self.send_error(400)
             return
-        answer = {"outputs": str(self.outputs.path), "runs": runs}
+        try:
+            answer = {"outputs": str(self.outputs.path), "runs": self.outputs.changes(known)}
+        except UserError as error:
+            answer = {"outputs": str(self.outputs.path), "runs": {}, "problem": str(error)}
         self._send("application/json", strict_json(answer))
+
+    def _refuse(self, code: int | None = None) -> None:
+        """Without reading what else there is, so that the connection ends."""
+        self.close_connection = True
+        allowed = METHODS.get(self.path)
+        self.send_error(code or (405 if allowed else 404), allowed and f"{allowed} alone")
 
     def _send(self, kind: str, text: str) -> None:
         content = text.encode("utf-8", "replace")
@@ -115,6 +141,17 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         log.debug(format, *args)
+
+
+def _known(body: Any) -> dict[str, dict[str, Any]]:
+    """What the page has of each run, as it says; raises for what no page of ours says."""
+    for run in body.values():
+        for name in LINES:
+            offset, mark = run.get(name, (0, 0))
+            if type(offset) is not int or type(mark) is not int or not 0 <= offset < 1 << 62:
+                raise ValueError(f"{offset} is no place in a file")
+    known: dict[str, dict[str, Any]] = body
+    return known
 
 
 def _bind(port: int, outputs: Outputs) -> Server:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import numpy as np
 from lmkit.corpus import Source
 from lmkit.lanes import Protocol, WindowLoader
 from lmkit.mixture import MixtureLoader
+from lmkit.ranges import Size
 from lmkit.store import Prepared, prepare
 from lmkit.stored import Mixture
 from lmkit.tokenizer import Tokenizer
@@ -42,10 +45,10 @@ class DataModule(pl.LightningDataModule):
         seed: int = 1,
         trained: bool = False,
         protocol: Protocol = "document",
-        batch_size: int = 20,
-        bptt: int = 35,
-        eval_batch_size: int | None = None,
-        eval_bptt: int | None = None,
+        batch_size: Size = 20,
+        bptt: Size = 35,
+        eval_batch_size: Size | None = None,
+        eval_bptt: Size | None = None,
     ) -> None:
         """`trained` says that the tokenizer is a run's own and must stay as it is."""
         super().__init__()
@@ -61,20 +64,27 @@ class DataModule(pl.LightningDataModule):
         self.eval_bptt = bptt if eval_bptt is None else eval_bptt
         self._prepared: Prepared | None = None
         self._warned = False  # of padding, also before a trial
+        self._training: WindowLoader | MixtureLoader | None = None
+        self._read_by: pl.Trainer | None = None
 
-    @staticmethod
-    def check(**config: Any) -> list[str]:
-        """Sizes that cannot be."""
-        return [
-            f"data.{key}={config[key]}: must be at least 1"
-            for key in ("batch_size", "bptt", "eval_batch_size", "eval_bptt")
-            if config.get(key) is not None and config[key] < 1
-        ]
+    @classmethod
+    def evaluation_shape(cls, config: Mapping[str, Any]) -> tuple[int, int]:
+        """Lanes and positions of the windows in which a `data` group evaluates."""
+        defaults = {name: p.default for name, p in inspect.signature(cls).parameters.items()}
+        sizes = {**defaults, **config}
+        lanes = sizes["eval_batch_size"] or sizes["batch_size"]
+        return lanes, sizes["eval_bptt"] or sizes["bptt"]
 
     def prepare(self) -> Prepared:
         """Make the stores and the tokenizer, or find them in the cache; once for each object."""
         if self._prepared is None:
-            self._prepared = prepare(self.source, self.untrained, self.cache, trained=self.trained)
+            self._prepared = prepare(
+                self.source,
+                self.untrained,
+                self.cache,
+                trained=self.trained,
+                by_line=self.protocol == "sentence",
+            )
         return self._prepared
 
     @property
@@ -86,10 +96,8 @@ class DataModule(pl.LightningDataModule):
     def tokenizer(self) -> Tokenizer:
         return self.prepared.tokenizer
 
-    def loader(
-        self, split: str, *, train: bool = False, accumulate: int = 1, **layout: Any
-    ) -> WindowLoader:
-        """Windows of a split; `layout` may give protocol, num_lanes, bptt, rank, world_size."""
+    def loader(self, split: str, *, train: bool = False, **layout: Any) -> WindowLoader:
+        """Windows of a split; `layout` may give what `WindowLoader` takes."""
         defaults = {
             "protocol": self.protocol,
             "num_lanes": self.batch_size if train else self.eval_batch_size,
@@ -99,7 +107,6 @@ class DataModule(pl.LightningDataModule):
             self.prepared.stores[split],
             eos_id=self.tokenizer.eos_id,
             seed=self.seed if train else None,
-            accumulate=accumulate,
             **{**defaults, **layout},
         )
 
@@ -107,26 +114,46 @@ class DataModule(pl.LightningDataModule):
         trainer = self.trainer
         return {"rank": trainer.global_rank, "world_size": trainer.world_size} if trainer else {}
 
+    def num_windows(self, split: str) -> int:
+        """Of an epoch over all processes, with no limit."""
+        return len(self._training_loader() if split == "train" else self.loader(split))
+
     def train_dataloader(self) -> WindowLoader | MixtureLoader:
-        accumulate = self.trainer.accumulate_grad_batches if self.trainer else 1
-        if isinstance(self.source, Mixture):
-            texts, weights = zip(*self.prepared.mixture, strict=True)
-            return MixtureLoader(
-                texts,
-                weights,
-                eos_id=self.tokenizer.eos_id,
-                num_lanes=self.batch_size,
-                bptt=self.bptt,
-                seed=self.seed,
-                epoch_tokens=self.source.epoch_tokens,
-                accumulate=accumulate,
-                **self._rank(),
-            )
-        loader = self.loader("train", train=True, accumulate=accumulate, **self._rank())
-        if loader.efficiency < LOW_EFFICIENCY and not self._warned:
-            self._warned = True
-            self._warn_of_padding(loader)
-        return loader
+        """The same loader however often the trainer asks: it knows which epoch comes next."""
+        if self._training is None or self._read_by is not self.trainer:
+            self._read_by = self.trainer
+            self._training = self._training_loader(**self._rank(), **self._updates())
+            if isinstance(self._training, WindowLoader):
+                self._warn_of_padding(self._training)
+        return self._training
+
+    def _updates(self) -> dict[str, Any]:
+        """Which windows make an epoch and an update; `limits.in_windows` has counted them."""
+        trainer = self.trainer
+        if trainer is None:
+            return {}
+        limit = trainer.limit_train_batches
+        updates = {
+            "accumulate": trainer.accumulate_grad_batches,
+            "limit": limit if isinstance(limit, int) else None,
+        }
+        fixed = trainer.overfit_batches  # type: ignore[attr-defined]
+        return {**updates, "reshuffle": False} if fixed else updates
+
+    def _training_loader(self, **settings: Any) -> WindowLoader | MixtureLoader:
+        if not isinstance(self.source, Mixture):
+            return self.loader("train", train=True, **settings)
+        texts, weights = zip(*self.prepared.mixture, strict=True)
+        return MixtureLoader(
+            texts,
+            weights,
+            eos_id=self.tokenizer.eos_id,
+            num_lanes=self.batch_size,
+            bptt=self.bptt,
+            seed=self.seed,
+            epoch_tokens=self.source.epoch_tokens,
+            **settings,
+        )
 
     def val_dataloader(self) -> WindowLoader | list[WindowLoader]:
         return self.loader("valid", **self._rank()) if "valid" in self.prepared.stores else []
@@ -135,6 +162,9 @@ class DataModule(pl.LightningDataModule):
         return self.loader("test", **self._rank()) if "test" in self.prepared.stores else []
 
     def _warn_of_padding(self, loader: WindowLoader) -> None:
+        if loader.efficiency >= LOW_EFFICIENCY or self._warned:
+            return
+        self._warned = True
         store = self.prepared.stores["train"]
         ends = store.document_ends if self.protocol == "document" else store.line_ends
         lengths = np.diff(np.asarray(ends, dtype=np.int64), prepend=0)

@@ -29,9 +29,10 @@ class DatatrovePart:
     """A `.ds` file of tokens with its `.ds.index` of document ends and its `.ds.metadata`."""
 
     num_lines = num_bytes = num_unknown = 0
+    by_line = False
 
     def __init__(self, name: str, file: Path, vocabulary_size: int) -> None:
-        self.name, self.file = name, file
+        self.name, self.file, self.vocabulary_size = name, file, vocabulary_size
         self.index = file.with_name(f"{file.name}.index")
         if not self.index.is_file():
             raise UserError(f"{file} has no {self.index.name}: write it with save_index")
@@ -117,7 +118,15 @@ class Datatrove(PreparedSource):
             )
             for split, place in self._paths.items()
         }
+        self._check_lost()
         super().__init__(f"data.path={path}", {}, {})
+
+    def _check_lost(self) -> None:
+        """Raise UserError where an index has lost its tokens."""
+        for folder in {file.parent for files in self._files.values() for file in files.values()}:
+            for index in folder.glob(f"*{SUFFIX}.index"):
+                if not index.with_suffix("").exists():
+                    raise UserError(f"{index} has lost its tokens, {index.stem}: write them anew")
 
     def _own_splits(self) -> Iterable[str]:
         return self._files

@@ -8,6 +8,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
@@ -45,6 +46,7 @@ class Tokenizer(ABC):
     """Text to ids and back; `name` is what the config and the saved file call it.
 
     lossless: `decode` gives back every text exactly, so that bits per byte mean something.
+    lines_alone: a line has the same tokens whatever stands around it.
     trainable: `train` must see the train split before anything is encoded.
     vocabulary_size: the number of ids, `<eos>` and `<unk>` among them. The setting of that name is
     the most there may be, counted so too.
@@ -52,6 +54,7 @@ class Tokenizer(ABC):
 
     name: ClassVar[str]
     trainable: ClassVar[bool]
+    lines_alone: ClassVar[bool] = True
     lossless: bool
     eos_id: int
     unk_id: int | None
@@ -62,8 +65,11 @@ class Tokenizer(ABC):
         """Learn the vocabulary from the documents of the train split."""
 
     @abstractmethod
-    def encode(self, texts: Sequence[str]) -> Encoded:
-        """One or more whole documents, each closed with `<eos>`, so that none is left empty."""
+    def encode(self, texts: Sequence[str], by_line: bool = False) -> Encoded:
+        """One or more whole documents, each closed with `<eos>`, so that none is left empty.
+
+        by_line: as lines that know nothing of each other.
+        """
 
     @abstractmethod
     def encode_text(self, text: str) -> list[int]:
@@ -79,8 +85,8 @@ class Tokenizer(ABC):
         A character cut by token ends is the surface of the token that completes it.
         """
 
-    def unknown(self, text: str) -> dict[int, str]:
-        """Where `encode([text])` has `<unk>` for what is not in the vocabulary, and for what."""
+    def unknown(self, text: str, by_line: bool = False) -> dict[int, str]:
+        """Where `encode([text], by_line)` has `<unk>` for what is unknown, and for what."""
         return {}
 
     @abstractmethod
@@ -144,8 +150,34 @@ class DocumentTokenizer(Tokenizer):
     @abstractmethod
     def _flat(self, texts: Sequence[str]) -> Flat: ...
 
-    def encode(self, texts: Sequence[str]) -> Encoded:
-        flat = self._flat(texts)
+    @cached_property
+    def newline(self) -> list[int]:
+        """The tokens of a line's end: none where the tokenizer reads it as a space or skips it."""
+        alone, closed = self.encode_text("a"), self.encode_text("a\n")
+        end = closed[len(alone) :] if closed[: len(alone)] == alone else []
+        ends = (end, self.encode_text("\n"))
+        return next((end for end in ends if "\n" in self.decode(end)), [])
+
+    def _flat_lines(self, texts: Sequence[str]) -> Flat:
+        """Each line encoded by itself, without its end, whose tokens follow."""
+        rows = [text.split("\n") for text in texts]
+        flat = self._flat([line for lines in rows for line in lines])
+        last = np.cumsum([len(lines) for lines in rows]) - 1
+        ended = np.ones(len(flat.counts), bool)
+        ended[last] = False  # by no newline, but by the text's end
+        places = np.repeat(np.cumsum(flat.counts)[ended], len(self.newline))
+        newlines = np.tile(np.array(self.newline, np.uint32), int(ended.sum()))
+        counts = flat.counts + len(self.newline) * ended
+        line_ends = np.cumsum(counts)
+        return Flat(
+            np.insert(flat.ids, places, newlines),
+            np.diff(line_ends[last], prepend=0),
+            line_ends[counts > 0],
+            flat.num_unknown,
+        )
+
+    def encode(self, texts: Sequence[str], by_line: bool = False) -> Encoded:
+        flat = self._flat_lines(texts) if by_line and not self.lines_alone else self._flat(texts)
         closings = np.cumsum(flat.counts)
         document_ends = closings + np.arange(1, len(texts) + 1)
         newline_ends = flat.newline_ends + np.searchsorted(closings, flat.newline_ends)

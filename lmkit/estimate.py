@@ -15,10 +15,12 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from lmkit import hardware, kernels, threads
 from lmkit.allocator import keep_freed_memory
 from lmkit.datamodule import DataModule
+from lmkit.limits import in_windows
 from lmkit.rendezvous import cluster
 from lmkit.threads import Threads
 from lmkit.trained import any_threads
-from lmkit.training import build_trainer, make_data, make_task, quiet
+from lmkit.trainer import build_trainer, complaints
+from lmkit.training import make_data, make_task, quiet
 
 WARM_UP = 3  # windows, or a second
 SECONDS = 3.0  # of steps with the number of threads that was chosen
@@ -135,18 +137,21 @@ def estimate(
     with kernels.use(config["kernels"]), threads.use(None), isolate_rng():
         chosen = Threads(config["threads"] or torch.get_num_threads(), fixed=fixed)
         pl.seed_everything(config["seed"], verbose=False)
-        task = make_task(config, data)
+        # A schedule may have no more steps than the training, or watch what is not validated here.
+        task = make_task({**config, "scheduler": None}, data)
         wanted = SECONDS if seconds is None else seconds
         clock = _Clock(config["trainer"], chosen, wanted, unless_short)
+        node = in_windows(_unending(config["trainer"]), data)
         alone = {"plugins": [cluster(None)], "logger": False}
-        trainer = build_trainer(_unending(config["trainer"]), callbacks=[clock], **alone)
+        trainer = build_trainer(node, callbacks=[clock], **alone)
         free = any_threads(
             task.model, task.head, config["trainer"]["accelerator"], config["trainer"]["precision"]
         )
         keep_freed_memory()
-        trainer.fit(task, datamodule=data)
-        if "valid" in stores:
-            trainer.validate(task, datamodule=data, verbose=False)
+        with complaints():
+            trainer.fit(task, datamodule=data)
+            if "valid" in stores:
+                trainer.validate(task, datamodule=data, verbose=False)
     rate = chosen.rates[chosen.number] = clock.num_tokens / max(clock.seconds, 1e-9)
     return Estimate(
         tokens=stores["train"].num_tokens,

@@ -17,13 +17,15 @@ from lmkit.allow import slot_bases
 from lmkit.binding import build
 from lmkit.check import split_data
 from lmkit.errors import UserError
+from lmkit.history import latest
 from lmkit.lanes import Protocol
 from lmkit.metrics import bits_per_byte, perplexity
+from lmkit.paths import readable
 from lmkit.run import Run, no_checkpoint
 from lmkit.store import TokenStore, prepare
 from lmkit.text import Text, read_text
 from lmkit.tokenizer import Tokenizer
-from lmkit.trained import TrainedModel
+from lmkit.trained import POSITIONS, TrainedModel
 
 log = logging.getLogger(__name__)
 
@@ -49,8 +51,9 @@ def evaluate(
 
     split: test unless given. file, text: read as one document, in the place of a split.
     protocol: the run's own unless given; [document,stream] puts two side by side.
-    num_lanes: texts read at once, 64 unless given. Only under stream does the result depend on
-    it, and there it is 1 unless given.
+    num_lanes: texts read at once; unless given, under the run's own protocol those of its
+    validations (data.eval_batch_size), so that the figures are the training's to the last digit,
+    else 64. Only under stream does more than rounding depend on it, and there it is else 1.
     checkpoint: best, last or another of the run's.
     config: that of the run, of which data, kernels, threads, trainer.accelerator and
     trainer.precision are used
@@ -58,9 +61,12 @@ def evaluate(
     if num_lanes is not None and num_lanes < 1:
         raise UserError(f"num_lanes={num_lanes}: must be at least 1")
     trained = TrainedModel.load(run, config, checkpoint)
-    where, store = _text(run, config, trained.tokenizer, split, file, text)
-    keep_freed_memory()
     protocols = protocol if isinstance(protocol, list) else [protocol or trained.protocol]
+    texts = {
+        name: _text(run, config, trained.tokenizer, split, file, text, name) for name in protocols
+    }
+    where, store = texts[protocols[0]]
+    keep_freed_memory()
     result = {
         "run": f"{run.name}/{run.id}",
         "checkpoint": trained.checkpoint.stem if trained.checkpoint else None,
@@ -70,7 +76,7 @@ def evaluate(
         "num_tokens": store.num_tokens,
         "num_unknown": store.num_unknown,
         "num_bytes": store.num_bytes,
-        "results": [measure(trained, store, name, num_lanes) for name in protocols],
+        "results": [measure(trained, texts[name][1], name, num_lanes) for name in protocols],
     }
     console = Console()
     what = where.get("split") or where.get("file") or "the given text"
@@ -90,8 +96,11 @@ def measure(
         "sentence": store.num_lines,
         "stream": store.num_tokens,
     }[protocol]
+    bptt = None
+    if num_lanes is None and protocol == trained.protocol and trained.shape:
+        num_lanes, bptt = trained.shape
     num_lanes = min(num_lanes or (1 if protocol == "stream" else NUM_LANES), units)
-    loader = trained.loader(store, protocol, num_lanes)
+    loader = trained.loader(store, protocol, num_lanes, num_lanes * bptt if bptt else POSITIONS)
     began = time.perf_counter()
     with _progress() as bar:
         task = bar.add_task(protocol, total=store.num_tokens, rate="")
@@ -105,6 +114,7 @@ def measure(
         "protocol": protocol,
         "num_lanes": num_lanes,
         "num_tokens": num_tokens,
+        "num_unknown": store.num_unknown,
         "nll": nll,
         "perplexity": perplexity(nll),
         "bits_per_byte": bits_per_byte(nll_sum, store.num_bytes) if lossless else None,
@@ -119,8 +129,10 @@ def _text(
     split: str | None,
     file: str | None,
     text: str | None,
+    protocol: Protocol,
 ) -> tuple[dict[str, str], TokenStore | Text]:
     """What to evaluate on, and what the result calls it."""
+    by_line = protocol == "sentence"
     if file is not None or text is not None:
         given = read_text(text, file)
         if split is not None:
@@ -128,16 +140,21 @@ def _text(
                 f"split={split} and {'file' if text is None else 'text'} are both given: "
                 "leave one of them out"
             )
-        where = {"text": "given"} if file is None else {"file": str(Path(file).absolute())}
-        return where, Text.of(given, tokenizer)
+        named = {} if file is None else {"file": readable(str(Path(file).absolute()))}
+        return named or {"text": "given"}, Text.of(given, tokenizer, by_line)
     split = split or "test"
     source = build(split_data(config["data"])[0], bases=slot_bases("data"))
     if split not in source.splits:
         raise UserError(f"split={split}: the data has {', '.join(source.splits)}")
     cache = run.path.parents[1] / ".cache"
-    store = prepare(source, tokenizer, cache, splits=[split], trained=True).stores[split]
-    then = run.read("data.json").get("splits", {}).get(split, {}).get("sha256", store.sha256)
-    if store.sha256 != then and config["data"] == run.config()["data"]:
+    prepared = prepare(source, tokenizer, cache, splits=[split], trained=True, by_line=by_line)
+    store = prepared.stores[split]
+    splits = latest(run.read("data.json")).get("splits", {})
+    then = splits.get(split, {}).get("sha256", store.sha256)
+    own = run.config()["data"]
+    # Another text than the run's may only be a line at a time where that was the whole.
+    lines = own.get("protocol") == "sentence" and not tokenizer.lines_alone
+    if store.sha256 != then and config["data"] == own and store.by_line == lines:
         log.warning("%s has changed since %s was trained: its text is another one", split, run.id)
     return {"split": split}, store
 
@@ -161,12 +178,9 @@ def _table(result: Mapping[str, Any]) -> Table:
     table = Table("", *(each["protocol"] for each in measured))
     for column in table.columns[1:]:
         column.justify = "right"
-    for label, key in (
-        ("documents", "num_documents"),
-        ("tokens", "num_tokens"),
-        ("unknown tokens", "num_unknown"),
-    ):
-        table.add_row(label, *(f"{result[key]:,}" for _ in measured))
+    table.add_row("documents", *(f"{result['num_documents']:,}" for _ in measured))
+    for label, key in (("tokens", "num_tokens"), ("unknown tokens", "num_unknown")):
+        table.add_row(label, *(f"{each[key]:,}" for each in measured))
     table.add_section()
     for label, key, form in (
         ("lanes", "num_lanes", ",d"),

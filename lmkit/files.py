@@ -37,6 +37,8 @@ class FileSource(Source):
     ) -> None:
         """`given` has the path of train, and those of other splits that have one of their own."""
         self._encoding = readers.known_encoding(encoding)
+        # What the files were as the fingerprint was made, which is what their tokens are known by.
+        self._hashed: dict[Path, tuple[int, int]] = {}
         # Left out where it is the usual one: so stores of before there was the key are found.
         encoded = {} if self._encoding == UTF8 else {"encoding": self._encoding}
         self._paths = {split: path for split, path in given.items() if path is not None}
@@ -70,7 +72,7 @@ class FileSource(Source):
 
     def _spans(self, name: str, file: Path) -> list[tuple[Span, int]]:
         """What a file is read as, each with its bytes on disk."""
-        return [(Span(name, file), file.stat().st_size)]
+        return [(Span(name, file), paths.state(file)[0])]
 
     def _own_splits(self) -> Iterable[str]:
         return self._files
@@ -96,6 +98,11 @@ class FileSource(Source):
         for span in piece.spans:
             for number, text in self._records(span):
                 yield Document(f"{span.name}:{number}" if number else span.name, text)
+            if self._hashed.get(span.file, paths.state(span.file)) != paths.state(span.file):
+                raise UserError(
+                    f"{span.file} has changed since it was hashed, while it was prepared: "
+                    "run the command again when nothing writes to it"
+                )
 
     def _content(self) -> Iterable[object]:
         named = [
@@ -103,6 +110,7 @@ class FileSource(Source):
             for split in self._files
             for name, file in self._files[split].items()
         ]
+        self._hashed |= {file: paths.state(file) for _, _, file in named}
         with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter
             hashes = pool.map(paths.sha256, [file for _, _, file in named])
             for (split, name, _), sha256 in zip(named, hashes, strict=True):
@@ -135,7 +143,7 @@ class FileSource(Source):
             "paths": dict(self._paths),
             "num_files": {split: len(files) for split, files in self._files.items()},
             "num_bytes": {
-                split: sum(file.stat().st_size for file in files.values())
+                split: sum(paths.state(file)[0] for file in files.values())
                 for split, files in self._files.items()
             },
         }

@@ -1,5 +1,6 @@
 """Callbacks that end training in order: on a signal, and before a loss that is not a number."""
 
+import shlex
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +12,9 @@ from torch.optim import Optimizer
 
 from lmkit.atomic import write_atomically
 from lmkit.checkpoint import Checkpoint
-from lmkit.run import strict_json
+from lmkit.checkpoint_io import newest_manifest
+from lmkit.errors import ResultError
+from lmkit.run import NON_FINITE, strict_json
 from lmkit.signals import Stopped, StopSignals
 from lmkit.windows import Passes
 
@@ -75,14 +78,11 @@ class StopOnSignal(Callback):
             raise Stopped(received)
 
 
-HINT = (
-    "; the last checkpoint is from before that: go on from it with a lower optimizer.lr or a "
-    "trainer.gradient_clip_val"
-)
-
-
-class NonFiniteError(ArithmeticError):
+class NonFiniteError(ResultError):
     """Training has diverged."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, None)
 
 
 class StopOnNonFinite(Callback):
@@ -132,7 +132,11 @@ class StopOnNonFinite(Callback):
         self._look(trainer)
         for name, parameter in pl_module.named_parameters():
             if not torch.isfinite(parameter).all():
-                raise NonFiniteError(f"{name} is not finite after step {trainer.global_step}{HINT}")
+                step = trainer.global_step
+                _write_down(trainer, {"step": step, "parameter": name})
+                raise NonFiniteError(
+                    f"{name} is not finite after step {step}{_hint(trainer, step)}"
+                )
 
     def _note(self, trainer: Trainer, value: Tensor) -> None:
         if self._first is None:
@@ -153,8 +157,9 @@ class StopOnNonFinite(Callback):
         self._first = None
         self.skipped += 1
         pl_module.drop_update()  # type: ignore[operator]
+        row: dict[str, float] = {"train/skipped": self.skipped}
         for logger in trainer.loggers:
-            logger.log_metrics({"train/skipped": self.skipped}, step=trainer.global_step)
+            logger.log_metrics(row, step=trainer.global_step)
 
     def _look(self, trainer: Trainer) -> None:
         if (window := self._bad_window(trainer)) < 0:
@@ -167,7 +172,27 @@ class StopOnNonFinite(Callback):
         if trainer.is_global_zero and isinstance(loader, Passes):
             names = loader.document_names(epoch, place)
             found = {"step": step, "epoch": epoch, "window": place, "documents": names}
-            path = Path(trainer.default_root_dir) / "non_finite.json"
-            write_atomically(path, strict_json(found, indent=1).encode())
-            where += f"; {path} names its documents"
-        raise NonFiniteError(f"the loss or its gradient is not finite {where}{HINT}")
+            where += f"; {_write_down(trainer, found)} names its documents"
+        hint = _hint(trainer, step - 1)
+        raise NonFiniteError(f"the loss or its gradient is not finite {where}{hint}")
+
+
+def _write_down(trainer: Trainer, found: dict[str, Any]) -> Path:
+    path = Path(trainer.default_root_dir) / NON_FINITE
+    if trainer.is_global_zero:
+        write_atomically(path, strict_json(found, indent=1).encode())
+    return path
+
+
+def _hint(trainer: Trainer, first: int) -> str:
+    """What to do where the state after `first` updates is the first that must not be gone on from:
+    what comes of it depends on no learning rate."""
+    run = Path(trainer.default_root_dir)
+    _, manifest = newest_manifest(run / "checkpoints")
+    lr = trainer.optimizers[0].defaults.get("lr")
+    if not manifest or not lr or manifest["step"] >= first:
+        return "; begin another run with a lower optimizer.lr or a trainer.gradient_clip_val"
+    return (
+        f"; the last checkpoint is from before that: go on from it with lmkit resume "
+        f"{shlex.quote(str(run))} optimizer.lr={lr / 10:g}, or with a trainer.gradient_clip_val"
+    )

@@ -12,6 +12,7 @@ from lmkit import odds
 from lmkit.cross_entropy import LinearCrossEntropy, Memory
 from lmkit.embedding import Embedding, draw
 from lmkit.gemm import fast_matmul
+from lmkit.ranges import Positive, Size
 
 # Without `chunk_size`, at least as many rows at a time as make this many logits.
 LOGITS_AT_ONCE = 12 * 2**20
@@ -60,10 +61,10 @@ class FullSoftmax(Head):
         hidden_size: int,
         vocabulary_size: int,
         embedding: Embedding | None = None,
-        init_range: float | None = None,
+        init_range: Positive | None = None,
         *,
         bias: bool = True,
-        chunk_size: int | None = None,
+        chunk_size: Size | None = None,
     ) -> None:
         super().__init__()
         if embedding is not None and embedding.tied:

@@ -8,6 +8,7 @@ from typing import Any
 from lmkit import paths, readers, records
 from lmkit.errors import UserError
 from lmkit.paths import SPLIT_NAMES
+from lmkit.ranges import Share
 from lmkit.source import Document, Source
 
 
@@ -27,8 +28,8 @@ class HuggingFace(Source):
         data_files: str | dict[str, str] | None = None,
         column: str = "text",
         heading: str | None = None,
-        valid_fraction: float = 0.1,
-        test_fraction: float = 0.1,
+        valid_fraction: Share = 0.1,
+        test_fraction: Share = 0.1,
     ) -> None:
         """name: of the dataset, or of a builder of `datasets` such as json, with data_files.
         subset: the dataset's configuration.

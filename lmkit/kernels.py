@@ -7,6 +7,7 @@ operators, to rounding with the same numbers.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import hashlib
 import os
@@ -94,13 +95,16 @@ def _openmp() -> Path | None:
 
 
 def _cache_directory() -> Path:
-    directory = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lmkit"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
     try:
+        directory = cache.expanduser() / "lmkit"  # RuntimeError: a user without a home
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory):
             return directory
-    except OSError:
-        return Path(tempfile.mkdtemp(prefix="lmkit-"))
+    except (OSError, RuntimeError):
+        directory = Path(tempfile.mkdtemp(prefix="lmkit-"))
+        atexit.register(shutil.rmtree, directory, ignore_errors=True)
+        return directory
 
 
 def _build(compiler: str, openmp: Path, library: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import re
 import textwrap
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lmkit.allow import BESIDE, SLOTS, VALUES
+from lmkit.allow import BESIDE, FORWARDED, SLOTS, VALUES
 from lmkit.groups import CONF
 
 ROOT = "lmkit.check.Root"
@@ -128,17 +128,29 @@ def function_keys(module: str, name: str) -> dict[str, Key]:
 def _keys(module: Module, owner: ast.ClassDef) -> dict[str, Key]:
     lineage = list(_lineage(module, owner))
     keys: dict[str, Key] = {}
-    for place, each in lineage:
-        if constructor := _member(each, "__init__"):
-            keys = _arguments(place, constructor)
-            break
-        if _is_dataclass(each):
-            keys = _fields(place, each)
-            break
+    for named in _handed_on(lineage):
+        # What a class asks for, one that inherits from it passes itself.
+        new = {name: key for name, key in named.items() if key.default is not None or not keys}
+        keys |= {name: key for name, key in new.items() if name not in keys}
     lines: dict[str, str] = {}
     for place, each in lineage:
         lines = _lines(place, each, keys) | lines
     return {name: key._replace(line=lines.get(name, "")) for name, key in keys.items()}
+
+
+def _handed_on(lineage: Sequence[tuple[Module, ast.ClassDef]]) -> Iterator[dict[str, Key]]:
+    """The arguments of a constructor, and of what is called in turn with its **kwargs."""
+    for module, owner in lineage:
+        if constructor := _member(owner, "__init__"):
+            yield _arguments(module, constructor)
+            if not constructor.args.kwarg:
+                return
+        elif _is_dataclass(owner):
+            yield _fields(module, owner)
+            return
+    for module, owner in lineage:
+        if target := FORWARDED.get(f"{module.name}.{owner.name}"):
+            yield class_keys(target)
 
 
 def _lineage(module: Module, owner: ast.ClassDef) -> Iterator[tuple[Module, ast.ClassDef]]:
@@ -194,6 +206,8 @@ def _hint(module: Module, node: ast.expr | None) -> str:
             options = inner.elts if isinstance(inner, ast.Tuple) else [inner]
             named = (str(option.value) for option in options if isinstance(option, ast.Constant))
             return " | ".join(dict.fromkeys(named))
+        case ast.Subscript(ast.Name("Annotated"), ast.Tuple([inner, *_])):
+            return _hint(module, inner)
         case ast.Subscript(ast.Name("Optional"), inner):
             return f"{_hint(module, inner)} | null"
         case ast.Subscript(ast.Name("Union"), ast.Tuple(elements)):

@@ -150,14 +150,18 @@ class WindowLoader(Passes):
         rank: int = 0,
         world_size: int = 1,
         accumulate: int = 1,
+        limit: int | None = None,
+        reshuffle: bool = True,
     ) -> None:
-        """`seed` None makes an evaluation loader; `accumulate` windows share one update."""
+        """`seed` None makes an evaluation loader; `accumulate` windows share one update. limit: an
+        epoch is no more windows than that. reshuffle: false keeps the order of the first epoch."""
         self.store = store
         self.eos_id = eos_id
         self.protocol = protocol
         self.num_lanes = num_lanes
         self.bptt = bptt
         self.seed = seed
+        self.reshuffle = reshuffle
         self.rows = slice(rank, None, world_size)
         if seed is not None:
             share = num_lanes // world_size
@@ -167,14 +171,16 @@ class WindowLoader(Passes):
         lanes = self.lanes(0)
         self.efficiency = lanes.efficiency
         read = lanes.lengths.max() if seed is not None else lanes.lengths[self.rows].max(initial=0)
-        super().__init__([store], num_windows=-(-int(read) // bptt))
+        num_windows = -(-int(read) // bptt)
+        super().__init__([store], num_windows if limit is None else min(num_windows, limit))
 
     def lanes(self, epoch: int) -> Lanes:
         """The lanes of an epoch over all processes: a pure function of (seed, epoch)."""
         if self.protocol == "stream":
             return cut_stream(self.store.num_tokens, self.num_lanes)
         ends = self.store.document_ends if self.protocol == "document" else self.store.line_ends
-        rng = None if self.seed is None else np.random.default_rng([self.seed, epoch])
+        order = epoch if self.reshuffle else 0
+        rng = None if self.seed is None else np.random.default_rng([self.seed, order])
         return plan_lanes(ends, self.num_lanes, rng)
 
     def documents(self, epoch: int, index: int) -> list[int]:
@@ -221,7 +227,7 @@ class _Reader:
         self.lengths = lanes.lengths[loader.rows]
         self.drop_ended = loader.seed is None
         self.longest = int((self.lengths if self.drop_ended else lanes.lengths).max(initial=0))
-        self.num_targets = lanes.num_targets(self.bptt)
+        self.num_targets = lanes.num_targets(self.bptt)[: len(loader)]
         updates = np.arange(len(self.num_targets)) // loader.accumulate
         self.targets_of_update = np.bincount(updates, self.num_targets)[updates]
         # Lightning divides by `accumulate`, DDP by the number of processes.

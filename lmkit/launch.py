@@ -20,15 +20,18 @@ from rich.text import Text
 from lmkit import hardware
 from lmkit.checkpoint_io import latest_checkpoint, newest_manifest
 from lmkit.datamodule import DataModule
-from lmkit.errors import UserError, exit_code
+from lmkit.errors import MachineError, UserError, as_user_error, exit_code
 from lmkit.estimate import estimate, lasting
+from lmkit.history import AFRESH, differences, last_changed
+from lmkit.identity import check_own, check_text
+from lmkit.limits import in_windows
 from lmkit.loggers import grouped
 from lmkit.pace import NAME as CHOICES
 from lmkit.pace import Pace
 from lmkit.processes import Launched, launched
 from lmkit.redaction import redact
 from lmkit.rendezvous import broadcast, gather, meet
-from lmkit.run import Run, no_end
+from lmkit.run import Run, no_checkpoint, no_end
 from lmkit.signals import Stopped, follow_parent
 from lmkit.threads import Threads, counted
 from lmkit.trained import TrainedModel
@@ -65,7 +68,9 @@ def resume(
         lmkit resume latest trainer.max_epochs=20
 
     config: that of the run; trainer.max_epochs and other lengths, trainer.devices, kernels,
-    threads, restarts, logger, callbacks.samples and callbacks.watchdog may change
+    threads, restarts, logger, callbacks.samples, callbacks.watchdog and callbacks.early_stopping
+    may change, paths where the same text lies elsewhere, and once the run has diverged
+    optimizer.lr and trainer.gradient_clip_val
     """
     return _start(run, config, overrides)
 
@@ -80,6 +85,8 @@ def _start(run: Run, config: dict[str, Any], overrides: list[str]) -> dict[str, 
         return _join(run, config, overrides, place)
     _check(run, config)
     data = _prepare(run, config)
+    if _stays(run, config):
+        return _summary(run, config)
     if hardware.num_processes(config["trainer"]) > 1:
         run.start(config, overrides, sys.argv)
         return _hold(run, config, lambda: work_in_processes(run, config))
@@ -91,30 +98,52 @@ def _start(run: Run, config: dict[str, Any], overrides: list[str]) -> dict[str, 
 
 
 def _check(run: Run, config: dict[str, Any]) -> None:
-    """Raises UserError where the run cannot be started, or has come further already."""
+    """Raises UserError where the run cannot be started, or has come further already, and where its
+    checkpoints are not its own."""
     run.check(config)
     newest, manifest = newest_manifest(run.path / "checkpoints")
-    epochs = config["trainer"].get("max_epochs")
-    done = manifest.get("epochs_done", manifest.get("epoch", 0))
-    if epochs is not None and -1 < epochs < done:
+    for path in (newest, run.path / "checkpoints" / "best.ckpt"):
+        if path and path.is_file():
+            check_own(run, path)
+    if newest is None and run.read("summary.json").get("tokens"):
         raise UserError(
-            f"trainer.max_epochs={epochs} but the run has come further: {newest} has {done} epochs "
-            "behind it; give more, or begin another run"
+            f"{run.name}/{run.id} has ended and has no checkpoint to go on from: put its "
+            "checkpoints back, or begin another run"
         )
+    epochs, steps = (config["trainer"].get(key) for key in ("max_epochs", "max_steps"))
+    done = manifest.get("epochs_done", manifest.get("epoch", 0))
+    for key, most, so_far in (
+        ("max_epochs", epochs, done),
+        ("max_steps", steps, manifest.get("step", 0)),
+    ):
+        if most is not None and -1 < most < so_far:
+            raise UserError(
+                f"trainer.{key}={most} but the run has come further: {newest} has {so_far} "
+                f"{key[4:]} behind it; give more, or begin another run"
+            )
 
 
 def _prepare(run: Run, config: dict[str, Any]) -> DataModule:
-    """The data, prepared; raises UserError where a run that goes on began with another text."""
+    """The data, prepared; raises UserError where a run that goes on began with another text, or
+    its trainer's limits do not fit the text."""
     data = make_data(config)
-    here = {"tokenizer": data.prepare().tokenizer.hash(), "store": data.prepare().hash}
-    newest, manifest = newest_manifest(run.path / "checkpoints")
-    if changed := [key for key in here if manifest.get(key, here[key]) != here[key]]:
-        what = "vocabulary" if changed[0] == "tokenizer" else "text"
-        raise UserError(
-            f"{run.id} cannot go on: {newest} was trained on another text than the data has now "
-            f"(the {what} differs); put the text back as it was, or begin another run"
-        )
+    check_text(run, data.prepare())
+    in_windows(config["trainer"], data)
     return data
+
+
+def _stays(run: Run, config: dict[str, Any]) -> bool:
+    """Whether a run has ended by itself and nothing is asked of it that would change its result."""
+    if run.status().get("status") != "finished" or not run.read("summary.json"):
+        return False
+    if any(AFRESH.match(key) for key in differences(run.config(), config)):
+        return False
+    print(
+        f"{run.name}/{run.id} has ended and stays as it is; to train longer: "
+        f"{_command('resume', run)} trainer.max_epochs=N",
+        file=sys.stderr,
+    )
+    return True
 
 
 def _pace(run: Run, config: dict[str, Any], overrides: list[str], data: DataModule) -> Pace:
@@ -169,6 +198,8 @@ def _join(
         _agree(place, lambda: _check(run, config), alone=True)
         # By all of them, of which a lock lets one work: a wait for rank 0 would time out.
         data = _agree(place, lambda: _prepare(run, config))
+        if broadcast(_agree(place, lambda: _stays(run, config), alone=True)):
+            return {} if place.rank else _summary(run, config)
         newest = _agree(place, start, alone=True)
         path, newest = broadcast((run.path, newest))
         log_to(path, place.rank)
@@ -211,7 +242,7 @@ def _agree(place: Launched, do: Callable[[], Result], *, alone: bool = False) ->
 
 def _hold(run: Run, config: dict[str, Any], do: Callable[[], None]) -> dict[str, Any]:
     """Do the work of a started run and write down how it ended."""
-    print(f"{_begins(run)}{run.name}/{run.id} in {run.path}", file=sys.stderr)
+    print(f"{_begins(run)}{run.name}/{run.id} in {run.path}{_changes(run)}", file=sys.stderr)
     try:
         do()
     except Stopped as stopped:
@@ -219,14 +250,33 @@ def _hold(run: Run, config: dict[str, Any], do: Callable[[], None]) -> dict[str,
         print(f"stopped by {stopped.name}; to go on: {_command('resume', run)}", file=sys.stderr)
         raise
     except BaseException as error:
-        reason = redact(str(error)).partition("\n")[0]
-        run.write_status("failed", f"{type(error).__name__}: {reason}", exit_code(error))
+        told = as_user_error(error) or error
+        reason = redact(str(told)).partition("\n")[0]
+        run.write_status("failed", f"{type(told).__name__}: {reason}", exit_code(told))
+        if isinstance(told, MachineError):
+            raise MachineError(f"{told}, then go on with: {_command('resume', run)}") from error
         raise
     else:
         run.write_status("finished", exit_code=0)
     finally:
         run.release()
         _say_how_to_sync(run)
+    return _summary(run, config)
+
+
+def _changes(run: Run) -> str:
+    """What a resume has changed of the config."""
+    record: Any = run.read("overrides.yaml") if run.continued else []
+    said = [
+        f"{key}={now} ({then} before)"
+        for key, (then, now) in last_changed(record).items()
+        if key not in ("threads", "outputs", "run_id", "name")
+    ]
+    return f", with {', '.join(said)}" if said else ""
+
+
+def _summary(run: Run, config: dict[str, Any]) -> dict[str, Any]:
+    """What a run that has ended came to, which is printed too."""
     summary = run.read("summary.json")
     if summary:
         _report(run, config, summary)
@@ -256,6 +306,11 @@ def _report(run: Run, config: dict[str, Any], summary: dict[str, Any]) -> None:
     ):
         if summary.get(key) is not None:
             table.add_row(key.replace("_", " "), form.format(summary[key]))
+    if reason := no_checkpoint(run):
+        console.print(table)
+        why = "none is written" if summary.get("tokens") else "not one update was made"
+        print(f"{run.name}/{run.id} {reason}: {why}", file=sys.stderr)
+        return
     (text,) = TrainedModel.load(run, config).generate(num_tokens=SAMPLE_TOKENS)
     console.print(table)
     console.print(Panel(Text(text.strip()), title="a sample of its text", title_align="left"))
@@ -274,10 +329,14 @@ def _say_how_to_sync(run: Run) -> None:
 
 
 def _command(name: str, run: Run) -> str:
-    return f"lmkit {name} {run.id}{outputs_argument(run)}"
+    several = len(list(run.path.parents[1].glob(f"*/{run.id}/config.yaml"))) > 1
+    which = f"{run.name}/{run.id}" if several else run.id
+    return f"lmkit {name} {shlex.quote(which)}{outputs_argument(run)}"
 
 
 def outputs_argument(run: Run) -> str:
     """` outputs=DIR` where a command would look elsewhere for the run."""
     outputs = run.path.parents[1]
-    return "" if outputs == Path("outputs").absolute() else f" outputs={outputs}"
+    if outputs == Path("outputs").absolute():
+        return ""
+    return " " + shlex.quote(f"outputs={outputs}")

@@ -12,12 +12,13 @@ from typing import Any
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
 from lmkit.allow import resolve_target, slot_bases
-from lmkit.binding import build, signature_keys
+from lmkit.binding import build
 from lmkit.errors import UserError
 from lmkit.processes import launched
 from lmkit.redaction import redact
 from lmkit.run import Run
 from lmkit.safety import anchored
+from lmkit.signatures import signature_keys
 from lmkit.tensorboard_tracker import TensorBoardTracker
 from lmkit.tracker import Account, CSVTracker, Tracker, notes
 from lmkit.wandb_tracker import WandbTracker
@@ -82,6 +83,7 @@ def make_trackers(nodes: Mapping[str, Any], run: Run, account: Account) -> list[
     for key, node in nodes.items():
         try:
             logger = _make(key, node, run)
+            _ = getattr(logger, "experiment", None)  # Lightning would begin it without tolerance
         except UserError:
             raise
         except Exception as error:  # whatever a service or its library leads to
@@ -96,12 +98,13 @@ def make_trackers(nodes: Mapping[str, Any], run: Run, account: Account) -> list[
 def _make(key: str, node: Mapping[str, Any], run: Run) -> Logger:
     """A logger that writes inside the run directory, and goes on with what it has of the run."""
     name = f"{run.name}/{run.id}"
+    known = notes(run.path).get(key, {}).get("version")
     given = {
         "save_dir": run.path,
         "version": run.id,
         "run_name": name,
-        "run_id": notes(run.path).get(key, {}).get("version"),
-        "experiment_key": hashlib.sha256(str(run.path).encode()).hexdigest()[:40],
+        "run_id": known,
+        "experiment_key": known or hashlib.sha256(str(run.path).encode()).hexdigest()[:40],
     }
     local = "tracking_uri" in signature_keys(resolve_target(node["_target_"]))
     if local and not (node.get("tracking_uri") or os.environ.get("MLFLOW_TRACKING_URI")):

@@ -67,9 +67,11 @@ class MixtureLoader(Passes):
         rank: int = 0,
         world_size: int = 1,
         accumulate: int = 1,
+        limit: int | None = None,
     ) -> None:
         """weights: shares of the tokens. epoch_tokens: about how many an epoch reads; if None, as
-        many as until the first of the texts has been read once."""
+        many as until the first of the texts has been read once. limit: an epoch is no more windows
+        than that."""
         self.shares = [weight / sum(weights) for weight in weights]
         self.eos_id = eos_id
         self.num_lanes = num_lanes
@@ -87,7 +89,8 @@ class MixtureLoader(Passes):
             p * (n + documents) / n for (n, documents), p in zip(read, self.shares, strict=True)
         )
         positions = epoch_tokens / self.efficiency
-        super().__init__(texts, num_windows=max(round(positions / (num_lanes * bptt)), 1))
+        num_windows = max(round(positions / (num_lanes * bptt)), 1)
+        super().__init__(texts, num_windows if limit is None else min(num_windows, limit))
         self._group = self._beginning()  # as it was before the update that is being read
 
     def _windows(self) -> Iterator[Window]:

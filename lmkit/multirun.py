@@ -23,6 +23,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from lmkit.as_typed import quoted
+from lmkit.atomic import naming
 from lmkit.check import check
 from lmkit.config import (
     ASSIGNMENT,
@@ -32,7 +34,6 @@ from lmkit.config import (
     hydra_over,
     normalise,
     parse_flags,
-    quoted,
     report,
     reported,
     spell,
@@ -226,7 +227,8 @@ def _run(sweep: Callable[[], Any], directory: Path, jobs: list[list[str]]) -> No
                     count = f"{len(told)} of {len(jobs)}" if jobs else str(len(told))
                     log.info("%s: %s", count, _line(outcome, jobs))
     if failures and not signals.received:
-        raise failures[0]
+        with naming(directory):  # Hydra's multirun.yaml, on a disk that is full
+            raise failures[0]
 
 
 def _conclude(identity: str, directory: Path, jobs: list[list[str]]) -> dict[str, Any]:

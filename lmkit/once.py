@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import logging
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -60,14 +61,39 @@ def set_aside(target: Path, error: UserError) -> None:
 
 @contextlib.contextmanager
 def locked(lock: Path, what: Path) -> Iterator[None]:
-    """Hold a file against other processes; the system lets go of it when this one dies."""
-    with contextlib.ExitStack() as stack:
-        with writing(what):
-            lock.parent.mkdir(parents=True, exist_ok=True)
-            held = stack.enter_context(lock.open("w"))
-            try:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                log.warning("%s: another process prepares it; waiting", what)
-                fcntl.flock(held, fcntl.LOCK_EX)
+    """Hold a file against other processes; the system lets go of it when this one dies.
+
+    Afterwards it is gone, and so are the directories made for it that are still empty.
+    """
+    new = [directory for directory in lock.parents if not directory.exists()]
+    with writing(what):
+        held = _hold(lock, what)
+    try:
         yield
+    finally:
+        with contextlib.suppress(OSError):
+            lock.unlink()
+        os.close(held)
+        with contextlib.suppress(OSError):  # not empty: something came of it
+            for directory in new:
+                directory.rmdir()
+
+
+def _hold(lock: Path, what: Path) -> int:
+    """A descriptor that has the lock, of the file that is there and not of one removed since."""
+    while True:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            held = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                try:
+                    fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    log.warning("%s: another process prepares it; waiting", what)
+                    fcntl.flock(held, fcntl.LOCK_EX)
+                if os.path.samestat(os.fstat(held), lock.stat()):
+                    return held
+            except BaseException:
+                os.close(held)
+                raise
+            os.close(held)

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import (
+    CyclicLR,
+    LambdaLR,
+    LRScheduler,
+    OneCycleLR,
+    ReduceLROnPlateau,
+)
+
+from lmkit.errors import UserError
+from lmkit.ranges import Count, Fraction
 
 
 class _Warmup(LambdaLR):
@@ -22,8 +33,8 @@ class _Warmup(LambdaLR):
         optimizer: Optimizer,
         num_steps: float,
         *,
-        warmup_steps: int = 0,
-        min_ratio: float = 0.0,
+        warmup_steps: Count = 0,
+        min_ratio: Fraction = 0.0,
     ) -> None:
         self.num_steps = num_steps
         self.warmup_steps = warmup_steps
@@ -54,6 +65,56 @@ class WarmupLinear(_Warmup):
 
     def decay(self, done: float) -> float:
         return 1 - done
+
+
+Interval = Literal["step", "epoch"]
+
+
+@dataclass(frozen=True)
+class Stepping:
+    """When a schedule goes a step on.
+
+    interval: after each update (step) or epoch; null: as the schedule's documentation has it.
+    monitor: what ReduceLROnPlateau watches; null: val/nll.
+    """
+
+    interval: Interval | None = None
+    monitor: str | None = None
+
+    def settings(self, scheduler: LRScheduler) -> dict[str, Any]:
+        """What Lightning is to know of a schedule; raises UserError where it cannot be so."""
+        plateau = isinstance(scheduler, ReduceLROnPlateau)
+        if self.monitor is not None and not plateau:
+            raise UserError(f"scheduler.monitor={self.monitor}: only ReduceLROnPlateau watches one")
+        if plateau and self.interval == "step":
+            raise UserError("scheduler.interval=step: ReduceLROnPlateau steps after a validation")
+        found = {"scheduler": scheduler, "interval": self.interval or documented(scheduler)}
+        # Not strict: before the first validation there is nothing to watch.
+        watched = {"monitor": self.monitor or "val/nll", "strict": False}
+        return found | watched if plateau else found
+
+
+def documented(scheduler: LRScheduler) -> Interval:
+    """After what a schedule steps by its own documentation, or by those that it is made of."""
+    parts = getattr(scheduler, "_schedulers", [])  # of SequentialLR and ChainedScheduler
+    each = {documented(part) for part in parts}
+    if len(each) > 1:
+        raise UserError(
+            "scheduler: of its schedules one steps after each update and one after each epoch; "
+            "set scheduler.interval=step or scheduler.interval=epoch for all of them"
+        )
+    by_update = isinstance(scheduler, _Warmup | OneCycleLR | CyclicLR)
+    return each.pop() if each else "step" if by_update else "epoch"
+
+
+def check_length(scheduler: LRScheduler, steps: float) -> None:
+    """Raises UserError where a schedule would be asked for more steps than it has."""
+    if isinstance(scheduler, OneCycleLR) and scheduler.total_steps < steps:
+        known = f"{steps:.0f}" if math.isfinite(steps) else "more"
+        raise UserError(
+            f"scheduler ends after {scheduler.total_steps} steps but the training has {known}; set "
+            f"scheduler.total_steps={known if math.isfinite(steps) else '...'}"
+        )
 
 
 def is_plain_sgd(optimizer: Optimizer) -> bool:

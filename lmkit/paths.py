@@ -2,12 +2,13 @@
 
 import csv
 import difflib
+import fnmatch
 import glob
 import hashlib
 import itertools
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from lmkit.errors import UserError
@@ -39,6 +40,7 @@ _FORMATS = (
     ),
     ((".parquet",), "parquet: take data=parquet"),
 )
+PERMISSIONS = "check that it is there, and its permissions"
 _NAMES_SHOWN = 8
 _NAME_LENGTH = 60
 _SHARD = re.compile(r"-\d+-of-\d+$")
@@ -51,9 +53,12 @@ Paths = str | Sequence[str]
 
 def nearby(path: Path) -> str:
     """What a missing path may have meant: the names at its nearest directory that exists."""
-    parent = next(p for p in path.absolute().parents if p.is_dir())
+    try:
+        parent = next(p for p in path.absolute().parents if p.is_dir())
+        names = sorted(entry.name for entry in parent.iterdir() if not entry.name.startswith("."))
+    except OSError as error:
+        return f"what is there cannot be read: {_reason(error)}"
     missing = path.absolute().relative_to(parent).parts[0]
-    names = sorted(entry.name for entry in parent.iterdir() if not entry.name.startswith("."))
     near = difflib.get_close_matches(missing, names, n=3, cutoff=0.6)
     return f"{parent} has {listed(near or names)}"
 
@@ -61,10 +66,19 @@ def nearby(path: Path) -> str:
 def listed(names: Sequence[str]) -> str:
     """At most eight names, each on the line and cut where it is long, and how many more."""
     more = len(names) - _NAMES_SHOWN
-    flat = [" ".join(name.split()) for name in names[:_NAMES_SHOWN]]
+    flat = [" ".join(readable(name).split()) for name in names[:_NAMES_SHOWN]]
     short = [name if len(name) <= _NAME_LENGTH else f"{name[:_NAME_LENGTH]}..." for name in flat]
     shown = ", ".join(short) or "nothing in it"
     return f"{shown} and {more} more" if more > 0 else shown
+
+
+def readable(name: str) -> str:
+    r"""A file's name as Unicode text: a byte that is not UTF-8 as \xff."""
+    try:
+        encoded = os.fsencode(name)
+    except UnicodeEncodeError:  # no file's name
+        encoded = name.encode(errors="backslashreplace")
+    return encoded.decode(errors="backslashreplace")
 
 
 def as_list(text: str) -> list[str] | None:
@@ -95,6 +109,18 @@ def located(path: str) -> Path:
     return Path(path).expanduser() if path.startswith("~/") else Path(path)
 
 
+def found_at(path: str, key: str) -> Path:
+    """As `located`; raises UserError where it lies in a directory that may not be searched."""
+    place = located(path)
+    try:
+        place.stat()
+    except PermissionError as error:
+        raise UserError(f"{key}={path} cannot be read: {_reason(error)}") from None
+    except (OSError, ValueError):
+        pass  # it is not there
+    return place
+
+
 def find_files(path: Paths, key: str, suffixes: tuple[str, ...] = ()) -> dict[str, Path]:
     """Name -> file of a file, directory or glob, sorted; of a list, in its order, each file once.
 
@@ -111,8 +137,17 @@ def find_files(path: Paths, key: str, suffixes: tuple[str, ...] = ()) -> dict[st
         return found[0]
     # Of a/../b.txt and b.txt, which are one file, the same is made.
     files = [Path(os.path.abspath(file)) for each in found for file in each.values()]  # noqa: PTH100
-    shared = Path(os.path.commonpath([file.parent for file in files]))
-    return {"/".join(file.relative_to(shared).parts): file for file in files}
+    return _named(files, Path(os.path.commonpath([file.parent for file in files])))
+
+
+def _named(files: Iterable[Path], base: Path) -> dict[str, Path]:
+    """Files by their names within a directory, each once."""
+    named: dict[str, Path] = {}
+    for file in files:
+        name = readable("/".join(file.relative_to(base).parts))
+        if named.setdefault(name, file) != file:
+            raise UserError(f"{base} has two files that are called {name}: rename one of them")
+    return named
 
 
 def _found(path: str, key: str, suffixes: tuple[str, ...]) -> dict[str, Path]:
@@ -122,21 +157,34 @@ def _found(path: str, key: str, suffixes: tuple[str, ...]) -> dict[str, Path]:
         base, rest, found = _expand(located(path))
         if found is None:
             raise UserError(f"{key}={path} does not exist; {nearby(base / rest)}")
-        named = {"/".join(file.relative_to(base).parts): file for file in sorted(found)}
         files = {
             name: file
-            for name, file in named.items()
-            if file.is_file() and (rest or _belongs(name, suffixes))
+            for name, file in _named(sorted(found), base).items()
+            if not file.is_dir() and (rest or _belongs(name, suffixes))
         }
+        for file in files.values():
+            if not file.is_file():
+                raise UserError(f"{key}={path} names {file}, {_what_is(file)}")
         if not files:
             plain = [s for s in suffixes if s.removesuffix(compression(s)) not in {*suffixes} - {s}]
             expected = f" that end in {' or '.join(plain)}" if suffixes and not rest else ""
             near = nearby(base / (rest or "*"))
             raise UserError(f"{key}={path} names no files{expected}; {near}")
     except OSError as error:
-        raise UserError(f"{key}={path} cannot be read: {error.strerror}") from error
+        raise UserError(f"{key}={path} cannot be read: {_reason(error)}") from error
     _check_formats(files, f"{key}={path}", suffixes)
     return files
+
+
+def _reason(error: OSError) -> str:
+    place = "" if error.filename is None else f"{error.filename}: "
+    return f"{place}{error.strerror}"
+
+
+def _what_is(file: Path) -> str:
+    if file.is_symlink() and not file.exists():
+        return "a link to what is not there: mend it, or leave it out"
+    return "a pipe, socket or device: text is read more than once, so save it as a file"
 
 
 def _belongs(name: str, suffixes: tuple[str, ...]) -> bool:
@@ -147,16 +195,63 @@ def _belongs(name: str, suffixes: tuple[str, ...]) -> bool:
 def _expand(path: Path) -> tuple[Path, str, list[Path] | None]:
     """The directory that exists, what follows it, and the paths meant (None: no such path)."""
     if path.is_dir():
-        return path, "", list(path.rglob("*"))
+        return path, "", _files(path)
     if path.exists():
         return path.parent, path.name, [path]
     base = next(parent for parent in path.parents if parent.is_dir())
     rest = str(path.relative_to(base))
     if not glob.has_magic(rest):
         return base, rest, None
-    # Path.glob raises on patterns such as a**.
-    names = glob.glob(f"{glob.escape(str(base))}/{rest}", recursive=True)  # noqa: PTH207
-    return base, rest, [Path(name) for name in names]
+    return base, rest, _globbed(base, Path(rest).parts)
+
+
+def _tree(directory: Path) -> Iterator[tuple[Path, list[str]]]:
+    """A directory and those in it, linked ones too but each once, with the names of their files.
+
+    Raises OSError for one that cannot be read. Hidden ones are left out.
+    """
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    seen = {directory.resolve(), *directory.resolve().parents}
+    for place, directories, names in os.walk(directory, onerror=fail, followlinks=True):
+        yield Path(place), names
+        known = {name: Path(place, name).resolve() for name in sorted(directories)}
+        directories.clear()
+        for name, real in known.items():
+            if real not in seen and not name.startswith("."):
+                seen.add(real)
+                directories.append(name)
+
+
+def _files(directory: Path) -> list[Path]:
+    return [place / name for place, names in _tree(directory) for name in names]
+
+
+def _globbed(base: Path, parts: Sequence[str]) -> list[Path]:
+    """The paths that a pattern matches, as Python's `glob` has them.
+
+    But it takes a directory that cannot be read for an empty one, and follows links in circles.
+    """
+    places = [base]
+    for part in parts:
+        inside = (_matches(place, part) for place in places if place.is_dir())
+        places = list(dict.fromkeys(itertools.chain.from_iterable(inside)))
+    return places
+
+
+def _matches(place: Path, part: str) -> list[Path]:
+    if part == "**":
+        return [
+            path
+            for each, names in _tree(place)
+            for path in (each, *(each / name for name in names if not name.startswith(".")))
+        ]
+    if not glob.has_magic(part):
+        return [place / part] if os.path.lexists(place / part) else []
+    names = fnmatch.filter((entry.name for entry in place.iterdir()), part)
+    return [place / name for name in names if part.startswith(".") or not name.startswith(".")]
 
 
 def _check_formats(files: Mapping[str, Path], where: str, suffixes: tuple[str, ...]) -> None:
@@ -215,5 +310,17 @@ def split_files(files: Mapping[str, Path], path: str, key: str) -> dict[str, dic
 
 def sha256(path: Path) -> str:
     """The hash of a file's bytes as they lie on disk."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): {PERMISSIONS}") from None
+
+
+def state(path: Path) -> tuple[int, int]:
+    """Size and time of a file, which change where it is written to."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): {PERMISSIONS}") from None
+    return status.st_size, status.st_mtime_ns

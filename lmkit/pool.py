@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from lmkit.errors import UserError
+from lmkit.errors import UserError, as_user_error
 from lmkit.meter import Advance, Meter
 from lmkit.signals import SIGNALS, follow_parent, name_of
 from lmkit.source import Piece, Source
@@ -177,9 +177,9 @@ def _serve(connection: Connection, task: Task, parent: int) -> None:
 def _outcome(task: Task, job: Job, connection: Connection) -> tuple[str, Any]:
     try:
         task(job, lambda amount: connection.send(("advance", amount)))
-    except UserError as error:
-        return "mistake", str(error)
     except Exception as error:
+        if mistake := as_user_error(error):
+            return "mistake", str(mistake)
         return "error", f"{type(error).__name__}: {error}\n\n{traceback.format_exc().rstrip()}"
     return "done", None
 

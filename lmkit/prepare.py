@@ -18,6 +18,7 @@ from lmkit.check import split_data
 from lmkit.encoding import FILE, Tokenizer
 from lmkit.errors import UserError
 from lmkit.pool import num_cores
+from lmkit.shard import MANIFEST, damaged
 from lmkit.source import SPLITS, Source
 from lmkit.store import prepare as prepare_stores
 from lmkit.stored import DATA, PreparedSource, Store
@@ -54,7 +55,10 @@ def prepare(
     workers = num_cores() if workers is None else workers
     place = None if store is None else Path(store).expanduser().absolute()
     cache = Path(config["outputs"]) / ".cache"
-    prepared = prepare_stores(source, tokenizer, cache, workers=workers, store=place)
+    by_line = config["data"].get("protocol") == "sentence"
+    prepared = prepare_stores(
+        source, tokenizer, cache, workers=workers, store=place, by_line=by_line
+    )
     if place:
         _write_data(place, prepared)
     result = {
@@ -89,14 +93,18 @@ def _write_data(directory: Path, prepared: Prepared) -> None:
 def _verify(directory: Path) -> dict[str, Any]:
     """Hash all files of a directory of stores and compare with what was written."""
     source = Store(str(directory))
-    data = json.loads((directory / DATA).read_text(encoding="utf-8"))
-    if load_tokenizer(directory).hash() != data["tokenizer"]:
+    tokenizer = load_tokenizer(directory)
+    if tokenizer.hash() != source.tokenizer_hash:
         raise UserError(f"{directory / FILE} is not the tokenizer that {directory / DATA} names")
+    source.check_splits()
     splits = {}
     for split in source.splits:
         found = TokenStore.open(directory / split, verify=True)
-        if found.sha256 != data["splits"][split]["sha256"]:
+        if not source.is_recorded(split, found):
             raise UserError(f"{directory / split} is not the one that {directory / DATA} names")
+        last = found.tokens.take(found.document_ends.astype("int64") - 1, mode="clip")
+        if (last != tokenizer.eos_id).any() or found.vocabulary_size != tokenizer.vocabulary_size:
+            raise damaged(directory / split / MANIFEST, "tokens that are not its tokenizer's")
         splits[split] = {"sha256": found.sha256, "num_tokens": found.num_tokens}
         print(f"{split}: {found.num_tokens:,} tokens in {len(found.parts)} shards, all as written")
     return {"directory": str(directory), "splits": splits}
@@ -123,6 +131,8 @@ def _show(
         keys = [each for each in overrides if not each.startswith("workers=")]
         command = shlex.join(["lmkit", "train", *keys])
     else:
-        command = shlex.join(["lmkit", "train", "data=store", f"data.path={store}"])
+        by_line = any(each.by_line for each in prepared.stores.values())
+        protocol = ["data.protocol=sentence"] if by_line else []
+        command = shlex.join(["lmkit", "train", "data=store", f"data.path={store}", *protocol])
     console.print(f"in {prepared.directory}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"to train: {command}", highlight=False, markup=False, soft_wrap=True)

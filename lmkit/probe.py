@@ -11,12 +11,12 @@ import numpy.typing as npt
 import torch
 
 from lmkit.allow import resolve_target
-from lmkit.binding import signature_keys
 from lmkit.config import report
 from lmkit.corpus import MemoryProbe
 from lmkit.errors import UserError
 from lmkit.model import GRU, LSTM, Elman, LanguageModel, Window
 from lmkit.probe_corpus import NUM_NEEDED, needed_words, probe_distance
+from lmkit.signatures import signature_keys
 from lmkit.store import TokenStore
 from lmkit.tokenizer import Word
 from lmkit.trained import TrainedModel, build_model

@@ -118,6 +118,8 @@ class Failure:
     stack: str
     died: bool = False
     mistake: bool = False  # the user's: what says it all
+    machine: bool = False  # of which that of the machine
+    failed: bool = False  # what was to come of the work did not: the same
     signum: int = 0
     time: float = field(default_factory=time.time)
     process: str = field(default_factory=lambda: f"process {os.getpid()} on {socket.gethostname()}")

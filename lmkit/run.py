@@ -13,7 +13,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from multiprocessing.reduction import DupFd
 from pathlib import Path
@@ -21,31 +21,26 @@ from typing import Any, Literal, Self
 
 import yaml
 
-from lmkit.atomic import write_atomically
+from lmkit import history
+from lmkit.atomic import write_atomically, write_over
 from lmkit.environment import environment
-from lmkit.errors import UserError
+from lmkit.errors import DISK, MachineError, UserError, room
 from lmkit.redaction import mask, redacted
+from lmkit.regular_file import DamagedError, check_kind, listed, read_bytes, read_json, read_yaml
 from lmkit.renamed import renamed
 from lmkit.signals import POLL, is_alive
 
 Status = Literal["running", "finished", "failed", "stopped"]
 
-# What a run may be continued with: more length, other devices, other logging.
-FREE = re.compile(
-    r"(outputs|run_id|kernels|restarts|threads|logger|callbacks\.(samples|watchdog)"
-    r"|trainer\.(min_epochs|max_epochs|min_steps|max_steps|max_time|accelerator|devices|num_nodes"
-    r"|strategy|profiler|log_every_n_steps|enable_\w+))(\.|$)"
-)
+NON_FINITE = "non_finite.json"  # in the directory of a run that has diverged
 
 # What bits depend on, beside the config.
 EXACT = ("versions.lmkit", "versions.torch", "hardware.processor", "hardware.gpus")
 
+DIED = "its process died"
+MAX_HOLDER = 1000  # bytes of a lock file
 HOLDER = re.compile(r"process (?P<pid>\d+) on (?P<host>.+)")  # what `.lock` says
 ORPHANS = 120.0  # seconds in which they end, even if they only start on a machine that is busy
-
-# Values of a file that is read: YAML's aliases can stand for more than there is memory.
-MAX_VALUES = 100_000
-MAX_DEPTH = 100
 
 log = logging.getLogger(__name__)
 
@@ -103,8 +98,8 @@ class Run:
     @classmethod
     def all(cls, outputs: str | Path) -> list[Self]:
         """Every run under `outputs`, by the time it was last started, oldest first."""
-        runs = [cls(file.parent) for file in Path(outputs).absolute().glob("*/*/config.yaml")]
-        return sorted(runs, key=lambda run: (run.status().get("started", ""), run.id))
+        runs = [cls(path) for path in run_directories(outputs)]
+        return sorted(runs, key=lambda run: (run.started(), run.id))
 
     @classmethod
     def find(
@@ -114,11 +109,12 @@ class Run:
 
         lacks: what a run lacks for what it is wanted for; `latest` passes over those, and says so.
         """
-        if (Path(which) / "config.yaml").is_file():
+        if _is_run(Path(which)):
             return cls(Path(which).resolve())
         runs = cls.all(outputs)
         if which == "latest" and runs:
-            return cls._latest(outputs, runs, lacks or (lambda run: None))
+            wanted = lacks or (lambda run: None)
+            return cls._latest(outputs, runs, lambda run: run.damage() or wanted(run))
         found = [run for run in runs if which in (run.id, f"{run.name}/{run.id}")]
         found = found or [run for run in runs if run.id.startswith(which)]
         if len(found) == 1:
@@ -149,9 +145,17 @@ class Run:
 
     def check(self, config: Mapping[str, Any]) -> None:
         """Raise UserError where `start` would, as far as that can be known without writing."""
+        if os.path.expandvars(self.path) != str(self.path):
+            raise UserError(
+                f"{self.path}: loggers would put the value of a variable of the environment in the "
+                "place of the $; give another place with outputs=DIR"
+            )
         there = next(place for place in (self.path, *self.path.parents) if place.exists())
         try:
             self.check_links()
+            for path in listed(self.path, "*.jsonl"):
+                with path.open("ab"):  # as it will be once the training goes
+                    pass
             with tempfile.TemporaryFile(dir=there):  # os.access says yes to root, wrongly in /proc
                 pass
         except OSError as error:
@@ -159,7 +163,7 @@ class Run:
         if self.held():
             self._await_orphans()
         if self.held():
-            raise self._is_held((self.path / ".lock").read_text(encoding="utf-8"))
+            raise self._is_held(self._holder())
         if (self.path / "config.yaml").is_file():
             self._check_same(config)
 
@@ -179,8 +183,8 @@ class Run:
             if self.continued:
                 self._check_same(config)
                 self._compare(self.read("environment.json"), here)
-            self.write("overrides.yaml", list(map(mask, overrides)))
-            self.write("environment.json", here)
+            self._note_overrides(config, list(map(mask, overrides)))
+            self.add("environment.json", here)
             self.write_status("running")
             self.write("config.yaml", dict(config))
         except OSError as error:
@@ -210,7 +214,8 @@ class Run:
             self._lock = None
 
     def check_links(self) -> None:
-        """Raise UserError where a link would have what is written to the run land elsewhere."""
+        """Raise UserError where what is written to the run would not become a file inside it: at a
+        link, at a FIFO."""
         outputs = self.path.parents[1].resolve()
         home = outputs / self.name / self.id
         if (found := self.path.resolve()) != home:
@@ -220,9 +225,11 @@ class Run:
             )
         for directory, names, files in os.walk(home):
             for path in (Path(directory) / name for name in (*names, *files)):
-                if path.is_symlink() and not path.resolve().is_relative_to(home):
+                check_kind(path)
+                target = Path(os.path.realpath(path))  # Path.resolve raises for a loop
+                if path.is_symlink() and not target.is_relative_to(home):
                     raise UserError(
-                        f"{path} is a link to {path.resolve()}, out of the run directory, where "
+                        f"{path} is a link to {target}, out of the run directory, where "
                         "nothing is to be written: remove the link"
                     )
 
@@ -234,8 +241,8 @@ class Run:
         self, status: Status, reason: str | None = None, exit_code: int | None = None
     ) -> None:
         """How the run stands; `started` and `ended` are those of the holding process."""
-        now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        before = self.read("status.json")
+        now = history.time()
+        before = self.before("status.json")
         running = status == "running"
         value = {
             "status": status,
@@ -247,21 +254,49 @@ class Run:
             "started": now if running else before.get("started", now),
             "ended": None if running else now,
         }
-        self.write("status.json", value)
+        try:
+            self.write("status.json", value)
+        except OSError:
+            if running:
+                raise
+            # How it ended is not to hide why; to readers a free lock says that it has ended.
+            with suppress(OSError):
+                write_over(self.path / "status.json", _as_text("status.json", redacted(value)))
 
     def status(self) -> dict[str, Any]:
         """status.json as it is true now: a run whose process died without a word has failed."""
         status = self.read("status.json")
         if status.get("status") == "running" and not self.held():
-            return status | {"status": "failed", "reason": "its process died"}
+            return status | {"status": "failed", "reason": DIED}
         return status
+
+    def started(self) -> float:
+        """When it was last started, in seconds since 1970; where no file says so, when the
+        directory was last changed."""
+        try:
+            return datetime.fromisoformat(self.read("status.json")["started"]).timestamp()
+        except (UserError, KeyError, TypeError, ValueError, OverflowError):
+            with suppress(OSError):
+                return self.path.lstat().st_mtime
+        return 0.0
+
+    def damage(self) -> str | None:
+        """Why no command can use the run, as the end of a sentence."""
+        try:
+            self.status()
+            lost = not self.config()
+        except DamagedError as error:
+            return f"cannot be used: {error}"
+        return "has lost its config.yaml" if lost else None
 
     def held(self) -> bool:
         """Whether some process, this one included, holds the directory."""
         try:
-            lock = os.open(self.path / ".lock", os.O_RDONLY)
-        except OSError:
+            lock = os.open(self.path / ".lock", os.O_RDONLY | os.O_NONBLOCK)
+        except FileNotFoundError:
             return False
+        except OSError:  # somebody else's, who may hold it
+            return True
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -277,29 +312,58 @@ class Run:
         """
         if name != "config.yaml":
             value = redacted(value)
-        if name.endswith(".json"):
-            text = strict_json(value, indent=2) + "\n"
-        else:
-            text = yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
-        write_atomically(self.path / name, text.encode())
+        write_atomically(self.path / name, _as_text(name, value))
+
+    def add(self, name: str, value: Mapping[str, Any]) -> None:
+        """Write a `.json` record of how the run was begun; to one that is there only add."""
+        value = json.loads(strict_json(redacted(value)))
+        if not (record := self.read(name)):
+            self.write(name, value)
+        elif changed := history.changes(record, value):
+            self.write(name, history.gained(record, changed))
+
+    def has_diverged(self) -> bool:
+        """Whether a loss or a gradient of the run was once not finite."""
+        return (self.path / NON_FINITE).is_file()
 
     def read(self, name: str) -> dict[str, Any]:
-        """A file's values; empty when there is no such file."""
+        """A file's mapping (the list of overrides.yaml); empty when there is no such file.
+
+        Raises DamagedError.
+        """
+        path = self.path / name
         try:
-            text = (self.path / name).read_text(encoding="utf-8")
-            value = json.loads(text) if name.endswith(".json") else yaml.safe_load(text)
-            check_size(value)
+            if name.endswith(".json"):
+                return read_json(path)
+            kind = list if name == "overrides.yaml" else dict
+            values: dict[str, Any] = read_yaml(path, kind=kind)
+            return values
         except FileNotFoundError:
             return {}
-        except (ValueError, RecursionError, yaml.YAMLError) as error:
-            raise UserError(f"{self.path / name} is damaged: {error}") from error
-        return value
+
+    def before(self, name: str) -> dict[str, Any]:
+        """As `read`, of a file that is about to be written anew: damage costs a warning."""
+        try:
+            return self.read(name)
+        except DamagedError as error:
+            log.warning("%s: it is written anew", error)
+            return {}
 
     def _unwritable(self, error: OSError) -> UserError:
-        return UserError(
-            f"cannot write the run directory {self.path}: {error.strerror}; "
+        kind, free = (
+            (MachineError, room(str(self.path))) if error.errno in DISK else (UserError, "")
+        )
+        return kind(
+            f"cannot write the run directory {self.path}: {error.strerror}{free}; "
             "give another place with outputs=DIR"
         )
+
+    def _holder(self) -> str:
+        """What the holder has written about itself, if that can be read."""
+        try:
+            return read_bytes(self.path / ".lock", MAX_HOLDER).decode("utf-8", "replace")
+        except (FileNotFoundError, DamagedError):
+            return ""
 
     def _is_held(self, holder: str) -> UserError:
         return UserError(
@@ -309,7 +373,7 @@ class Run:
 
     def _await_orphans(self) -> None:
         """Where the holder was killed, wait for the end of the processes that it had started."""
-        holder = HOLDER.fullmatch((self.path / ".lock").read_text(encoding="utf-8").strip())
+        holder = HOLDER.fullmatch(self._holder().strip())
         if holder and holder["host"] == socket.gethostname() and not is_alive(int(holder["pid"])):
             log.warning("%s has died; waiting for the processes that it started to end", holder[0])
             deadline = time.monotonic() + ORPHANS
@@ -326,30 +390,35 @@ class Run:
                 if patience:
                     time.sleep(0.02)
         else:
-            holder = os.read(lock, 1000).decode()
             os.close(lock)
-            raise self._is_held(holder)
+            raise self._is_held(self._holder())
         os.ftruncate(lock, 0)
         os.write(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         self._lock = lock
 
+    def _note_overrides(self, config: Mapping[str, Any], overrides: list[str]) -> None:
+        record: Any = self.read("overrides.yaml")
+        if isinstance(record, list) and self.continued:
+            overrides = history.overrides_gained(record, overrides, self.config(), config)
+        self.write("overrides.yaml", overrides)
+
     def _check_same(self, config: Mapping[str, Any]) -> None:
-        then, now = _flat(self.config()), _flat(config)
-        keys = [key for key in [*then, *(now.keys() - then.keys())] if not FREE.match(key)]
         changes = [
-            f"\n  {key}: {then.get(key, 'absent')} there, {now.get(key, 'absent')} now"
-            for key in keys
-            if then.get(key, "absent") != now.get(key, "absent")
+            f"\n  {key}: {then} there, {now} now"
+            for key, then, now in history.refused(
+                self.config(), config, diverged=self.has_diverged()
+            )
         ]
         if changes:
             raise UserError(
                 f"run_id={self.id} has another config ({self.path}):{''.join(changes)}\n"
-                "only length, devices and logging may change; choose another run_id for the rest"
+                "only length, devices and logging may change; for the rest begin another run, with "
+                "lmkit train and another run_id"
             )
 
     def _compare(self, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         """Say so where another machine or version cannot give the same bits."""
-        flat, here = _flat(then), _flat(now)
+        flat, here = history.flat(then), history.flat(now)
         changes = [
             f"{key} {flat[key]}, here {here.get(key, 'none')}"
             for key in EXACT
@@ -361,9 +430,44 @@ class Run:
             )
 
 
+def _as_text(name: str, value: Any) -> bytes:
+    """Plain values as the content of a `.json` or `.yaml` file."""
+    if name.endswith(".json"):
+        return (strict_json(value, indent=2) + "\n").encode()
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True).encode()
+
+
+def run_directories(outputs: str | Path) -> list[Path]:
+    """Every `<name>/<id>` under `outputs` that is a run, whatever its files hold.
+
+    Raises DamagedError where `outputs` cannot be read; a directory in it that is closed is passed.
+    """
+    found = []
+    for name in listed(Path(outputs).absolute(), "*"):
+        with suppress(DamagedError):
+            found += [path for path in listed(name, "*") if _is_run(path)]
+    return found
+
+
+def _is_run(path: Path) -> bool:
+    """Whether there is what a run has, or that cannot be seen because the directory is closed."""
+    for name in ("config.yaml", "status.json"):
+        try:
+            (path / name).lstat()
+        except PermissionError:
+            return True
+        except (OSError, ValueError):
+            continue
+        return True
+    return False
+
+
 def no_checkpoint(run: Run) -> str | None:
     """Why there is no trained model in a run yet."""
-    there = any(path.is_file() for path in (run.path / "checkpoints").glob("*.ckpt"))
+    try:
+        there = any(path.is_file() for path in listed(run.path / "checkpoints", "*.ckpt"))
+    except DamagedError as error:
+        return f"cannot be used: {error}"
     return None if there else "has no checkpoint"
 
 
@@ -388,33 +492,6 @@ def check_name(key: str, value: str) -> None:
             f"{key}={value}: expected letters, digits and any of ._+=,@- after the first letter "
             "or digit (it names a directory inside outputs), and not `latest`"
         )
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Leaves by dotted key; an empty node is a leaf, lists are leaves."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def check_size(value: Any) -> None:
-    """Raise ValueError where plain nested values, written out, are too many or too deep."""
-    num_values, level, depth = 0, [value], 0
-    while level:
-        within = [item for item in level if isinstance(item, Mapping | list)]
-        num_values += sum(map(len, within))
-        depth += 1
-        if num_values > MAX_VALUES or depth > MAX_DEPTH:
-            raise ValueError(f"more than {MAX_VALUES:,} values, or {MAX_DEPTH} within each other")
-        level = [
-            inner
-            for item in within
-            for inner in (item.values() if isinstance(item, Mapping) else item)
-        ]
 
 
 def strict_json(value: Any, indent: int | None = None) -> str:

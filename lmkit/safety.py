@@ -24,6 +24,8 @@ READS = ("data", "tokenizer")
 WRITES = ("logger", "callbacks", "trainer")
 # Keys of lightning's classes that name a directory, which is taken from the current one.
 DIRECTORIES = ("dirpath", "dir", "root_dir", "exclude_batches_path", "artifact_location")
+# As os.path.expandvars has it, which lightning calls.
+VARIABLE = re.compile(r"\$(\w|\{(?!oc\.env:))", re.ASCII)
 OUTSIDE = re.compile(r"[/\\~]|\w:[/\\]|file:|(.*[/\\])?\.\.([/\\]|$)", re.IGNORECASE | re.DOTALL)
 
 
@@ -60,13 +62,19 @@ def leaks(config: Mapping[str, Any], trains: bool) -> Iterator[str]:
 
 
 def escapes(config: Mapping[str, Any]) -> Iterator[str]:
-    """Every name of an artefact that leads out of the run directory."""
+    """Every name of an artefact that leads out of the run directory, or to one named after a
+    variable's value."""
     for group in WRITES:
         for path, value in _foreign(config.get(group), group):
             if isinstance(value, str) and OUTSIDE.match(value):
                 yield (
                     f"{path}={value}: leads out of the run directory, and a run writes there "
                     "alone: give a relative path without .."
+                )
+            elif isinstance(value, str) and VARIABLE.search(value):
+                yield (
+                    f"{path}={value}: lightning would put the value of a variable of the "
+                    "environment in the place of the $: leave it out"
                 )
 
 

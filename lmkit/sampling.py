@@ -72,6 +72,8 @@ def sample_texts(
     `sentence` at the end of the line. The token that ends it is no part of the text.
     """
     ends = _unit_ends(tokenizer, protocol)
+    if protocol == "sentence":  # each line of the training's text was encoded by itself
+        prompt = prompt.rpartition("\n")[2]
     given = tokenizer.encode_text(prompt)
     # What lies before the last end in the prompt, the model would have forgotten.
     begin = max((place + 1 for place, token in enumerate(given) if token in ends), default=0)

@@ -52,8 +52,8 @@ def score(
     """
     given = read_text(text, file)
     trained = TrainedModel.load(run, config, checkpoint)
-    encoded = Text.of(given, trained.tokenizer)
     protocol = protocol or trained.protocol
+    encoded = Text.of(given, trained.tokenizer, by_line=protocol == "sentence")
     how = {
         "protocol": protocol,
         "checkpoint": trained.checkpoint.stem if trained.checkpoint else None,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -18,6 +20,7 @@ from lmkit.groups import config_folders, group_options, nearest
 
 # A sweep gives each trial its own.
 NAMING = ("outputs", "name", "run_id")
+QUOTED = r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*\""""
 GOLDEN = 0.382  # of an interval: hardly ever a whole number where one is asked for
 
 
@@ -34,6 +37,13 @@ class Dimension:
     low: float = 0.0
     high: float = 0.0
     log: bool = False
+
+    @property
+    def size(self) -> float:
+        """How many values there are."""
+        if self.values:
+            return len(self.values)
+        return self.high - self.low + 1 if isinstance(self.low, int) else math.inf
 
     def argument(self, value: object) -> str:
         """The command line's argument that gives the key this value."""
@@ -156,4 +166,18 @@ def _dimension(key: str, source: str, override: Override) -> Dimension:
         return Dimension(key, source, low=low, high=high, log=log)
     if not isinstance(value, ChoiceSweep | RangeSweep) or value.shuffle:
         raise UserError(f"{source}: a sweep takes a list a,b or choice, range, interval")
-    return Dimension(key, source, tuple(dict.fromkeys(map(str, override.sweep_string_iterator()))))
+    read = list(map(str, override.sweep_string_iterator()))
+    written = _written(source.partition("=")[2]) if isinstance(value, ChoiceSweep) else []
+    if len(written) != len(read):  # choice(..), range(..)
+        written = read
+    # Of two spellings of one value the first; a key of text takes it as it is spelled.
+    values: dict[str, str] = {}
+    for each, text in zip(read, written, strict=True):
+        values.setdefault(each, text)
+    return Dimension(key, source, tuple(values.values()))
+
+
+def _written(text: str) -> list[str]:
+    """The parts of `a,b,c` as they are spelled, for commas outside of quotes and brackets."""
+    parts = re.findall(rf"""(?:\\.|{QUOTED}|\[.*?\]|\{{.*?\}}|\(.*?\)|[^,])+""", text)
+    return [part.strip() for part in parts]

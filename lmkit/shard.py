@@ -23,6 +23,7 @@ MANIFEST = "manifest.json"
 POSITIONS = ("document_ends", "line_ends", "document_bytes", "document_id_ends")
 FILES = ("tokens", *POSITIONS, "document_ids")
 DTYPES = ("<u2", "<u4")
+CHUNK = 1 << 22  # tokens looked at at a time
 # What reading a manifest raises that is none, or a hostile one.
 NOT_ONE = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
@@ -44,6 +45,7 @@ class Shard:
         self.num_unknown: int = manifest["num_unknown"]
         self.tokenizer: str = manifest["tokenizer"]
         self.vocabulary_size: int = manifest["vocabulary_size"]
+        self.by_line: bool = manifest.get("by_line", False)
         self.read: dict[str, int] = manifest["read"]
         self.sha256 = hashlib.sha256(as_json(manifest)).hexdigest()
 
@@ -67,9 +69,25 @@ class Shard:
             for name, record in manifest["files"].items():
                 sha256 = record["sha256"] if verify else ""
                 _check(_file(path.parent, name), record["bytes"], sha256)
-            return cls(path.parent, manifest)
+            shard = cls(path.parent, manifest)
+            _check_counts(shard, {name: manifest["files"][name]["bytes"] for name in FILES})
         except NOT_ONE as error:
             raise damaged(path, f"not a whole manifest ({error!r})") from None
+        if verify:
+            shard.check_ends()
+            _check_all(shard)
+        return shard
+
+    def check_ends(self) -> None:
+        """Raise UserError where documents do not follow each other up to the last token."""
+        check_increasing(self.map("document_ends"), _file(self.directory, "document_ends"))
+        for name in ("document_ends", "line_ends"):
+            ends = self.map(name)
+            if (found := int(ends[-1]) if len(ends) else 0) != self.num_tokens:
+                raise damaged(
+                    _file(self.directory, name),
+                    f"{found:,} as the last end of {self.num_tokens:,} tokens",
+                )
 
     def document_id(self, index: int) -> str:
         """What the source calls a document."""
@@ -77,7 +95,7 @@ class Shard:
         start = int(ends[index - 1]) if index else 0
         with _file(self.directory, "document_ids").open("rb") as file:
             file.seek(start)
-            return file.read(int(ends[index]) - start).decode()
+            return file.read(max(int(ends[index]) - start, 0)).decode(errors="replace")
 
 
 def write_shard(
@@ -85,12 +103,14 @@ def write_shard(
     batches: Iterable[tuple[Sequence[str], Encoded]],
     tokenizer: Tokenizer,
     read: Mapping[str, int] = MappingProxyType({}),
+    *,
+    by_line: bool = False,
 ) -> None:
     """Write (ids, encoded) batches of documents into an empty `directory`, the manifest last.
 
     read: what the batches were read from, complete once they are.
     """
-    dtype = "<u2" if tokenizer.vocabulary_size <= 1 << 16 else "<u4"
+    dtype = dtype_of(tokenizer.vocabulary_size)
     num_bytes = num_unknown = 0
     with contextlib.ExitStack() as stack:
         with writing(directory):
@@ -117,10 +137,16 @@ def write_shard(
         "num_bytes": num_bytes,
         "num_unknown": num_unknown,
         "read": dict(sorted(read.items())),
+        **({"by_line": True} if by_line else {}),
         "files": records,
     }
     with writing(directory):
         write_atomically(directory / MANIFEST, as_json(manifest))
+
+
+def dtype_of(vocabulary_size: int) -> str:
+    """How the ids of a vocabulary are written."""
+    return "<u2" if vocabulary_size <= 1 << 16 else "<u4"
 
 
 def _append(
@@ -192,6 +218,48 @@ def _check(file: Path, size: int, sha256: str) -> None:
         with file.open("rb") as opened:
             if hashlib.file_digest(opened, "sha256").hexdigest() != sha256:
                 raise damaged(file, f"{size:,} bytes as expected, but not those written")
+
+
+def _check_counts(shard: Shard, sizes: Mapping[str, int]) -> None:
+    """Raise ValueError where what a manifest counts is not what its files have room for."""
+    for name in ("num_tokens", "num_documents", "num_lines", "num_bytes", "num_unknown"):
+        if type(number := getattr(shard, name)) is not int or number < 0:
+            raise ValueError(f"{name} is {number!r}")
+    if shard.dtype != dtype_of(shard.vocabulary_size):
+        raise ValueError(f"{shard.dtype} for a vocabulary of {shard.vocabulary_size}")
+    lengths = dict.fromkeys(POSITIONS, shard.num_documents) | {"line_ends": shard.num_lines}
+    expected = {name: 8 * length for name, length in lengths.items()}
+    expected["tokens"] = shard.dtype.itemsize * shard.num_tokens
+    for name, size in expected.items():
+        if sizes[name] != size:
+            raise ValueError(f"{name} has {sizes[name]:,} bytes, its counts say {size:,}")
+
+
+def check_increasing(ends: npt.NDArray[Any], file: Path) -> None:
+    """Raise UserError for ends (n,) of which one is not beyond the one before."""
+    if len(ends) and not (ends[0] > 0 and (ends[1:] > ends[:-1]).all()):
+        raise damaged(file, "ends that do not increase")
+
+
+def _check_all(shard: Shard) -> None:
+    """Raise UserError where its arrays do not agree with each other: all of them are read."""
+    check_increasing(shard.map("line_ends"), _file(shard.directory, "line_ends"))
+    tokens, lines, documents = map(shard.map, ("tokens", "line_ends", "document_ends"))
+    for start in range(0, len(tokens), CHUNK):
+        if (highest := int(tokens[start : start + CHUNK].max())) >= shard.vocabulary_size:
+            found = f"token id {highest} of a vocabulary of {shard.vocabulary_size}"
+            raise damaged(_file(shard.directory, "tokens"), found)
+    if len(documents) and not (lines[np.searchsorted(lines, documents)] == documents).all():
+        raise damaged(_file(shard.directory, "line_ends"), "a document that ends within a line")
+    if (num_bytes := int(shard.map("document_bytes").sum())) != shard.num_bytes:
+        raise damaged(
+            _file(shard.directory, "document_bytes"),
+            f"{num_bytes:,} bytes of text, expected {shard.num_bytes:,}",
+        )
+    names = _file(shard.directory, "document_ids").read_bytes()
+    ends = shard.map("document_id_ends")
+    if len(ends) and (ends[-1] != len(names) or (ends[1:] < ends[:-1]).any()):
+        raise damaged(_file(shard.directory, "document_id_ends"), "ends that are not of its names")
 
 
 def damaged(file: Path, found: str) -> UserError:

@@ -45,20 +45,24 @@ def prepare(
     progress: bool = True,
     workers: int | None = None,
     store: Path | None = None,
+    by_line: bool = False,
 ) -> Prepared:
     """Train the tokenizer on the train split unless it is `trained`, encode the splits, keep both.
 
     The result's tokenizer is the one to use: the one given is left untrained where the cache
     holds its like. splits: all of the source's unless given. workers: processes that encode, as
     many as there are cores unless given. store: where the shards go, in the cache unless given.
+    by_line: the lines of a document encoded each by itself, as protocol `sentence` reads them.
     """
     if isinstance(source, PreparedSource):
-        return source.prepared(tokenizer, Path(cache), splits)
+        return _as_read(source.prepared(tokenizer, Path(cache), splits), by_line)
     if isinstance(tokenizer, Stored):
         tokenizer, trained = tokenizer.load(), True
     workers = num_cores() if workers is None else workers
     wanted = tuple(source.splits if splits is None else splits)
-    encode = _encoder(source, tokenizer, Path(cache), wanted, trained, progress, workers, store)
+    encode = _encoder(
+        source, tokenizer, Path(cache), wanted, trained, progress, workers, store, by_line
+    )
     directory = encode.directory
     stores = {split: found for split in wanted if (found := _find(directory / split))}
     made: dict[str, tuple[int, float]] = {}
@@ -76,14 +80,21 @@ def prepare(
 
 
 def plan(
-    source: Source, tokenizer: Tokenizer, cache: Path, *, workers: int, store: Path
+    source: Source,
+    tokenizer: Tokenizer,
+    cache: Path,
+    *,
+    workers: int,
+    store: Path,
+    by_line: bool = False,
 ) -> tuple[Encode, list[Job]]:
     """`prepare` up to the tokenizer, and the shards of all splits, for other processes to make.
 
     Afterwards `prepare` finds the shards and ends the work.
     """
-    encode = _encoder(source, tokenizer, cache, source.splits, False, True, workers, store)
-    return encode, [job for split in source.splits for job in jobs_of(source, split)]
+    splits = source.splits
+    encode = _encoder(source, tokenizer, cache, splits, False, True, workers, store, by_line)
+    return encode, [job for split in splits for job in jobs_of(source, split)]
 
 
 def _encoder(
@@ -95,6 +106,7 @@ def _encoder(
     progress: bool,
     workers: int,
     store: Path | None,
+    by_line: bool,
 ) -> Encode:
     """The tokenizer, trained if need be, and where the shards go."""
     untrained = tokenizer.trainable and not trained
@@ -108,20 +120,40 @@ def _encoder(
         settings = json.dumps(tokenizer.settings(), sort_keys=True)
         target = cache / _key(source.fingerprint(), tokenizer.name, settings) / "tokenizer"
         tokenizer = trained_tokenizer(source, tokenizer, target, workers, progress)
+    by_line = by_line and not tokenizer.lines_alone
+    how = ["by line"] if by_line else []
     if store:
-        _claim(source, tokenizer, store)
-        return Encode(source, tokenizer, store)
-    key = _key(source.fingerprint(), tokenizer.hash(), str(source.piece_bytes))
-    return Encode(source, tokenizer, cache / key)
+        _claim(source, tokenizer, store, how)
+        return Encode(source, tokenizer, store, by_line)
+    key = _key(source.fingerprint(), tokenizer.hash(), str(source.piece_bytes), *how)
+    return Encode(source, tokenizer, cache / key, by_line)
 
 
-def _claim(source: Source, tokenizer: Tokenizer, directory: Path) -> None:
+def _as_read(prepared: Prepared, by_line: bool) -> Prepared:
+    """Refuse stores of documents encoded whole where lines are read, and the other way round."""
+    by_line = by_line and not prepared.tokenizer.lines_alone
+    for store in prepared.stores.values():
+        if store.num_lines and any(part.by_line != by_line for part in store.parts):
+            found, wanted = "as whole documents", "data.protocol=sentence reads lines"
+            if store.by_line:
+                found, wanted = "line by line", "only data.protocol=sentence reads lines"
+            again = "with" if by_line else "without"
+            raise UserError(
+                f"{store.directory} was encoded {found}, but {wanted}: the tokens of a line of the "
+                f"{prepared.tokenizer.name} tokenizer depend on what is around it; prepare the "
+                f"text again {again} data.protocol=sentence"
+            )
+    return prepared
+
+
+def _claim(source: Source, tokenizer: Tokenizer, directory: Path, how: Sequence[str]) -> None:
     """Save the tokenizer in a directory of shards, which must not be those of another text."""
     record = {
         "format": _FORMAT,
         "fingerprint": source.fingerprint(),
         "tokenizer": tokenizer.hash(),
         "shards": {split: len(source.pieces(split)) for split in source.splits},
+        **dict.fromkeys(how, True),
     }
     text = json.dumps(record, indent=1)
     with locked(directory / ".lock", directory), writing(directory):
@@ -151,6 +183,7 @@ class Encode:
     source: Source
     tokenizer: Tokenizer
     directory: Path
+    by_line: bool = False
 
     def place(self, job: Job) -> Path:
         return self.directory / job.split / shard_name(job.index)
@@ -160,7 +193,8 @@ class Encode:
 
         def make(new: Path) -> None:
             documents = self.source.read(job.split, job.piece, read)
-            write_shard(new, self._batches(documents, advance), self.tokenizer, read)
+            batches = self._batches(documents, advance)
+            write_shard(new, batches, self.tokenizer, read, by_line=self.by_line)
 
         make_once(self.place(job), self._find, make)
 
@@ -174,7 +208,7 @@ class Encode:
         self, documents: Iterator[Document], advance: Advance
     ) -> Iterator[tuple[list[str], Encoded]]:
         for batch in in_batches(documents, lambda document: len(document.text)):
-            encoded = self.tokenizer.encode([document.text for document in batch])
+            encoded = self.tokenizer.encode([document.text for document in batch], self.by_line)
             advance(len(encoded.ids))
             yield [document.id for document in batch], encoded
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from lmkit import paths
 from lmkit.encoding import FILE, Tokenizer
 from lmkit.errors import UserError
+from lmkit.ranges import Positive, Size
 from lmkit.shard import MANIFEST, NOT_ONE
 from lmkit.source import SPLITS, Document, Source
 from lmkit.token_store import Prepared, TokenStore
@@ -49,7 +50,7 @@ class Store(PreparedSource):
 
     def __init__(self, path: str) -> None:
         """path: the directory."""
-        self._directory = paths.located(path)
+        self._directory = paths.found_at(path, "data.path")
         where = f"data.path={path}"
         if not self._directory.is_dir():
             raise UserError(f"{where} does not exist; {paths.nearby(self._directory)}")
@@ -57,19 +58,39 @@ class Store(PreparedSource):
             begun = (self._directory / PLAN).is_file()
             what = "has not been finished" if begun else f"has no {DATA}"
             remedy = (
-                "with the command that began it" if begun else f"with lmkit prepare store={path}"
+                "with the command that began it"
+                if begun
+                else f"with lmkit prepare {quote(f'store={path}')}"
             )
             raise UserError(f"{where} {what}: make it {remedy}")
         try:
             self._data: dict[str, Any] = json.loads((self._directory / DATA).read_text())
             self._described: dict[str, object] = dict(self._data["source"])
             self._hash = str(self._data["store"])
+            self.tokenizer_hash = str(self._data["tokenizer"])
+            self._recorded = {name: dict(each) for name, each in self._data["splits"].items()}
         except NOT_ONE as error:
             raise UserError(f"{self._directory / DATA} is damaged: {error!r}") from None
         super().__init__(where, {}, {})
 
     def _own_splits(self) -> Iterable[str]:
         return [name for name in SPLITS if (self._directory / name / MANIFEST).is_file()]
+
+    def check_splits(self) -> None:
+        """Raise UserError where one that was prepared is gone."""
+        for split in self._recorded:
+            if split not in self.splits:
+                raise UserError(
+                    f"{self._where} has lost its split {split}, which {DATA} names: make it anew "
+                    "with the command that prepared it"
+                )
+
+    def is_recorded(self, split: str, store: TokenStore) -> bool:
+        """Whether a store is the one that was prepared, by its hash and counts."""
+        recorded = self._recorded.get(split, {})
+        return "sha256" in recorded and all(
+            getattr(store, name, None) == value for name, value in recorded.items()
+        )
 
     def fingerprint(self) -> str:
         return str(self._described.get("fingerprint", ""))
@@ -79,7 +100,9 @@ class Store(PreparedSource):
 
     def prepared(self, tokenizer: Tokenizer, cache: Path, splits: Sequence[str] | None) -> Prepared:
         own = load_tokenizer(self._directory)
-        found, expected = own.hash(), self._data["tokenizer"]
+        if splits is None:
+            self.check_splits()
+        found, expected = own.hash(), self.tokenizer_hash
         if found != expected:
             raise UserError(
                 f"{self._directory / FILE} is not that of the tokens: found SHA-256 {found}, "
@@ -93,10 +116,15 @@ class Store(PreparedSource):
             )
         stores = {split: TokenStore.open(self._directory / split) for split in self._wanted(splits)}
         for split, store in stores.items():
-            if store.sha256 != self._data["splits"][split]["sha256"]:
+            if not self.is_recorded(split, store):
                 raise UserError(
                     f"{self._directory / split} is not what {DATA} says: lmkit prepare "
-                    f"store={self._directory} verify=true tells what is damaged"
+                    f"{quote(f'store={self._directory}')} verify=true tells what is damaged"
+                )
+            if store.vocabulary_size != own.vocabulary_size:
+                raise UserError(
+                    f"{self._directory / split} has a vocabulary of {store.vocabulary_size}, its "
+                    f"{FILE} of {own.vocabulary_size}: they were not made together"
                 )
         return Prepared(own, stores, self._directory, self._hash, self.describe(), {})
 
@@ -110,9 +138,9 @@ class Mixture(PreparedSource):
     def __init__(
         self,
         paths: Mapping[str, str],
-        weights: Mapping[str, float] | None = None,
+        weights: Mapping[str, Positive] | None = None,
         *,
-        epoch_tokens: int | None = None,
+        epoch_tokens: Size | None = None,
     ) -> None:
         """paths: by a name for each. weights: their shares; as large as they are unless given.
         epoch_tokens: training tokens between two validations, about; unless given, as many as until
@@ -125,17 +153,12 @@ class Mixture(PreparedSource):
     @staticmethod
     def check(**config: Any) -> list[str]:
         """Weights that are not those of the paths."""
-        paths, weights, tokens = (config[key] for key in ("paths", "weights", "epoch_tokens"))
+        paths, weights = config["paths"], config["weights"]
         mistakes = [] if paths else ["paths={}: name at least one, paths.NAME=DIR"]
         if weights is not None and set(weights) != set(paths):
             mistakes.append(
                 f"weights={', '.join(weights)}: expected one for each of paths ({', '.join(paths)})"
             )
-        for name, weight in (weights or {}).items():
-            if not 0 < weight < math.inf:
-                mistakes.append(f"weights={name}: {weight} is not above 0")
-        if tokens is not None and tokens < 1:
-            mistakes.append(f"epoch_tokens={tokens}: must be at least 1")
         return mistakes
 
     def _own_splits(self) -> Iterable[str]:
@@ -159,7 +182,8 @@ class Mixture(PreparedSource):
             if other.tokenizer.hash() != one.tokenizer.hash():
                 raise UserError(
                     f"data.paths.{name} has tokens of another tokenizer than data.paths.{first}: "
-                    f"prepare it again with tokenizer=stored tokenizer.path={one.directory}"
+                    "prepare it again with tokenizer=stored "
+                    f"{quote(f'tokenizer.path={one.directory}')}"
                 )
         stores = {
             split: _joined([p.stores[split] for p in parts.values() if split in p.stores])

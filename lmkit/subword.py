@@ -6,25 +6,40 @@ The library is told never to read a special token out of the text of a document.
 from __future__ import annotations
 
 import json
+import logging
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from lmkit.encoding import ByteSurfaces, DocumentTokenizer, Flat, at_least, in_batches
+from lmkit.encoding import (
+    ByteSurfaces,
+    DocumentTokenizer,
+    Flat,
+    Positions,
+    at_least,
+    in_batches,
+)
 from lmkit.errors import UserError
 
 if TYPE_CHECKING:
     import tokenizers
+
+log = logging.getLogger(__name__)
 
 EOS = "<eos>"
 USUAL_EOS = (EOS, "</s>", "<|endoftext|>", "<|end_of_text|>", "[EOS]", "<EOS>", "[SEP]")
 # Before a space that follows a word, no match of the byte-level pattern goes on: cut there.
 SAFE_CUT = re.compile(r"(?<=\S) ")
 PIECE = 1 << 16
+MOST_IDS = 1 << 24  # of a vocabulary; the largest there are have a million
+MOST_COUNTED = (1 << 64) - 1  # by the library; no text has so many pairs
+# Ids may have gaps: so many for each token, and so many besides.
+MOST_GAPS, MANY_GAPS = 10, 1000
 # Text in which a tokenizer that loses anything (case, spaces, accents, ...) loses it.
 PROBE = (
     "A  b\t\n\n c\r\n \u00a0don't \u00dcn\u00ef e\u0301 \u4f60\u597d \U0001f642 \x00 <eos> </s>\n"
@@ -40,11 +55,14 @@ class ByteLevelBPE(ByteSurfaces):
 
     name = "bpe"
     trainable = True
+    lines_alone = False  # blanks around a newline may be one token with it
     unk_id = None
 
     def __init__(self, vocabulary_size: int = 8000, min_frequency: int = 2) -> None:
         at_least("vocabulary_size", vocabulary_size, 257, "all bytes and <eos>")
         at_least("min_frequency", min_frequency, 1, "every pair of the text occurs once")
+        if vocabulary_size > MOST_IDS:  # the library takes memory for all of them at once
+            raise UserError(f"tokenizer.vocabulary_size={vocabulary_size}: at most {MOST_IDS:,}")
         self.wanted_size = vocabulary_size
         self.min_frequency = min_frequency
 
@@ -56,7 +74,7 @@ class ByteLevelBPE(ByteSurfaces):
         library.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
             vocab_size=self.wanted_size,
-            min_frequency=self.min_frequency,
+            min_frequency=min(self.min_frequency, MOST_COUNTED),
             special_tokens=[EOS],
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
@@ -115,22 +133,18 @@ class Pretrained(DocumentTokenizer):
 
     name = "pretrained"
     trainable = False
+    lines_alone = False
 
     def __init__(self, path: str, eos: str | None = None) -> None:
         file = Path(path)
-        file = file / "tokenizer.json" if file.is_dir() else file
         try:
+            file = file / "tokenizer.json" if file.is_dir() else file
             text = file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"tokenizer.path={path}: cannot read {file}: {error}") from None
-        try:
-            library = _library(text)
-        except Exception as error:  # the library raises nothing narrower
-            raise UserError(
-                f"tokenizer.path={path}: not a tokenizer.json of the tokenizers library: {error}"
-            ) from None
-        self.path = path
-        self._adopt(library, eos)
+        self.path, self._where = path, f"tokenizer.path={path}"
+        what = f"{self._where}: not a tokenizer.json of the tokenizers library"
+        self._adopt(_library(text, what), eos)
 
     def _adopt(self, library: tokenizers.Tokenizer, eos: str | None) -> None:
         vocabulary = library.get_vocab(with_added_tokens=True)
@@ -139,7 +153,7 @@ class Pretrained(DocumentTokenizer):
         if found is None:
             special = [t.content for t in library.get_added_tokens_decoder().values() if t.special]
             raise UserError(
-                f"tokenizer.path={self.path}: a token that closes a document is needed, none of "
+                f"{self._where}: a token that closes a document is needed, none of "
                 f"{', '.join(names)} is in the vocabulary; name one with tokenizer.eos=TOKEN "
                 f"(its special tokens: {', '.join(special) or 'none'})"
             )
@@ -150,13 +164,28 @@ class Pretrained(DocumentTokenizer):
         self.eos = found
         self.eos_id = vocabulary[found]
         self.unk_id = _unk_id(library)
+        self._check_ids(vocabulary)
         self.vocabulary_size = max(vocabulary.values()) + 1  # ids may have gaps
-        try:
-            self.lossless = self.decode(self.encode_text(PROBE)) == PROBE
-        except Exception as error:  # a vocabulary without an unknown token
+        if getattr(library.model, "dropout", None):
+            log.warning(
+                "%s: encoded without the dropout of its model, with which no text has the same "
+                "tokens twice",
+                self._where,
+            )
+            library.model.dropout = None
+        self.lossless = self.decode(self.encode_text(PROBE)) == PROBE
+
+    def _check_ids(self, vocabulary: Mapping[str, int]) -> None:
+        """Refuse ids that two tokens share, or that lie far apart."""
+        token_of: dict[int, str] = {}
+        for token, i in vocabulary.items():
+            if (other := token_of.setdefault(i, token)) != token:
+                raise UserError(f"{self._where}: {other!r} and {token!r} have one id, {i}")
+        if (highest := max(token_of)) >= MOST_GAPS * len(vocabulary) + MANY_GAPS:
             raise UserError(
-                f"tokenizer.path={self.path}: it cannot encode every text: {error}"
-            ) from None
+                f"{self._where}: its highest id is {highest:,} for {len(vocabulary):,} tokens, and "
+                "each id takes a row of the model: number them anew"
+            )
 
     def train(self, texts: Iterable[str]) -> None:
         """Nothing to learn."""
@@ -167,36 +196,51 @@ class Pretrained(DocumentTokenizer):
         counts = np.zeros(len(texts), np.int64)
         total = row = 0
         for batch in in_batches(texts, len, 1 << 20):
-            encodings = self._library.encode_batch(batch, add_special_tokens=False)
+            with self._encoding():
+                encodings = self._library.encode_batch(batch, add_special_tokens=False)
             for text, encoding in zip(batch, encodings, strict=True):
-                starts = np.array([start for start, _ in encoding.offsets], np.int64)
-                newlines = [match.start() for match in re.finditer("\n", text)]
-                ends = np.searchsorted(np.maximum.accumulate(starts), newlines, side="right")
-                newline_ends.append(total + ends[ends > 0])
                 runs.append(np.array(encoding.ids, np.uint32))
-                counts[row] = len(starts)
-                total, row = total + len(starts), row + 1
+                newline_ends.append(total + _newline_ends(text, encoding.offsets))
+                counts[row] = len(runs[-1])
+                total, row = total + len(runs[-1]), row + 1
         ids = np.concatenate(runs)
         unknown = 0 if self.unk_id is None else int((ids == self.unk_id).sum())
         return Flat(ids, counts, np.concatenate(newline_ends), unknown)
 
-    def unknown(self, text: str) -> dict[int, str]:
-        encoding = self._library.encode(text, add_special_tokens=False)
-        places = (place for place, i in enumerate(encoding.ids) if i == self.unk_id)
-        return {place: text[slice(*encoding.offsets[place])] for place in places}
+    def unknown(self, text: str, by_line: bool = False) -> dict[int, str]:
+        found, begin = {}, 0
+        for line in text.split("\n") if by_line else [text]:
+            with self._encoding():
+                encoding = self._library.encode(line, add_special_tokens=False)
+            for place, i in enumerate(encoding.ids, begin):
+                if i == self.unk_id:
+                    found[place] = line[slice(*encoding.offsets[place - begin])]
+            begin += len(encoding.ids) + len(self.newline)
+        return found
 
     def decode(self, ids: Sequence[int]) -> str:
         text = [i for i in ids if i != self.eos_id]
-        return str(self._library.decode(text, skip_special_tokens=False))
+        with self._decoding():
+            return str(self._library.decode(text, skip_special_tokens=False))
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         from tokenizers.decoders import DecodeStream
 
         stream = DecodeStream(skip_special_tokens=False)
-        surfaces = ["" if i == self.eos_id else stream.step(self._library, i) or "" for i in ids]
+        with self._decoding():
+            surfaces = [
+                "" if i == self.eos_id else stream.step(self._library, i) or "" for i in ids
+            ]
         if surfaces:  # characters that are never completed
             surfaces[-1] += self.decode(ids)[len("".join(surfaces)) :]
         return surfaces
+
+    def _encoding(self) -> AbstractContextManager[None]:
+        # As a vocabulary without an unknown token.
+        return _named(f"{self._where}: it cannot encode every text")
+
+    def _decoding(self) -> AbstractContextManager[None]:
+        return _named(f"{self._where}: it cannot decode")
 
     def settings(self) -> dict[str, Any]:
         return {"path": self.path, "eos": self.eos}
@@ -207,9 +251,27 @@ class Pretrained(DocumentTokenizer):
     @classmethod
     def _restore(cls, state: dict[str, Any]) -> Self:
         tokenizer = cls.__new__(cls)
-        tokenizer.path = "tokenizer.json"
+        tokenizer.path = tokenizer._where = "tokenizer.json"
         tokenizer._adopt(_library(json.dumps(state["tokenizer"])), state["eos"])
         return tokenizer
+
+
+def _newline_ends(text: str, offsets: Sequence[tuple[int, int]]) -> Positions:
+    """How many tokens there are up to the end of each line that has any.
+
+    A newline that is no token of its own belongs to the token that it completes, but where a
+    word's token begins with it, as in SentencePiece's, that is the next line's.
+    """
+    starts, stops = np.array(offsets, np.int64).reshape(-1, 2).T
+    newlines = np.array([match.start() for match in re.finditer("\n", text)], np.int64)
+    ends = np.searchsorted(np.maximum.accumulate(starts), newlines, side="right")
+    ends, newlines = ends[ends > 0], newlines[ends > 0]
+    for line in np.flatnonzero(stops[ends - 1] > newlines + 1).tolist():
+        newline, last = newlines[line], ends[line] - 1
+        before, behind = text[starts[last] : newline], text[newline + 1 : stops[last]]
+        if not before.strip() and behind.strip():
+            ends[line] = last
+    return ends[ends > 0]
 
 
 def _unk_id(library: tokenizers.Tokenizer) -> int | None:
@@ -220,10 +282,25 @@ def _unk_id(library: tokenizers.Tokenizer) -> int | None:
     return unk_id
 
 
-def _library(text: str) -> tokenizers.Tokenizer:
+@contextmanager
+def _named(what: str) -> Iterator[None]:
+    """What the library raises, which is nothing narrower than Exception, as a mistake in its file.
+
+    A panic of Rust is a BaseException, and of a class that has no name to import.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise UserError(f"{what}: {error}") from None
+
+
+def _library(text: str, what: str = "not the library's") -> tokenizers.Tokenizer:
     from tokenizers import Tokenizer
 
-    return Tokenizer.from_str(text)
+    with _named(what):
+        return Tokenizer.from_str(text)
 
 
 def _cut_safely(text: str) -> Iterator[str]:

@@ -7,8 +7,10 @@ import os
 import shlex
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from datetime import UTC
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,15 +20,15 @@ from lmkit import hardware
 from lmkit.atomic import write_atomically
 from lmkit.check import check
 from lmkit.config import compose, report, reported
-from lmkit.errors import ResultError, UserError
+from lmkit.errors import MachineError, ResultError, UserError, exit_code
 from lmkit.launch import outputs_argument
 from lmkit.loggers import GROUP
 from lmkit.processes import launched
 from lmkit.run import Run, mint_id
 from lmkit.search import Search
-from lmkit.signals import Stopped
-from lmkit.study import Pruner, Sampler, Study, Trial
-from lmkit.sweep_report import Board, draw, identity, results, run_of, show
+from lmkit.signals import SIGNALS, Stopped
+from lmkit.study import OUTCOMES, Pruner, Sampler, Study, Trial
+from lmkit.sweep_report import Board, Shown, draw, identity, results, run_of, show
 from lmkit.training import make_data
 from lmkit.trial import TrialProcess
 
@@ -55,7 +57,8 @@ def sweep(
         lmkit sweep seed=1,2,3 sampler=grid
 
     Each trial is a run, <id>-000 and so on, that never sees the test split. With the run_id of a
-    sweep that was stopped or killed, goes on to num_trials in all.
+    sweep that was stopped or killed, goes on to num_trials in all. No combination of values is
+    tried twice: a sweep over lists ends when it has tried them all.
     sampler: tpe learns from the trials so far, random does not, grid takes all combinations.
     num_trials: how many ever start, failed ones too; null: 20, or all of a grid.
     parallel: trials at a time; they share the cores, or have GPUs of their own.
@@ -69,7 +72,7 @@ def sweep(
     points = search.grid() if sampler == "grid" else []
     total = (len(points) or NUM_TRIALS) if num_trials is None else num_trials
     slots = _slots(config, parallel)
-    _check(search, config, metric, total, points)
+    shown = _check(search, config, metric, total, points)
     settings = {
         "search": [dimension.source for dimension in search.dimensions],
         "arguments": [a for a in search.fixed if not a.startswith(("outputs=", "run_id="))],
@@ -91,8 +94,7 @@ def sweep(
             seed=config["seed"],
             points=points,
         )
-        trials = Sweep(place, config, search, metric, study)
-        return trials.run(total, slots)
+        return Sweep(place, config, search, metric, study, shown).run(total, slots)
 
 
 class Sweep:
@@ -105,32 +107,60 @@ class Sweep:
         search: Search,
         metric: Metric,
         study: Study,
+        shown: Shown,
     ) -> None:
         self.place = place
+        self.shown = shown
         self.identity = identity(place)
         self.config = config
         self.search = search
         self.metric = metric
         self.study = study
         self.running: dict[int, tuple[Trial, TrialProcess]] = {}  # by slot
+        self.killed: Counter[int] = Counter()  # how often a trial was, by number
 
     def run(self, total: int, slots: Sequence[Mapping[str, str]]) -> dict[str, Any]:
         """Start trials until there were `total`, one a slot at a time; what they came to."""
         print(f"sweep {self.place.name}/{self.identity} in {self.place.path}", file=sys.stderr)
         self.place.write_status("running")
+        if total > self.study.size():
+            print(
+                f"there are {self.study.size()} combinations of these values: the sweep ends when "
+                f"it has tried them all, before num_trials={total}",
+                file=sys.stderr,
+            )
         try:
-            with closing(Board(self.study, total, self.metric)) as board:
+            self._take_up()
+            with closing(Board(self.study, total, self.metric, self.shown)) as board:
                 while self._fill(total, slots) or self.running:
                     self._follow(board)
                     time.sleep(POLL_SECONDS)
         except BaseException as error:
             self._stop()
-            code = error.exit_code if isinstance(error, Stopped) else 1
+            code = exit_code(error)
             self.place.write_status("stopped" if code > 128 else "failed", repr(error), code)
             print(f"to go on: {self._command()}", file=sys.stderr)
             raise
-        self.place.write_status("finished", exit_code=0)
         return self._report()
+
+    def _take_up(self) -> None:
+        """Hear of runs that have been finished by hand, as by `lmkit resume`, since the sweep was
+        told that they had failed."""
+        record = self.place.read("sweep.json").get("trials", [])
+        if len(record) > len(self.study.trials()):
+            raise UserError(
+                f"{self.study.file} is damaged: it has {len(self.study.trials())} trials, "
+                f"{self.place.path / 'sweep.json'} has {len(record)}; put back a copy of it, or "
+                "begin another sweep with another run_id"
+            )
+        found = []
+        for trial in self.study.trials():
+            if OUTCOMES[trial.state] in ("failed", "pruned") and trial.datetime_complete:
+                status = run_of(self.place, trial.number).status()
+                told = trial.datetime_complete.astimezone(UTC).isoformat()
+                if status.get("status") == "finished" and status["ended"] > told:
+                    found.append(trial.number)
+        self.study.reopen(found)
 
     def _fill(self, total: int, slots: Sequence[Mapping[str, str]]) -> bool:
         """Start trials where there is room; whether any was started."""
@@ -140,7 +170,7 @@ class Sweep:
             if trial is None and self.study.num_started() < total:
                 trial = self.study.ask()
             if trial is None:
-                return False
+                return False  # there were as many as are wanted, or no other combination is left
             self.running[slot] = (trial, self._start(trial, slots[slot], len(slots)))
             self._write()
         return bool(free)
@@ -172,20 +202,38 @@ class Sweep:
                 if pruned and not process.pruned:
                     process.prune()
                 continue
+            if code < 0 and self.killed[trial.number] < self.config["restarts"]:
+                self.killed[trial.number] += 1
+                self._again(trial, process, code)
+                continue
             del self.running[slot]
-            finished = code == 0 or process.run.status().get("status") == "finished"
-            if finished and process.best is not None:
-                self.study.tell(trial, "finished", process.best)
-            elif process.pruned and code > 128:
-                why = f"pruned after {len(process.values)} validations"
-                process.run.write_status("stopped", why, code)
-                self.study.tell(trial, "pruned", why=why)
-            else:
-                why = process.what_failed(code) if code else f"no {self.metric} that is a number"
-                self.study.tell(trial, "failed", why=why)
+            self._conclude(trial, process, code)
             self._write()
             board.ended(trial.number)
         board.show([pair for _, pair in sorted(self.running.items())])
+
+    def _again(self, trial: Trial, process: TrialProcess, code: int) -> None:
+        """Have a trial go on whose process was killed, as by a system that is out of memory."""
+        why = process.what_failed(code)
+        print(f"trial {trial.number} was {why}: starting it again", file=sys.stderr)
+        process.start()
+
+    def _conclude(self, trial: Trial, process: TrialProcess, code: int) -> None:
+        """Tell the study what came of a process that has ended."""
+        finished = code == 0 or process.run.status().get("status") == "finished"
+        if finished and process.best is not None:
+            self.study.tell(trial, "finished", process.best)
+        elif process.pruned and code > 128:
+            why = f"pruned after {len(process.values)} validations"
+            process.run.write_status("stopped", why, code)
+            self.study.tell(trial, "pruned", why=why)
+        elif process.out_of_room(code):  # other trials would end so too
+            raise MachineError(f"trial {trial.number}: {process.what_failed(code)}")
+        elif code < 0 or code - 128 in SIGNALS:
+            self.study.interrupt(trial, process.what_failed(code))
+        else:
+            why = process.what_failed(code) if code else f"no {self.metric} that is a number"
+            self.study.tell(trial, "failed", why=why)
 
     def _stop(self) -> None:
         """Let the trials save their places and end; they go on with the sweep."""
@@ -201,14 +249,22 @@ class Sweep:
             raise
 
     def _write(self) -> dict[str, Any]:
-        found = results(self.study, self.place, self.metric)
+        found = results(self.study, self.place, self.metric, self.shown)
         self.place.write("sweep.json", found)
         return found
 
     def _report(self) -> dict[str, Any]:
         """Print and draw what came of the trials."""
         found = self._write()
+        interrupted = found["counts"].get("interrupted", 0)
+        self.place.write_status("stopped" if interrupted else "finished", exit_code=0)
         show(found)
+        if interrupted:
+            raise ResultError(
+                f"{interrupted} of {len(found['trials'])} trials were interrupted; this takes them "
+                f"up again: {self._command()}",
+                found,
+            )
         if not found["best"]:
             raise ResultError(
                 f"no trial finished; what they printed is in {self.place.path}", found
@@ -256,9 +312,11 @@ def _check(
     metric: Metric,
     total: int,
     points: Sequence[Mapping[str, str]],
-) -> None:
-    """Raises UserError with what no trial could do, and every value that the config rejects."""
+) -> dict[str, dict[str, Any]]:
+    """By key, what the config has for each value of a list; raises UserError with what no trial
+    could do, and every value that the config rejects."""
     mistakes = []
+    shown: dict[str, dict[str, Any]] = {}
     if total < 1 or (points and total > len(points)):
         most = f"the grid has {len(points)} combinations" if points else "must be at least 1"
         mistakes.append(f"num_trials={total}: {most}")
@@ -272,14 +330,27 @@ def _check(
         )
     for place, dimension in enumerate(search.dimensions):
         firsts = [each.examples()[0] for each in search.dimensions]
-        for value in dimension.examples()[1:]:  # the first point has been checked whole
+        first, *others = dimension.examples()
+        shown[dimension.key] = {str(first): _value(config, dimension.key, first)}
+        for value in others:  # the first point has been checked whole
             firsts[place] = value
             try:
-                check(compose(search.arguments(firsts)), trains=False)
+                checked, _ = check(compose(search.arguments(firsts)), trains=False)
+                shown[dimension.key][str(value)] = _value(checked, dimension.key, value)
             except UserError as error:
                 mistakes += reported(error)
     if mistakes:
         raise UserError(report(list(dict.fromkeys(mistakes))))
+    return shown
+
+
+def _value(config: Mapping[str, Any], key: str, written: object) -> Any:
+    """What a config has at a key; of a group, which option was `written`."""
+    found: Any = config
+    for part in key.split("."):
+        found = found.get(part) if isinstance(found, Mapping) else None
+    is_group = isinstance(found, Mapping) or (found is None and written != "null")
+    return written if is_group else found
 
 
 def _same_or_new(place: Run, settings: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -13,7 +14,7 @@ from rich.live import Live
 from rich.table import Table
 
 from lmkit.metrics import perplexity
-from lmkit.run import Run
+from lmkit.run import Run, strict_json
 from lmkit.study import OUTCOMES, FrozenTrial, Study, Trial
 from lmkit.trial import TrialProcess
 
@@ -21,15 +22,18 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NUM_SHOWN = 10
-FEW = 6  # values of a list of which each has its mark on an axis
+FEW = 6  # values of which each has its mark on an axis
 COLOURS = {"finished": "#0072B2", "pruned": "#E69F00", "failed": "#D55E00"}
+# Of each key of a list, by what stands on the command line, the value that the config has.
+Shown = Mapping[str, Mapping[str, Any]]
 
 
 class Board:
     """On a terminal, trials that run and the best so far; elsewhere a line for each that ends."""
 
-    def __init__(self, study: Study, total: int, metric: str) -> None:
+    def __init__(self, study: Study, total: int, metric: str, shown: Shown) -> None:
         self.study = study
+        self.shown = shown
         self.total = total
         self.metric = metric
         self.console = Console(stderr=True)
@@ -45,7 +49,7 @@ class Board:
 
     def ended(self, number: int) -> None:
         """Say what a trial came to."""
-        trial = trial_record(self.study.trials()[number])
+        trial = trial_record(self.study.trials()[number], self.shown)
         came_to = trial["why"]
         if trial["outcome"] == "finished":
             came_to = f"{value_name(self.metric)} {value_text(trial['value'], self.metric)}"
@@ -72,7 +76,9 @@ class Board:
             row = process.row
             cells = (value_text(v, self.metric) for v in (last, process.best or math.nan))
             place = (str(row.get("step", "")), str(row.get("epoch", "")))
-            table.add_row(str(trial.number), values_text(trial.params), *place, *cells)
+            table.add_row(
+                str(trial.number), values_text(typed(trial.params, self.shown)), *place, *cells
+            )
         self._live.update(table, refresh=True)
 
 
@@ -80,13 +86,21 @@ def num_ended(study: Study) -> int:
     return sum(OUTCOMES[trial.state] in COLOURS for trial in study.trials())
 
 
-def trial_record(trial: FrozenTrial) -> dict[str, Any]:
+def typed(params: Mapping[str, Any], shown: Shown) -> dict[str, Any]:
+    """Drawn values as the config has them."""
+    return {key: shown.get(key, {}).get(value, value) for key, value in params.items()}
+
+
+def trial_record(trial: FrozenTrial, shown: Shown) -> dict[str, Any]:
     """A trial in plain values: its validations in their order, its value if finished."""
+    outcome = OUTCOMES[trial.state]
+    if outcome == "running" and trial.user_attrs.get("why"):
+        outcome = "interrupted"  # it has ended, and goes on when the sweep is started again
     return {
         "number": trial.number,
-        "outcome": OUTCOMES[trial.state],
+        "outcome": outcome,
         "value": trial.value,
-        "values": dict(trial.params),
+        "values": typed(trial.params, shown),
         "validations": [trial.intermediate_values[i] for i in sorted(trial.intermediate_values)],
         "why": trial.user_attrs.get("why", ""),
     }
@@ -102,10 +116,10 @@ def run_of(place: Run, number: int) -> Run:
     return Run(place.path.parent / f"{identity(place)}-{number:03d}")
 
 
-def results(study: Study, place: Run, metric: str) -> dict[str, Any]:
+def results(study: Study, place: Run, metric: str, shown: Shown) -> dict[str, Any]:
     """All that a sweep came to, trials by number and their runs."""
     trials = [
-        {"run": f"{place.name}/{run_of(place, trial.number).id}", **trial_record(trial)}
+        {"run": f"{place.name}/{run_of(place, trial.number).id}", **trial_record(trial, shown)}
         for trial in study.trials()
         if OUTCOMES[trial.state] != "waiting"
     ]
@@ -134,9 +148,11 @@ def show(found: Mapping[str, Any]) -> None:
     console.print(table)
     counts = ", ".join(f"{n} {outcome}" for outcome, n in found["counts"].items())
     console.print(f"{len(trials)} trials: {counts}", highlight=False)
-    reasons = Counter(trial["why"] for trial in trials if trial["outcome"] == "failed")
-    for why, count in reasons.most_common(NUM_SHOWN):
-        console.print(f"{count} failed: {why}", highlight=False, markup=False, soft_wrap=True)
+    reasons = Counter((trial["outcome"], trial["why"]) for trial in trials if trial["why"])
+    for (outcome, why), count in reasons.most_common(NUM_SHOWN):
+        if outcome != "pruned":
+            said = f"{count} {outcome}: {why}"
+            console.print(said, highlight=False, markup=False, soft_wrap=True)
 
 
 def draw(found: Mapping[str, Any]) -> Figure:
@@ -162,13 +178,13 @@ def _panel(axes: Any, key: str, found: Mapping[str, Any]) -> None:
     values = [trial["values"][key] for trial, _ in shown]
     places = [number(value) for value in values]
     if any(map(math.isnan, places)):
-        names = sorted(set(map(str, values)))
-        places = [names.index(str(value)) for value in values]
+        names = sorted(set(map(short, values)))
+        places = [names.index(short(value)) for value in values]
         axes.set_xticks(range(len(names)), names)
     elif places and min(places) > 0 and max(places) >= 30 * min(places):
         axes.set_xscale("log")
-    elif len(set(places)) <= FEW and all(isinstance(value, str) for value in values):
-        axes.set_xticks(sorted(set(places)), [short(place) for place in sorted(set(places))])
+    elif _few(marks := sorted(set(places))):
+        axes.set_xticks(marks, list(map(short, marks)))
     for outcome, colour in COLOURS.items():
         points = [
             (place, value)
@@ -181,6 +197,12 @@ def _panel(axes: Any, key: str, found: Mapping[str, Any]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
+def _few(marks: Sequence[float]) -> bool:
+    """Whether there is room for a mark at each."""
+    gaps = [after - before for before, after in pairwise(marks)]
+    return len(marks) <= FEW and all(gap >= sum(gaps) / 12 for gap in gaps)
+
+
 def lowest(trial: Mapping[str, Any]) -> float | None:
     """A trial's value, or the lowest of its validations."""
     seen = [value for value in trial["validations"] if value is not None and math.isfinite(value)]
@@ -189,15 +211,15 @@ def lowest(trial: Mapping[str, Any]) -> float | None:
 
 def number(value: object) -> float:
     """A drawn value as a number; NaN where it is none."""
-    try:
-        return float(str(value))
-    except ValueError:
-        return math.nan
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number and math.isfinite(value) else math.nan  # type: ignore
 
 
 def short(value: object) -> str:
-    """A drawn value in few digits."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    """A drawn value in few digits, as a command line would have it."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return value if isinstance(value, str) else strict_json(value)
 
 
 def values_text(values: Mapping[str, Any]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import lightning.pytorch as pl
@@ -19,7 +19,7 @@ from lmkit.dropout import Masks
 from lmkit.head import Head
 from lmkit.metrics import TokenNLL, bits_per_byte, perplexity
 from lmkit.model import LanguageModel, States, detached, finite, joined, share_of
-from lmkit.optim import WarmupCosine, WarmupLinear, global_norm, is_plain_sgd
+from lmkit.optim import Stepping, check_length, global_norm, is_plain_sgd
 from lmkit.rendezvous import gather
 from lmkit.windows import Window
 
@@ -42,18 +42,21 @@ class Task(pl.LightningModule):
         head: Head,
         make_optimizer: MakeOptimizer,
         make_scheduler: MakeScheduler = lambda optimizer, num_steps: None,
-        num_bytes: dict[str, int] | None = None,
+        num_bytes: dict[str, tuple[int, int]] | None = None,
         seed: int = 1,
+        stepping: Stepping = Stepping(),  # noqa: B008 - it is frozen
     ) -> None:
-        """num_bytes: UTF-8 bytes of the splits `val` and `test` when the tokenizer loses nothing
-        (bits per byte is logged for these). seed: of the masks of dropout."""
+        """num_bytes: tokens and UTF-8 bytes of the splits `val` and `test` when the tokenizer loses
+        nothing (bits per byte is logged for these). seed: of the masks of dropout."""
         super().__init__()
         self.seed = seed
         self.model = model
         self.head = head
         self.make_optimizer = make_optimizer
         self.make_scheduler = make_scheduler
+        self.stepping = stepping
         self.num_bytes = num_bytes or {}
+        self.validated: dict[str, float] = {}  # values of the newest validation
         self.tokens_seen = 0
         self.seconds = 0.0  # spent on them
         self.val_sums = TokenNLL()
@@ -67,6 +70,8 @@ class Task(pl.LightningModule):
         self._grad_norm: Tensor | None = None  # before clipping, of the last update
         self._started = 0.0
         self._lrs: list[float] = []  # of the optimiser, where clipping has lowered them for a step
+        self._unseen = False  # by a schedule: the newest validation
+        self._stops = False  # once it may
 
     def setup(self, stage: str) -> None:
         if isinstance(self.trainer.accelerator, MPSAccelerator):  # it has no float64
@@ -111,9 +116,13 @@ class Task(pl.LightningModule):
         trainer = self.trainer
         if trainer.global_step == trainer.max_steps:
             trainer.should_stop = True  # rather than end in mid-epoch without a validation
-        if (batch_idx + 1) % trainer.accumulate_grad_batches and not trainer.is_last_batch:
+        self._stops |= trainer.should_stop
+        accumulating = trainer.fit_loop._should_accumulate()
+        trainer.should_stop = self._stops and not accumulating  # between two updates
+        if accumulating:
             return
-        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        now = trainer.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+        if now and self._num_targets:  # with bptt=1 a window may have reset positions alone
             values = self._values(trainer.strategy.reduce(self._nll_sum, reduce_op="sum"))
             if self._grad_norm is not None:
                 values["train/grad_norm"] = float(self._grad_norm)
@@ -165,10 +174,13 @@ class Task(pl.LightningModule):
         sums.reset()
         nll = nll_sum / num_tokens if num_tokens else math.nan
         values = {f"{stage}/nll": nll, f"{stage}/perplexity": perplexity(nll)}
-        if stage in self.num_bytes and getattr(self.trainer, f"limit_{stage}_batches") == 1.0:
-            values[f"{stage}/bits_per_byte"] = bits_per_byte(nll_sum, self.num_bytes[stage])
+        whole, num_bytes = self.num_bytes.get(stage, (None, 0))
+        if num_tokens == whole:
+            values[f"{stage}/bits_per_byte"] = bits_per_byte(nll_sum, num_bytes)
+        if stage == "val" and not self.trainer.sanity_checking:
+            self.validated, self._unseen = values, True
         # Lightning's own step for these rows counts from 0.
-        self.log_dict(values | {"step": float(self.trainer.global_step)})
+        self.log_dict(_exact(values | {"step": self.trainer.global_step}))
 
     def configure_gradient_clipping(
         self,
@@ -176,13 +188,19 @@ class Task(pl.LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip by the global norm ourselves: Lightning refuses fused optimisers under autocast,
+        """Clip ourselves: Lightning refuses fused optimisers under autocast,
         though only those of a loss scaler unscale on their own."""
-        if gradient_clip_val is None or gradient_clip_algorithm == "value":
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        if not gradient_clip_val:
             return
         optimizer = self.trainer.optimizers[0]
-        parameters, norm = _parameters(optimizer), self.gradient_norm()
+        parameters = _parameters(optimizer)
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+            scaler.unscale_(optimizer)  # a fused step would do so itself, when all is clipped
+        if gradient_clip_algorithm == GradClipAlgorithmType.VALUE:
+            nn.utils.clip_grad_value_(parameters, gradient_clip_val)
+            return
+        norm = self.gradient_norm()
         if self.device.type != "cpu":  # which is not waited for
             nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
         elif (share := gradient_clip_val / (float(norm) + 1e-6)) < 1:
@@ -219,22 +237,27 @@ class Task(pl.LightningModule):
         self.head.keep_gradient()
         optimizer.zero_grad()  # Lightning would keep the others through the next forward
 
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Step ReduceLROnPlateau once a validation, whatever the epochs without one."""
+        if isinstance(scheduler, ReduceLROnPlateau):
+            if not self._unseen:
+                return
+            self._unseen = False
+        super().lr_scheduler_step(scheduler, metric)
+
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer(self.parameters())
         alone = self.device.type == "cpu" and self.trainer.world_size == 1
         by_norm = self.trainer.gradient_clip_algorithm != GradClipAlgorithmType.VALUE
         self.model.embedding.sparse_gradient = alone and by_norm and is_plain_sgd(optimizer)
-        scheduler = self.make_scheduler(optimizer, self.trainer.estimated_stepping_batches)
+        num_steps = self.trainer.estimated_stepping_batches
+        scheduler = self.make_scheduler(optimizer, num_steps)
         if scheduler is None:
             return optimizer
-        by_step = isinstance(scheduler, WarmupCosine | WarmupLinear)
-        config: dict[str, Any] = {
-            "scheduler": scheduler,
-            "interval": "step" if by_step else "epoch",
-        }
-        if isinstance(scheduler, ReduceLROnPlateau):
-            config["monitor"] = "val/nll"
-        return {"optimizer": optimizer, "lr_scheduler": config}
+        settings = self.stepping.settings(scheduler)
+        epochs = self.trainer.max_epochs or math.inf
+        check_length(scheduler, num_steps if settings["interval"] == "step" else epochs)
+        return {"optimizer": optimizer, "lr_scheduler": settings}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The state in the order of all lanes; the sums of every process, by rank."""
@@ -248,6 +271,9 @@ class Task(pl.LightningModule):
             "seconds": self.seconds,
             "seconds_logged": self._seconds_logged,
             "num_targets": self._num_targets,
+            "validated": self.validated,
+            "unseen": self._unseen,
+            "stops": self.trainer.should_stop and not self.trainer.fit_loop._can_stop_early,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -263,6 +289,19 @@ class Task(pl.LightningModule):
         self.seconds = saved["seconds"]
         self._seconds_logged = saved["seconds_logged"]
         self._num_targets = saved["num_targets"]
+        self.validated = saved.get("validated", {})
+        self._unseen = saved.get("unseen", False)
+        self._stops = saved.get("stops", False)
+
+    def on_fit_start(self) -> None:
+        """What callbacks and schedules watch is not in Lightning's checkpoints."""
+        self.trainer.callback_metrics.update(_exact(self.validated))
+        self.trainer.should_stop |= self._stops
+
+
+def _exact(values: Mapping[str, float]) -> dict[str, Tensor]:
+    """For Lightning, which would make numbers float32; on the CPU, as not all devices have more."""
+    return {key: torch.tensor(value, dtype=torch.float64) for key, value in values.items()}
 
 
 def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:

@@ -26,8 +26,11 @@ class Text:
     unknown: Mapping[int, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, text: str, tokenizer: Tokenizer) -> Self:
-        """Raises UserError for a text that is empty or not Unicode."""
+    def of(cls, text: str, tokenizer: Tokenizer, by_line: bool = False) -> Self:
+        """Raises UserError for a text that is empty or not Unicode.
+
+        by_line: as lines that know nothing of each other, as protocol `sentence` reads them.
+        """
         text = text.replace("\r\n", "\n")
         if not text or text.isspace():
             raise UserError("the text is empty: give one that has words")
@@ -38,9 +41,9 @@ class Text:
                 f"the text is not Unicode: {text[error.start]!a} at character {error.start}; "
                 "give it as UTF-8"
             ) from None
-        encoded = tokenizer.encode([text])
+        encoded = tokenizer.encode([text], by_line)
         ends = (encoded.document_ends, encoded.line_ends)
-        unknown = tokenizer.unknown(text) if encoded.num_unknown else {}
+        unknown = tokenizer.unknown(text, by_line) if encoded.num_unknown else {}
         return cls(encoded.ids, *ends, num_bytes, encoded.num_unknown, unknown)
 
     def pieces(self, tokenizer: Tokenizer) -> list[str]:
@@ -82,7 +85,7 @@ def read_text(text: str | None, file: str | None) -> str:
         return text
     if file is None:
         raise UserError("nothing to read: give text=... or file=...")
-    path = paths.located(file)
+    path = paths.found_at(file, "file")
     if not path.exists():
         raise UserError(f"file={file} does not exist; {paths.nearby(path)}")
     if not path.is_file():

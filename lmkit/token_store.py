@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from lmkit.atomic import write_atomically
 from lmkit.encoding import Tokenizer
-from lmkit.shard import MANIFEST, NOT_ONE, Shard, as_json, damaged, writing
+from lmkit.shard import MANIFEST, NOT_ONE, Shard, as_json, check_increasing, damaged, writing
 
 FORMAT = "lmkit split 1"
 # Files of tokens that are mapped at a time: each holds a descriptor, of which there are often 1024.
@@ -28,7 +28,10 @@ NUM_MAPPED = 128
 
 
 class Part(Protocol):
-    """What a split is made of, in order; num_bytes and num_lines are 0 where nobody knows."""
+    """What a split is made of, in order; num_bytes and num_lines are 0 where nobody knows.
+
+    by_line: its lines were encoded each by itself.
+    """
 
     dtype: np.dtype[Any]
     num_tokens: int
@@ -36,6 +39,8 @@ class Part(Protocol):
     num_lines: int
     num_bytes: int
     num_unknown: int
+    vocabulary_size: int
+    by_line: bool
 
     def map(self, name: str) -> npt.NDArray[Any]: ...
     def document_id(self, index: int) -> str: ...
@@ -111,6 +116,8 @@ class TokenStore:
         self.num_lines = sum(part.num_lines for part in parts)
         self.num_bytes = sum(part.num_bytes for part in parts)
         self.num_unknown = sum(part.num_unknown for part in parts)
+        self.by_line = any(part.by_line for part in parts)
+        self.vocabulary_size = parts[0].vocabulary_size
         self.tokens: Any = JoinedTokens(parts) if len(parts) > 1 else parts[0].map("tokens")
 
     @classmethod
@@ -125,7 +132,12 @@ class TokenStore:
         for shard, sha256 in zip(shards, recorded, strict=True):
             if shard.sha256 != sha256:
                 raise damaged(shard.directory / MANIFEST, "a shard of another preparation")
-        return cls(directory, shards, hashlib.sha256(as_json(manifest)).hexdigest())
+            shard.check_ends()
+        store = cls(directory, shards, hashlib.sha256(as_json(manifest)).hexdigest())
+        if manifest != (expected := _split_manifest(shards)):
+            wrong = next(key for key in expected if manifest.get(key) != expected[key])
+            raise damaged(directory / MANIFEST, f"another {wrong} than its shards have")
+        return store
 
     @cached_property
     def document_ends(self) -> npt.NDArray[Any]:
@@ -133,7 +145,9 @@ class TokenStore:
 
     @cached_property
     def line_ends(self) -> npt.NDArray[Any]:
-        return self._positions("line_ends")
+        ends = self._positions("line_ends")
+        check_increasing(ends, self.directory)
+        return ends
 
     @cached_property
     def document_bytes(self) -> npt.NDArray[Any]:
@@ -185,12 +199,18 @@ def read_split(directory: Path) -> dict[str, Any]:
 
 def write_split(directory: Path, shards: Sequence[Shard]) -> None:
     """Write the manifest that makes a directory of whole shards a store."""
+    manifest = _split_manifest(shards)
+    with writing(directory):
+        write_atomically(directory / MANIFEST, as_json(manifest))
+
+
+def _split_manifest(shards: Sequence[Shard]) -> dict[str, Any]:
     first = shards[0]
     for shard in shards:
-        if shard.tokenizer != first.tokenizer:
+        if shard.tokenizer != first.tokenizer or shard.vocabulary_size != first.vocabulary_size:
             raise damaged(shard.directory / MANIFEST, "a shard of another tokenizer")
     counts = ("num_tokens", "num_documents", "num_lines", "num_bytes", "num_unknown")
-    manifest = {
+    return {
         "format": FORMAT,
         "tokenizer": first.tokenizer,
         "vocabulary_size": first.vocabulary_size,
@@ -198,8 +218,6 @@ def write_split(directory: Path, shards: Sequence[Shard]) -> None:
         **{name: sum(getattr(shard, name) for shard in shards) for name in counts},
         "shards": [{"sha256": shard.sha256, "num_tokens": shard.num_tokens} for shard in shards],
     }
-    with writing(directory):
-        write_atomically(directory / MANIFEST, as_json(manifest))
 
 
 @dataclass(frozen=True)

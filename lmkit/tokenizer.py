@@ -23,6 +23,7 @@ from lmkit.encoding import (
     by_frequency,
 )
 from lmkit.errors import UserError
+from lmkit.regular_file import read_bytes
 from lmkit.subword import ByteLevelBPE, Pretrained
 from lmkit.word import EOS, UNK, Word
 
@@ -37,6 +38,8 @@ __all__ = [
     "Word",
     "load_tokenizer",
 ]
+
+MAX_TOKENIZER = 1 << 30  # bytes; a vocabulary of a million words has 20 MiB
 
 
 class Bytes(ByteSurfaces):
@@ -122,7 +125,7 @@ class Characters(DocumentTokenizer, CountedTokenizer):
         newline_ends = np.flatnonzero(points == ord("\n")) + 1
         return Flat(ids, counts, newline_ends, int((ids == self.unk_id).sum()))
 
-    def unknown(self, text: str) -> dict[int, str]:
+    def unknown(self, text: str, by_line: bool = False) -> dict[int, str]:
         ids = self._flat([text]).ids
         return {place: text[place] for place in np.flatnonzero(ids == self.unk_id).tolist()}
 
@@ -182,9 +185,9 @@ KINDS: tuple[type[Tokenizer], ...] = (Word, ByteLevelBPE, Characters, Bytes, Pre
 def load_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer that `save` wrote; path: the file or its directory."""
     path = Path(path)
-    path = path / FILE if path.is_dir() else path
     try:
-        state = json.loads(path.read_text(encoding="utf-8"))
+        path = path / FILE if path.is_dir() else path
+        state = json.loads(read_bytes(path, MAX_TOKENIZER))
     except OSError as error:
         raise UserError(f"{path}: cannot read the tokenizer: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
@@ -201,7 +204,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
         )
     try:
         return kinds[state["name"]]._restore(state)
-    except UserError:
-        raise
+    except UserError as error:
+        raise UserError(f"{path}: the tokenizer is damaged: {error}") from None
     except Exception as error:  # whatever the library or a missing key makes of it
         raise UserError(f"{path}: the tokenizer is damaged: {error!r}") from None

@@ -8,7 +8,6 @@ those in its memory when it was killed, it is given again.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -21,6 +20,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 
 from lmkit.atomic import write_atomically
 from lmkit.logs import JsonlLogger, Samples
+from lmkit.regular_file import DamagedError, read_json
 from lmkit.run import strict_json
 
 log = logging.getLogger(__name__)
@@ -227,9 +227,12 @@ NOTES = "loggers.json"
 
 
 def notes(directory: Path) -> dict[str, Any]:
-    """What the trackers of a run have noted, by the logger's key."""
+    """What the trackers of a run have noted, by the logger's key; what is damaged is left out."""
     try:
-        found = json.loads((directory / NOTES).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        found = read_json(directory / NOTES)
+    except FileNotFoundError:
         return {}
-    return found if isinstance(found, dict) else {}
+    except DamagedError as error:
+        log.warning("%s: the loggers begin anew", error)
+        return {}
+    return {key: noted for key, noted in found.items() if isinstance(noted, dict)}

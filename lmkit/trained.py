@@ -17,12 +17,15 @@ from lmkit import hardware, kernels, threads
 from lmkit.allow import slot_bases
 from lmkit.binding import build
 from lmkit.checkpoint_io import load_checkpoint, read_manifest
+from lmkit.datamodule import DataModule
 from lmkit.errors import UserError
 from lmkit.head import Head
+from lmkit.identity import check_own
 from lmkit.kernels import Kernels
 from lmkit.lanes import Protocol, WindowLoader
 from lmkit.metrics import TokenNLL, perplexity
 from lmkit.model import LanguageModel
+from lmkit.regular_file import listed
 from lmkit.run import Run
 from lmkit.sampling import Sampling, sample_texts
 from lmkit.text import Text
@@ -81,7 +84,8 @@ class TrainedModel:
     """Model, head and tokenizer in evaluation mode on one device.
 
     `protocol` is that of the training: it says where the model expects a text to be reset.
-    `threads`: with which all is computed; null leaves PyTorch's number as it is.
+    `threads`: with which all is computed; null leaves PyTorch's number as it is. `shape`: lanes and
+    positions of the windows in which the training evaluates.
     """
 
     def __init__(
@@ -95,6 +99,7 @@ class TrainedModel:
         precision: str = "32-true",
         kernels: Kernels = "auto",
         threads: int | None = None,
+        shape: tuple[int, int] | None = None,
         checkpoint: Path | None = None,
     ) -> None:
         self.model = model.to(device).eval()
@@ -105,6 +110,7 @@ class TrainedModel:
         self.precision = precision
         self.kernels = kernels
         self.threads = threads
+        self.shape = shape
         self.checkpoint = checkpoint
 
     @classmethod
@@ -122,6 +128,7 @@ class TrainedModel:
                     f"{trained_with[group]}, found {config[group]}; leave {group} out"
                 )
         path = find_checkpoint(run, checkpoint)
+        check_own(run, path)
         tokenizer = load_tokenizer(run.path)
         model, head = build_model(config, tokenizer.vocabulary_size)
         load_weights(path, model, head, tokenizer)
@@ -135,6 +142,7 @@ class TrainedModel:
             precision=precision,
             kernels=config.get("kernels", "auto"),
             threads=config.get("threads"),
+            shape=DataModule.evaluation_shape(config["data"]),
             checkpoint=path,
         )
 
@@ -188,13 +196,15 @@ class TrainedModel:
 
     def nll_sums(self, loader: WindowLoader) -> Iterator[tuple[float, int]]:
         """Of all windows up to each one: the sum of the nll in nats, and the number of tokens."""
-        metric = TokenNLL()
+        # Where the training's is, whose sum has the order of that device.
+        metric = TokenNLL(torch.float32 if self.device == "mps" else torch.float64)
+        metric.to(self.device)
         with self._pace() as pace:
             began = time.perf_counter()
             for window, hidden in self.read(loader):
                 with self.computing():
                     nll = self.head.nll(hidden, window.targets)
-                metric.update(nll.cpu(), window.mask.cpu())
+                metric.update(nll, window.mask)
                 yield metric.compute()
                 now = time.perf_counter()
                 if pace and (message := pace.worked(window.num_targets, now - began)):
@@ -210,7 +220,8 @@ class TrainedModel:
 
     def nll(self, text: str, *, protocol: Protocol | None = None) -> float:
         """Mean nll in nats of the text's tokens, its closing `<eos>` among them."""
-        loader = self.loader(Text.of(text, self.tokenizer), protocol or self.protocol)
+        protocol = protocol or self.protocol
+        loader = self.loader(Text.of(text, self.tokenizer, protocol == "sentence"), protocol)
         *_, (nll_sum, num_tokens) = self.nll_sums(loader)
         return nll_sum / num_tokens
 
@@ -220,7 +231,9 @@ class TrainedModel:
 
     def score(self, text: str, *, protocol: Protocol | None = None) -> list[TokenScore]:
         """Each token of the text, its closing `<eos>` among them, and how it was predicted."""
-        return list(self.scores(Text.of(text, self.tokenizer), protocol))
+        protocol = protocol or self.protocol
+        read = Text.of(text, self.tokenizer, by_line=protocol == "sentence")
+        return list(self.scores(read, protocol))
 
     def scores(
         self, text: Text, protocol: Protocol | None = None, num_top: int = 5
@@ -275,10 +288,15 @@ class TrainedModel:
 def find_checkpoint(run: Run, name: str) -> Path:
     """The checkpoint file of a run; without validation `best` is `last`, with a warning."""
     directory = run.path / "checkpoints"
-    there = sorted(path.stem for path in directory.glob("*.ckpt") if path.is_file())
+    there = [path.stem for path in listed(directory, "*.ckpt")]
     if not there:
         raise UserError(f"{run.id} has no checkpoint in {directory}: train it first, or longer")
     if name == "best" and "best" not in there and "last" in there:
+        if (step := _best_step(directory / "last.ckpt")) is not None:
+            raise UserError(
+                f"{run.id} has lost its best checkpoint: that of step {step} is no longer in "
+                f"{directory}; put it back, or take another (it has {', '.join(there)})"
+            )
         log.warning(
             "%s has not been validated, so it has no best checkpoint: taking the last", run.id
         )
@@ -286,6 +304,14 @@ def find_checkpoint(run: Run, name: str) -> Path:
     if name not in there:
         raise UserError(f"{run.id} has no checkpoint={name}; it has {', '.join(there)}")
     return directory / f"{name}.ckpt"
+
+
+def _best_step(path: Path) -> int | None:
+    """The step of the best checkpoint, as another of the run remembers it."""
+    for state in load_checkpoint(path).get("callbacks", {}).values():
+        if isinstance(state, dict) and isinstance(step := state.get("best_step"), int):
+            return step
+    return None
 
 
 def load_weights(path: Path, model: LanguageModel, head: Head, tokenizer: Tokenizer) -> None:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import logging
 import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,31 +13,38 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers.logger import DummyLogger
 
-from lmkit import hardware, kernels, threads
+from lmkit import hardware, history, kernels, threads
 from lmkit.allocator import keep_freed_memory
 from lmkit.allow import slot_bases
 from lmkit.binding import build
-from lmkit.check import split_data
+from lmkit.check import split_data, split_node
 from lmkit.checkpoint import Checkpoint
 from lmkit.checkpoint_io import AtomicCheckpointIO, load_checkpoint, read_manifest
+from lmkit.continuation import Continuation
 from lmkit.datamodule import DataModule
-from lmkit.errors import UserError, exit_code
+from lmkit.errors import exit_code
 from lmkit.guard import StopOnSignal
+from lmkit.identity import check_own, identity
+from lmkit.limits import in_windows
 from lmkit.loggers import make_trackers
 from lmkit.logs import JsonlLogger, Samples
 from lmkit.metrics import perplexity
+from lmkit.optim import Stepping
 from lmkit.pace import Pace
 from lmkit.processes import launched
 from lmkit.progress import Progress
 from lmkit.redaction import redacted
 from lmkit.rendezvous import cluster
-from lmkit.run import Run, strict_json
+from lmkit.run import Run
 from lmkit.safety import anchored
 from lmkit.sampling import Sampling, sample_texts
 from lmkit.signals import StopSignals
 from lmkit.task import Task
 from lmkit.tracker import Account, Tracking
 from lmkit.trained import build_model
+from lmkit.trainer import build_trainer, complaints
+
+log = logging.getLogger(__name__)
 
 
 def work(
@@ -64,10 +68,12 @@ def work(
         data = data or make_data(config)
         task = make_task(config, data)
         metrics = JsonlLogger(run.path, run.id)
-        account = Account(run.path, read_manifest(newest)["step"] if newest else None, metrics)
+        before = read_manifest(newest) if newest else {}
+        account = Account(run.path, before.get("step"), metrics)
         tracking = Tracking(account, make_trackers(config["logger"], run, account))
-        own = [StopOnSignal(signals), *([pace] if pace else [])]
-        trainer = _make_trainer(run, config, task, data, own, tracking)
+        here = identity(config, data.prepared)
+        own = [Continuation(before, here), StopOnSignal(signals), *([pace] if pace else [])]
+        trainer = _make_trainer(run, config, task, data, own, tracking, here)
         if trainer.is_global_zero:
             _describe_data(run, data)
             account.config = _about(run, config, task)
@@ -75,11 +81,11 @@ def work(
         summary: dict[str, float] = {}
         code = 1
         try:
-            with _room(run):
+            with complaints():
                 trainer.fit(task, datamodule=data, ckpt_path=newest)
             # A run that had ended already is not validated again.
-            summary |= {k: v for k, v in run.read("summary.json").items() if k.startswith("val/")}
-            summary |= _logged(trainer, "val/") | _take_best(run, trainer, task)
+            summary |= _last_validation(metrics) | _logged(trainer, "val/")
+            summary |= _take_best(run, trainer, task)
             if "test" in data.prepared.stores and trainer.limit_test_batches:
                 trainer.test(task, datamodule=data, verbose=False)
                 summary |= _logged(trainer, "test/")
@@ -94,20 +100,6 @@ def work(
                 tracker.finish(summary, code)
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             run.write("summary.json", summary)
-
-
-@contextmanager
-def _room(run: Run) -> Iterator[None]:
-    """A disk that is full, or has gone, ends a run in one sentence."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
-            raise
-        raise UserError(
-            f"cannot write to {run.path}: {error.strerror}; the last checkpoint stays: make room "
-            f"and go on with lmkit resume {run.id}"
-        ) from error
 
 
 def make_data(config: dict[str, Any]) -> DataModule:
@@ -129,30 +121,20 @@ def make_task(config: dict[str, Any], data: DataModule) -> Task:
     def make_optimizer(params: Any) -> Any:
         return build(config["optimizer"], bases=slot_bases("optimizer"), params=params)
 
+    node, stepping = split_node("scheduler", config["scheduler"] or {})
+
     def make_scheduler(optimizer: Any, num_steps: float) -> Any:
-        node = config["scheduler"]
         given = {"optimizer": optimizer, "num_steps": num_steps}
         return build(node, bases=slot_bases("scheduler"), **given) if node else None
 
     splits = {"val": "valid", "test": "test"} if data.tokenizer.lossless else {}
     stores = data.prepared.stores
     known = [(s, split) for s, split in splits.items() if split in stores]
-    num_bytes = {s: n for s, split in known if (n := stores[split].num_bytes)}
-    return Task(model, head, make_optimizer, make_scheduler, num_bytes, config["seed"])
-
-
-def build_trainer(node: dict[str, Any], **given: Any) -> pl.Trainer:
-    """The trainer of a config, without what lmkit does itself."""
-    trainer: pl.Trainer = build(
-        anchored(node, Path(given.get("default_root_dir", "."))),
-        bases=slot_bases("trainer"),
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        **given,
-    )
-    return trainer
+    num_bytes = {
+        s: (stores[split].num_tokens, n) for s, split in known if (n := stores[split].num_bytes)
+    }
+    seed, when = config["seed"], Stepping(**stepping)
+    return Task(model, head, make_optimizer, make_scheduler, num_bytes, seed, when)
 
 
 def _make_trainer(
@@ -162,6 +144,7 @@ def _make_trainer(
     data: DataModule,
     own: list[pl.Callback],
     tracking: Tracking,
+    identity: Mapping[str, Any],
 ) -> pl.Trainer:
     def generate(module: pl.LightningModule, prompt: str, num_tokens: int, seed: int) -> str:
         sampling = Sampling(num_tokens=num_tokens, seed=seed)
@@ -182,13 +165,8 @@ def _make_trainer(
         if isinstance(callback, Samples):
             account.samples = callback
             callback.followers = [tracker.log_sample for tracker in tracking.trackers]
-    identity = {
-        "config": hashlib.sha256(strict_json(config).encode()).hexdigest(),
-        "tokenizer": data.tokenizer.hash(),
-        "store": data.prepared.hash,
-    }
     trainer = build_trainer(
-        config["trainer"],
+        in_windows(config["trainer"], data),
         logger=[account.metrics, *loggers],
         callbacks=[Progress(), *own, tracking, *callbacks],
         default_root_dir=run.path,
@@ -200,7 +178,8 @@ def _make_trainer(
 
 def _about(run: Run, config: dict[str, Any], task: Task) -> dict[str, Any]:
     """The config of a run for its loggers, as config.yaml has it, and what identifies it."""
-    data, here = run.read("data.json"), run.read("environment.json")
+    data = history.latest(run.read("data.json"))
+    here = run.read("environment.json")
     return {
         **redacted(config),
         "num_parameters": _num_parameters(task),
@@ -219,10 +198,9 @@ def _num_parameters(task: Task) -> int:
 
 
 def _describe_data(run: Run, data: DataModule) -> None:
-    """Write `data.json` and the tokenizer, which travels with the run."""
-    prepared = data.prepared
-    prepared.tokenizer.save(run.path)
-    run.write("data.json", prepared.describe())
+    """Write `data.json`, or add to it what has changed, and the tokenizer, which travels along."""
+    data.tokenizer.save(run.path)
+    run.add("data.json", data.prepared.describe())
 
 
 def _logged(trainer: pl.Trainer, stage: str) -> dict[str, float]:
@@ -230,11 +208,22 @@ def _logged(trainer: pl.Trainer, stage: str) -> dict[str, float]:
     return {key: float(values[key]) for key in values if key.startswith(stage)}
 
 
+def _last_validation(metrics: JsonlLogger) -> dict[str, float]:
+    """As metrics.jsonl has it."""
+    rows = [row for row in metrics.rows() if "val/nll" in row]
+    return {key: value for row in rows[-1:] for key, value in row.items() if key[:4] == "val/"}
+
+
 def _take_best(run: Run, trainer: pl.Trainer, task: Task) -> dict[str, float]:
     """Give the task the weights of the best checkpoint; what was best about them."""
     path = run.path / "checkpoints" / "best.ckpt"
-    if not path.exists() or trainer.fast_dev_run:  # type: ignore[attr-defined]
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]
         return {}
+    if not path.exists():
+        if _best(trainer):
+            log.warning("%s is gone: the last weights take its place", path)
+        return _best(trainer)
+    check_own(run, path)
     checkpoint = load_checkpoint(path)
     task.load_state_dict(checkpoint["state_dict"])
     return {"best/step": checkpoint["global_step"]} | _best(trainer)
@@ -272,5 +261,7 @@ def quiet() -> None:
     # What is logged at the end of an evaluation is summed over the processes already.
     warnings.filterwarnings("ignore", ".*It is recommended to use `self.log.*sync_dist=True.*")
     warnings.filterwarnings("ignore", "The number of training batches .* is smaller than the log")
+    # There is no validation to step after yet.
+    warnings.filterwarnings("ignore", "ReduceLROnPlateau conditioned on metric .* not available")
     # lightning 2.6 asks torch 2.13's pytree the old way.
     warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated", FutureWarning)

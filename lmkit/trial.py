@@ -11,7 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lmkit.run import Run
+from lmkit.errors import MachineError
+from lmkit.regular_file import DamagedError
+from lmkit.run import DIED, Run
 from lmkit.signals import FOLLOWS, SIGNALS, name_of
 from lmkit.watch import read_rows
 
@@ -37,13 +39,19 @@ class TrialProcess:
         self.row: dict[str, Any] = {}
         self.pruned = False
         self._place = [0, 0]
-        with log.open("ab") as file:
+        self._command = [sys.executable, "-m", "lmkit", "train", *arguments]
+        self._environment = {**environment, FOLLOWS: str(os.getpid())}
+        self.start()
+
+    def start(self) -> None:
+        """Begin, or go on where a process that was killed has left it."""
+        with self.log.open("ab") as file:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "lmkit", "train", *arguments],
+                self._command,
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                env={**environment, FOLLOWS: str(os.getpid())},
+                env=self._environment,
                 process_group=0,  # Ctrl-C is the sweep's to pass on
             )
 
@@ -52,14 +60,18 @@ class TrialProcess:
         code = self._process.poll()
         more = True
         while more:
-            piece = read_rows(self.run.path / "metrics.jsonl", self._place)
+            try:
+                piece = read_rows(self.run.path / "metrics.jsonl", self._place)
+            except DamagedError:  # which the process itself will say, and end
+                return code
             self._place, more = piece["place"], piece["more"]
             if piece["afresh"]:
                 self.values, self.row = [], {}
             for row in piece["rows"]:
                 self.row |= row
                 if self.metric in row:
-                    self.values.append(math.nan if row[self.metric] is None else row[self.metric])
+                    value = row[self.metric]
+                    self.values.append(value if isinstance(value, int | float) else math.nan)
         return code
 
     @property
@@ -82,6 +94,12 @@ class TrialProcess:
     def kill(self) -> None:
         self._process.kill()
         self._process.wait()
+
+    def out_of_room(self, code: int) -> bool:
+        """Whether a process that exited with `code` has met a disk that takes no more."""
+        reason = str(self.run.status().get("reason"))
+        # Who cannot even write how it ended has no room.
+        return code == 2 and (reason.startswith(MachineError.__name__) or reason == DIED)
 
     def what_failed(self, code: int) -> str:
         """Why a process that exited with `code` has, in a line."""

@@ -128,7 +128,8 @@ class Trials:
         config["trainer"] |= {
             **{"precision": "32-true", "devices": processes, "num_nodes": 1},
             **{"strategy": "ddp" if several else "auto", "max_epochs": -1, "max_steps": steps},
-            **{"limit_val_batches": 2, "limit_test_batches": 0, "log_every_n_steps": 1},
+            **{"min_epochs": None, "min_steps": None, "log_every_n_steps": 1},
+            **{"limit_val_batches": 2, "limit_test_batches": 0},
         }
         saving = {"every_n_train_steps": max(steps // 4, 1), "every_n_epochs": None}
         checkpoint = {"_target_": "lmkit.checkpoint.Checkpoint", "monitor": None, **saving}

@@ -1,28 +1,35 @@
 """What the run directories say by now, in pieces, for a page that follows them.
 
-Nothing is kept between two questions: the page says how far it has read, and hears the rest.
+Nothing is kept between two questions: the page says how far it has read, and hears the rest. What
+is damaged in a run is told as one of its `problems`, and spoils that run alone.
 """
 
-import json
 import logging
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 from zlib import crc32
 
 import yaml
 
-from lmkit.errors import UserError
-from lmkit.run import Run, check_size, strict_json
+from lmkit.regular_file import MAX_ROW, DamagedError, opened, parse_row, read_json, read_yaml
+from lmkit.run import Run, run_directories, strict_json
 
 log = logging.getLogger(__name__)
 
 NUM_BYTES = 1 << 20  # of a file's lines in one answer
+NUM_ANSWERED = 16 << 20  # bytes of all that is new in one answer, but for the last of it
+MAX_READ = 256 << 20  # bytes of a file's lines in all: some two million rows
+MAX_SWEEP = 64 << 20  # bytes of a sweep.json
 NUM_LAST = 1 << 16  # bytes at its end, to look for the last row in
 REACHED = ("step", "epoch", "tokens", "seconds")
 NUM_MARKED = 256  # bytes before a place that tell whether the file is still the one read
 YAML = getattr(yaml, "CBaseLoader", yaml.BaseLoader)  # every value as it is written
+LINES = ("metrics", "samples")
+# Of a file of lines that cannot be read, which is one of the problems of its run.
+NO_ROWS = {"rows": [], "place": [0, 0], "more": False, "beyond": False, "num_damaged": 0}
 
 
 class Outputs:
@@ -37,26 +44,36 @@ class Outputs:
 
         known: of a run, `stamp`, and for each file to be read on, `metrics` or `samples`, the
         place reached. A run that is not `known` is told about, without rows. `last`: how far the
-        run has come, whether its rows are asked for or not.
+        run has come, whether its rows are asked for or not. `more`: an answer has its bounds, and
+        there is something else to ask for at once.
         """
         found: dict[str, dict[str, Any]] = {}
-        for file in sorted(self.path.glob("*/*/config.yaml")):
-            run = Run(file.parent)
-            key = f"{run.name}/{run.id}"
+        room = NUM_ANSWERED
+        for path in run_directories(self.path):
+            run = Run(path)
+            key = f"{run.name}/{run.id}".encode("utf-8", "backslashreplace").decode()
             had = known.get(key, {})
-            about = _about(run)
-            stamp = crc32(strict_json(about).encode("utf-8", "replace"))
-            new: dict[str, Any] = {"last": last_reached(run.path / "metrics.jsonl")}
+            about, stamp, size = _about(path, _states(path), run.held())
+            new = found[key] = {"last": last_reached(path / "metrics.jsonl")}
             if stamp != had.get("stamp"):
-                new |= {"stamp": stamp, "about": about}
-            for name in ("metrics", "samples"):
-                if place := had.get(name):
-                    new[name] = self._read_on(run.path / f"{name}.jsonl", place)
-            found[key] = new
+                if room > 0:
+                    new |= {"stamp": stamp, "about": about}
+                    room -= size
+                else:
+                    new["more"] = True
+            for name in LINES:
+                if (place := had.get(name)) and room <= 0:
+                    new["more"] = True
+                elif place:
+                    new[name] = self._read_on(path / f"{name}.jsonl", place)
+                    room -= max(0, new[name]["place"][0] - place[0])
         return found
 
     def _read_on(self, path: Path, place: Sequence[int]) -> dict[str, Any]:
-        piece = read_rows(path, place)
+        try:
+            piece = read_rows(path, place)
+        except DamagedError:
+            return {**NO_ROWS, "afresh": place[0] > 0}
         if piece["num_damaged"] and path not in self._warned:
             self._warned.add(path)
             log.warning("%s: %d damaged lines are left out", path, piece["num_damaged"])
@@ -68,13 +85,13 @@ def read_rows(path: Path, place: Sequence[int], num_bytes: int = NUM_BYTES) -> d
 
     place: [bytes read, checksum of the last of them]; [0, 0] is the beginning. A resumed run
     cuts off rows and writes others: where the file no longer fits `place` it is read `afresh`.
+    `beyond`: whether there is more than is ever read. Raises DamagedError for what is no file.
     """
     offset, mark = place
-    lines: list[bytes] = []
-    before = b""
-    afresh = offset > 0
+    data = before = b""
+    afresh, beyond = offset > 0, False
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             start = max(0, offset - NUM_MARKED)
             file.seek(start)
             before = file.read(max(0, offset - start))
@@ -83,99 +100,142 @@ def read_rows(path: Path, place: Sequence[int], num_bytes: int = NUM_BYTES) -> d
             else:
                 before = b""
                 offset = file.seek(0)
-            # The last line may be half written.
-            lines = [line for line in file.readlines(num_bytes) if line.endswith(b"\n")]
+            beyond = offset >= MAX_READ
+            if not beyond and (data := file.read(num_bytes)):
+                data += file.readline(MAX_ROW)
     except FileNotFoundError:
         offset = 0
-    rows = [row for row in map(_row, lines) if row is not None]
-    read = b"".join(lines)
+    read, lines = _split(data, inside=before[-1:] not in (b"", b"\n"))
+    rows = [row for row in map(parse_row, lines) if row is not None]
     return {
         "rows": rows,
         "place": [offset + len(read), crc32((before + read)[-NUM_MARKED:])],
         "afresh": afresh,
         "more": len(read) >= num_bytes,
+        "beyond": beyond,
         "num_damaged": len(lines) - len(rows),
     }
 
 
+def _split(data: bytes, inside: bool) -> tuple[bytes, list[bytes]]:
+    """As much of the data as is read now, and its lines.
+
+    The last line may be half written, unless it is too long for one. inside: whether the data
+    begins in the middle of such a line, which has been counted.
+    """
+    whole, newline, rest = data.rpartition(b"\n")
+    read = data if len(rest) >= MAX_ROW else whole + newline
+    lines = read.removesuffix(b"\n").split(b"\n") if read else []
+    return read, lines[inside:]
+
+
 def last_reached(path: Path) -> dict[str, float]:
     """Step, epoch, tokens and seconds of the last whole row; empty where there is none."""
-    try:
-        at = path.stat()
-        return _reached(path, at.st_mtime_ns, at.st_size)
-    except OSError:
-        return {}
+    return _reached(path, _state(path))
 
 
 @lru_cache(maxsize=10_000)
-def _reached(path: Path, changed: int, size: int) -> dict[str, float]:
-    with path.open("rb") as file:
-        file.seek(max(0, size - NUM_LAST))
-        lines = file.read(NUM_LAST).splitlines(keepends=True)
-    for line in reversed(lines):
-        if line.endswith(b"\n") and (row := _row(line)) is not None:
+def _reached(path: Path, state: Sequence[int]) -> dict[str, float]:
+    try:
+        with opened(path) as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - NUM_LAST))
+            lines = file.read(NUM_LAST).split(b"\n")
+    except (FileNotFoundError, DamagedError):
+        return {}
+    for line in reversed(lines[:-1]):  # the last is empty, or half written
+        if (row := parse_row(line)) is not None:
             return {key: row[key] for key in REACHED if type(row.get(key)) in (int, float)}
     return {}
 
 
-def _row(line: bytes) -> dict[str, Any] | None:
+def _state(path: Path) -> tuple[int, ...]:
+    """What changes whenever a file may have another content, or be another to read."""
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return row if isinstance(row, dict) else None
+        at = path.stat()
+    except OSError as error:
+        return (error.errno or 0,)
+    return at.st_ino, at.st_ctime_ns, at.st_size
 
 
-def _about(run: Run) -> dict[str, Any]:
-    """Status, config and summary; of what cannot be read, what is wrong with it."""
+@lru_cache(maxsize=10_000)
+def _about(
+    path: Path, states: Sequence[Sequence[int]], held: bool
+) -> tuple[dict[str, Any], int, int]:
+    """Status, config and summary, and of what cannot be read what is wrong with it; a checksum of
+    all that, and its size. states, held: of which it is a function."""
+    run = Run(path)
     problems: list[str] = []
-    about: dict[str, Any] = {"path": str(run.path), "problems": problems}
-    parts = {
+    about: dict[str, Any] = {"path": str(path), "problems": problems}
+    parts: dict[str, Callable[[], Any]] = {
         "status": run.status,
-        "config": lambda: _config(run.path / "config.yaml"),
+        "config": lambda: read_yaml(path / "config.yaml", YAML),
         "summary": lambda: run.read("summary.json"),
         "sweep": lambda: _trial(run),
+        **{name: partial(_look_at, path / f"{name}.jsonl") for name in LINES},
     }
     for name, read in parts.items():
         try:
-            about[name] = dict(read())
-        except (UserError, OSError) as error:
+            if (value := read()) is not None:
+                about[name] = value
+        except FileNotFoundError:
+            if name == "config":
+                problems.append(f"{path} has lost its config.yaml")
+        except DamagedError as error:
             problems.append(str(error))
-        except (AttributeError, LookupError, TypeError, ValueError):
-            problems.append(f"{run.path}: its {name} is no mapping")
-    return about
+    text = strict_json(about).encode("utf-8", "replace")
+    return about, crc32(text), len(text)
+
+
+def _look_at(path: Path) -> None:
+    with opened(path):
+        pass
+
+
+def _states(path: Path) -> tuple[tuple[int, ...], ...]:
+    """Those of all files that `_about` reads; rows come and go without a word."""
+    files = [path / name for name in ("status.json", "config.yaml", "summary.json")]
+    rows = ((path / f"{name}.jsonl") for name in LINES)
+    return (*map(_state, (*files, _sweep(path))), *map(_kind, rows))
+
+
+def _kind(path: Path) -> tuple[int, ...]:
+    try:
+        at = path.stat()
+    except OSError as error:
+        return (error.errno or 0,)
+    return at.st_ino, at.st_mode
+
+
+def _sweep(path: Path) -> Path:
+    """Where the sweep that a run is a trial of would tell of it."""
+    return path.parent / f"{path.name.rpartition('-')[0]}-sweep" / "sweep.json"
 
 
 def _trial(run: Run) -> Mapping[str, Any]:
     """What the sweep that a run is a trial of says of it, if it is one."""
-    sweep = Run(run.path.parent / f"{run.id.rpartition('-')[0]}-sweep")
-    try:
-        at = (sweep.path / "sweep.json").stat()
-    except FileNotFoundError:
+    file = _sweep(run.path)
+    if not os.path.lexists(file):
         return {}
-    return _trials(sweep.path, at.st_mtime_ns).get(f"{run.name}/{run.id}", {})
+    return _trials(file, _state(file)).get(f"{run.name}/{run.id}", {})
 
 
 @lru_cache(maxsize=100)
-def _trials(path: Path, changed: int) -> Mapping[str, Mapping[str, Any]]:
-    found = Run(path).read("sweep.json")
-    about = {"id": f"{path.parent.name}/{path.name}", "metric": found["metric"]}
-    parts = ("outcome", "value", "values", "validations")
-    return {
-        trial["run"]: about | {part: trial[part] for part in parts} for trial in found["trials"]
-    }
-
-
-def _config(path: Path) -> Mapping[str, Any]:
-    at = path.stat()
-    return _parsed(path, at.st_mtime_ns, at.st_size)
-
-
-@lru_cache(maxsize=10_000)
-def _parsed(path: Path, changed: int, size: int) -> Mapping[str, Any]:
+def _trials(file: Path, state: Sequence[int]) -> Mapping[str, Mapping[str, Any]]:
+    found = read_json(file, MAX_SWEEP)
+    sweep = file.parent
     try:
-        config: Mapping[str, Any] = yaml.load(path.read_text(encoding="utf-8"), Loader=YAML)
-        check_size(config)
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
-        raise UserError(f"{path} is damaged: {error}") from error
-    return config
+        metric, trials = found["metric"], found["trials"]
+        about = {"id": f"{sweep.parent.name}/{sweep.name}", "metric": str(metric)}
+        return {trial["run"]: about | _checked(trial) for trial in trials}
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        what = f"is damaged: no trials as a sweep writes them ({error!r})"
+        raise DamagedError(file, what) from error
+
+
+def _checked(trial: Mapping[str, Any]) -> dict[str, Any]:
+    """Outcome, value, values and validations of a trial; raises where they are something else."""
+    parts = {name: trial[name] for name in ("outcome", "value", "values", "validations")}
+    for number in (parts["value"], *parts["validations"]):
+        if number is not None and not isinstance(number, int | float):
+            raise ValueError(f"{number!r} is no number")
+    return parts | {"outcome": str(parts["outcome"]), "values": dict(parts["values"].items())}

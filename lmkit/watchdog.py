@@ -14,6 +14,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lmkit.processes import Failure
+from lmkit.ranges import Positive
 
 Place = tuple[int, int, int]  # updates done, phase of the next, window of that phase
 PHASES = ("forward", "backward", "update", "validation", "end of validation", "checkpoint")
@@ -28,19 +29,11 @@ class Watchdog(Callback):
     seconds: without moving, after which it is ended.
     """
 
-    def __init__(self, *, seconds: float = 600.0) -> None:
+    def __init__(self, *, seconds: Positive = 600.0) -> None:
         self.seconds = seconds
         self._place: Place = (0, 0, 0)
         self._moved = 0.0
         self._ended = threading.Event()
-
-    @staticmethod
-    def check(**config: Any) -> list[str]:
-        """Times that cannot be."""
-        seconds = config.get("seconds")
-        if seconds is not None and seconds <= 0:
-            return [f"seconds={seconds}: must be above 0"]
-        return []
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.world_size > 1:

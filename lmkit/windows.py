@@ -10,6 +10,9 @@ from typing import Protocol as Interface
 import numpy.typing as npt
 from torch import Tensor
 
+from lmkit.shard import MANIFEST, damaged
+from lmkit.token_store import TokenStore
+
 # Tokens read before a memory map is asked to give its pages back: each document begins with 64 KiB
 # or more of them, whatever its length.
 RELEASE_EVERY = 2**20
@@ -85,6 +88,7 @@ class Passes(ABC):
         self._resumed = False
         unreleased = 0
         for window in self._windows():
+            self._check(window)
             self.position += 1
             unreleased += window.tokens.numel()
             if unreleased >= RELEASE_EVERY:
@@ -92,6 +96,16 @@ class Passes(ABC):
                 unreleased = 0
             yield window
         self._release()
+
+    def _check(self, window: Window) -> None:
+        """Refuse ids that no vocabulary of theirs has: a store is not read whole when opened."""
+        stores = [text for text in self.texts if isinstance(text, TokenStore)]
+        most = max((store.vocabulary_size for store in stores), default=None)
+        if most is not None and (highest := int(window.targets.max())) >= most:
+            raise damaged(
+                stores[0].directory / MANIFEST,
+                f"token id {highest} of a vocabulary of {most} in its shards",
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Where the pass stands: windows already handed out, and the epoch."""

@@ -82,7 +82,7 @@ class Word(CountedTokenizer):
         text = chunk.decode()
         return (text.lower() if self.lower else text).split()
 
-    def encode(self, texts: Sequence[str]) -> Encoded:
+    def encode(self, texts: Sequence[str], by_line: bool = False) -> Encoded:
         cut = _cut(texts)
         ids = np.array(list(map(self._usual.get, cut.chunks, repeat(-1))), np.int32)
         unusual = {k: self._split(cut.chunks[k]) for k in np.flatnonzero(ids < 0).tolist()}
@@ -106,7 +106,7 @@ class Word(CountedTokenizer):
             num_unknown=int(unknown[tokens].sum()) if unknown.any() else 0,
         )
 
-    def unknown(self, text: str) -> dict[int, str]:
+    def unknown(self, text: str, by_line: bool = False) -> dict[int, str]:
         text = text.lower() if self.lower else text
         lines = text.removesuffix("\n").split("\n")
         words = (word for line in lines for word in (*line.split(), EOS))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import faulthandler
 import logging
 import multiprocessing
@@ -9,6 +10,7 @@ import os
 import re
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO, cast
 
@@ -18,7 +20,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from lmkit import hardware
 from lmkit.checkpoint_io import latest_checkpoint
-from lmkit.errors import UserError
+from lmkit.errors import MachineError, ResultError, UserError, as_user_error, exit_code
 from lmkit.processes import Failure, launched
 from lmkit.redaction import Redacting, redacted_output
 from lmkit.rendezvous import meet
@@ -102,11 +104,21 @@ def _worker(run: Run, config: dict[str, Any], newest: Path | None) -> None:
             # A return would wait for the parent, which waits for the end.
             os._exit(stopped.exit_code)
         except BaseException as error:
-            mistake = isinstance(error, UserError)
-            what = str(error) if mistake else f"raised {type(error).__name__}: {error}"
-            Failure(rank, what, traceback.format_exc(), mistake=mistake).write(logs)
-            traceback.print_exc(file=stream)
-            sys.exit(1)  # of an exception torch would keep the text, as it is, in $TMPDIR
+            mistake, failed = as_user_error(error), isinstance(error, ResultError)
+            what = (
+                str(error) if failed else str(mistake or f"raised {type(error).__name__}: {error}")
+            )
+            failure = Failure(
+                *(rank, what, traceback.format_exc()),
+                mistake=mistake is not None,
+                machine=isinstance(mistake, MachineError),
+                failed=failed,
+            )
+            with suppress(OSError):  # a disk that is full
+                failure.write(logs)
+                traceback.print_exc(file=stream)
+            # Of an exception torch would keep the text, as it is, in $TMPDIR.
+            sys.exit(exit_code(error))
 
 
 def log_to(path: Path, rank: int) -> TextIO:
@@ -137,6 +149,9 @@ def cause(run: Run, error: ChildFailedError, number: int) -> WorkerError:
     if rank not in heard:
         if (signum := -code if code < 0 else code - 128) in SIGNALS:  # before it could say so
             raise Stopped(signum) from None
+        if code == 2:  # a mistake for which there was no room
+            full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(run.path / "logs"))
+            raise as_user_error(full) from None  # type: ignore[misc]
         if code < 0:  # the others were stopped because of it
             how = f"was killed by {name_of(-code)}"
             return WorkerError(f"rank {rank} (process {failure.pid}) {how}", died=True)
@@ -144,7 +159,9 @@ def cause(run: Run, error: ChildFailedError, number: int) -> WorkerError:
     if first and first.signum:
         raise Stopped(max(failure.signum for failure in failures)) from None
     if first and first.mistake:
-        raise UserError(first.what) from None
+        raise (MachineError if first.machine else UserError)(first.what) from None
+    if first and first.failed:
+        raise ResultError(first.what, None) from None
     if first:
         message = f"rank {first.rank} ({first.process}) {first.what}\n\n{first.stack.rstrip()}\n"
         return WorkerError(message, first.died)

@@ -186,6 +186,11 @@ def test_all_damaged(tmp_path):
     assert str(error.value) == (
         f"no checkpoint in {tmp_path} can be used: step-000000001.ckpt {reason}"
     )
+    with pytest.raises(UserError) as error:  # nor does the run begin again behind its back
+        latest_checkpoint(tmp_path)
+    assert str(error.value) == (
+        f"no checkpoint in {tmp_path} can be used: step-000000001.ckpt.damaged was set aside"
+    )
 
 
 def test_none_yet(tmp_path):

@@ -170,16 +170,29 @@ def test_patterns_and_characters_need_no_quotes(written, value):
         ),
         (
             ["data=jsonlines", "data.path=x", "data.feild=body"],
-            ["mean jsonl?", "data.feild is not a key of lmkit.corpus.Jsonl; did you mean data.fi"],
+            [
+                "mean jsonl?",
+                "data.feild is not a key of lmkit.corpus.Jsonl; did you mean data.fi",
+                "data.path=x does not exist",
+            ],
         ),
         (["data=csv"], ["data.path is required by lmkit.corpus.Csv; set data.path=..."]),
         (["data=csv", "data.path=missing.csv"], ["data.path=missing.csv does not exist; "]),
         (
             ["data=tsv", "data.path=missing.tsv", "data.colum=x"],
-            ["data.colum is not a key of lmkit.corpus.Csv; did you mean data.column?"],
+            [
+                "data.colum is not a key of lmkit.corpus.Csv; did you mean data.column?",
+                "data.path=missing.tsv does not exist",
+            ],
         ),
-        (["data=files", "data.path=.", "data.encoding=utf-61"], ["data.encoding=utf-61 is no enc"]),
-        (["data=csv", "data.path=.", "data.header=false"], ["data.header=false but data.column="]),
+        (
+            ["data=files", "data.path=.", "data.encoding=utf-61"],
+            ["data.encoding=utf-61 is no enc", " names no files"],
+        ),
+        (
+            ["data=csv", "data.path=.", "data.header=false"],
+            ["data.header=false but data.column=", " names no files that end in .csv"],
+        ),
     ],
 )
 def test_a_mistake_is_told_once(argv, mistakes, tmp_path, monkeypatch):
@@ -245,14 +258,15 @@ MANY = {
     "seed=1,2": "seed=1,2: a run takes one value; for a run of each combination add -m "
     "(lmkit train -m ...) or take lmkit sweep; a list as one value is written [a,b]",
     "modle.x=1": "modle is not a key; did you mean model?",
-    "name=[a]": "name=['a']: expected str, found a list",
+    "name=[a]": "name=[a]: expected letters, digits and any of ._+=,@- after the first letter or "
+    "digit (it names a directory inside outputs), and not `latest`",
     "data.batchsize=3": "data.batchsize is not a key of lmkit.corpus.WikiText; "
     "did you mean data.batch_size?",
     "data.protocol=document_": "data.protocol=document_: expected document | sentence | stream, "
     "found text; did you mean document?",
     "model.hiden_size=650": "model.hiden_size is not a key of lmkit.model.LSTM; "
     "did you mean model.hidden_size?",
-    "optimizer.lr=-1": "optimizer: Invalid learning rate: -1.0",
+    "optimizer.lr=-1": "optimizer.lr=-1.0: Invalid learning rate: -1.0",
     "trainer.precision=bf16_mixed": "trainer.precision=bf16_mixed: did you mean bf16-mixed?",
     "trainer.max_epochs=-2": "trainer.max_epochs=-2: must be at least -1",
     "trainer.plugins=[]": "trainer.plugins is set by lmkit itself and cannot be configured",
@@ -290,8 +304,8 @@ def test_compiled_kernels_that_cannot_be_had_are_a_mistake(monkeypatch):
 
 
 def test_a_value_out_of_hydras_grammar_says_how_to_quote_it():
-    (mistake,) = mistakes_of("name=[a")
-    assert mistake.startswith("name=[a: ")
+    (mistake,) = mistakes_of("seed=[a")
+    assert mistake.startswith("seed=[a: ")
     assert mistake.endswith("put the value in quotes within the shell's, as 'key=\"value\"'")
 
 
@@ -529,7 +543,7 @@ def test_keys_are_taken_away_with_a_tilde(tmp_path):
 def test_a_damaged_base_is_named(tmp_path, text):
     path = tmp_path / "config.yaml"
     path.write_text(text)
-    with pytest.raises(UserError, match=f"^{path}: not a "):
+    with pytest.raises(UserError, match=f"^{path} is damaged: "):
         compose([], base=path)
 
 

@@ -4,7 +4,6 @@ import errno
 import http.client
 import json
 import logging
-import os
 import re
 import shutil
 import signal
@@ -396,7 +395,9 @@ def test_damage_is_told_and_spoils_nothing_else(browser, tmp_path):
             assert len(xs(curve(page, "train/nll", run))) == 9
             page.get_by_text("3 damaged lines of metrics.jsonl are left out").wait_for()
             assert page.get_by_text(f"{broken.path}/config.yaml is damaged: ").is_visible()
-            assert page.get_by_text(f"{broken.path}: its status is no mapping").is_visible()
+            assert page.get_by_text(
+                f"{broken.path}/status.json is damaged: expected a mapping, found a list"
+            ).is_visible()
             assert len(xs(curve(page, "train/nll", broken))) == 5
             page.reload()
             xs(curve(page, "train/nll", run))
@@ -404,6 +405,72 @@ def test_damage_is_told_and_spoils_nothing_else(browser, tmp_path):
         warning = f"WARNING: {run.path}/metrics.jsonl: 3 damaged lines are left out\n"
         assert process.stderr.read() == warning
         assert process.wait(10) == 130
+
+
+def test_numbers_and_numbers_of_things_spoil_their_own_run_alone(browser, tmp_path):
+    good = make_run(tmp_path, "a", "good", rows=metrics(10, 200), summary={"test/perplexity": 9.5})
+    sample = {"step": 50, "epoch": 0, "prompt": "The", "text": " end."}
+    append(good, "samples", [sample])
+    evil = make_run(tmp_path, "a", "evil", rows=metrics(10, 100), summary={})
+    odd = ["1e16", "10000000000000004", "1e308", "-1e308", "NaN", "-Infinity", "1e-320", "1e999"]
+    with (evil.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        for step, number in enumerate([*odd, "9" * 300], start=200):
+            values = ", ".join(f'"{key}": {number}' for key in ("val/perplexity", "odd", "tokens"))
+            file.write(f'{{"step": {step}, {values}}}\n')
+        file.writelines(f'{{"step": {step}, "close": {10**16 + step}}}\n' for step in (0, 4))
+        file.write('{"step": 1e308, "odd": 1}\n{"step": -1e308, "odd": 2}\n')
+        file.writelines(json.dumps({f"k{i}-{j}": 1 for j in range(100)}) + "\n" for i in range(9))
+    (evil.path / "samples.jsonl").write_text("{}\n" * 350_000)  # more than a call has arguments
+    evil.write("summary.json", {"test/perplexity": "low", "seconds": [1], "num_parameters": -1e308})
+    (evil.path / "status.json").write_text('{"status": ["<img>"], "started": {"a": 1}}')
+    make_sweep(tmp_path, [])
+    (tmp_path / "words" / "lr-sweep" / "sweep.json").write_text('{"trials": 3}')
+    trial = make_run(tmp_path, "words", "lr-000", rows=metrics(10, 50), summary={})
+    with serving(tmp_path) as (_, url), page_of(browser, url) as page:
+        assert len(xs(curve(page, "train/nll", good))) == 20
+        page.get_by_text("a/evil: more than 200 keys are logged, of which only the").wait_for()
+        assert page.locator("#charts .chart").count() == 200
+        page.get_by_text("the last 100 of 350000").wait_for()
+        assert page.get_by_text("The end.").is_visible()
+        # The axes are those of numbers that a training comes to.
+        marks = page.locator('#charts svg[aria-label="val/perplexity"] text').all_text_contents()
+        assert "e+" not in "".join(marks)
+        assert len(set(xs(curve(page, "val/perplexity", good)))) == 4
+        best = page.locator("#runs td.best").all_inner_texts()
+        assert best == ["105", "9.5"]
+        page.get_by_text("words/lr-sweep/sweep.json is damaged: no trials").wait_for()
+        assert len(xs(curve(page, "train/nll", trial))) == 5
+        page.get_by_role("button", name="tokens").click()
+        page.get_by_role("button", name="step").click()
+        # A zoom, and another as deep as there are pixels, until neighbouring numbers are met.
+        for _ in range(12):
+            chart = page.locator('svg[aria-label="close"]')
+            chart.scroll_into_view_if_needed()
+            box = chart.bounding_box()
+            page.mouse.move(box["x"] + 300, box["y"] + 90)
+            page.mouse.down()
+            page.mouse.move(box["x"] + 308, box["y"] + 90)
+            page.mouse.up()
+        page.get_by_role("button", name="whole range").click()
+        assert len(xs(curve(page, "train/nll", good))) == 20
+
+
+def test_many_rows_are_drawn_by_their_extremes(browser, tmp_path):
+    rows = [{"step": step, "x": 1.0, "y": 1.0} for step in range(600)]
+    rows[123] |= {"x": -5.0}
+    rows[400] |= {"x": 9.0}
+    run = make_run(tmp_path, "a", "long", rows=rows, summary={})
+    with serving(tmp_path) as (_, url), page_of(browser, url) as page:
+        xs(curve(page, "x", run))
+        thin = """() => {
+          let points = runs.get("a/long").series.get("x");
+          for (let i = 0; i < 4; i++) points = thinned(points);
+          return points.map(point => [point.step, point.value]);
+        }"""
+        points = page.evaluate(thin)
+        assert len(points) < 60
+        assert {(123, -5), (400, 9)} <= {tuple(point) for point in points}
+        assert [step for step, _ in points] == sorted(step for step, _ in points)
 
 
 def test_begins_before_there_is_anything(browser, tmp_path):
@@ -450,6 +517,22 @@ def test_is_for_this_machine_alone(tmp_path):
         status, text, _ = ask("POST", "/changes", "{}", Host="evil.example")
         assert status == 403
         assert "secret" not in text
+        for origin in ("http://evil.example", f"http://127.0.0.1:{port + 1}", "null"):
+            assert ask("POST", "/changes", "{}", Origin=origin)[0] == 403
+        assert ask("POST", "/changes", "{}", Origin=url.rstrip("/"))[0] == 200
+        for method, path in (
+            ("POST", "/"),
+            ("PUT", "/"),
+            ("DELETE", "/changes"),
+            ("X", "/changes"),
+        ):
+            assert ask(method, path, "{}")[0] == 405
+        assert ask("GET", "/changes")[0] == 405
+        for length in ("-1", "x", "1e3", str(1 << 30), "9" * 5000):
+            headers = {"Content-Length": length}
+            assert ask("POST", "/changes", None, **headers)[0] == 413
+        assert ask("POST", "/changes", "[" * 100_000)[0] == 400
+        assert ask("POST", "/changes", '{"a": {"metrics": [-1, 0]}}')[0] == 400
         assert ask("GET", "/../../etc/passwd")[0] == 404
         assert ask("POST", "/other", "{}")[0] == 404
         assert ask("POST", "/changes", "{")[0] == 400
@@ -582,5 +665,5 @@ def test_unreadable_files_are_told(tmp_path):
     (run.path / "summary.json").mkdir()
     about = Outputs(tmp_path).changes({})["a/one"]["about"]
     assert about["problems"] == [
-        f"[Errno {errno.EISDIR}] {os.strerror(errno.EISDIR)}: '{run.path}/summary.json'"
+        f"{run.path}/summary.json is a directory, not a file; put a sound copy in its place"
     ]

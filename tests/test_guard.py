@@ -1,5 +1,6 @@
 """Real signals to real processes: the exit code, the checkpoint, and what is left running."""
 
+import json
 import os
 import signal
 import subprocess
@@ -102,12 +103,20 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path):
     assert trainee.run(tmp_path, nan_at=18) == 1
     assert (
         "lmkit.guard.NonFiniteError: the loss or its gradient is not finite at step 19 (epoch 1, "
-        "window 6); the last checkpoint is from before that: go on from it with a lower "
-        "optimizer.lr or a trainer.gradient_clip_val\n"
+        "window 6); the last checkpoint is from before that: go on from it with lmkit resume "
+        f"{tmp_path} optimizer.lr=0.005, or with a trainer.gradient_clip_val\n"
     ) in stderr(tmp_path)
     newest = load_checkpoint(latest_checkpoint(tmp_path / "checkpoints"))
     assert newest["global_step"] == 16
     assert all(torch.isfinite(tensor).all() for tensor in newest["state_dict"].values())
+
+
+def test_a_checkpoint_that_leads_to_it_whatever_the_rate_is_not_to_be_gone_on_from(tmp_path):
+    assert trainee.run(tmp_path, nan_at=16) == 1
+    assert latest_checkpoint(tmp_path / "checkpoints").name == "step-000000016.ckpt"
+    assert (
+        "window 4); begin another run with a lower optimizer.lr or a trainer.gradient_clip_val\n"
+    ) in stderr(tmp_path)
 
 
 def test_within_accumulation_the_window_is_named(tmp_path):
@@ -119,4 +128,6 @@ def test_within_accumulation_the_window_is_named(tmp_path):
 def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     assert trainee.run(tmp_path, spoil_at=8) == 1
     assert "layers.0.weight is not finite after step 8; the last" in stderr(tmp_path)
+    found = json.loads((tmp_path / "non_finite.json").read_text())
+    assert found == {"step": 8, "parameter": "layers.0.weight"}
     assert latest_checkpoint(tmp_path / "checkpoints").name == "step-000000004.ckpt"

@@ -118,9 +118,10 @@ def test_windows_are_cuts_of_the_same_lanes_at_any_bptt(text, layout, other):
     assert first == second
 
 
-@given(texts, layouts, st.sampled_from([1, 2, 3]))
-def test_weights_make_the_mean_over_the_tokens_of_an_update(text, layout, accumulate):
-    windows = list(loader(text, accumulate=accumulate, **layout))
+@given(texts, layouts, st.sampled_from([1, 2, 3]), st.none() | st.integers(1, 5))
+def test_weights_make_the_mean_over_the_tokens_of_an_update(text, layout, accumulate, limit):
+    windows = list(loader(text, accumulate=accumulate, limit=limit, **layout))
+    assert len(windows) == min(len(loader(text, **layout)), limit or 10**9)
     for begin in range(0, len(windows), accumulate):
         group = windows[begin : begin + accumulate]
         counted = sum(int(w.mask.sum()) for w in group)

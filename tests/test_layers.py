@@ -10,16 +10,18 @@ import lmkit
 PACKAGE = Path(lmkit.__file__).parent
 # A module may import those before it, never those after it.
 FLOW = """
-    errors atomic redaction renamed hardware threads allocator signals processes rendezvous
-    environment pydocs bounds paths readers records probe_corpus source hub files corpus
+    errors regular_file atomic ranges redaction renamed hardware threads allocator signals processes
+    rendezvous environment
+    pydocs bounds paths readers records probe_corpus source hub files corpus
     encoding word subword tokenizer
     meter pool shard once token_store vocabulary stored datatrove_tokens store
     windows lanes mixture datamodule
     gemm kernels dropout embedding lstm recurrent model odds cross_entropy head metrics optim task
-    run checkpoint_io checkpoint guard watchdog
-    wandb_logger logs tracker wandb_tracker tensorboard_tracker pace progress
-    groups config search allow keys full_config binding safety loggers contradictions check
-    sampling text trained probe training estimate workers launch job multirun
+    history run checkpoint_io identity checkpoint guard watchdog
+    wandb_logger logs tracker wandb_tracker tensorboard_tracker pace progress continuation
+    groups allow keys as_typed config search signatures full_config binding safety loggers trainer
+    trainer_keys contradictions dry_run check
+    sampling text trained probe limits training estimate workers launch job multirun
     prepare cluster
     evaluate score_page score generate analyze watch dashboard verify doctor list
     study trial sweep_report sweep completion usage

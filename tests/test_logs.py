@@ -103,6 +103,47 @@ def test_a_file_that_was_lost_starts_again(tmp_path):
     assert read(tmp_path / "a.jsonl") == [{"a": 1}]
 
 
+@pytest.mark.parametrize(
+    ("harm", "kept"),
+    [
+        (lambda data: data[:25], 2),  # within the third row
+        (lambda data: data[:10], 1),
+        (lambda data: data[:3], 0),
+        (lambda data: None, 0),
+        (lambda data: data[:18] + data[27:] + b'{"a": 5, "b": "later"}\n', 3),  # a row is gone
+    ],
+)
+def test_a_damaged_file_is_told_and_goes_on_after_its_last_whole_row(tmp_path, caplog, harm, kept):
+    path = tmp_path / "a.jsonl"
+    written = [{"a": k} for k in range(4)]
+    lines = JsonLines(path)
+    for row in written:
+        lines.append(row)
+    harmed = harm(path.read_bytes())
+    path.unlink() if harmed is None else path.write_bytes(harmed)
+    resumed = JsonLines(path)
+    resumed.go_on(lines.length)
+    assert caplog.messages == [
+        f"{path} is damaged: {9 * kept} of its 36 bytes are there in whole rows; the others are "
+        "lost, and it goes on after these"
+    ]
+    assert not path.exists() or path.stat().st_size == 9 * kept
+    resumed.append({"end": 1})
+    assert read(path)[-1] == {"end": 1}
+    assert len(read(path)) == kept + 1
+
+
+def test_a_sound_file_goes_on_without_a_word(tmp_path, caplog):
+    lines = JsonLines(tmp_path / "a.jsonl")
+    lines.append({"a": 1})
+    length = lines.length
+    lines.append({"a": 2})
+    resumed = JsonLines(lines.path)
+    resumed.go_on(length)
+    assert list(resumed.rows()) == [{"a": 1}]
+    assert caplog.messages == []
+
+
 WANDB = """
 import logging, os, sys
 logging.basicConfig(format="%(levelname)s %(message)s")

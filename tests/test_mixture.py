@@ -170,9 +170,11 @@ def test_processes_share_the_rows_of_one(accumulate):
         assert [p.first_lane for p in parts] == [0, 2]
 
 
-def test_the_weight_of_an_update_is_one_over_its_targets():
+@pytest.mark.parametrize("limit", [None, 5])
+def test_the_weight_of_an_update_is_one_over_its_targets(limit):
     texts = [text_of([4, 9, 2, 6], 1000)]
-    windows = list(loader(texts, [1.0], accumulate=3, epoch_tokens=120))
+    windows = list(loader(texts, [1.0], accumulate=3, epoch_tokens=120, limit=limit))
+    assert limit in (None, len(windows))
     for first in range(0, len(windows), 3):
         group = windows[first : first + 3]
         targets = sum(int(w.mask.sum()) for w in group)
@@ -180,9 +182,10 @@ def test_the_weight_of_an_update_is_one_over_its_targets():
         assert all(float(w.weight.max()) == pytest.approx(3 / targets) for w in group)
 
 
-def test_the_documents_of_a_window():
+@pytest.mark.parametrize("limit", [None, 3])
+def test_the_documents_of_a_window(limit):
     texts = [text_of([4, 9, 2, 6], 1000), text_of([5] * 9, 10_000)]
-    mixture = loader(texts, [1.0, 1.0], epoch_tokens=90)
+    mixture = loader(texts, [1.0, 1.0], epoch_tokens=90, limit=limit)
     windows = [window for _ in range(2) for window in mixture]
     for place, window in enumerate(windows):
         expected = set()
@@ -244,7 +247,7 @@ def test_training_reads_a_mixture_and_resumes_to_the_bit(two_stores, settings, t
         ),
         (
             ["data.weights.A=1", "data.weights.B=0"],
-            "data.weights=B: 0.0 is not above 0",
+            "data.weights={'A': 1, 'B': 0}: B must be above 0",
         ),
         (
             ["data.protocol=stream"],

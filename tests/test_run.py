@@ -201,7 +201,8 @@ def test_another_config_is_an_error_that_names_every_key(tmp_path):
         "  model.hidden_size: 200 there, 300 now\n"
         "  trainer.precision: 32-true there, bf16-mixed now\n"
         "  data.batch_size: absent there, 4 now\n"
-        "only length, devices and logging may change; choose another run_id for the rest"
+        "only length, devices and logging may change; for the rest begin another run, with "
+        "lmkit train and another run_id"
     )
     assert Run(tmp_path / "lm" / "one").config() == CONFIG
     create(tmp_path)  # and it is not held any more

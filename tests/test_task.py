@@ -1,17 +1,19 @@
 """The task through a real Lightning trainer and by hand, against loops over documents."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins import MixedPrecision
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lmkit.head import FullSoftmax
 from lmkit.lanes import WindowLoader
-from lmkit.model import LSTM
+from lmkit.model import LSTM, Window
 from lmkit.optim import WarmupCosine, WarmupLinear
 from lmkit.task import Task
 
@@ -55,6 +57,31 @@ def make_task(lr=0.5, scheduler=lambda optimizer, num_steps: None, **model):
     lstm = LSTM(VOCABULARY, embedding_size=8, hidden_size=8, init_range=1.0, **model)
     head = FullSoftmax(8, VOCABULARY)
     return Task(lstm, head, lambda parameters: torch.optim.SGD(parameters, lr=lr), scheduler)
+
+
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+def test_fp16_gradients_are_clipped_out_of_their_scale(algorithm):
+    """A fused optimizer would take the scale out of them by itself, but later."""
+    steps = []
+    for fused in (False, True):
+        task = make_task()
+        task.model = Window(VOCABULARY, embedding_size=8, hidden_size=8, context=2, init_range=1.0)
+        task.make_optimizer = partial(torch.optim.SGD, lr=0.5, fused=fused)
+        trainer = make_trainer(
+            max_steps=1,
+            gradient_clip_val=0.05,
+            gradient_clip_algorithm=algorithm,
+            plugins=[MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))],
+        )
+        before = [parameter.detach().clone() for parameter in task.parameters()]
+        trainer.fit(task, loader(Text([9, 1, 4, 13, 2, 6, 8]), bptt=3))
+        after = [parameter.detach() for parameter in task.parameters()]
+        steps.append([a - b for a, b in zip(after, before, strict=True)])
+    for one, other in zip(*steps, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-7, rtol=1e-5)
+    if algorithm == "norm":
+        norm = torch.nn.utils.get_total_norm(steps[1])
+        assert float(norm) == pytest.approx(0.5 * 0.05, rel=1e-3)
 
 
 def make_trainer(**kwargs):

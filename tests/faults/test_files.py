@@ -128,8 +128,8 @@ def test_two_runs_on_one_directory(settings, tmp_path):
     process.kill()
     process.communicate(timeout=LIMIT)
     # A lock of the dead holds nobody: this is refused for what it asks.
-    done = lmkit("resume", "one", "trainer.max_epochs=0", cwd=tmp_path, code=2)
-    assert "trainer.max_epochs=0 but the run has come further" in done.stderr
+    done = lmkit("resume", "one", "trainer.max_epochs=1", cwd=tmp_path, code=2)
+    assert "trainer.max_epochs=1 but the run has come further" in done.stderr
 
 
 def test_a_store_that_was_changed_is_noticed_before_training(finished, settings, tmp_path):

@@ -1,0 +1,136 @@
+"""Keys that take text, and what was typed for them where Hydra or YAML has read something else."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.plugins.config_source import ConfigResult
+from omegaconf import OmegaConf
+from omegaconf._utils import get_yaml_loader
+
+from lmkit.keys import node_keys
+from lmkit.paths import as_list
+
+TEXT = {"str", "Path", "null", "None"}
+TEXTS = {"list[str]", "Sequence[str]", "Iterable[str]", "tuple[str, ...]"}
+
+
+def takes_text(hint: str) -> bool:
+    """Whether a key of this type, in the words of its source, takes a text and nothing else."""
+    arms = set(hint.split(" | "))
+    return "str" in arms and arms <= TEXT
+
+
+def takes_texts(hint: str) -> bool:
+    """Whether a key of this type takes a list of texts."""
+    arms = set(hint.split(" | "))
+    return bool(arms & TEXTS) and arms <= TEXT | TEXTS
+
+
+def find_misread(config: Mapping[str, Any]) -> dict[str, bool]:
+    """The paths of a composed config that take text and hold something else, as the number 12000.0
+    for `12e3`; whether it is a list of texts."""
+    found = {}
+    for path, key in node_keys(config).items():
+        value, may_be_null = _at(config, path), "null" in key.type.split(" | ")
+        if value is _ABSENT or isinstance(value, str) or (value is None and may_be_null):
+            continue
+        if takes_text(key.type):
+            found[path] = False
+        elif takes_texts(key.type) and isinstance(value, list):
+            found[path] = True
+    return {path: several for path, several in found.items() if not several or _mixed(config, path)}
+
+
+def _mixed(config: Mapping[str, Any], path: str) -> bool:
+    return not all(isinstance(each, str) for each in _at(config, path))
+
+
+_ABSENT = object()
+
+
+def _at(config: Mapping[str, Any], path: str) -> Any:
+    node: Any = config
+    for part in path.split("."):
+        if not isinstance(node, Mapping) or part not in node:
+            return _ABSENT
+        node = node[part]
+    return node
+
+
+def retyped(override: Override, misread: Mapping[str, bool]) -> Override:
+    """An override, with what was typed as its value where that was misread."""
+    key = override.key_or_group
+    typed = (override.input_line or "").partition("=")[2].strip()
+    # What is a text already was quoted, or stands for another key's value.
+    if key not in misread or isinstance(override.value(), str):
+        return override
+    names = as_list(typed) if misread[key] else None
+    value = quoted(typed) if names is None else f"[{','.join(map(quoted, names))}]"
+    return OverridesParser.create().parse_override(f"++{key}={value}")
+
+
+def quoted(text: str) -> str:
+    """Any text as a value in Hydra's grammar."""
+    return QuotedString(literal(text), Quote.double).with_quotes()
+
+
+def literal(text: str) -> str:
+    """`text` written so that OmegaConf reads it back as it is, secrets excepted."""
+    return re.sub(r"(\\*)\$\{(?!oc\.env:)", lambda m: m[1] * 2 + "\\${", text)
+
+
+def unliteral(text: str) -> str:
+    """What `literal` was given."""
+    return re.sub(r"(\\+)\$\{(?!oc\.env:)", lambda m: "\\" * (len(m[1]) // 2) + "${", text)
+
+
+class AsTyped(FileConfigSource):
+    """Hydra's reader of a folder of configs, which keeps the texts of `misread` as they stand."""
+
+    def __init__(self, provider: str, path: str, misread: Mapping[str, bool]) -> None:
+        super().__init__(provider, path)
+        self.misread = misread
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        result = super().load_config(config_path)
+        file = Path(self.path) / self._normalize_file_name(config_path)
+        text = file.read_text(encoding="utf-8")
+        tree = yaml.compose(text, Loader=get_yaml_loader())
+        for path in self.misread:
+            for inside in _inside(path, config_path):
+                node = _find(tree, inside)
+                if node is not None and not node.tag.endswith((":str", ":null")):
+                    kept = _kept(node, text, self.misread[path])
+                    OmegaConf.update(result.config, ".".join(inside), kept, force_add=True)
+        return result
+
+
+def _inside(path: str, file: str) -> Iterator[list[str]]:
+    """Where a file may have the key: from the root, or from its own group."""
+    yield path.split(".")
+    group = Path(file).parent.as_posix().replace("/", ".")
+    if path.startswith(f"{group}."):
+        yield path.removeprefix(f"{group}.").split(".")
+
+
+def _find(node: Any, path: Collection[str]) -> Any:
+    for part in path:
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []
+        node = next((value for key, value in pairs if key.value == part), None)
+    return node
+
+
+def _kept(node: Any, text: str, several: bool) -> Any:
+    if several and isinstance(node, yaml.SequenceNode):
+        return [_kept(each, text, several=False) for each in node.value]
+    if isinstance(node, yaml.ScalarNode):
+        return literal(node.value)
+    return literal(text[node.start_mark.index : node.end_mark.index])

@@ -1,0 +1,162 @@
+"""Whatever of a config can be built without data is built, and what its constructors refuse is
+told, key by key."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch.optim import SGD
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from lmkit.allow import SLOTS, resolve_target, slot_bases
+from lmkit.binding import build
+from lmkit.errors import UserError
+from lmkit.loggers import TRACKERS
+from lmkit.optim import Stepping, check_length
+from lmkit.processes import launched
+from lmkit.redaction import mask, redact
+from lmkit.safety import anchored
+from lmkit.signatures import signature_keys
+from lmkit.trainer import build_trainer, said, silent
+
+Node = Mapping[str, Any]
+Make = Callable[[dict[str, Any]], Any]
+
+
+def dry_run(config: Node, stepping: Node, mistakes: list[str]) -> None:
+    """Note what is wrong with the parts of a config other than its data and tokenizer.
+
+    A key that a mistake has been noted of is left out. stepping: the keys beside the schedule's.
+    """
+    with TemporaryDirectory() as place, silent():
+        _model(config, mistakes)
+        _schedule(config, stepping, mistakes)
+        _trainer(config, Path(place), mistakes)
+
+
+def attempt(path: str, node: Node | None, make: Make, mistakes: list[str]) -> Any:
+    """What `make` makes of a node; None where it refuses it, and a mistake for each key that is
+    the reason."""
+    if not node or "_target_" not in node:
+        return None
+    keys, given = signature_keys(resolve_target(node["_target_"])), SLOTS[path.split(".")[0]].given
+    if any(key.required and name not in (*node, *given) for name, key in keys.items()):
+        return None
+    noted = [mistake.partition("=")[0] for mistake in mistakes]
+    kept = {key: value for key, value in node.items() if f"{path}.{key}" not in noted}
+    is_whole = len(kept) == len(node)
+    while True:
+        made, error = _tried(make, kept)
+        if error is None:
+            return made if is_whole else None
+        optional = [name for name in kept if name in keys and not keys[name].required]
+        required = [name for name in kept if name in keys and keys[name].required]
+        # With its default in the place of the reason, something else is refused, or nothing.
+        reason = next((n for n in optional if _differs(error, make, kept, n)), None)
+        if not optional and len(required) == 1:
+            (reason,) = required
+        if reason or is_whole:
+            mistakes.append(_told(path, reason, kept.get(reason or ""), error))
+        if reason not in optional:
+            return None
+        del kept[reason]
+        is_whole = False
+
+
+def _tried(make: Make, node: dict[str, Any]) -> tuple[Any, Exception | None]:
+    try:
+        return make(node), None
+    except Exception as error:  # whatever a library raises at what it cannot take
+        return None, error
+
+
+def _differs(error: Exception, make: Make, node: Node, without: str) -> bool:
+    rest = {key: value for key, value in node.items() if key != without}
+    return str(_tried(make, rest)[1]) != str(error)
+
+
+def _told(path: str, key: str | None, value: Any, error: Exception) -> str:
+    if isinstance(error, UserError):  # which names the key
+        return redact(str(error))
+    shown = "" if isinstance(value, Mapping | list) or value is None else f"={value}"
+    at = mask(f"{path}.{key}{shown}") if key else path
+    return f"{at}: {redact(said(error))}"
+
+
+def _simply(slot: str, **given: Any) -> Make:
+    return lambda node: build(node, bases=slot_bases(slot), **given)
+
+
+def _model(config: Node, mistakes: list[str]) -> None:
+    with torch.device("meta"):
+        make = _simply("model", vocabulary_size=2)
+        model = attempt("model", config.get("model"), make, mistakes)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    needed = 4 * sum(each.numel() for each in model.parameters()) if model else 0
+    if needed > memory:
+        mistakes.append(
+            f"model: its parameters take {needed / 2**30:,.0f} GiB, this machine has "
+            f"{memory / 2**30:,.0f}; lower model.hidden_size or model.embedding_size"
+        )
+
+
+def _schedule(config: Node, stepping: Node, mistakes: list[str]) -> None:
+    parameters = [torch.nn.Parameter(torch.zeros(size)) for size in ((2, 2), (2,))]
+
+    def loss() -> torch.Tensor:
+        for parameter in parameters:
+            parameter.grad = torch.zeros_like(parameter)
+        return torch.zeros(())
+
+    def make_optimizer(node: dict[str, Any]) -> Any:
+        optimizer = build(node, bases=slot_bases("optimizer"), params=parameters)
+        optimizer.step(loss)
+        return optimizer
+
+    optimizer = attempt("optimizer", config.get("optimizer"), make_optimizer, mistakes)
+
+    def make(node: dict[str, Any]) -> Any:
+        # What is wrong with a schedule is told also where its optimiser cannot be had.
+        steps = optimizer or SGD(parameters, lr=0.1)
+        scheduler = build(node, bases=slot_bases("scheduler"), optimizer=steps, num_steps=1)
+        by_step = Stepping(**stepping).settings(scheduler)["interval"] == "step"
+        length = (config.get("trainer") or {}).get("max_steps" if by_step else "max_epochs")
+        check_length(scheduler, length or -1)
+        steps.step(loss)
+        scheduler.step(*((0.0,) if isinstance(scheduler, ReduceLROnPlateau) else ()))
+        return scheduler
+
+    attempt("scheduler", config.get("scheduler"), make, mistakes)
+
+
+def _trainer(config: Node, place: Path, mistakes: list[str]) -> None:
+    callbacks = list(_callbacks(config, place, mistakes))
+    trainer = dict(config.get("trainer") or {})
+    trainer |= {} if launched() else {"devices": 1, "num_nodes": 1}
+    gone = {"cuda": not torch.cuda.is_available(), "mps": not torch.backends.mps.is_available()}
+    noted = any(m.startswith(("trainer.accelerator=", "trainer.precision=")) for m in mistakes)
+    if noted or gone.get(trainer.get("accelerator", "")):
+        trainer |= {"accelerator": "cpu", "precision": "32-true", "strategy": "auto"}
+
+    def make(node: dict[str, Any]) -> Any:
+        return build_trainer(node, default_root_dir=place, logger=False, callbacks=callbacks)
+
+    attempt("trainer", trainer, make, mistakes)
+
+
+def _callbacks(config: Node, place: Path, mistakes: list[str]) -> Iterator[Any]:
+    """The callbacks; the loggers that can be made without a service are tried too."""
+    given = {"generate": None, "path": place / "samples.jsonl"}
+    for key, node in (config.get("callbacks") or {}).items():
+        make = _simply("callbacks", **given)
+        if made := attempt(f"callbacks.{key}", node and anchored(node, place), make, mistakes):
+            yield made
+    make = _simply("logger", save_dir=place, version="0", run_name="0")
+    for key, node in (config.get("logger") or {}).items():
+        if node and issubclass(resolve_target(node["_target_"]), tuple(TRACKERS)):
+            attempt(f"logger.{key}", anchored(node, place), make, mistakes)

@@ -1,0 +1,103 @@
+"""What a checkpoint belongs to: the run's config and text, compared before it is used."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lmkit import history
+from lmkit.checkpoint_io import newest_manifest, read_manifest
+from lmkit.errors import UserError
+from lmkit.renamed import renamed
+from lmkit.run import Run, strict_json
+from lmkit.store import Prepared
+
+log = logging.getLogger(__name__)
+
+NOT_COMPARED = (
+    ": values on it are not compared with those of before; the best checkpoint, early stopping and "
+    "a schedule that follows validations begin anew"
+)
+
+
+def identity(config: Mapping[str, Any], prepared: Prepared) -> dict[str, Any]:
+    """For the manifest of a checkpoint: the config, and the hashes of tokenizer and text."""
+    return {
+        "config": json.loads(strict_json(config)),
+        "tokenizer": prepared.tokenizer.hash(),
+        "store": prepared.hash,
+        "splits": {split: store.sha256 for split, store in prepared.stores.items()},
+    }
+
+
+def check_own(run: Run, checkpoint: Path) -> None:
+    """Raise UserError where the manifest of a checkpoint is that of another run."""
+    if differs := list(_foreign(run, read_manifest(checkpoint))):
+        raise UserError(
+            f"checkpoint {checkpoint.resolve()} belongs to another run than {run.id}: "
+            f"{'; '.join(differs)}; put the run's own checkpoint back, or take this one away"
+        )
+
+
+def _foreign(run: Run, manifest: Mapping[str, Any]) -> Iterator[str]:
+    """What differs between the run that wrote a checkpoint and `run`."""
+    config = manifest.get("config")
+    if isinstance(config, Mapping):  # older manifests have a hash, of what may change too
+        here = json.loads(strict_json(run.config()))
+        record: Any = run.read("overrides.yaml")
+        for key, then, now in history.refused(renamed(config), here, diverged=False):
+            if then not in history.earlier(record, key):
+                yield f"{key} is {then} there, {now} here"
+    data = history.latest(run.read("data.json"))
+    for what, then, now in _texts(manifest, data):
+        if then != now:
+            yield f"{what} has the hash {then[:12]} there, {now[:12]} here"
+
+
+def _texts(manifest: Mapping[str, Any], data: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """What both know of the text of a training, with its hashes."""
+    if "tokenizer" in manifest and "tokenizer" in data:
+        yield "the tokenizer", str(manifest["tokenizer"]), str(data["tokenizer"])
+    splits = manifest.get("splits")
+    if isinstance(splits, Mapping) and "splits" in data:
+        train = data["splits"].get("train", {}).get("sha256")
+        yield "the train text", str(splits.get("train")), str(train)
+    elif "store" in manifest and "store" in data:
+        yield "the text", str(manifest["store"]), str(data["store"])
+
+
+def check_text(run: Run, prepared: Prepared) -> None:
+    """Raise UserError where a run that goes on has another vocabulary or training text than it
+    began with; warn of other text to evaluate on."""
+    tokenizer, then = _recorded(run)
+    now = {name: store.sha256 for name, store in prepared.stores.items()}
+    changed = [name for name in then if now.get(name) != then[name]]
+    lost = [name for name in changed if name not in now]
+    differs = None
+    if tokenizer not in (None, prepared.tokenizer.hash()):
+        differs = "the vocabulary differs"
+    elif lost:
+        differs = f"it has no {' and no '.join(lost)} split any more"
+    elif "train" in changed:
+        differs = "the train split differs"
+    if differs:
+        raise UserError(
+            f"{run.id} cannot go on: it was trained on another text than the data has now "
+            f"({differs}); put the text back as it was, or begin another run"
+        )
+    for name in (*changed, *(name for name in now if then and name not in then)):
+        what = "has another text than" if name in then else "was not there"
+        more = NOT_COMPARED if name == "valid" else ""
+        log.warning("%s goes on, but its %s split %s before%s", run.id, name, what, more)
+
+
+def _recorded(run: Run) -> tuple[str | None, dict[str, str]]:
+    """The hashes of the tokenizer and of each split that a run has had so far."""
+    data = history.latest(run.read("data.json"))
+    if not data:  # lost, or never written
+        _, manifest = newest_manifest(run.path / "checkpoints")
+        return manifest.get("tokenizer"), manifest.get("splits", {})
+    return data["tokenizer"], {name: each["sha256"] for name, each in data["splits"].items()}

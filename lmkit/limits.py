@@ -1,0 +1,98 @@
+"""What a trainer's limits and intervals come to in windows of the prepared text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from lmkit.config import report
+from lmkit.datamodule import DataModule
+from lmkit.errors import UserError
+
+SPLITS = {"train": "train", "val": "valid", "test": "test"}
+
+
+def in_windows(trainer: Mapping[str, Any], data: DataModule) -> dict[str, Any]:
+    """A trainer's node with its shares of an epoch as numbers of windows.
+
+    The loaders must know these, to weight a last update that a limit cuts short; and of several
+    processes, which read different numbers of windows in evaluation, all read the same ones.
+    Raises UserError where nothing is left, and where a validation would fall within an update or
+    never come.
+    """
+    if trainer.get("fast_dev_run"):
+        return dict(trainer)
+    mistakes: list[str] = []
+    node = {**trainer, **dict(_limits(trainer, data, mistakes))}
+    mistakes += _untimely(node, data)
+    if mistakes:
+        raise UserError(report(mistakes))
+    return node
+
+
+def _limits(
+    trainer: Mapping[str, Any], data: DataModule, mistakes: list[str]
+) -> Iterator[tuple[str, int]]:
+    keys = {f"limit_{stage}_batches": split for stage, split in SPLITS.items()}
+    for key, split in {**keys, "overfit_batches": "train"}.items():
+        share = trainer.get(key)
+        if not isinstance(share, float) or not 0 < share < 1 or split not in data.source.splits:
+            continue
+        whole = data.num_windows(split)
+        if not (number := int(whole * share)):
+            mistakes.append(
+                f"trainer.{key}={share}: of the {whole} windows of {split} that is none; give a "
+                "number of windows"
+            )
+        yield key, number
+
+
+def _untimely(trainer: Mapping[str, Any], data: DataModule) -> Iterator[str]:
+    """A validation, or an end, at a time that cannot be; the text is only looked at for these."""
+    interval = trainer.get("val_check_interval")
+    every_epoch = isinstance(interval, float) and interval == 1
+    if interval is not None and trainer.get("limit_val_batches") != 0 and not every_epoch:
+        yield from _within_update(trainer, interval, _epoch(trainer, data))
+    least, most = trainer.get("min_epochs") or 0, trainer.get("max_steps", -1)
+    if least and most > 0:
+        together = trainer.get("accumulate_grad_batches", 1)
+        updates = least * math.ceil(_epoch(trainer, data) / together)
+        if most < updates:
+            yield (
+                f"trainer.min_epochs={least} are {updates} updates but trainer.max_steps={most}: "
+                "lower the one or raise the other"
+            )
+
+
+def _epoch(trainer: Mapping[str, Any], data: DataModule) -> int:
+    """Windows that are trained on in an epoch."""
+    whole = data.num_windows("train")
+    limit = trainer.get("overfit_batches") or trainer.get("limit_train_batches")
+    return min(whole, limit) if isinstance(limit, int) else whole
+
+
+def _within_update(trainer: Mapping[str, Any], interval: int | float, epoch: int) -> Iterator[str]:
+    """The best checkpoint holds the weights that were validated: those between two updates."""
+    share = isinstance(interval, float) and interval < 1
+    windows = max(int(epoch * interval), 1) if share else int(interval)
+    together = trainer.get("accumulate_grad_batches", 1)
+    across = trainer.get("check_val_every_n_epoch", 1) is None
+    if windows > epoch and not across:
+        yield (
+            f"trainer.val_check_interval={interval} but an epoch has {epoch} windows: set "
+            "trainer.check_val_every_n_epoch=null to count them over all epochs, or "
+            f"trainer.val_check_interval={epoch}"
+        )
+        return
+    # In an epoch validations come at the multiples of this.
+    spacing = math.gcd(windows, epoch) if across else windows
+    if spacing < epoch and spacing % together:
+        near = max(windows // together, 1) * together
+        if near > epoch or (across and epoch % together):
+            near = epoch
+        yield (
+            f"trainer.val_check_interval={interval} but trainer.accumulate_grad_batches="
+            f"{together}: after {windows} windows an update is only begun; set "
+            f"trainer.val_check_interval={near}"
+        )

@@ -1,0 +1,34 @@
+"""The numbers that a key can be, as annotations of constructors, which the check reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Any
+
+from annotated_types import Ge, Gt, Le, Lt
+
+Size = Annotated[int, Ge(1)]
+Count = Annotated[int, Ge(0)]
+Seed = Annotated[int, Ge(0), Lt(2**32)]  # NumPy takes no other
+Share = Annotated[float, Ge(0), Lt(1)]
+Fraction = Annotated[float, Ge(0), Le(1)]
+Positive = Annotated[float, Gt(0)]
+Real = Annotated[float, "any"]  # that is finite, as every float must be
+
+
+def broken(value: float, marks: Iterable[Any]) -> str | None:
+    """`at least 0 and below 1`, by the marks of an annotation, where `value` is not."""
+    bounds = []
+    for mark in marks:
+        match mark:
+            case Ge(bound):
+                bounds.append((value >= bound, f"at least {bound}"))  # type: ignore[operator]
+            case Gt(bound):
+                bounds.append((value > bound, f"above {bound}"))  # type: ignore[operator]
+            case Le(bound):
+                bounds.append((value <= bound, f"at most {bound}"))  # type: ignore[operator]
+            case Lt(bound):
+                bounds.append((value < bound, f"below {bound}"))  # type: ignore[operator]
+    if all(within for within, _ in bounds):
+        return None
+    return " and ".join(words for _, words in bounds)

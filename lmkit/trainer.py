@@ -1,0 +1,94 @@
+"""Lightning's Trainer of a config, without what lmkit does itself, and what it complains of."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.profilers import Profiler
+
+from lmkit.allow import resolve_target, slot_bases
+from lmkit.binding import build
+from lmkit.errors import UserError, as_user_error
+from lmkit.redaction import redact
+from lmkit.safety import anchored
+from lmkit.signatures import signature_keys
+
+# What these raise themselves is about how they were set up, or about what they were given.
+LIBRARIES = ("lightning.", "torch.optim.")
+
+PROFILERS = {
+    "simple": "SimpleProfiler",
+    "advanced": "AdvancedProfiler",
+    "pytorch": "PyTorchProfiler",
+}
+
+
+def build_trainer(node: Mapping[str, Any], **given: Any) -> pl.Trainer:
+    """The trainer of a config, without what lmkit does itself."""
+    directory = Path(given.get("default_root_dir", "."))
+    node = dict(node)
+    if profiler := node.get("profiler"):
+        node["profiler"] = _profiler(profiler, directory)
+    trainer: pl.Trainer = build(
+        anchored(node, directory),
+        bases=slot_bases("trainer"),
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        **given,
+    )
+    return trainer
+
+
+def _profiler(profiler: str | Mapping[str, Any], directory: Path) -> dict[str, Any]:
+    """The node of a profiler, which writes its report into a file unless told where."""
+    if isinstance(profiler, str):
+        profiler = {"_target_": f"lightning.pytorch.profilers.{PROFILERS[profiler.lower()]}"}
+    there = {"dirpath": str(directory), "filename": "profile"}
+    keys = signature_keys(resolve_target(profiler["_target_"], (Profiler,)))
+    return {**{key: there[key] for key in there if key in keys}, **profiler}
+
+
+@contextmanager
+def complaints() -> Iterator[None]:
+    """What Lightning or an optimiser refuses while it works is a mistake in its settings."""
+    try:
+        yield
+    except Exception as error:
+        if as_user_error(error):
+            raise
+        place = error.__traceback__
+        while place and place.tb_next:
+            place = place.tb_next
+        module = place.tb_frame.f_globals.get("__name__", "") if place else ""
+        if not module.startswith(LIBRARIES):
+            raise
+        raise UserError(f"{module} refuses the config: {redact(said(error))}") from error
+
+
+def said(error: Exception) -> str:
+    """The message of a library's exception in one line, or its kind where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Nothing is warned of or told of what is built only to see whether it can be."""
+    loggers = [logging.getLogger(f"lightning.{name}") for name in ("pytorch", "fabric")]
+    levels = [each.level for each in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for each in loggers:
+            each.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            for each, level in zip(loggers, levels, strict=True):
+                each.setLevel(level)
