@@ -180,8 +180,10 @@ def _is_whole(manifest: Mapping[str, Any]) -> bool:
     """Whether all is there that lmkit asks a manifest for, as what it should be."""
     numbers = all(type(manifest.get(key)) is int for key in ("format", "step", "epoch", "bytes"))
     more = type(manifest.get("epochs_done", 0)) is int
-    texts = (manifest.get(key, "") for key in ("sha256", "config", "tokenizer", "store"))
-    return numbers and more and all(isinstance(text, str) for text in texts)
+    texts = (manifest.get(key, "") for key in ("sha256", "tokenizer", "store"))
+    config = isinstance(manifest.get("config", {}), Mapping | str)  # older ones have a hash
+    splits = isinstance(manifest.get("splits", {}), Mapping)
+    return numbers and more and config and splits and all(isinstance(text, str) for text in texts)
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
