@@ -181,10 +181,11 @@ def _is_whole(manifest: Mapping[str, Any]) -> bool:
     """Whether all is there that lmkit asks a manifest for, as what it should be."""
     numbers = all(type(manifest.get(key)) is int for key in ("format", "step", "epoch", "bytes"))
     more = type(manifest.get("epochs_done", 0)) is int
+    config = isinstance(manifest.get("config", {}), Mapping | str)  # older ones have a hash
     splits = manifest.get("splits", {})
     hashes = [manifest.get(key, "") for key in ("sha256", "tokenizer", "store")]
     hashes += splits.values() if isinstance(splits, Mapping) else [splits]
-    return numbers and more and all(isinstance(each, str) for each in hashes)
+    return numbers and more and config and all(isinstance(each, str) for each in hashes)
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
