@@ -183,9 +183,10 @@ def _is_whole(manifest: Mapping[str, Any]) -> bool:
     more = type(manifest.get("epochs_done", 0)) is int
     config = isinstance(manifest.get("config", {}), Mapping | str)  # older ones have a hash
     splits = manifest.get("splits", {})
+    if not (numbers and more and config and isinstance(splits, Mapping)):
+        return False
     hashes = [manifest.get(key, "") for key in ("sha256", "tokenizer", "store")]
-    hashes += splits.values() if isinstance(splits, Mapping) else [splits]
-    return numbers and more and config and all(isinstance(each, str) for each in hashes)
+    return all(isinstance(each, str) for each in (*hashes, *splits.values()))
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
