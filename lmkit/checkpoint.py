@@ -21,8 +21,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from lmkit.checkpoint_io import link, manifest_path, steps
 from lmkit.errors import UserError
-from lmkit.processes import gather
 from lmkit.ranges import Size
+from lmkit.rendezvous import gather
 
 
 @dataclass

@@ -222,6 +222,10 @@ def _run(command: Command, argv: list[str]) -> Any:
     if run and "outputs" not in command.own:
         argv = [argument for argument in argv if not argument.startswith("outputs=")]
     name = _config_name(words)
+    if command.takes_config:
+        from lmkit.processes import launched
+
+        launched()  # raises what is odd about its variables, before Lightning does
     if any(argument.partition("=")[0] in HYDRA_FLAGS for argument in argv):
         if run or not command.takes_config:
             raise UserError(f"lmkit {command.name} composes no config for Hydra's flags to show")

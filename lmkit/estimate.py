@@ -16,7 +16,7 @@ from lmkit import hardware, kernels, threads
 from lmkit.allocator import keep_freed_memory
 from lmkit.datamodule import DataModule
 from lmkit.limits import in_windows
-from lmkit.processes import cluster
+from lmkit.rendezvous import cluster
 from lmkit.threads import Threads
 from lmkit.trained import any_threads
 from lmkit.trainer import build_trainer, complaints

@@ -17,7 +17,7 @@ from lmkit.allow import slot_bases
 from lmkit.binding import build
 from lmkit.check import split_data
 from lmkit.errors import UserError
-from lmkit.history import latest
+from lmkit.identity import recorded
 from lmkit.lanes import Protocol
 from lmkit.metrics import bits_per_byte, perplexity
 from lmkit.paths import readable
@@ -153,7 +153,7 @@ def _text(
     cache = run.path.parents[1] / ".cache"
     prepared = prepare(source, tokenizer, cache, splits=[split], trained=True, by_line=by_line)
     store = prepared.stores[split]
-    splits = latest(run.read("data.json")).get("splits", {})
+    splits = recorded(run).get("splits", {})
     then = splits.get(split, {}).get("sha256", store.sha256)
     own = run.config()["data"]
     # Another text than the run's may only be a line at a time where that was the whole.

@@ -28,9 +28,9 @@ from lmkit.limits import in_windows
 from lmkit.loggers import grouped
 from lmkit.pace import NAME as CHOICES
 from lmkit.pace import Pace
-from lmkit.processes import Launched, broadcast, gather, launched
+from lmkit.processes import Launched, launched
 from lmkit.redaction import redact
-from lmkit.rendezvous import meet
+from lmkit.rendezvous import broadcast, gather, meet
 from lmkit.run import Run, no_checkpoint, no_end
 from lmkit.signals import Stopped, follow_parent
 from lmkit.threads import Threads, counted

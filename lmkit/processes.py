@@ -1,4 +1,7 @@
-"""Which of a run's processes this one is, and what they tell each other."""
+"""Which of a run's processes this one is, and how one ended.
+
+No torch: Lightning reads these variables as it is imported, so they are looked at before.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
-
-import torch.distributed as dist
-from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
-from lightning.fabric.plugins.environments.lightning import LightningEnvironment
-from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
-from lightning.fabric.utilities import move_data_to_device
+from typing import Literal
 
 from lmkit.atomic import write_atomically
 from lmkit.errors import UserError
@@ -60,7 +57,10 @@ def launched(environment: Mapping[str, str] = os.environ) -> Launched | None:
     # shell has one task, and SLURM_NTASKS is still the job's.
     num_tasks = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in environment else "SLURM_NTASKS"
     tasks = number(environment, num_tasks, 1)
+    number(environment, "SLURM_PROCID", 0)  # Lightning's import fails of one that is none
     if "SLURM_STEP_ID" in environment and tasks > 1:
+        for key in ("RANK", "LOCAL_RANK"):  # as scripts set them
+            number(environment, key, 0)
         keys = ("SLURM_PROCID", "SLURM_LOCALID", num_tasks, "SLURM_NNODES")
         rank, local_rank = (number(environment, key) for key in keys[:2])
         tasks_of_node, left = divmod(tasks, number(environment, "SLURM_NNODES", 1) or 1)
@@ -106,33 +106,6 @@ def _check_alone(environment: Mapping[str, str]) -> None:
                 f"{said}, but neither torchrun nor srun has started this process, and lmkit joins "
                 f"theirs alone: start it with one of them, or unset {' '.join(given)}"
             )
-
-
-def cluster(place: Launched | None) -> ClusterEnvironment:
-    """What Lightning is to know of the processes, whatever else the environment says."""
-    if place:
-        return TorchElasticEnvironment()
-    alone = LightningEnvironment()
-    alone.set_global_rank(0)
-    return alone
-
-
-def broadcast(value: Any) -> Any:
-    """The value of rank 0; called by all processes."""
-    values = [value]
-    if dist.is_initialized():
-        dist.broadcast_object_list(values)
-    return values[0]
-
-
-def gather(value: Any) -> list[Any]:
-    """The values of all processes, by rank, their tensors on the CPU; called by all of them."""
-    value = move_data_to_device(value, "cpu")
-    if not dist.is_initialized():
-        return [value]
-    values = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Where the processes of a run wait for each other, with a word and a limit."""
+"""Where the processes of a run wait for each other, and what they tell each other then."""
 
 from __future__ import annotations
 
@@ -7,10 +7,15 @@ import socket
 import sys
 import time
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.fabric.utilities import move_data_to_device
 from torch._C._distributed_c10d import Store, TCPStore
 
 from lmkit.errors import UserError
@@ -120,3 +125,30 @@ class _Wait:
             print(said, file=sys.stderr, flush=True)
             self.next += 30
         time.sleep(0.1)
+
+
+def cluster(place: Launched | None) -> ClusterEnvironment:
+    """What Lightning is to know of the processes, whatever else the environment says."""
+    if place:
+        return TorchElasticEnvironment()
+    alone = LightningEnvironment()
+    alone.set_global_rank(0)
+    return alone
+
+
+def broadcast(value: Any) -> Any:
+    """The value of rank 0; called by all processes."""
+    values = [value]
+    if dist.is_initialized():
+        dist.broadcast_object_list(values)
+    return values[0]
+
+
+def gather(value: Any) -> list[Any]:
+    """The values of all processes, by rank, their tensors on the CPU; called by all of them."""
+    value = move_data_to_device(value, "cpu")
+    if not dist.is_initialized():
+        return [value]
+    values = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values

@@ -334,7 +334,10 @@ class Run:
         path = self.path / name
         try:
             if name.endswith(".json"):
-                return read_json(path)
+                record = read_json(path)
+                if not history.is_record(record):
+                    raise DamagedError(path, "is damaged: what resumes have added is no list of it")
+                return record
             kind = list if name == "overrides.yaml" else dict
             values: dict[str, Any] = read_yaml(path, kind=kind)
             return values

@@ -20,7 +20,7 @@ from lmkit.head import Head
 from lmkit.metrics import TokenNLL, bits_per_byte, perplexity
 from lmkit.model import LanguageModel, States, detached, finite, joined, share_of
 from lmkit.optim import Stepping, check_length, global_norm, is_plain_sgd
-from lmkit.processes import gather
+from lmkit.rendezvous import gather
 from lmkit.windows import Window
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]

@@ -31,9 +31,10 @@ from lmkit.logs import JsonlLogger, Samples
 from lmkit.metrics import perplexity
 from lmkit.optim import Stepping
 from lmkit.pace import Pace
-from lmkit.processes import cluster, launched
+from lmkit.processes import launched
 from lmkit.progress import Progress
 from lmkit.redaction import redacted
+from lmkit.rendezvous import cluster
 from lmkit.run import Run
 from lmkit.safety import anchored
 from lmkit.sampling import Sampling, sample_texts

@@ -1,14 +1,18 @@
 """Who has started this process, by the environment that torchrun and srun give."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
 from lmkit.errors import UserError
-from lmkit.processes import Failure, Launched, cluster, launched
+from lmkit.processes import Failure, Launched, launched
+from lmkit.rendezvous import cluster
 
 TORCHRUN = {
     **{"TORCHELASTIC_RUN_ID": "none", "RANK": "5", "WORLD_SIZE": "8"},
@@ -36,6 +40,9 @@ def _less(environment: dict[str, str], key: str) -> dict[str, str]:
         ({**SRUN, "SLURM_STEP_NUM_TASKS": "3"}, "SLURM_PROCID=4, SLURM_LOCALID=0, "),
         ({**SRUN, "SLURM_NTASKS": "x"}, "SLURM_NTASKS is 'x': expected the number that srun sets"),
         ({"SLURM_NTASKS": "x"}, "SLURM_NTASKS is 'x': "),
+        ({"SLURM_PROCID": "x"}, "SLURM_PROCID is 'x': "),
+        ({**SRUN, "RANK": "4", "LOCAL_RANK": "0"}, Launched("slurm", 4, 6, 0, 2)),
+        ({**SRUN, "RANK": "x"}, "RANK is 'x': "),
         ({**SRUN, "SLURM_NTASKS": "-2"}, "SLURM_NTASKS is '-2': "),
         ({**SRUN, "SLURM_NTASKS": "5"}, "SLURM_NTASKS=5, SLURM_NNODES=3 cannot be: every node has"),
         ({**SRUN, "SLURM_NTASKS": "2"}, "SLURM_NTASKS=2, SLURM_NNODES=3 cannot be: "),
@@ -72,6 +79,15 @@ def test_launched(environment, expected):
             launched(environment)
     else:
         assert launched(environment) == expected
+
+
+@pytest.mark.parametrize("key", ["RANK", "LOCAL_RANK", "SLURM_PROCID"])
+def test_it_is_told_before_lightning_is_imported(key):
+    """Which reads these as it is, and raises of one that is no number."""
+    command = [sys.executable, "-m", "lmkit", "train"]
+    done = subprocess.run(command, env={**os.environ, key: "x"}, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert re.match(rf"error: {key}.*x.*\n$", done.stderr)
 
 
 def test_what_a_cluster_says_of_others_changes_nothing_alone(monkeypatch):

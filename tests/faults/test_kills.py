@@ -89,7 +89,8 @@ def killed_and_resumed(lived: tuple[list[str], Path, float], seed: int, place: P
     assert not [pid for pid in ranks if is_running(pid)]
 
 
-@pytest.mark.parametrize("seed", seeds(KILLS))
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(KILLS))
 def test_one_process(lived, tmp_path, seed):
     killed_and_resumed(lived("one"), seed, tmp_path)
 
