@@ -120,7 +120,8 @@ class Task(pl.LightningModule):
         if accumulating:
             return
         self._stops = False
-        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        now = trainer.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+        if now and self._num_targets:  # with bptt=1 a window may have reset positions alone
             values = self._values(trainer.strategy.reduce(self._nll_sum, reduce_op="sum"))
             if self._grad_norm is not None:
                 values["train/grad_norm"] = float(self._grad_norm)

@@ -225,6 +225,7 @@ def test_a_skipped_update_is_the_same_row_for_every_logger(tmp_path):
     )
     trainer.fit(task, loader(Text([9, 1, 4, 13, 2, 6, 8]), bptt=3), [])
     (one,), (other,) = ([m for _, m in each.rows if "train/skipped" in m] for each in loggers)
+    assert [step for step, m in loggers[0].rows if "train/nll" in m] == [1, 3]  # 2 has no tokens
     assert one is other  # by which JsonlLogger.row knows it, with the seconds of the first
 
 
