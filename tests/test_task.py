@@ -213,8 +213,8 @@ def test_training_values_are_means_over_the_tokens_since_the_last_row(tmp_path):
 def test_a_skipped_update_is_the_same_row_for_every_logger(tmp_path):
     task, step = make_task(), Task.training_step
     loggers = [Collected(tmp_path), Collected(tmp_path)]
-    task.training_step = lambda window, number: (
-        step(task, window, number) * (float("nan") if number == 1 else 1)
+    task.training_step = lambda window, batch_idx: (
+        step(task, window, batch_idx) * (float("nan") if batch_idx == 1 else 1)
     )
     trainer = make_trainer(
         max_steps=3,
@@ -225,6 +225,7 @@ def test_a_skipped_update_is_the_same_row_for_every_logger(tmp_path):
     )
     trainer.fit(task, loader(Text([9, 1, 4, 13, 2, 6, 8]), bptt=3), [])
     (one,), (other,) = ([m for _, m in each.rows if "train/skipped" in m] for each in loggers)
+    assert [step for step, m in loggers[0].rows if "train/nll" in m] == [1, 3]  # 2 has no tokens
     assert one is other  # by which JsonlLogger.row knows it, with the seconds of the first
 
 
