@@ -276,7 +276,7 @@ def test_a_command_gets_its_run_its_config_and_its_own_keys(run, monkeypatch, tm
         called.update(run=run.path, config=config, prompt=prompt, num_tokens=num_tokens, seed=seed)
 
     monkeypatch.setattr("lmkit.generate.generate", fake)
-    argv = ["prompt=It's, [so]", "num_tokens=1e1", "seed=7", "data.bptt=9", "format=text"]
+    argv = ["prompt=It's, [so]", "num_tokens=1e1", "seed=7", "kernels=torch", "format=text"]
     for which, places in (
         ("latest", [f"outputs={tmp_path / 'outputs'}"]),
         ("a", [f"outputs={tmp_path / 'outputs'}"]),
@@ -288,7 +288,7 @@ def test_a_command_gets_its_run_its_config_and_its_own_keys(run, monkeypatch, tm
         assert (called["prompt"], called["num_tokens"], called["seed"]) == ("It's, [so]", 10, 7)
         assert called["config"]["seed"] == 1
         assert called["config"]["model"]["dropout"] == 0.5
-        assert called["config"]["data"]["bptt"] == 9
+        assert called["config"]["kernels"] == "torch"
 
 
 def test_latest_is_the_newest_run_that_the_command_can_use(run, monkeypatch, tmp_path, caplog):

@@ -185,6 +185,7 @@ def test_what_a_library_refuses_is_told_of_each_key_of_every_object():
             ["callbacks.bar._target_=lightning.pytorch.callbacks.RichProgressBar"],
             "trainer: Trainer was configured with `enable_progress_bar=False` but found .*",
         ),
+        (["optimizer.lr=0"], "optimizer.lr=0: nothing would be learnt; it must be above 0"),
         (["run_id=a/b"], "run_id=a/b: expected letters, digits .*"),
     ],
 )
