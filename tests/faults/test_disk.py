@@ -158,7 +158,7 @@ def test_a_user_without_a_home_or_a_name(tmp_path):
         )
         assert done.returncode == 0, done.stderr
         assert "WARNING" not in done.stderr
-    assert json.loads(done.stdout)["auto"]["kernels"].startswith("torch: ")
+        assert json.loads(done.stdout)["auto"]["kernels"].startswith(("compiled", "torch: "))
 
 
 CLOSED = "import sys; from lmkit.cli import main; sys.exit(main(['list', 'model=lstm']))"
