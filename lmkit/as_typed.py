@@ -42,7 +42,8 @@ def find_misread(config: Mapping[str, Any]) -> dict[str, bool]:
         value, may_be_null = _at(config, path), "null" in key.type.split(" | ")
         if value is _ABSENT or isinstance(value, str) or (value is None and may_be_null):
             continue
-        if takes_text(key.type):
+        is_number = type(value) is int and "int" in key.type.split(" | ")  # as well as a text
+        if takes_text(key.type.replace(" | int", "")) and not is_number:
             found[path] = False
         elif takes_texts(key.type) and isinstance(value, list):
             found[path] = True

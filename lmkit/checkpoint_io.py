@@ -26,10 +26,10 @@ FORMAT = 2
 class AtomicCheckpointIO(CheckpointIO):
     """Lightning's checkpoint files, each with a manifest `<stem>.json` that is renamed last.
 
-    identity: hashes of what the weights belong to (config, tokenizer, store), for the manifest.
+    identity: what the weights belong to (config, hashes of tokenizer and text), for the manifest.
     """
 
-    def __init__(self, identity: Mapping[str, str] | None = None) -> None:
+    def __init__(self, identity: Mapping[str, Any] | None = None) -> None:
         self.identity = dict(identity or {})
 
     def save_checkpoint(
@@ -152,15 +152,16 @@ def _check_archive(path: Path) -> None:
 def damage(path: Path) -> str | None:
     """What is wrong with a checkpoint by its manifest, as the end of a sentence.
 
-    Raises UserError for one that is sound but of a newer format.
+    Raises UserError for one that is sound but of a newer format, or cannot be read.
     """
     try:
-        manifest = read_json(manifest_path(path))
+        with opened(manifest_path(path)):  # or it may be sound, and is not to be set aside
+            pass
     except FileNotFoundError:
         return "has no manifest: its writing was cut short"
-    except DamagedError as error:
-        if isinstance(error.__cause__, OSError):
-            raise  # it may be sound: whoever cannot read it is not to set it aside
+    try:
+        manifest = read_json(manifest_path(path))
+    except DamagedError:
         return "has a damaged manifest"
     if not _is_whole(manifest):
         return "has a damaged manifest"
@@ -180,10 +181,12 @@ def _is_whole(manifest: Mapping[str, Any]) -> bool:
     """Whether all is there that lmkit asks a manifest for, as what it should be."""
     numbers = all(type(manifest.get(key)) is int for key in ("format", "step", "epoch", "bytes"))
     more = type(manifest.get("epochs_done", 0)) is int
-    texts = (manifest.get(key, "") for key in ("sha256", "tokenizer", "store"))
     config = isinstance(manifest.get("config", {}), Mapping | str)  # older ones have a hash
-    splits = isinstance(manifest.get("splits", {}), Mapping)
-    return numbers and more and config and splits and all(isinstance(text, str) for text in texts)
+    splits = manifest.get("splits", {})
+    if not (numbers and more and config and isinstance(splits, Mapping)):
+        return False
+    hashes = [manifest.get(key, "") for key in ("sha256", "tokenizer", "store")]
+    return all(isinstance(each, str) for each in (*hashes, *splits.values()))
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

@@ -155,6 +155,7 @@ def _open_streams() -> None:
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             os.dup2(os.open(os.devnull, os.O_RDWR), number)
+            os.set_inheritable(number, True)  # where `open` has given that number itself
             mode = "w" if number else "r"
             setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", closefd=False))
     for stream in (sys.stdout, sys.stderr):
@@ -190,10 +191,12 @@ def _dispatch(argv: list[str]) -> None:
         print(usage(known[name]))
     elif "format=json" in rest:
         with _stdout_for_json() as out:
-            failed = None
+            failed: ResultError | Stopped | None = None
             try:
                 result = _run(known[name], [each for each in rest if each != "format=json"])
-            except ResultError as error:
+            except (ResultError, Stopped) as error:
+                if error.result is None:
+                    raise
                 failed, result = error, error.result
             from lmkit.run import strict_json
 
@@ -208,6 +211,12 @@ def _run(command: Command, argv: list[str]) -> Any:
     """Call the command with what its signature names: run, config, overrides, its own keys."""
     from lmkit.config import compose, parse_flags, report
 
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise UserError(
+            f"the working directory is gone ({error.strerror}): go to one that exists"
+        ) from error
     words, argv = _take_words(command, argv)
     run = _find_run(argv, words.pop("run"), command.run_lacks) if "run" in words else None
     if run and "outputs" not in command.own:

@@ -39,6 +39,7 @@ def contradictions(
         *_monitors(trainer, scheduler, callbacks, splits),
         *_never_logged(config, lossless),
         *_callbacks(callbacks),
+        *_epoch_ends(trainer, callbacks),
     ]
 
 
@@ -216,6 +217,19 @@ def _never_logged(config: Mapping[str, Any], lossless: bool) -> Iterator[str]:
         monitor = node.get("monitor")
         if isinstance(monitor, str) and monitor not in logged and node.get("strict", True):
             yield f"{path}.monitor={monitor}: never logged; there are: {', '.join(logged)}"
+
+
+def _epoch_ends(trainer: Mapping[str, Any], callbacks: Mapping[str, Any]) -> Iterator[str]:
+    """Callbacks that would find no validation, or judge the one before once more."""
+    every = trainer.get("check_val_every_n_epoch", 1)
+    for key, node in callbacks.items() if every != 1 else ():
+        for name in ("check_on_train_epoch_end", "save_on_train_epoch_end"):
+            if node.get(name) and str(node.get("monitor")).startswith("val/"):
+                yield (
+                    f"callbacks.{key}.{name}=true but trainer.check_val_every_n_epoch="
+                    f"{'null' if every is None else every}: not every epoch ends with a "
+                    f"validation; leave callbacks.{key}.{name} out"
+                )
 
 
 def _callbacks(callbacks: Mapping[str, Any]) -> Iterator[str]:

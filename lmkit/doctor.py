@@ -35,17 +35,21 @@ def doctor(composition: Composition, *, probe: bool = True) -> dict[str, Any]:
     found = diagnosis(outputs, str(composition.config.get("kernels", "auto")))
     if not found["outputs"]["writable"]:
         composition.mistakes.append(f"outputs={outputs}: cannot be written")
+    shown = dict(found)
     try:
         config, _ = check(composition)
-        found["config"] = {key: config["trainer"][key] for key in ("accelerator", "precision")}
+        found["config"] = shown["config"] = {
+            key: config["trainer"][key] for key in ("accelerator", "precision")
+        }
         found["config"] |= {
             "kernels": config["kernels"],
             "processes": hardware.num_processes(config["trainer"]),
         }
         if probe:
-            found["training"] = _training(estimate(config))
+            measured = estimate(config)
+            found["training"], shown["training"] = _numbers(measured), _words(measured)
     finally:
-        _show(found)
+        _show(shown)
     return found
 
 
@@ -70,8 +74,21 @@ def diagnosis(outputs: Path, wanted: str = "auto") -> dict[str, dict[str, Any]]:
     }
 
 
-def _training(measured: Estimate) -> dict[str, Any]:
-    """For people; on one process."""
+def _numbers(measured: Estimate) -> dict[str, Any]:
+    """A training on one process; `seconds` of all of it is infinite without an end."""
+    return {
+        "num_parameters": measured.num_parameters,
+        "threads": measured.threads.number,
+        "tokens_per_second": measured.tokens_per_second,
+        "epoch_tokens": measured.tokens,
+        "epoch_seconds": measured.epoch_seconds,
+        "seconds": measured.seconds,
+        "peak_memory_bytes": measured.peak_memory_bytes,
+    }
+
+
+def _words(measured: Estimate) -> dict[str, str]:
+    """The same for people."""
     whole = "without end" if math.isinf(measured.seconds) else f"about {lasting(measured.seconds)}"
     return {
         "parameters": f"{measured.num_parameters:,}",

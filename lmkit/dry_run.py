@@ -58,7 +58,7 @@ def attempt(path: str, node: Node | None, make: Make, mistakes: list[str]) -> An
         required = [name for name in kept if name in keys and keys[name].required]
         # With its default in the place of the reason, something else is refused, or nothing.
         reason = next((n for n in optional if _differs(error, make, kept, n)), None)
-        if not optional and len(required) == 1:
+        if reason is None and len(required) == 1:
             (reason,) = required
         if reason or is_whole:
             mistakes.append(_told(path, reason, kept.get(reason or ""), error))

@@ -72,6 +72,13 @@ def as_user_error(error: BaseException) -> UserError | None:
     return UserError(f"{where}{error.strerror}{remedy}")
 
 
+def cannot_write(what: str, path: Path, error: OSError, remedy: str) -> UserError:
+    """That `what` in `path` cannot be written, as the user's mistake or the machine's doing."""
+    full = error.errno in DISK
+    free = room(str(path)) if full else ""
+    return (MachineError if full else UserError)(f"{what}: {error.strerror}{free}; {remedy}")
+
+
 def _chain(error: BaseException | None) -> Iterator[OSError]:
     """The system's answers among an error and what it came of."""
     while error is not None:

@@ -17,7 +17,7 @@ from lmkit.allow import slot_bases
 from lmkit.binding import build
 from lmkit.check import split_data
 from lmkit.errors import UserError
-from lmkit.history import latest
+from lmkit.identity import recorded
 from lmkit.lanes import Protocol
 from lmkit.metrics import bits_per_byte, perplexity
 from lmkit.paths import readable
@@ -51,9 +51,10 @@ def evaluate(
 
     split: test unless given. file, text: read as one document, in the place of a split.
     protocol: the run's own unless given; [document,stream] puts two side by side.
-    num_lanes: texts read at once; unless given, under the run's own protocol those of its
-    validations (data.eval_batch_size), so that the figures are the training's to the last digit,
-    else 64. Only under stream does more than rounding depend on it, and there it is else 1.
+    num_lanes: texts read at once; unless given, those of the run's validations
+    (data.eval_batch_size) on its splits under its own protocol, so that the figures are the
+    training's to the last digit; else 64. Only under stream does more than rounding depend on it,
+    and there it is else 1.
     checkpoint: best, last or another of the run's.
     config: that of the run, of which data, kernels, threads, trainer.accelerator and
     trainer.precision are used
@@ -62,6 +63,8 @@ def evaluate(
         raise UserError(f"num_lanes={num_lanes}: must be at least 1")
     trained = TrainedModel.load(run, config, checkpoint)
     protocols = protocol if isinstance(protocol, list) else [protocol or trained.protocol]
+    if not protocols:
+        raise UserError("protocol=[]: name at least one")
     texts = {
         name: _text(run, config, trained.tokenizer, split, file, text, name) for name in protocols
     }
@@ -97,7 +100,8 @@ def measure(
         "stream": store.num_tokens,
     }[protocol]
     bptt = None
-    if num_lanes is None and protocol == trained.protocol and trained.shape:
+    as_in_training = isinstance(store, TokenStore) and protocol == trained.protocol
+    if num_lanes is None and as_in_training and trained.shape:
         num_lanes, bptt = trained.shape
     num_lanes = min(num_lanes or (1 if protocol == "stream" else NUM_LANES), units)
     loader = trained.loader(store, protocol, num_lanes, num_lanes * bptt if bptt else POSITIONS)
@@ -149,7 +153,7 @@ def _text(
     cache = run.path.parents[1] / ".cache"
     prepared = prepare(source, tokenizer, cache, splits=[split], trained=True, by_line=by_line)
     store = prepared.stores[split]
-    splits = latest(run.read("data.json")).get("splits", {})
+    splits = recorded(run).get("splits", {})
     then = splits.get(split, {}).get("sha256", store.sha256)
     own = run.config()["data"]
     # Another text than the run's may only be a line at a time where that was the whole.

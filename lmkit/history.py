@@ -66,6 +66,12 @@ def gained(record: Mapping[str, Any], changed: Mapping[str, Any]) -> dict[str, A
     return {**record, "resumed": [*record.get("resumed", []), {"at": time(), **changed}]}
 
 
+def is_record(values: Mapping[str, Any]) -> bool:
+    """Whether what has been added to a mapping, if anything, is mappings too."""
+    resumed = values.get("resumed", [])
+    return isinstance(resumed, list) and all(isinstance(each, Mapping) for each in resumed)
+
+
 def latest(record: Mapping[str, Any]) -> dict[str, Any]:
     """A mapping as it is by now: what was written first, with all that has changed since."""
     first = {key: value for key, value in record.items() if key != "resumed"}
@@ -86,14 +92,22 @@ def overrides_gained(
 
 def earlier(record: Sequence[Any], key: str) -> list[Any]:
     """The values of a dotted key of the config before a resume gave it another."""
-    changes = [entry.get("changed", {}) for entry in record if isinstance(entry, Mapping)]
-    return [changed[key][0] for changed in changes if key in changed]
+    return [changed[key][0] for changed in _changes(record) if key in changed]
+
+
+def _changes(record: Sequence[Any]) -> list[dict[str, list[Any]]]:
+    """What each resume has changed, as pairs; what is none, somebody else has written."""
+    changes = [entry.get("changed") for entry in record if isinstance(entry, Mapping)]
+    return [
+        {key: pair for key, pair in changed.items() if isinstance(pair, list) and len(pair) == 2}
+        for changed in changes
+        if isinstance(changed, Mapping)
+    ]
 
 
 def last_changed(record: Sequence[Any]) -> dict[str, list[Any]]:
     """What the last resume has changed of the config, each key with the value before and now."""
-    changes = [entry["changed"] for entry in record if isinstance(entry, Mapping)]
-    return dict(changes[-1]) if changes else {}
+    return [{}, *_changes(record)][-1]
 
 
 def time() -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from lmkit import history
 from lmkit.checkpoint_io import newest_manifest, read_manifest
 from lmkit.errors import UserError
+from lmkit.regular_file import DamagedError
 from lmkit.renamed import renamed
 from lmkit.run import Run, strict_json
 from lmkit.store import Prepared
@@ -47,11 +48,11 @@ def _foreign(run: Run, manifest: Mapping[str, Any]) -> Iterator[str]:
     config = manifest.get("config")
     if isinstance(config, Mapping):  # older manifests have a hash, of what may change too
         here = json.loads(strict_json(run.config()))
-        record: Any = run.read("overrides.yaml")
+        record = json.loads(strict_json(run.read("overrides.yaml")))
         for key, then, now in history.refused(renamed(config), here, diverged=False):
             if then not in history.earlier(record, key):
                 yield f"{key} is {then} there, {now} here"
-    data = history.latest(run.read("data.json"))
+    data = recorded(run)
     for what, then, now in _texts(manifest, data):
         if then != now:
             yield f"{what} has the hash {then[:12]} there, {now[:12]} here"
@@ -94,9 +95,25 @@ def check_text(run: Run, prepared: Prepared) -> None:
         log.warning("%s goes on, but its %s split %s before%s", run.id, name, what, more)
 
 
+def recorded(run: Run) -> dict[str, Any]:
+    """data.json as it is by now, empty where there is none; raises DamagedError where it is not
+    what a training has written."""
+    data = run.read("data.json")
+    try:
+        data = history.latest(data)
+        hashes = [data["tokenizer"], *(each["sha256"] for each in data["splits"].values())]
+        sound = all(isinstance(each, str) for each in hashes)
+    except (AttributeError, KeyError, TypeError):
+        sound = not data
+    if not sound:
+        what = "is damaged: it has no hashes of a tokenizer and of splits"
+        raise DamagedError(run.path / "data.json", what)
+    return data
+
+
 def _recorded(run: Run) -> tuple[str | None, dict[str, str]]:
     """The hashes of the tokenizer and of each split that a run has had so far."""
-    data = history.latest(run.read("data.json"))
+    data = recorded(run)
     if not data:  # lost, or never written
         _, manifest = newest_manifest(run.path / "checkpoints")
         return manifest.get("tokenizer"), manifest.get("splits", {})

@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 
 from lmkit.atomic import write_atomically
 from lmkit.config import spell
-from lmkit.errors import UserError
+from lmkit.errors import cannot_write
 from lmkit.groups import config_folders, group_options
 from lmkit.loggers import GROUP
 from lmkit.redaction import mask
@@ -141,10 +141,8 @@ def clear(directory: Path) -> None:
         for file in (directory / "stop", *directory.glob(f"*/{RESULT}")):
             file.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(
-            f"cannot write the sweep's directory {directory}: {error.strerror}; "
-            "give another place with outputs=DIR"
-        ) from error
+        what = f"cannot write the sweep's directory {directory}"
+        raise cannot_write(what, directory, error, "give another place with outputs=DIR") from error
 
 
 def _attend(process: subprocess.Popen[bytes], directory: Path) -> bytes:

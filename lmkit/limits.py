@@ -37,10 +37,10 @@ def _limits(
     keys = {f"limit_{stage}_batches": split for stage, split in SPLITS.items()}
     for key, split in {**keys, "overfit_batches": "train"}.items():
         share = trainer.get(key)
-        if not isinstance(share, float) or not 0 < share < 1 or split not in data.source.splits:
+        if not isinstance(share, float) or share in (0, 1) or split not in data.prepared.stores:
             continue
         whole = data.num_windows(split)
-        if not (number := int(whole * share)):
+        if not (number := int(whole * share if share < 1 else share)):
             mistakes.append(
                 f"trainer.{key}={share}: of the {whole} windows of {split} that is none; give a "
                 "number of windows"

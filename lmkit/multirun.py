@@ -240,6 +240,7 @@ def _conclude(identity: str, directory: Path, jobs: list[list[str]]) -> dict[str
     failed = [outcome for outcome in outcomes if outcome.exit_code != 0]
     if signum := asked_to_stop(directory):
         stopped = Stopped(signum)
+        stopped.result = result
         again = f"the same command with run_id={identity}"
         print(f"stopped by {stopped.name}; to go on: {again}", file=sys.stderr)
         raise stopped

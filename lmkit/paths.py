@@ -164,20 +164,22 @@ def _found(path: str, key: str, suffixes: tuple[str, ...]) -> dict[str, Path]:
         }
         for file in files.values():
             if not file.is_file():
-                raise UserError(f"{key}={path} names {file}, {_what_is(file)}")
+                which = f"names {file}," if len(files) > 1 else "names no files: it is"
+                raise UserError(f"{key}={path} {which} {_what_is(file)}")
         if not files:
             plain = [s for s in suffixes if s.removesuffix(compression(s)) not in {*suffixes} - {s}]
             expected = f" that end in {' or '.join(plain)}" if suffixes and not rest else ""
             near = nearby(base / (rest or "*"))
             raise UserError(f"{key}={path} names no files{expected}; {near}")
     except OSError as error:
-        raise UserError(f"{key}={path} cannot be read: {_reason(error)}") from error
+        raise UserError(f"{key}={path} cannot be read: {_reason(error, path)}") from error
     _check_formats(files, f"{key}={path}", suffixes)
     return files
 
 
-def _reason(error: OSError) -> str:
-    place = "" if error.filename is None else f"{error.filename}: "
+def _reason(error: OSError, path: str = "") -> str:
+    """Why, and of what, if that is not the path itself."""
+    place = "" if error.filename in (None, path) else f"{error.filename}: "
     return f"{place}{error.strerror}"
 
 

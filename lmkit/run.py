@@ -24,7 +24,7 @@ import yaml
 from lmkit import history
 from lmkit.atomic import write_atomically, write_over
 from lmkit.environment import environment
-from lmkit.errors import DISK, MachineError, UserError, room
+from lmkit.errors import UserError, cannot_write
 from lmkit.redaction import mask, redacted
 from lmkit.regular_file import DamagedError, check_kind, listed, read_bytes, read_json, read_yaml
 from lmkit.renamed import renamed
@@ -334,7 +334,10 @@ class Run:
         path = self.path / name
         try:
             if name.endswith(".json"):
-                return read_json(path)
+                record = read_json(path)
+                if not history.is_record(record):
+                    raise DamagedError(path, "is damaged: what resumes have added is no list of it")
+                return record
             kind = list if name == "overrides.yaml" else dict
             values: dict[str, Any] = read_yaml(path, kind=kind)
             return values
@@ -350,13 +353,8 @@ class Run:
             return {}
 
     def _unwritable(self, error: OSError) -> UserError:
-        kind, free = (
-            (MachineError, room(str(self.path))) if error.errno in DISK else (UserError, "")
-        )
-        return kind(
-            f"cannot write the run directory {self.path}: {error.strerror}{free}; "
-            "give another place with outputs=DIR"
-        )
+        what = f"cannot write the run directory {self.path}"
+        return cannot_write(what, self.path, error, "give another place with outputs=DIR")
 
     def _holder(self) -> str:
         """What the holder has written about itself, if that can be read."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,12 +18,14 @@ from lmkit.metrics import perplexity
 from lmkit.run import Run, no_checkpoint, strict_json
 from lmkit.score_page import page, said
 from lmkit.text import Text, read_text
-from lmkit.trained import TrainedModel
+from lmkit.trained import TokenScore, TrainedModel
 
 log = logging.getLogger(__name__)
 
 # A browser is slow with more elements than this.
 MAX_ON_PAGE = 20_000
+NUM_TOP = 3  # of the likeliest tokens in a row of the table
+HEAD = f"{'token':<16} {'nll':>8} {'bits':>8} {'entropy':>8} {'rank':>7}  likeliest"
 
 
 def score(
@@ -40,8 +43,9 @@ def score(
         lmkit score latest file=text.txt protocol=sentence
 
     It is computed in full precision unless trainer.precision= says otherwise.
-    A line of JSON a token: its nll in nats, the same in bits, the entropy of the prediction in
-    nats, the token's rank in it (1 is the likeliest), and the likeliest tokens. The page goes
+    For each token its nll in nats, the same in bits, the entropy of the prediction in nats, the
+    token's rank in it (1 is the likeliest), and the likeliest tokens: as a table on a terminal, as
+    a line of JSON elsewhere. The closing <eos> has no text: its piece is empty. The page goes
     into the run directory; its name has text, protocol, checkpoint and precision, so that no page
     takes another's place.
     text, file: one of them, read as one document.
@@ -67,8 +71,11 @@ def score(
     run.check_links()
     _make_directory(path.parent)
     scores = []
+    as_table = sys.stdout.isatty()
+    if as_table:
+        print(HEAD)
     for token in trained.scores(encoded, protocol):
-        print(strict_json(token._asdict()))
+        print(_row(token, trained.tokenizer.eos_id) if as_table else strict_json(token._asdict()))
         scores.append(token)
     nll = sum(token.nll for token in scores) / len(scores)
     summary = {
@@ -88,6 +95,20 @@ def score(
         *(said(summary), path),
     )
     return {**summary, "page": str(path), "tokens": [token._asdict() for token in scores]}
+
+
+def _row(token: TokenScore, eos_id: int) -> str:
+    """A line of the table, whatever characters a token is made of."""
+    nameless = "<eos>" if token.token == eos_id else f"<{token.token}>"
+    piece = _printable(token.piece) or nameless
+    top = "  ".join(f"{_printable(name)} {share:.2f}" for name, share in token.top[:NUM_TOP])
+    numbers = f"{token.nll:8.3f} {token.bits:8.3f} {token.entropy:8.3f} {token.rank:7,}"
+    return f"{piece:<16} {numbers}  {top}"
+
+
+def _printable(text: str) -> str:
+    """A token's text in one line: spaces stay, what moves the cursor is written out."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _make_directory(path: Path) -> None:

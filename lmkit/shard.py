@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from lmkit.atomic import write_atomically
 from lmkit.encoding import Encoded, Tokenizer
-from lmkit.errors import UserError
+from lmkit.errors import UserError, cannot_write
 
 FORMAT = "lmkit shard 1"
 MANIFEST = "manifest.json"
@@ -171,10 +171,9 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(
-            f"{path}: cannot write the prepared data: {error.strerror}; "
-            "make the place writable, free space there or name another directory"
-        ) from None
+        remedy = "make the place writable, free space there or name another directory"
+        what = f"{path}: cannot write the prepared data"
+        raise cannot_write(what, path, error, remedy) from None
 
 
 class _Checksummed(contextlib.AbstractContextManager["_Checksummed"]):
@@ -197,7 +196,8 @@ class _Checksummed(contextlib.AbstractContextManager["_Checksummed"]):
         return {"bytes": self.size, "sha256": self._sha256.hexdigest()}
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # `finish` has flushed all there is; else another raised
+            self._file.close()
 
 
 def _file(directory: Path, name: str) -> Path:

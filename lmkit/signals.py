@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from types import FrameType, TracebackType
-from typing import Self
+from typing import Any, Self
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 FOLLOWS = "LMKIT_FOLLOWS"  # in the environment of a process that is to end with its parent
@@ -63,6 +63,7 @@ class Stopped(BaseException):
         self.name = name_of(signum)
         self.signum = signum
         self.exit_code = 128 + signum  # 130 for SIGINT, 143 for SIGTERM
+        self.result: Any = None  # of what was done before
         super().__init__(f"stopped by {self.name}")
 
 

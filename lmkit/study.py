@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import quote
 
 import numpy as np
 import optuna
@@ -22,12 +21,13 @@ from optuna.pruners import BasePruner, MedianPruner, NopPruner, SuccessiveHalvin
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy import URL
 from sqlalchemy.exc import SQLAlchemyError
 
 from lmkit.errors import MachineError, UserError, as_user_error
 from lmkit.search import Dimension
 
-__all__ = ["OUTCOMES", "FrozenTrial", "Pruner", "Sampler", "Study", "Trial"]
+__all__ = ["OUTCOMES", "FrozenTrial", "Pruner", "Sampler", "Study", "Trial", "interrupted"]
 
 Sampler = Literal["tpe", "random", "grid"]
 Pruner = Literal["none", "median", "halving"]
@@ -128,7 +128,7 @@ class Study:
         entropy = np.random.SeedSequence([self._seed, self.num_started()])
         seed = int(entropy.generate_state(1)[0])
         drawing = optuna.create_study(sampler=_sampler(self._sampler, seed))
-        drawing.add_trials(self.trials())
+        drawing.add_trials([trial for trial in self.trials() if not interrupted(trial)])
         for _ in range(DRAWS):
             trial = self._suggest(drawing.ask())
             if tuple(trial.params.items()) not in tried:
@@ -210,9 +210,14 @@ class Study:
             return bool(values) and trial.should_prune()
 
 
+def interrupted(trial: FrozenTrial) -> bool:
+    """Whether the machine has ended it, so that it goes on when the sweep is started again."""
+    return trial.state == TrialState.RUNNING and bool(trial.user_attrs.get("why"))
+
+
 def _open(file: Path, pruner: BasePruner) -> tuple[RDBStorage, optuna.Study]:
     """The study of a database, which is made where there is none."""
-    storage = RDBStorage(f"sqlite:///file:{quote(str(file))}?uri=true")
+    storage = RDBStorage(URL.create("sqlite", database=str(file)).render_as_string())
     study = optuna.create_study(
         storage=storage, study_name="sweep", load_if_exists=True, pruner=pruner
     )

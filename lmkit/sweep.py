@@ -27,7 +27,7 @@ from lmkit.processes import launched
 from lmkit.run import Run, mint_id
 from lmkit.search import Search
 from lmkit.signals import SIGNALS, Stopped
-from lmkit.study import OUTCOMES, Pruner, Sampler, Study, Trial
+from lmkit.study import OUTCOMES, FrozenTrial, Pruner, Sampler, Study, Trial
 from lmkit.sweep_report import Board, Shown, draw, identity, results, run_of, show
 from lmkit.training import make_data
 from lmkit.trial import TrialProcess
@@ -140,6 +140,8 @@ class Sweep:
             code = exit_code(error)
             self.place.write_status("stopped" if code > 128 else "failed", repr(error), code)
             print(f"to go on: {self._command()}", file=sys.stderr)
+            if isinstance(error, Stopped):
+                error.result = results(self.study, self.place, self.metric, self.shown)
             raise
         return self._report()
 
@@ -153,14 +155,19 @@ class Sweep:
                 f"{self.place.path / 'sweep.json'} has {len(record)}; put back a copy of it, or "
                 "begin another sweep with another run_id"
             )
-        found = []
-        for trial in self.study.trials():
-            if OUTCOMES[trial.state] in ("failed", "pruned") and trial.datetime_complete:
-                status = run_of(self.place, trial.number).status()
-                told = trial.datetime_complete.astimezone(UTC).isoformat()
-                if status.get("status") == "finished" and status["ended"] > told:
-                    found.append(trial.number)
-        self.study.reopen(found)
+        trials = self.study.trials()
+        self.study.reopen([trial.number for trial in trials if self._finished_since(trial)])
+
+    def _finished_since(self, trial: FrozenTrial) -> bool:
+        """Whether the run of a trial that had failed or was pruned has been finished afterwards."""
+        if OUTCOMES[trial.state] not in ("failed", "pruned") or trial.datetime_complete is None:
+            return False
+        try:
+            status = run_of(self.place, trial.number).status()
+        except UserError:  # what is damaged is that run's own
+            return False
+        told = trial.datetime_complete.astimezone(UTC).isoformat()
+        return status.get("status") == "finished" and str(status.get("ended")) > told
 
     def _fill(self, total: int, slots: Sequence[Mapping[str, str]]) -> bool:
         """Start trials where there is room; whether any was started."""
@@ -202,7 +209,8 @@ class Sweep:
                 if pruned and not process.pruned:
                     process.prune()
                 continue
-            if code < 0 and self.killed[trial.number] < self.config["restarts"]:
+            again = self.killed[trial.number] < self.config["restarts"] and not process.pruned
+            if code < 0 and again:
                 self.killed[trial.number] += 1
                 self._again(trial, process, code)
                 continue

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from lmkit.metrics import perplexity
 from lmkit.run import Run, strict_json
-from lmkit.study import OUTCOMES, FrozenTrial, Study, Trial
+from lmkit.study import OUTCOMES, FrozenTrial, Study, Trial, interrupted
 from lmkit.trial import TrialProcess
 
 if TYPE_CHECKING:
@@ -93,12 +93,9 @@ def typed(params: Mapping[str, Any], shown: Shown) -> dict[str, Any]:
 
 def trial_record(trial: FrozenTrial, shown: Shown) -> dict[str, Any]:
     """A trial in plain values: its validations in their order, its value if finished."""
-    outcome = OUTCOMES[trial.state]
-    if outcome == "running" and trial.user_attrs.get("why"):
-        outcome = "interrupted"  # it has ended, and goes on when the sweep is started again
     return {
         "number": trial.number,
-        "outcome": outcome,
+        "outcome": "interrupted" if interrupted(trial) else OUTCOMES[trial.state],
         "value": trial.value,
         "values": typed(trial.params, shown),
         "validations": [trial.intermediate_values[i] for i in sorted(trial.intermediate_values)],

@@ -71,7 +71,7 @@ class Task(pl.LightningModule):
         self._started = 0.0
         self._lrs: list[float] = []  # of the optimiser, where clipping has lowered them for a step
         self._unseen = False  # by a schedule: the newest validation
-        self._stops = False  # once it may
+        self._stops = False  # after the update that is being made
 
     def setup(self, stage: str) -> None:
         if isinstance(self.trainer.accelerator, MPSAccelerator):  # it has no float64
@@ -118,9 +118,10 @@ class Task(pl.LightningModule):
             trainer.should_stop = True  # rather than end in mid-epoch without a validation
         self._stops |= trainer.should_stop
         accumulating = trainer.fit_loop._should_accumulate()
-        trainer.should_stop = self._stops and not accumulating  # between two updates
+        trainer.should_stop = self._stops and not accumulating  # a time limit may come within one
         if accumulating:
             return
+        self._stops = False
         now = trainer.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
         if now and self._num_targets:  # with bptt=1 a window may have reset positions alone
             values = self._values(trainer.strategy.reduce(self._nll_sum, reduce_op="sum"))
@@ -188,8 +189,8 @@ class Task(pl.LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip ourselves: Lightning refuses fused optimisers under autocast,
-        though only those of a loss scaler unscale on their own."""
+        """Clip ourselves: Lightning refuses fused optimisers under autocast, and would leave the
+        gradients of a loss scaler in its scale."""
         if not gradient_clip_val:
             return
         optimizer = self.trainer.optimizers[0]
@@ -297,6 +298,7 @@ class Task(pl.LightningModule):
         """What callbacks and schedules watch is not in Lightning's checkpoints."""
         self.trainer.callback_metrics.update(_exact(self.validated))
         self.trainer.should_stop |= self._stops
+        self._stops = False
 
 
 def _exact(values: Mapping[str, float]) -> dict[str, Tensor]:

@@ -263,5 +263,7 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", "The number of training batches .* is smaller than the log")
     # There is no validation to step after yet.
     warnings.filterwarnings("ignore", "ReduceLROnPlateau conditioned on metric .* not available")
+    # Only scheduler.interval=epoch makes it so.
+    warnings.filterwarnings("ignore", "A `OneCycleLR` scheduler is using 'interval': 'epoch'")
     # lightning 2.6 asks torch 2.13's pytree the old way.
     warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated", FutureWarning)

@@ -130,7 +130,8 @@ def _split(data: bytes, inside: bool) -> tuple[bytes, list[bytes]]:
 
 
 def last_reached(path: Path) -> dict[str, float]:
-    """Step, epoch, tokens and seconds of the last whole row; empty where there is none."""
+    """Step, epoch, tokens and seconds of the last whole row of the training; empty where there is
+    none."""
     return _reached(path, _state(path))
 
 
@@ -143,7 +144,9 @@ def _reached(path: Path, state: Sequence[int]) -> dict[str, float]:
     except (FileNotFoundError, DamagedError):
         return {}
     for line in reversed(lines[:-1]):  # the last is empty, or half written
-        if (row := parse_row(line)) is not None:
+        row = parse_row(line)
+        # A test comes after the last epoch, or after none where a run that has ended is resumed.
+        if row is not None and not any(key.startswith("test/") for key in row):
             return {key: row[key] for key in REACHED if type(row.get(key)) in (int, float)}
     return {}
 

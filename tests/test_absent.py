@@ -127,8 +127,8 @@ def test_what_is_no_file_is_named(texts: Path) -> None:
     os.mkfifo(pipe := texts / "pipe.txt")
     for path in (texts, pipe, f"{texts}/p*"):
         assert mistake(lambda path=path: files(path)) == (
-            f"data.path={path} names {pipe}, a pipe, socket or device: text is read more than "
-            "once, so save it as a file"
+            f"data.path={path} names {f'{pipe},' if path == texts else 'no files: it is'} a pipe, "
+            "socket or device: text is read more than once, so save it as a file"
         )
     pipe.unlink()
     with contextlib.chdir(texts), socket.socket(socket.AF_UNIX) as bound:

@@ -225,6 +225,36 @@ def test_a_newer_format_is_not_touched(tmp_path):
     assert old.is_file()
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [lambda path: path.mkdir(), os.mkfifo, lambda path: path.symlink_to(path.name)],
+)
+def test_a_manifest_that_cannot_be_read_is_no_damage(tmp_path, damage):
+    path = tmp_path / "step-000000001.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"state_dict": {}, "global_step": 1, "epoch": 0}, path)
+    path.with_suffix(".json").unlink()
+    damage(path.with_suffix(".json"))
+    with pytest.raises(UserError, match=f"^{path.with_suffix('.json')} "):
+        latest_checkpoint(tmp_path)
+    assert path.is_file()
+
+
+@pytest.mark.parametrize(
+    "key", ["format", "step", "epoch", "epochs_done", "bytes", "sha256", "splits"]
+)
+def test_a_manifest_of_other_values_is_damaged(tmp_path, key):
+    path = tmp_path / "step-000000001.ckpt"
+    AtomicCheckpointIO({"config": {"a": 1}, "splits": {"train": "x"}}).save_checkpoint(
+        {"state_dict": {}, "global_step": 1, "epoch": 0}, path
+    )
+    assert latest_checkpoint(tmp_path) == path
+    manifest = json.loads(path.with_suffix(".json").read_text())
+    path.with_suffix(".json").write_text(json.dumps(manifest | {key: ["x"]}))
+    assert read_manifest(path) == {}
+    with pytest.raises(UserError, match="has a damaged manifest"):
+        latest_checkpoint(tmp_path)
+
+
 def test_an_older_format_is_read_but_not_gone_on_from(tmp_path):
     _, new = write(tmp_path, 1, 2)
     manifest = json.loads(new.with_suffix(".json").read_text())

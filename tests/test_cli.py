@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from trained_run import real_stdout
 
 from lmkit import cli, usage
 from lmkit.check import check
@@ -329,6 +330,16 @@ def test_a_run_in_a_directory_named_like_a_key(run, monkeypatch, tmp_path):
     monkeypatch.setattr("lmkit.generate.generate", lambda run, config: found.append(run.path))
     assert cli.main(["generate", "lr=20"]) == 0
     assert found == [place]
+
+
+def test_doctors_numbers_are_numbers_in_json(capfd, tmp_path, monkeypatch):
+    monkeypatch.setattr("lmkit.estimate.SECONDS", 0.0)
+    with real_stdout():
+        assert cli.main(["doctor", f"outputs={tmp_path}", "format=json"]) == 0
+    training = json.loads(capfd.readouterr().out)["training"]
+    assert all(type(value) in (int, float) for value in training.values())
+    rate = training["epoch_tokens"] / training["epoch_seconds"]
+    assert rate == pytest.approx(training["tokens_per_second"])
 
 
 def test_doctor_reports_and_fails_with_the_mistakes(capsys, tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ import yaml
 from lmkit.dashboard import dashboard
 from lmkit.errors import UserError
 from lmkit.run import Run
-from lmkit.watch import Outputs, read_rows
+from lmkit.watch import Outputs, last_reached, read_rows
 
 pytest_plugins = ["browser"]
 
@@ -640,6 +640,13 @@ def test_says_only_what_is_new(tmp_path, caplog):
         for _ in range(2):
             outputs.changes({"a/one": known})
     assert len(caplog.records) == 1
+
+
+def test_a_test_after_the_training_is_no_further_epoch(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    rows = [reached(50) | {"val/nll": 4.0}, reached(50) | {"epoch": 1, "test/nll": 4.0}]
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    assert last_reached(path) == reached(50)
 
 
 def test_many_tabs_at_once(tmp_path):

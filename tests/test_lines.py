@@ -16,9 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
+from lmkit.corpus import Files
 from lmkit.errors import UserError
+from lmkit.store import prepare
+from lmkit.stored import Store
 from lmkit.text import Text
-from lmkit.tokenizer import ByteLevelBPE, Pretrained, load_tokenizer
+from lmkit.tokenizer import ByteLevelBPE, Pretrained, Stored, Word, load_tokenizer
 
 TRAINING = [
     "the old cat\nfinds the boat\n",
@@ -250,6 +253,54 @@ def test_a_text_has_the_pieces_of_its_lines(pretrained: Pretrained) -> None:
         read = Text.of("the cat\n\nthe 你 cat\n", pretrained, by_line)
         assert len(read.pieces(pretrained)) == read.num_tokens
         assert len(read.unknown) == read.num_unknown
+
+
+def test_lines_have_a_store_of_their_own(tmp_path: Path) -> None:
+    (tmp_path / "text").mkdir()
+    for name, text in (("train", "a\n\n\nb  \n  c\n"), ("valid", "b\n\na")):
+        (tmp_path / "text" / f"{name}.txt").write_text(text * 20)
+    source = Files(str(tmp_path / "text"), test_fraction=0)
+    whole, lines, words = (
+        prepare(source, tokenizer, tmp_path / "cache", by_line=by_line)
+        for tokenizer, by_line in (
+            *((ByteLevelBPE(270), False), (ByteLevelBPE(270), True), (Word(), True)),
+        )
+    )
+    assert whole.tokenizer.hash() == lines.tokenizer.hash()
+    assert whole.directory != lines.directory
+    for prepared, by_line in ((whole, False), (lines, True)):
+        for split, store in prepared.stores.items():
+            encoded = prepared.tokenizer.encode([source_text(source, split)], by_line)
+            assert store.tokens.tolist() == encoded.ids.tolist()
+            assert store.line_ends.tolist() == encoded.line_ends.tolist()
+            assert store.by_line == by_line
+    assert lines.stores["train"].num_lines == 100 > whole.stores["train"].num_lines
+    assert not words.stores["train"].by_line
+    assert words.directory == prepare(source, Word(), tmp_path / "cache").directory
+    for by_line in (False, True):
+        place = tmp_path / f"store {by_line}"
+        made = prepare(source, ByteLevelBPE(270), tmp_path, by_line=by_line, store=place)
+        (place / "data.json").write_text(json.dumps(made.describe()))
+        opened = prepare(Store(str(place)), Stored(), tmp_path, by_line=by_line)
+        assert opened.hash == made.hash
+        with pytest.raises(UserError) as caught:
+            prepare(Store(str(place)), Stored(), tmp_path, by_line=not by_line)
+        kept = "without" if by_line else "with"
+        how = (
+            "line by line, but only data.protocol=sentence reads lines"
+            if by_line
+            else "as whole documents, but data.protocol=sentence reads lines"
+        )
+        assert str(caught.value) == (
+            f"{place / 'train'} was encoded {how}: the tokens of a line of the bpe tokenizer "
+            f"depend on what is around it; prepare the text again {kept} "
+            "data.protocol=sentence"
+        )
+
+
+def source_text(source: Files, split: str) -> str:
+    (document,) = source.documents(split)
+    return document.text
 
 
 def changed(path: Path, **keys: Any) -> Path:

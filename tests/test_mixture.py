@@ -238,6 +238,12 @@ def test_training_reads_a_mixture_and_resumes_to_the_bit(two_stores, settings, t
     lmkit("evaluate", "whole", cwd=tmp_path)
 
 
+def test_document_is_the_protocol_without_a_preset(two_stores):
+    paths = [f"data.paths.{name}={two_stores / name}" for name in "AB"]
+    config, _ = check(compose(["~experiment", "name=a", "data=mixture", *paths]))
+    assert "protocol" not in config["data"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

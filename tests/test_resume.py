@@ -254,6 +254,22 @@ def test_a_run_that_has_ended_without_a_checkpoint_does_not_begin_again(run, cap
     assert tree(run) == before
 
 
+def test_what_to_type_names_one_run_where_another_experiment_has_the_id_too(run, capsys):
+    (run.parents[1] / "u" / "run").mkdir(parents=True)
+    shutil.copy(run / "config.yaml", run.parents[1] / "u" / "run")
+    resume(run)
+    advised = capsys.readouterr().err.rpartition("to train longer: lmkit ")[2].split()
+    assert advised == ["resume", "t/run", f"outputs={run.parents[1]}", "trainer.max_epochs=N"]
+
+
+def test_a_run_that_keeps_no_checkpoint_says_so_at_its_end(tmp_path, capsys):
+    write_text(tmp_path / "text")
+    train(tmp_path, "run_id=run", "trainer.max_steps=2", "callbacks.checkpoint=null")
+    out, err = capsys.readouterr()
+    assert err.endswith("t/run has no checkpoint: none is written\n")
+    assert "test/perplexity" in out
+
+
 def test_fewer_updates_than_there_were_are_refused(run, capsys):
     before = tree(run)
     resume(run, "trainer.max_steps=3", code=2)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,30 @@ def test_a_line_of_json_for_each_token(lstm, capfd, caplog):
         f"{load(lstm).perplexity(TEXT):.2f} (checkpoint best of step 7, protocol document, "
         f"precision 32-true); coloured by surprise in {path}"
     )
+
+
+def test_a_table_on_a_terminal(lstm, capsys, monkeypatch):
+    expected = load(lstm).score(TEXT)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    score(lstm, lstm.config(), text=TEXT)
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert head.split() == ["token", "nll", "bits", "entropy", "rank", "likeliest"]
+    assert len(rows) == len(expected)
+    for row, token in zip(rows, expected, strict=True):
+        assert row[:16].strip() == token.piece.replace("\n", "\\n").strip()
+        numbers = f"{token.nll:.3f} {token.bits:.3f} {token.entropy:.3f} {token.rank:,}".split()
+        assert row[16:].split()[:4] == numbers
+        assert row.split()[-1] == f"{token.top[2][1]:.2f}"
+
+
+@pytest.mark.parametrize(
+    ("token", "piece", "shown"),
+    [(5, "", "<eos> "), (6, "", "<6> "), (6, "a\x1b[1m\n", "a\\x1b[1m\\n "), (6, " a", " a  ")],
+)
+def test_a_row_of_the_table_names_any_token(token, piece, shown):
+    row = score_module._row(TokenScore(token, piece, 1.0, 1.5, 2.0, 3, ((piece, 0.5),)), eos_id=5)
+    assert row.startswith(shown)
+    assert row.isprintable()
 
 
 def test_one_json_document(lstm, tmp_path, capfd):

@@ -1,11 +1,14 @@
 """The database of a sweep: draws, grids, pruning, and going on after the process died."""
 
 import math
+from itertools import product
 
 import pytest
 
+from lmkit.errors import UserError
 from lmkit.search import Dimension
 from lmkit.study import Study
+from lmkit.sweep_report import trial_record
 
 DIMENSIONS = (
     Dimension("lr", "lr=..", low=1e-4, high=1e-1, log=True),
@@ -87,3 +90,89 @@ def test_halving_keeps_the_best_third(tmp_path):
     trials = study(tmp_path, pruner="halving")
     pruned = [trials.prunes(trials.ask(), [value]) for value in (1.0, 3.0, 4.0, 0.5)]
     assert pruned == [False, True, True, False]
+
+
+SMALL = (
+    Dimension("model", "model=..", ("lstm", "gru")),
+    Dimension("size", "size=..", low=1, high=8, log=True),
+    Dimension("lr", "lr=..", ("1e-3", "1e-2")),
+)
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_every_combination_is_drawn_once_and_then_there_is_none(tmp_path, sampler):
+    drawn = []
+    for _ in range(3):  # also by a process that goes on
+        trials = study(tmp_path, sampler=sampler, dimensions=SMALL)
+        for _ in range(12):
+            if (trial := trials.ask()) is not None:
+                drawn.append(tuple(trial.params.items()))
+                trials.tell(trial, "finished", 1.0)
+    every = product(("lstm", "gru"), range(1, 9), ("1e-3", "1e-2"))
+    assert len(drawn) == 32
+    assert set(drawn) == {(("model", m), ("size", s), ("lr", r)) for m, s, r in every}
+    assert trials.size() == 32
+
+
+def test_a_kill_between_the_draw_and_the_start_changes_nothing(tmp_path):
+    (tmp_path / "once").mkdir()
+    (tmp_path / "cut").mkdir()
+    once = draw(study(tmp_path / "once"), 3)
+    trials = study(tmp_path / "cut")
+    cut = draw(trials, 1)
+    trials._study.enqueue_trial(trials._draw())  # `ask`, ended half-way
+    again = study(tmp_path / "cut")
+    assert again.num_started() == 1
+    assert [*cut, *draw(again, 2)] == once
+
+
+def test_what_the_machine_ended_goes_on_and_counts_for_nothing_before(tmp_path):
+    trials = study(tmp_path)
+    trial = trials.ask()
+    trials.interrupt(trial, "killed by SIGKILL")
+    record = trial_record(trials.trials()[0], {})
+    assert (record["outcome"], record["why"]) == ("interrupted", "killed by SIGKILL")
+    assert trials.unfinished() is None, "by the next process alone"
+    again = study(tmp_path)
+    taken = again.unfinished()
+    assert (taken.number, taken.params) == (0, trial.params)
+    assert trial_record(again.trials()[0], {})["outcome"] == "running"
+    again.tell(taken, "finished", 2.0)
+    assert again.trials()[0].value == 2.0
+
+
+def test_a_trial_that_was_finished_by_hand_is_heard_again(tmp_path):
+    trials = study(tmp_path)
+    values = draw(trials, 1)
+    failed = trials.ask()
+    trials.prunes(failed, [3.0, 2.5])
+    trials.tell(failed, "failed", why="exit code 1")
+    values.append(dict(failed.params))
+    trials.reopen([1])
+    again = trials.unfinished()
+    assert again.number == 1
+    assert not trials.prunes(again, [3.0, 2.5, 2.0])
+    trials.tell(again, "finished", 2.0)
+    for each in (trials, study(tmp_path)):
+        assert [trial.params for trial in each.trials()] == values
+        assert [trial.value for trial in each.trials()] == [1.0, 2.0]
+        assert trial_record(each.trials()[1], {})["validations"] == [3.0, 2.5, 2.0]
+    assert [path.name for path in tmp_path.iterdir()] == ["study.db"]
+
+
+@pytest.mark.parametrize("harm", [lambda data: b"x" * 8192, lambda data: data[:9000]])
+def test_a_damaged_database_is_a_sentence(tmp_path, harm):
+    draw(study(tmp_path), 2)
+    file = tmp_path / "study.db"
+    file.write_bytes(harm(file.read_bytes()))
+    with pytest.raises(
+        UserError, match=r"study.db is damaged \(.*\): put back a copy of it, or be"
+    ):
+        draw(study(tmp_path), 2)
+
+
+def test_a_directory_of_any_name_holds_a_database(tmp_path):
+    place = tmp_path / "100%25?a=#b"
+    place.mkdir()
+    draw(study(place), 1)
+    assert [path.name for path in place.iterdir()] == ["study.db"]

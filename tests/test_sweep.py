@@ -9,7 +9,13 @@ from pathlib import Path
 import pytest
 from journey import LIMIT, lmkit, rows, start
 
-from lmkit.sweep import _slots
+from lmkit.check import check
+from lmkit.config import compose
+from lmkit.run import Run
+from lmkit.search import split
+from lmkit.study import Study
+from lmkit.sweep import _check, _slots
+from lmkit.sweep_report import results
 
 
 def trials(place: Path, identity: str) -> list[dict]:
@@ -109,12 +115,13 @@ def test_a_sweep_of_which_nothing_finished_says_so(tmp_path, settings):
 
 def test_ctrl_c_stops_all_and_the_same_command_goes_on(tmp_path, settings):
     command = ["sweep", *settings, "run_id=s", "trainer.max_epochs=5", "seed=1,2", "sampler=grid"]
-    process = start(*command, cwd=tmp_path)
+    process = start(*command, "format=json", cwd=tmp_path)
     first = tmp_path / "outputs" / "tiny" / "s-000"
     wait_for(lambda: (first / "metrics.jsonl").exists() and len(rows(first)) > 5)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=LIMIT)
+    out, err = process.communicate(timeout=LIMIT)
     assert process.returncode == 130
+    assert json.loads(out)["counts"] == {"running": 1}
     assert "to go on: lmkit sweep" in err
     assert json.loads((first / "status.json").read_text())["status"] == "stopped"
     assert outcomes(tmp_path, "s") == ["running"]
@@ -167,3 +174,66 @@ def test_trials_side_by_side_have_gpus_of_their_own(monkeypatch):
     assert _slots(config, 2) == [{"CUDA_VISIBLE_DEVICES": "4,5"}, {"CUDA_VISIBLE_DEVICES": "6,7"}]
     with pytest.raises(Exception, match=r"parallel=3 trials of trainer.devices=2 need 6 GPUs, he"):
         _slots(config, 3)
+
+
+def test_what_a_config_has_for_each_value_survives(tmp_path, settings):
+    """Types as in the trial's config, through SQLite, sampler and sweep.json."""
+    varied = [
+        *("model=lstm,gru", "model.hidden_size=8,12", "optimizer.lr=1e-3,0.1"),
+        *("model.tie_weights=true,false", "trainer.gradient_clip_val=null,1"),
+        "model.dropout=interval(0,0.5)",
+    ]
+    given = [a for a in settings if not a.startswith(("model.hidden", "model.dropout"))]
+    shown = {
+        "model": ["lstm", "gru"],
+        "model.hidden_size": [8, 12],
+        "optimizer.lr": [0.001, 0.1],
+        "model.tie_weights": [True, False],
+        "trainer.gradient_clip_val": [None, 1],
+    }
+    search = split([*given, *varied], ())
+    config, _ = check(compose(search.first()), trains=False)
+    found = _check(search, config, "val/nll", 20, [])
+    for key, values in shown.items():
+        assert [*found[key].values()] == values
+        assert [type(v) for v in found[key].values()] == [type(v) for v in values]
+    study = Study(
+        tmp_path / "study.db",
+        search.dimensions,
+        sampler="tpe",
+        pruner="none",
+        warmup=(1, 1),
+        seed=1,
+    )
+    for _ in range(8):
+        trial = study.ask()
+        values = [trial.params[dimension.key] for dimension in search.dimensions]
+        config, _ = check(compose(search.arguments(values)), trains=False)
+        study.tell(trial, "finished", 1.0)
+        place = Run(tmp_path / "s-sweep")
+        place.path.mkdir(exist_ok=True)
+        place.write("sweep.json", results(study, place, "val/nll", found))
+        written = place.read("sweep.json")["trials"][-1]["values"]
+        assert config["model"]["_target_"] == f"lmkit.model.{written.pop('model').upper()}"
+        for key, value in written.items():
+            group, _, name = key.partition(".")
+            assert (value, type(value)) == (config[group][name], type(config[group][name]))
+
+
+def test_an_exhausted_search_ends_and_a_killed_trial_goes_on(tmp_path, settings):
+    command = ["sweep", *settings, "run_id=s", "seed=1,2", "num_trials=5", "restarts=0"]
+    process = start(*command, cwd=tmp_path)
+    first = tmp_path / "outputs" / "tiny" / "s-000"
+    wait_for(lambda: (first / "metrics.jsonl").exists() and len(rows(first)) > 5)
+    os.kill(json.loads((first / "status.json").read_text())["pid"], signal.SIGKILL)
+    _, err = process.communicate(timeout=LIMIT)
+    assert process.returncode == 1
+    assert "there are 2 combinations of these values: the sweep ends when it has tried" in err
+    assert "error: 1 of 2 trials were interrupted; this takes them up again: lmkit sweep" in err
+    assert outcomes(tmp_path, "s") == ["interrupted", "finished"]
+    assert trials(tmp_path, "s")[0]["why"] == "killed by SIGKILL"
+    lmkit("resume", "s-000", cwd=tmp_path)
+    value = json.loads((first / "summary.json").read_text())["best/val/nll"]
+    lmkit(*command, cwd=tmp_path)
+    assert outcomes(tmp_path, "s") == ["finished", "finished"]
+    assert trials(tmp_path, "s")[0]["value"] == value

@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins import MixedPrecision
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from lmkit.guard import StopOnNonFinite
 from lmkit.head import FullSoftmax
 from lmkit.lanes import WindowLoader
 from lmkit.model import LSTM, Window
@@ -69,12 +70,13 @@ def test_fp16_gradients_are_clipped_out_of_their_scale(algorithm):
         task.make_optimizer = partial(torch.optim.SGD, lr=0.5, fused=fused)
         trainer = make_trainer(
             max_steps=1,
+            limit_val_batches=0,
             gradient_clip_val=0.05,
             gradient_clip_algorithm=algorithm,
             plugins=[MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))],
         )
         before = [parameter.detach().clone() for parameter in task.parameters()]
-        trainer.fit(task, loader(Text([9, 1, 4, 13, 2, 6, 8]), bptt=3))
+        trainer.fit(task, loader(Text([9, 1, 4, 13, 2, 6, 8]), bptt=3), [])
         after = [parameter.detach() for parameter in task.parameters()]
         steps.append([a - b for a, b in zip(after, before, strict=True)])
     for one, other in zip(*steps, strict=True):
@@ -206,6 +208,24 @@ def test_training_values_are_means_over_the_tokens_since_the_last_row(tmp_path):
     (validated,) = [row for _, row in logger.rows if "val/nll" in row]
     assert validated["val/nll"] == pytest.approx(slow_nll(task, text.documents()), abs=1e-5)
     assert task.tokens_seen == text.num_tokens
+
+
+def test_a_skipped_update_is_the_same_row_for_every_logger(tmp_path):
+    task, step = make_task(), Task.training_step
+    loggers = [Collected(tmp_path), Collected(tmp_path)]
+    task.training_step = lambda window, number: (
+        step(task, window, number) * (float("nan") if number == 1 else 1)
+    )
+    trainer = make_trainer(
+        max_steps=3,
+        limit_val_batches=0,
+        log_every_n_steps=1,
+        logger=loggers,
+        callbacks=[StopOnNonFinite(action="skip")],
+    )
+    trainer.fit(task, loader(Text([9, 1, 4, 13, 2, 6, 8]), bptt=3), [])
+    (one,), (other,) = ([m for _, m in each.rows if "train/skipped" in m] for each in loggers)
+    assert one is other  # by which JsonlLogger.row knows it, with the seconds of the first
 
 
 def test_the_training_state_is_not_disturbed_by_validation():

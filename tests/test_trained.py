@@ -12,6 +12,7 @@ from trained_run import MODELS, SlowTwin, load, make_run, save_weights, warned
 
 import lmkit
 from lmkit import trained as trained_module
+from lmkit.checkpoint_io import AtomicCheckpointIO, load_checkpoint
 from lmkit.errors import UserError
 from lmkit.tokenizer import Bytes, load_tokenizer
 from lmkit.trained import TrainedModel
@@ -144,6 +145,23 @@ def test_a_checkpoint_that_is_not_there(tmp_path, caplog):
     assert warned(caplog) == [
         f"{run.id} has not been validated, so it has no best checkpoint: taking the last"
     ]
+
+
+def test_a_best_checkpoint_that_has_gone_is_not_the_last(tmp_path):
+    run = make_run(tmp_path)
+    folder = run.path / "checkpoints"
+    state = {"callbacks": {"Checkpoint": {"best_score": 1.0, "best_step": 3}}}
+    saved = load_checkpoint(folder / "last.ckpt") | state
+    AtomicCheckpointIO().save_checkpoint(saved, folder / "step-000000007.ckpt")
+    assert load(run).checkpoint == folder / "best.ckpt"
+    (folder / "best.ckpt").unlink()
+    with pytest.raises(UserError) as error:
+        load(run)
+    assert str(error.value) == (
+        f"{run.id} has lost its best checkpoint: that of step 3 is no longer in {folder}; put it "
+        "back, or take another (it has last, step-000000007)"
+    )
+    assert TrainedModel.load(run, run.config(), "last").checkpoint == folder / "last.ckpt"
 
 
 @pytest.mark.parametrize("keep", [0, 100, -1])

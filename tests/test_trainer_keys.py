@@ -131,6 +131,13 @@ def test_what_cannot_be_is_refused_with_the_reason(refusals, assignment):
 
 
 TOGETHER = {
+    "check_val_every_n_epoch=2 callbacks=[default,early_stopping] callbacks.samples=null "
+    "callbacks.early_stopping.check_on_train_epoch_end=true": "callbacks.early_stopping."
+    "check_on_train_epoch_end=true but trainer.check_val_every_n_epoch=2: not every epoch ends "
+    "with a validation; leave callbacks.early_stopping.check_on_train_epoch_end out",
+    "check_val_every_n_epoch=3 scheduler=plateau": "scheduler watches val/nll but "
+    "trainer.check_val_every_n_epoch=3 is beyond trainer.max_epochs=2; validate, or set "
+    "scheduler=constant",
     "min_epochs=3": "trainer.min_epochs=3 but trainer.max_epochs=2: lower the one or raise the "
     "other",
     "check_val_every_n_epoch=null": "trainer.check_val_every_n_epoch=null but "
@@ -144,7 +151,7 @@ TOGETHER = {
 @pytest.mark.parametrize("assignment", TOGETHER)
 def test_keys_that_contradict_each_other(place, assignment):
     with pytest.raises(UserError) as error:
-        place.config(f"trainer.{assignment}")
+        place.config(*f"trainer.{assignment}".split())
     assert str(error.value) == f"1 mistake:\n  {TOGETHER[assignment]}"
 
 
@@ -186,7 +193,8 @@ def test_what_does_not_fit_the_text_is_refused_before_a_run_begins(place, assign
     "assignments",
     [
         "accelerator=auto devices='1' num_nodes=1 precision=32 strategy=auto max_time={seconds:99}",
-        "benchmark=true detect_anomaly=true deterministic=true sync_batchnorm=true",
+        "benchmark=true detect_anomaly=true sync_batchnorm=true",
+        "deterministic=true",
         "gradient_clip_algorithm=NORM inference_mode=false min_epochs=1 min_steps=3",
         "num_sanity_val_steps=2",
         "num_sanity_val_steps=-1 val_check_interval=18",
@@ -282,7 +290,7 @@ def test_updates_are_those_by_hand(place, arguments, epochs, settings):
 @pytest.mark.parametrize(
     ("argument", "repeats"),
     [
-        ("trainer.overfit_batches=4", True),
+        ("trainer.overfit_batches=4.0", True),
         ("trainer.overfit_batches=0.25", True),
         ("trainer.limit_train_batches=4", False),
         ("trainer.reload_dataloaders_every_n_epochs=1", False),

@@ -9,11 +9,13 @@ import pytest
 from test_regular_file import make_socket
 from trained_run import make_run
 
-from lmkit import watch
+from lmkit import history, watch
 from lmkit.cli import commands, main
 from lmkit.completion import complete
 from lmkit.dashboard import _known
 from lmkit.errors import UserError
+from lmkit.identity import recorded
+from lmkit.regular_file import DamagedError
 from lmkit.run import Run, no_checkpoint
 from lmkit.watch import Outputs, read_rows
 
@@ -182,6 +184,24 @@ def test_a_damaged_status_is_written_anew_with_a_word(hurt, caplog):
         f"{hurt.path}/status.json is damaged: expected a mapping, found a list; "
         "put a sound copy in its place: it is written anew"
     ) in caplog.messages
+
+
+@pytest.mark.parametrize(
+    "data",
+    [{"a": 1}, {"tokenizer": 1, "splits": {}}, {"tokenizer": "x", "splits": []},
+     {"tokenizer": "x", "splits": {"train": 3}}, {"tokenizer": "x", "splits": {}, "resumed": [3]}],
+)  # fmt: skip
+def test_hashes_of_another_shape_are_damage(hurt, data):
+    (hurt.path / "data.json").write_text(json.dumps(data))
+    with pytest.raises(DamagedError, match=f"^{hurt.path}/data.json is damaged: "):
+        recorded(hurt)
+
+
+def test_a_record_of_somebody_elses_shape_has_no_changes():
+    record = ["a=1", 3, {"changed": 3}, {"changed": {"seed": 4, "lr": [1, 2]}}, {"changed": []}]
+    assert history.earlier(record, "lr") == [1]
+    assert history.earlier(record, "seed") == []
+    assert history.last_changed(record[:-1]) == {"lr": [1, 2]}
 
 
 def test_a_damaged_sweep_spoils_its_trials_alone(outputs, hurt):

@@ -67,7 +67,10 @@ def make_run(
     }
     run = Run.create(outputs, "tiny", f"{model}-{tokenizer}-{protocol}", config)
     untrained = build(config["tokenizer"], bases=slot_bases("tokenizer"))
-    prepared = prepare(WikiText(str(corpus)), untrained, outputs / ".cache", progress=False)
+    by_line = protocol == "sentence"
+    prepared = prepare(
+        WikiText(str(corpus)), untrained, outputs / ".cache", progress=False, by_line=by_line
+    )
     prepared.tokenizer.save(run.path)
     splits = {split: {"sha256": store.sha256} for split, store in prepared.stores.items()}
     run.write("data.json", {"tokenizer": prepared.tokenizer.hash(), "splits": splits})

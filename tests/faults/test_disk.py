@@ -1,0 +1,193 @@
+"""Disks that are really full, limits on files, users without a home, streams that are closed."""
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from journey import LIMIT, lmkit, start
+from test_train import wait_for_rows
+
+from faults.test_files import assert_same_run
+from faults.test_processes import end
+from lmkit.cli import main
+
+pytestmark = pytest.mark.faults
+FREE = "No space left on device (0 bytes of 8 MiB are free"
+
+
+@pytest.fixture
+def small(tmp_path) -> Iterator[Path]:
+    """The directory of a file system of 8 MiB."""
+    place = tmp_path / "small"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(place)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("a file system can be mounted by root alone, and not in every container")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def fill(place: Path) -> Path:
+    """Leave no byte of a file system free."""
+    filler = place / "filler"
+    with filler.open("ab", buffering=0) as file:
+        for size in (1 << 16, 1 << 12, 1):
+            try:
+                while True:
+                    file.write(bytes(size))
+            except OSError:
+                pass
+    return filler
+
+
+def test_a_disk_that_is_full_in_training_ends_it_in_a_sentence(finished, settings, small):
+    process = start("train", *settings, "run_id=cut", cwd=small)
+    run = small / "outputs" / "tiny" / "cut"
+    wait_for_rows(process, run, 5)
+    filler = fill(small)
+    err = end(process, 2)
+    assert "Traceback" not in err
+    message = err.splitlines()[-1]
+    assert message.startswith(f"error: cannot write {run}/")
+    assert FREE in message
+    assert message.endswith("; make room there, then go on with: lmkit resume cut")
+    status = json.loads((run / "status.json").read_text())
+    assert (status["status"], status["exit_code"]) == ("failed", 2)
+    assert status["reason"].startswith("MachineError: cannot write ")
+    filler.unlink()
+    lmkit("resume", "cut", cwd=small)
+    assert_same_run(run, finished[0])
+
+
+COMMANDS = (
+    ("score", "whole", "text=the cat"),
+    ("resume", "whole", "trainer.max_epochs=4"),
+    ("train", "run_id=other"),
+    ("train", "-m", "run_id=several", "seed=1,2"),
+    ("sweep", "run_id=swept", "seed=1,2", "sampler=grid"),
+    ("prepare", "store=store"),
+    ("prepare", "data.unit=line"),
+)
+
+
+def test_every_command_that_writes_says_where_and_loses_nothing(
+    finished, settings, small, monkeypatch, capfd
+):
+    shutil.copytree(finished[0].parents[1], small / "outputs", symlinks=True)
+    monkeypatch.chdir(small)
+    before = {file: file.read_bytes() for file in Path("outputs").rglob("*") if file.is_file()}
+    fill(small)
+    for command, *arguments in COMMANDS:
+        keys = [] if command in ("score", "resume") else settings
+        assert main([command, *arguments, *keys]) == 2, command
+        out, err = capfd.readouterr()
+        assert "Traceback" not in out + err
+        last = err.splitlines()[-1]
+        assert last.startswith("error: "), err
+        assert str(small) in last
+        assert FREE in last
+    kept = {file for file in before if file.name != ".lock"}
+    assert {file: file.read_bytes() for file in kept} == {file: before[file] for file in kept}
+
+
+def test_a_database_without_room_is_a_sentence(small):
+    from lmkit.errors import MachineError
+    from lmkit.search import Dimension
+    from lmkit.study import Study
+
+    given = {"sampler": "random", "pruner": "none", "warmup": (1, 1), "seed": 1}
+    study = Study(small / "study.db", (Dimension("a", "a=..", low=0.0, high=1.0),), **given)
+    trial = study.ask()
+    filler = fill(small)
+    with pytest.raises(MachineError, match=f"cannot write {small}/study.db: No space left"):
+        _go_on(study, trial)
+    ended = [t.value for t in study.trials() if t.value]
+    filler.unlink()
+    again = Study(small / "study.db", (Dimension("a", "a=..", low=0.0, high=1.0),), **given)
+    assert [t.value for t in again.trials() if t.value] == ended
+
+
+def _go_on(study, trial) -> None:
+    for _ in range(100):
+        study.tell(trial, "finished", 1.0)
+        trial = study.ask()
+
+
+def test_a_limit_on_the_size_of_files(settings, tmp_path):
+    larger = ("model.hidden_size=64", "model.embedding_size=64", "trainer.max_epochs=1")
+    done = subprocess.run(
+        [sys.executable, "-m", "lmkit", "train", *settings, *larger, "run_id=cut"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
+    )
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "File too large (" in done.stderr.splitlines()[-1]
+    assert "(ulimit -f), then go on with: lmkit resume cut" in done.stderr.splitlines()[-1]
+    lmkit("resume", "cut", cwd=tmp_path)
+
+
+def test_a_user_without_a_home_or_a_name(tmp_path):
+    """As `docker run --user 12345`; it may read everything here, and write where it is let."""
+    setpriv = shutil.which("setpriv")
+    if os.geteuid() or setpriv is None:
+        pytest.skip("another user can be taken by root alone, with setpriv")
+    may = ["--inh-caps=-all,+dac_read_search", "--ambient-caps=-all,+dac_read_search"]
+    user = [setpriv, "--reuid=12345", "--regid=12345", "--clear-groups", *may]
+    environment = {key: value for key, value in os.environ.items() if key != "HOME"}
+    unwritable = {"XDG_CACHE_HOME": "/proc", "TMPDIR": "/proc"}
+    for more in ({}, {"HOME": "/root"}, unwritable):
+        done = subprocess.run(
+            [*user, sys.executable, "-m", "lmkit", "doctor", "probe=false", "format=json"],
+            cwd="/tmp",
+            env=environment | more,
+            capture_output=True,
+            text=True,
+            timeout=LIMIT,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "WARNING" not in done.stderr
+    assert json.loads(done.stdout)["auto"]["kernels"].startswith("torch: ")
+
+
+CLOSED = "import sys; from lmkit.cli import main; sys.exit(main(['list', 'model=lstm']))"
+
+
+@pytest.mark.parametrize("redirection", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
+def test_streams_that_are_closed(redirection, tmp_path):
+    command = f'"{sys.executable}" -c "{CLOSED}" {redirection}'
+    done = subprocess.run(command, shell=True, capture_output=True, check=False, timeout=LIMIT)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert bool(done.stdout) == (">&-" not in redirection.replace("2>&-", ""))
+
+
+def test_a_stdout_without_room_is_an_error():
+    command = f'"{sys.executable}" -c "{CLOSED}" > /dev/full'
+    done = subprocess.run(command, shell=True, capture_output=True, check=False, timeout=LIMIT)
+    assert done.returncode == 2
+    assert done.stderr == b"error: cannot write a file: No space left on device; make room there\n"
+
+
+def test_a_stdout_that_is_not_utf_8():
+    text = "lmkit.list.list = lambda selected, commands, config_dir: print('na\\xefve \\u4e2d')"
+    code = f"import lmkit.cli, lmkit.list; {text}; lmkit.cli.main(['list'])"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        check=False,
+        timeout=LIMIT,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout == b"na\\xefve \\u4e2d\n"

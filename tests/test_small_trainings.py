@@ -1,0 +1,108 @@
+"""Short trainings in this process, through the command line: what they log, and how they end."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from lmkit import cli
+from lmkit.check import check
+from lmkit.config import compose
+from lmkit.head import FullSoftmax
+
+WORDS = ["the", "of", "and", "to", "in", "is", "that", "it", "was", "for", "on", "as", "with"]
+
+
+@pytest.fixture
+def settings(tmp_path, monkeypatch) -> list[str]:
+    """A model of a thousand parameters over sixty paragraphs, one thread."""
+    monkeypatch.chdir(tmp_path)
+    lines = [" ".join(WORDS[(i * j) % len(WORDS)] for j in range(1, 9)) for i in range(60)]
+    (tmp_path / "text.txt").write_text("\n\n".join(lines))
+    for split in ("valid", "test"):
+        (tmp_path / f"{split}.txt").write_text("\n\n".join(lines[:7]))
+    model = ["model.embedding_size=8", "model.hidden_size=8", "model.num_layers=1"]
+    data = ["data=files", "data.path=text.txt", "data.unit=paragraph", "data.batch_size=4"]
+    data += ["data.valid_path=valid.txt", "data.test_path=test.txt"]
+    own = ["tokenizer=word", "data.bptt=10", "threads=1", "trainer.precision=32-true", "name=a"]
+    return ["train", "run_id=r", "kernels=torch", *data, *model, *own]
+
+
+def rows() -> list[dict]:
+    return [json.loads(line) for line in Path("outputs/a/r/metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_diverged_training_ends_in_a_sentence(settings, capfd, monkeypatch):
+    loss = FullSoftmax.loss
+    monkeypatch.setattr(FullSoftmax, "loss", lambda *arguments: loss(*arguments) * float("nan"))
+    assert cli.main([*settings, "trainer.max_epochs=1"]) == 1
+    said = capfd.readouterr().err
+    assert "\nerror: the loss or its gradient is not finite at step " in said
+    assert "Traceback" not in said
+    status = json.loads(Path("outputs/a/r/status.json").read_text())
+    assert (status["status"], status["exit_code"]) == ("failed", 1)
+    assert status["reason"].startswith("NonFiniteError: the loss or its gradient is not finite")
+
+
+@pytest.mark.parametrize(("interval", "every"), [(None, 1), ("epoch", 0)])
+def test_the_logged_rates_are_those_of_torch(settings, interval, every):
+    target = "scheduler._target_=torch.optim.lr_scheduler.OneCycleLR"
+    keys = [target, "scheduler.max_lr=0.01", "scheduler.total_steps=100"]
+    keys += [f"scheduler.interval={interval}"] if interval else []
+    length = ["trainer.max_epochs=2", "trainer.log_every_n_steps=1"]
+    assert cli.main([*settings, *keys, *length]) == 0
+    found = [(row["step"], row["lr"]) for row in rows() if "lr" in row]
+    optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=2e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.01, total_steps=100)
+    rates = [schedule.get_last_lr()[0]]
+    for _ in range(100):
+        optimizer.step()
+        schedule.step()
+        rates.append(schedule.get_last_lr()[0])
+    updates = found[-1][0]
+    assert len(found) == updates > 10
+    for step, lr in found:  # a row is written after the step of the schedule
+        done = step if every else step // (updates // 2)
+        assert lr == pytest.approx(rates[done], rel=1e-12), step
+
+
+def test_a_schedule_that_ends_before_the_training_is_told_before_it(settings, capfd):
+    target = "scheduler._target_=torch.optim.lr_scheduler.OneCycleLR"
+    keys = [target, "scheduler.max_lr=0.01", "scheduler.total_steps=3", "trainer.max_epochs=2"]
+    assert cli.main([*settings, *keys]) == 2
+    assert "error: scheduler ends after 3 steps but the training has " in capfd.readouterr().err
+    assert not Path("outputs/a/r/metrics.jsonl").exists()
+
+
+def test_windows_of_one_position_are_trained_on(settings):
+    length = ["trainer.max_steps=12", "trainer.log_every_n_steps=1"]
+    assert cli.main([*settings, "data.bptt=1", *length]) == 0
+    training = [row for row in rows() if "train/nll" in row]
+    # The first window has reset positions alone: no target, so no mean.
+    assert training[0]["step"] == 2
+    assert all(row["train/nll"] is not None for row in training)
+
+
+def test_what_a_command_makes_nothing_of_is_refused(settings, capfd):
+    assert cli.main([*settings, "trainer.max_epochs=1"]) == 0
+    capfd.readouterr()
+    assert cli.main(["evaluate", "r", "optimizer.lr=3", "seed=2", "data.batch_size=8"]) == 2
+    reads = "reads data, kernels, threads, trainer.accelerator, trainer.precision of the config"
+    assert capfd.readouterr().err.splitlines() == [
+        "error: 2 mistakes:",
+        f"  optimizer.lr=3: lmkit evaluate {reads}",
+        f"  seed=2: lmkit evaluate {reads}",
+    ]
+    assert cli.main(["evaluate", "r", "trainer=cpu", "threads=1", "num_lanes=2"]) == 0
+    assert cli.main(["generate", "r", "data.bptt=3"]) == 2
+    assert cli.main(["generate", "r", "num_tokens=3", "kernels=torch"]) == 0
+
+
+def test_a_run_whose_names_look_like_numbers_is_found_again(settings):
+    odd = ["run_id=12e3", "name=0123", "trainer.max_epochs=1"]
+    assert cli.main([*(s for s in settings if s not in ("run_id=r", "name=a")), *odd]) == 0
+    assert cli.main(["resume", "12e3", "trainer.max_epochs=2"]) == 0
+    base = Path("outputs/0123/12e3/config.yaml")
+    config, _ = check(compose([], base))
+    assert (config["run_id"], config["name"]) == ("12e3", "0123")
