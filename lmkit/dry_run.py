@@ -18,8 +18,8 @@ from lmkit.binding import build
 from lmkit.errors import UserError
 from lmkit.loggers import TRACKERS
 from lmkit.optim import Stepping, check_length
-from lmkit.processes import launched
 from lmkit.redaction import mask, redact
+from lmkit.rendezvous import cluster
 from lmkit.safety import anchored
 from lmkit.signatures import signature_keys
 from lmkit.trainer import build_trainer, said, silent
@@ -137,14 +137,15 @@ def _schedule(config: Node, stepping: Node, mistakes: list[str]) -> None:
 def _trainer(config: Node, place: Path, mistakes: list[str]) -> None:
     callbacks = list(_callbacks(config, place, mistakes))
     trainer = dict(config.get("trainer") or {})
-    trainer |= {} if launched() else {"devices": 1, "num_nodes": 1}
+    trainer |= {"devices": 1, "num_nodes": 1}  # as `cluster(None)` has it; others are not met yet
     gone = {"cuda": not torch.cuda.is_available(), "mps": not torch.backends.mps.is_available()}
     noted = any(m.startswith(("trainer.accelerator=", "trainer.precision=")) for m in mistakes)
     if noted or gone.get(trainer.get("accelerator", "")):
         trainer |= {"accelerator": "cpu", "precision": "32-true", "strategy": "auto"}
 
     def make(node: dict[str, Any]) -> Any:
-        return build_trainer(node, default_root_dir=place, logger=False, callbacks=callbacks)
+        given = {"plugins": [cluster(None)], "logger": False, "callbacks": callbacks}
+        return build_trainer(node, default_root_dir=place, **given)
 
     attempt("trainer", trainer, make, mistakes)
 

@@ -10,6 +10,8 @@ import pytest
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
+from lmkit.check import check
+from lmkit.config import compose
 from lmkit.errors import UserError
 from lmkit.processes import Failure, Launched, launched
 from lmkit.rendezvous import cluster
@@ -97,6 +99,16 @@ def test_what_a_cluster_says_of_others_changes_nothing_alone(monkeypatch):
     trainer = Trainer(plugins=[cluster(launched())], accelerator="cpu", devices=1, logger=False,
                       enable_checkpointing=False)  # fmt: skip
     assert (trainer.world_size, trainer.is_global_zero, rank_zero_only.rank) == (1, True, 0)
+
+
+@pytest.mark.parametrize("step", [{}, {"SLURM_STEP_ID": "0", "SLURM_PROCID": "1"}])
+def test_the_check_takes_slurms_variables_as_they_are(monkeypatch, tmp_path, step):
+    """In which Lightning by itself finds mistakes."""
+    (tmp_path / "text.txt").write_text("a text")
+    for key, value in {"SLURM_NTASKS": "2", "SLURM_LOCALID": "1", **step}.items():
+        monkeypatch.setenv(key, value)
+    config, _ = check(compose(["data=files", f"data.path={tmp_path}", "trainer=ddp_cpu"]))
+    assert config["trainer"]["devices"] == 2
 
 
 def test_num_nodes():

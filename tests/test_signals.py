@@ -10,14 +10,17 @@ from journey import is_running
 
 # A mutex that is locked twice waits for ever; a signal does not interrupt it (POSIX).
 DEAF = """
-import ctypes, os, signal, subprocess, sys, time
+import ctypes, os, signal, subprocess, sys, threading, time
 from lmkit import signals
 from lmkit.signals import Stopped, StopSignals, follow_parent
 
 def deaf():
     mutex, library = ctypes.create_string_buffer(256), ctypes.CDLL(None)
-    print("ready", flush=True)
     library.pthread_mutex_lock(mutex)
+    sys.setswitchinterval(1000)  # this thread lets others run as it enters C, not before
+    entering = threading.Event()
+    threading.Thread(target=lambda: (entering.wait(), print("ready", flush=True))).start()
+    entering.set()
     library.pthread_mutex_lock(mutex)
 """
 
