@@ -1,6 +1,5 @@
 """Every YAML that ships composes and passes the check, which knows every key it holds."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,10 @@ from lmkit import hardware, loggers
 from lmkit.allow import SLOTS
 from lmkit.check import Root, check
 from lmkit.config import compose
+from lmkit.files import Files
 from lmkit.groups import CONF, group_options, purpose
+from lmkit.store import prepare
+from lmkit.tokenizer import Bytes
 
 GROUPS = group_options([CONF])
 # What `lmkit sweep` has presets of is no part of a run: see test_search.py.
@@ -35,11 +37,7 @@ def corpus(tmp_path: Path) -> Path:
     (tmp_path / "rows.csv").write_text("text\nsome words\n")
     (tmp_path / "rows.jsonl").write_text('{"text": "some words"}\n')
     (tmp_path / "rows.parquet").write_bytes(b"PAR1")
-    store = {"store": "", "source": {}, "splits": {}}
-    for split in ("train", "valid", "test"):
-        (tmp_path / "store" / split).mkdir(parents=True)
-        (tmp_path / "store" / split / "manifest.json").write_text("")
-    (tmp_path / "store" / "data.json").write_text(json.dumps(store))
+    prepare(Files(str(tmp_path / "text")), Bytes(), tmp_path, workers=1, store=tmp_path / "store")
     (tmp_path / "tokens.ds").write_bytes(b"")
     model = '{"type": "WordLevel", "vocab": {"<eos>": 0, "a": 1}, "unk_token": "<eos>"}'
     (tmp_path / "tokenizer.json").write_text(f'{{"model": {model}}}')

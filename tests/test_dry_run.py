@@ -247,7 +247,7 @@ def test_monitors_that_come(monkeypatch):
 
 
 def test_what_a_library_raises_at_work_is_a_sentence():
-    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer = pl.Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False)
     with (
         pytest.raises(UserError, match=r"^lightning\.pytorch\.[\w.]+ refuses the config: .+"),
         complaints(),
