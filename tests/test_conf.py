@@ -1,5 +1,6 @@
 """Every YAML that ships composes and passes the check, which knows every key it holds."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from lmkit import hardware, loggers
 from lmkit.allow import SLOTS
 from lmkit.check import Root, check
 from lmkit.config import compose
-from lmkit.files import Files
+from lmkit.corpus import Files
 from lmkit.groups import CONF, group_options, purpose
 from lmkit.store import prepare
 from lmkit.tokenizer import Bytes
@@ -37,7 +38,9 @@ def corpus(tmp_path: Path) -> Path:
     (tmp_path / "rows.csv").write_text("text\nsome words\n")
     (tmp_path / "rows.jsonl").write_text('{"text": "some words"}\n')
     (tmp_path / "rows.parquet").write_bytes(b"PAR1")
-    prepare(Files(str(tmp_path / "text")), Bytes(), tmp_path, workers=1, store=tmp_path / "store")
+    source, store = Files(str(tmp_path / "text")), tmp_path / "store"
+    prepared = prepare(source, Bytes(), tmp_path, workers=1, store=store)
+    (store / "data.json").write_text(json.dumps(prepared.describe()))
     (tmp_path / "tokens.ds").write_bytes(b"")
     model = '{"type": "WordLevel", "vocab": {"<eos>": 0, "a": 1}, "unk_token": "<eos>"}'
     (tmp_path / "tokenizer.json").write_text(f'{{"model": {model}}}')

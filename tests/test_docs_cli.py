@@ -13,7 +13,7 @@ from lmkit.signals import SIGNALS
 
 TEXT = (Path(__file__).parents[1] / "docs" / "cli.md").read_text()
 BLOCKS = re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL)
-COMMANDS = [command for block in BLOCKS for command in re.findall(r"^lmkit (?:[^\n]|\n )+", block, re.M)]
+COMMANDS = [line for block in BLOCKS for line in block.splitlines() if line.startswith("lmkit ")]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
