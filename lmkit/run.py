@@ -152,12 +152,12 @@ class Run:
             )
         there = next(place for place in (self.path, *self.path.parents) if place.exists())
         try:
+            with tempfile.TemporaryFile(dir=there):  # os.access says yes to root, wrongly in /proc
+                pass
             self.check_links()
             for path in listed(self.path, "*.jsonl"):
                 with path.open("ab"):  # as it will be once the training goes
                     pass
-            with tempfile.TemporaryFile(dir=there):  # os.access says yes to root, wrongly in /proc
-                pass
         except OSError as error:
             raise self._unwritable(error) from error
         if self.held():

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from lightning.pytorch.loggers import WandbLogger as LightningWandbLogger
 
-from lmkit import checkpoint, checkpoint_io, run
+from lmkit import checkpoint, checkpoint_io, history
 from lmkit.task import Task
 
 FAULTS = "LMKIT_TEST_FAULTS"
@@ -55,7 +55,7 @@ def _clock_back() -> None:
             return now.now(tz) - datetime.timedelta(days=1)
 
     time.time = lambda: real() - 86_400
-    run.datetime = Yesterday
+    history.datetime = Yesterday
 
 
 ACTIONS = {

@@ -85,7 +85,7 @@ def test_every_command_that_writes_says_where_and_loses_nothing(
     fill(small)
     for command, *arguments in COMMANDS:
         keys = [] if command in ("score", "resume") else settings
-        assert main([command, *arguments, *keys]) == 2, command
+        assert main([command, *keys, *arguments]) == 2, command
         out, err = capfd.readouterr()
         assert "Traceback" not in out + err
         last = err.splitlines()[-1]
