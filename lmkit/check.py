@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, fields
@@ -28,6 +29,8 @@ from lmkit.processes import launched
 from lmkit.ranges import Count, Seed, Size
 from lmkit.safety import escapes, leaks
 from lmkit.signatures import signature_keys
+
+log = logging.getLogger(__name__)
 
 PRECISIONS = VALUES["trainer.precision"]
 # Lightning's other names of them.
@@ -113,7 +116,15 @@ def check(
         own = bind("", own, {command: given}, mistakes)
     if mistakes:
         raise UserError(report(mistakes))
+    if config and trains and _learns_nothing(config):
+        log.warning("optimizer.lr=0: nothing is learnt")
     return config, own
+
+
+def _learns_nothing(config: Mapping[str, Any]) -> bool:
+    """A rate of 0, but where the schedule sets its own."""
+    target = str((config["scheduler"] or {}).get("_target_"))
+    return config["optimizer"].get("lr") == 0 and not target.endswith(("OneCycleLR", "CyclicLR"))
 
 
 def split_data(node: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -27,7 +27,6 @@ def contradictions(
     data, trainer, scheduler, callbacks = (config.get(name) or {} for name in groups)
     return [
         *_names(config),
-        *_rate(config),
         *_machine(trainer),
         *_kernels(config),
         *_threads(config),
@@ -53,14 +52,6 @@ def _names(config: Mapping[str, Any]) -> Iterator[str]:
                 check_name(key, value)
         except UserError as error:
             yield str(error)
-
-
-def _rate(config: Mapping[str, Any]) -> Iterator[str]:
-    """A rate of 0, but where the schedule sets its own."""
-    optimizer, scheduler = (config.get(name) or {} for name in ("optimizer", "scheduler"))
-    sets_its_own = str(scheduler.get("_target_")).endswith(("OneCycleLR", "CyclicLR"))
-    if optimizer.get("lr") == 0 and not sets_its_own:
-        yield "optimizer.lr=0: nothing would be learnt; it must be above 0"
 
 
 def _machine(trainer: Mapping[str, Any]) -> Iterator[str]:

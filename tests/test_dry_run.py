@@ -185,7 +185,6 @@ def test_what_a_library_refuses_is_told_of_each_key_of_every_object():
             ["callbacks.bar._target_=lightning.pytorch.callbacks.RichProgressBar"],
             "trainer: Trainer was configured with `enable_progress_bar=False` but found .*",
         ),
-        (["optimizer.lr=0"], "optimizer.lr=0: nothing would be learnt; it must be above 0"),
         (["run_id=a/b"], "run_id=a/b: expected letters, digits .*"),
     ],
 )
@@ -235,6 +234,18 @@ MONITORS = "there are: val/nll, val/perplexity"
 )
 def test_a_monitor_that_never_comes(argv, mistake):
     assert mistakes_of(*argv) == [mistake]
+
+
+def test_a_rate_of_0_is_said(caplog):
+    cycle = "torch.optim.lr_scheduler.OneCycleLR"
+    check(
+        compose(
+            [f"scheduler={{_target_: {cycle}, max_lr: 0.1, total_steps: 9999}}", "optimizer.lr=0"]
+        )
+    )
+    assert not caplog.messages
+    check(compose(["optimizer.lr=0"]))
+    assert caplog.messages == ["optimizer.lr=0: nothing is learnt"]
 
 
 def test_monitors_that_come(monkeypatch):

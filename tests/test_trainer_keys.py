@@ -76,7 +76,7 @@ REFUSED = {
     "fast_dev_run=-1": f"{LEAST} 0",
     "gradient_clip_algorithm=vale": "did you mean value?",
     "gradient_clip_val=-1.0": f"{LEAST} 0",
-    "gradient_clip_val=nan": f"{LEAST} 0",
+    "gradient_clip_val=nan": "must be a finite number",
     "limit_predict_batches=3": "a run predicts nothing; score and generate read it all; leave it "
     "out",
     "limit_test_batches=1.5": "expected a share up to 1.0, or a number of windows",
