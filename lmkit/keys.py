@@ -280,16 +280,19 @@ def _origin(module: Module, name: str) -> tuple[str, str] | None:
 @cache
 def _module(name: str) -> Module | None:
     """The module of this name, found but not imported."""
-    spec, paths, place = None, None, ""
-    for part in name.split("."):
-        place = f"{place}.{part}".removeprefix(".")
+    first, *rest = name.split(".")
+    try:
         # Only what looks up a package's first name asks the hooks of editable installations.
-        spec = PathFinder.find_spec(place, paths) if paths is not None else find_spec(place)
-        if spec is None:
+        spec = find_spec(first)
+    except ValueError:  # of an empty name, or of __main__
+        return None
+    place = first
+    for part in rest:
+        if spec is None or spec.submodule_search_locations is None:
             return None
-        paths = spec.submodule_search_locations
-    assert spec is not None
-    if spec.origin is None or not spec.origin.endswith(".py"):
+        place = f"{place}.{part}"
+        spec = PathFinder.find_spec(place, spec.submodule_search_locations)
+    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
         return None
     file = Path(spec.origin)
     return Module(name, file, ast.parse(file.read_text(encoding="utf-8")))

@@ -83,6 +83,10 @@ def make_trackers(nodes: Mapping[str, Any], run: Run, account: Account) -> list[
     for key, node in nodes.items():
         try:
             logger = _make(key, node, run)
+            kind = next(
+                (each for base, each in TRACKERS.items() if isinstance(logger, base)), Tracker
+            )
+            tracker = kind(logger, account, key)  # which may yet say how the logger begins
             _ = getattr(logger, "experiment", None)  # Lightning would begin it without tolerance
         except UserError:
             raise
@@ -90,8 +94,7 @@ def make_trackers(nodes: Mapping[str, Any], run: Run, account: Account) -> list[
             what = redact(f"{type(error).__name__}: {error}")
             log.warning("logger.%s cannot start (%s): the run goes on without it", key, what)
             continue
-        kind = next((each for base, each in TRACKERS.items() if isinstance(logger, base)), Tracker)
-        made.append(kind(logger, account, key))
+        made.append(tracker)
     return made
 
 

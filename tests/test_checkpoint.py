@@ -10,7 +10,8 @@ import pytest
 import torch
 import trainee
 
-from lmkit.checkpoint import Checkpoint, random_state, set_random_state
+from lmkit.check import check
+from lmkit.checkpoint import random_state, set_random_state
 from lmkit.checkpoint_io import (
     AtomicCheckpointIO,
     best_checkpoint,
@@ -18,6 +19,7 @@ from lmkit.checkpoint_io import (
     load_checkpoint,
     read_manifest,
 )
+from lmkit.config import compose
 from lmkit.errors import UserError
 
 STEPS = 3 * trainee.WINDOWS
@@ -321,7 +323,10 @@ def test_random_state_returns():
 
 
 def test_numbers_that_cannot_be():
-    assert Checkpoint.check(every_n_train_steps=0, every_n_epochs=None, keep=1) == [
-        "every_n_train_steps=0: must be at least 1",
-        "keep=1: must be at least 2",
+    keys = {"every_n_train_steps": 0, "every_n_epochs": None, "keep": 1}
+    with pytest.raises(UserError) as refused:
+        check(compose([f"callbacks.checkpoint.{key}={json.dumps(n)}" for key, n in keys.items()]))
+    assert str(refused.value).splitlines()[1:] == [
+        "  callbacks.checkpoint.every_n_train_steps=0: must be at least 1",
+        "  callbacks.checkpoint.keep=1: must be at least 2",
     ]

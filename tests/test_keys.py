@@ -115,6 +115,13 @@ def test_classes_of_a_package_of_the_users(tmp_path, monkeypatch):
     assert class_keys("mine.Nothing") == class_keys("no.such.Module") == {}
 
 
+def test_a_target_that_is_no_class_has_no_keys_and_is_not_imported(tmp_path, monkeypatch):
+    (tmp_path / "harmful.py").write_text("raise SystemExit('imported')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for target in ("harmful.a.B", "lmkit.corpus.platform.popen", "..x", "__main__.x", "x\0.y"):
+        assert class_keys(target) == {}
+
+
 def test_nothing_is_imported():
     code = (
         "import sys; from lmkit.keys import class_keys\n"

@@ -374,10 +374,8 @@ def test_killed_while_preparing(tmp_path: Path) -> None:
     assert victim.returncode == -signal.SIGKILL
     out, err = waiting.communicate(timeout=60)
     assert (out.split()[1], err) == ("5000003", "")
-    assert {path.name for path in cache.glob("*/*")} == {"train", ".lock"}
-    assert {path.name for path in cache.glob("*/train/*")} == {
-        *("00000", "00000.lock", "manifest.json")
-    }
+    assert {path.name for path in cache.glob("*/*")} == {"train"}
+    assert {path.name for path in cache.glob("*/train/*")} == {"00000", "manifest.json"}
     third = start(cache, 0.0)
     assert third.communicate(timeout=60) == (out, "")
     assert (tmp_path / "marks").read_text() == "reads\n" * 2
