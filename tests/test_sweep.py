@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from journey import LIMIT, lmkit, rows, start
 
 from lmkit.check import check
@@ -62,8 +63,8 @@ def test_12_trials_killed_in_the_middle_end_as_12(tmp_path, settings):
     assert found["best"]["value"] == min(trial["value"] for trial in found["trials"])
     # One that was interrupted is what it is alone, and none has seen the test split.
     cut = next(t for t in found["trials"] if t["number"] == started[0]["number"])
-    overrides = run_of(tmp_path, cut) / "overrides.yaml"
-    lines = [line.removeprefix("- ").strip("'") for line in overrides.read_text().splitlines()]
+    overrides = yaml.safe_load((run_of(tmp_path, cut) / "overrides.yaml").read_text())
+    lines = [line for line in overrides if isinstance(line, str)]  # of the first command
     lmkit("train", *lines, "run_id=alone", cwd=tmp_path)
     alone = tmp_path / "outputs" / "tiny" / "alone"
     assert rows(alone) == rows(run_of(tmp_path, cut))
