@@ -251,7 +251,10 @@ def _run(command: Command, argv: list[str]) -> Any:
     composition = compose(argv, base, types if command.takes_config else None, name)
     composition.mistakes += _unused(command, composition.overrides)
     if run and composition.config:  # its config may say where it was before it was moved
-        composition.config["outputs"] = str(run.path.parents[1])
+        composition.mistakes += _renaming(run, composition.overrides)
+        place = {"outputs": str(run.path.parents[1]), "name": run.name, "run_id": run.id}
+        known = composition.config
+        known |= {key: value for key, value in place.items() if known.get(key) is not None}
     function = command.load()
     config = None
     if "config" in command.positional:
@@ -276,6 +279,13 @@ def _run(command: Command, argv: list[str]) -> Any:
         **words,
     }
     return function(**{name: given[name] for name in command.positional}, **own)
+
+
+def _renaming(run: Any, overrides: Sequence[str]) -> Iterator[str]:
+    """The mistakes of keys that would give a run that there is another name."""
+    for argument in overrides:
+        if argument.partition("=")[0] in ("name", "run_id"):
+            yield f"{redact(argument)}: the run stays {run.name}/{run.id}; leave it out"
 
 
 def _unused(command: Command, overrides: Sequence[str]) -> Iterator[str]:

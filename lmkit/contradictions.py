@@ -14,6 +14,23 @@ from lmkit.trainer_keys import trainer_mistakes
 
 THREADS = 16  # of a processor, at most
 
+# Callbacks of Lightning that cannot do their work here, and why.
+REFUSED = {
+    "BackboneFinetuning": "asks for a module `backbone`, which no model here has",
+    "BaseFinetuning": "is a base of others, of classes of your own",
+    "BatchSizeFinder": "would try batches in place of a training; set data.batch_size",
+    "GradientAccumulationScheduler": (
+        "would change how many windows an update has, whose tokens are what they are weighted by; "
+        "set trainer.accumulate_grad_batches"
+    ),
+    "LearningRateFinder": "would try rates in place of a training; lmkit sweep finds one",
+    "ModelPruning": "makes new weights in each forward, which a window passes more than once",
+    "StochasticWeightAveraging": (
+        "has no state in checkpoints, so that a run that goes on would be another; "
+        "EMAWeightAveraging has"
+    ),
+}
+
 
 def contradictions(
     config: Mapping[str, Any], splits: tuple[str, ...] | None, lossless: bool = True
@@ -233,9 +250,13 @@ def _epoch_ends(trainer: Mapping[str, Any], callbacks: Mapping[str, Any]) -> Ite
 
 
 def _callbacks(callbacks: Mapping[str, Any]) -> Iterator[str]:
-    """Lightning's own checkpoint callback raises late where both are set."""
+    """Those that cannot do their work here; Lightning's own checkpoint callback raises late where
+    both are set."""
     for key, node in callbacks.items():
-        if not node.get("_target_", "").endswith(".ModelCheckpoint"):
+        kind = str(node.get("_target_")).rpartition(".")[2]
+        if kind in REFUSED:
+            yield f"callbacks.{key}: {kind} {REFUSED[kind]}; leave it out"
+        if kind != "ModelCheckpoint":
             continue
         steps, epochs = node.get("every_n_train_steps"), node.get("every_n_epochs")
         if steps and epochs:

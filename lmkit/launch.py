@@ -8,7 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -24,7 +24,7 @@ from lmkit.errors import MachineError, UserError, as_user_error, exit_code
 from lmkit.estimate import estimate, lasting
 from lmkit.history import AFRESH, differences, last_changed
 from lmkit.identity import check_own, check_text
-from lmkit.limits import in_windows
+from lmkit.limits import check_schedule, check_size, in_windows
 from lmkit.loggers import grouped
 from lmkit.pace import NAME as CHOICES
 from lmkit.pace import Pace
@@ -125,10 +125,12 @@ def _check(run: Run, config: dict[str, Any]) -> None:
 
 def _prepare(run: Run, config: dict[str, Any]) -> DataModule:
     """The data, prepared; raises UserError where a run that goes on began with another text, or
-    its trainer's limits do not fit the text."""
+    its trainer's limits or its schedule do not fit the text."""
     data = make_data(config)
     check_text(run, data.prepare())
-    in_windows(config["trainer"], data)
+    check_size(data)
+    node = in_windows(config["trainer"], data)
+    check_schedule({**config, "trainer": node}, data)
     return data
 
 
@@ -138,12 +140,22 @@ def _stays(run: Run, config: dict[str, Any]) -> bool:
         return False
     if any(AFRESH.match(key) for key in differences(run.config(), config)):
         return False
+    first, *others = _ends(config) or ["trainer.max_epochs"]
+    by = f" (or with more of {', '.join(others)}, whichever ended it)" if others else ""
     print(
         f"{run.name}/{run.id} has ended and stays as it is; to train longer: "
-        f"{_command('resume', run)} trainer.max_epochs=N",
+        f"{_command('resume', run)} {first}=N{by}",
         file=sys.stderr,
     )
     return True
+
+
+def _ends(config: Mapping[str, Any]) -> list[str]:
+    """The keys that may have ended a training."""
+    keys = ("max_epochs", "max_steps", "max_time")
+    limits = [f"trainer.{key}" for key in keys if config["trainer"].get(key) not in (None, -1)]
+    stops = [key for key, node in config["callbacks"].items() if "patience" in node]
+    return [*limits, *(f"callbacks.{key}.patience" for key in stops)]
 
 
 def _pace(run: Run, config: dict[str, Any], overrides: list[str], data: DataModule) -> Pace:

@@ -6,9 +6,17 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
+from torch.optim.lr_scheduler import OneCycleLR
+
+from lmkit.allow import slot_bases
+from lmkit.binding import build
+from lmkit.check import split_node
 from lmkit.config import report
 from lmkit.datamodule import DataModule
 from lmkit.errors import UserError
+from lmkit.optim import Stepping, check_length
+from lmkit.trainer import silent
 
 SPLITS = {"train": "train", "val": "valid", "test": "test"}
 
@@ -29,6 +37,46 @@ def in_windows(trainer: Mapping[str, Any], data: DataModule) -> dict[str, Any]:
     if mistakes:
         raise UserError(report(mistakes))
     return node
+
+
+def check_size(data: DataModule) -> None:
+    """Raise UserError where there is too little to train on: no tokens, or fewer than lanes."""
+    store = data.prepared.stores.get("train")
+    if store is None:  # a mixture, which has one for each of its texts
+        return
+    if store.num_tokens == store.num_documents:
+        raise UserError(
+            f"the {store.num_documents} documents of train have no tokens but those that close "
+            "them: the tokenizer makes nothing of this text; take another one"
+        )
+    if data.batch_size > store.num_tokens:
+        raise UserError(
+            f"data.batch_size={data.batch_size}: train has {store.num_tokens:,} tokens; lower it"
+        )
+
+
+def check_schedule(config: Mapping[str, Any], data: DataModule) -> None:
+    """Raise UserError where the training of a checked config is longer than its schedule.
+
+    config: with the trainer's limits as numbers of windows.
+    """
+    node, stepping = split_node("scheduler", config["scheduler"] or {})
+    trainer = config["trainer"]
+    if not node or trainer.get("fast_dev_run") or trainer.get("max_time") is not None:
+        return
+    parameters = [torch.nn.Parameter(torch.zeros(2, 2))]
+    with silent():
+        optimizer = build(config["optimizer"], bases=slot_bases("optimizer"), params=parameters)
+        given = {"optimizer": optimizer, "num_steps": 1}
+        scheduler = build(node, bases=slot_bases("scheduler"), **given)
+    if not isinstance(scheduler, OneCycleLR):  # all others go on for ever
+        return
+    epochs, most = trainer.get("max_epochs", -1), trainer.get("max_steps", -1)
+    epochs = math.inf if epochs in (None, -1) else epochs
+    updates = epochs * math.ceil(_epoch(trainer, data) / trainer.get("accumulate_grad_batches", 1))
+    updates = updates if most == -1 else min(updates, most)
+    by_step = Stepping(**stepping).settings(scheduler)["interval"] == "step"
+    check_length(scheduler, updates if by_step else epochs)
 
 
 def _limits(

@@ -186,6 +186,14 @@ def test_what_a_library_refuses_is_told_of_each_key_of_every_object():
             "trainer: Trainer was configured with `enable_progress_bar=False` but found .*",
         ),
         (["run_id=a/b"], "run_id=a/b: expected letters, digits .*"),
+        (
+            ["+callbacks.x._target_=lightning.pytorch.callbacks.BatchSizeFinder"],
+            "callbacks.x: BatchSizeFinder would try batches .*; set data.batch_size; leave it out",
+        ),
+        (
+            ["+callbacks.x._target_=lightning.pytorch.callbacks.BackboneFinetuning"],
+            "callbacks.x: BackboneFinetuning asks for a module `backbone`, .*; leave it out",
+        ),
     ],
 )
 def test_what_is_refused_by_what_is_built(argv, mistake):

@@ -106,3 +106,60 @@ def test_a_run_whose_names_look_like_numbers_is_found_again(settings):
     base = Path("outputs/0123/12e3/config.yaml")
     config, _ = check(compose([], base))
     assert (config["run_id"], config["name"]) == ("12e3", "0123")
+
+
+def contents(directory: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+CYCLE = ["scheduler._target_=torch.optim.lr_scheduler.OneCycleLR", "scheduler.max_lr=0.01"]
+
+
+def test_a_schedule_shorter_than_its_training_leaves_no_run_behind(settings, capfd):
+    length = ["trainer.max_epochs=2", "trainer.accumulate_grad_batches=2"]
+    assert cli.main([*settings, *CYCLE, "scheduler.total_steps=10", *length]) == 2
+    said = capfd.readouterr().err.splitlines()[-1]
+    assert said.startswith("error: scheduler ends after 10 steps but the training has ")
+    assert not Path("outputs/a").exists()
+    wanted = said.rpartition("; set ")[2]
+    assert cli.main([*settings, *CYCLE, wanted, *length]) == 0
+    assert wanted == f"scheduler.total_steps={rows()[-1]['step']}"
+
+
+def test_a_finished_run_that_cannot_be_made_longer_stays_as_it_is(settings, capfd):
+    length = ["scheduler.total_steps=500", "trainer.max_steps=500", "trainer.max_epochs=1"]
+    assert cli.main([*settings, *CYCLE, *length]) == 0
+    before = contents(Path("outputs/a/r"))
+    assert cli.main(["resume", "r", "trainer.max_epochs=1000", "trainer.max_steps=501"]) == 2
+    assert "scheduler.total_steps=501" in capfd.readouterr().err
+    assert cli.main(["resume", "r", "run_id=zz", "name=zz", "trainer.max_epochs=2"]) == 2
+    assert capfd.readouterr().err.splitlines()[1:] == [
+        "  run_id=zz: the run stays a/r; leave it out",
+        "  name=zz: the run stays a/r; leave it out",
+    ]
+    assert cli.main(["resume", "r"]) == 0
+    assert capfd.readouterr().err.splitlines()[-1] == (
+        "a/r has ended and stays as it is; to train longer: lmkit resume r trainer.max_epochs=N "
+        "(or with more of trainer.max_steps, whichever ended it)"
+    )
+    assert contents(Path("outputs/a/r")) == before
+
+
+def test_more_lanes_than_tokens_are_refused(settings, capfd):
+    assert cli.main([*settings, "data.batch_size=100000000"]) == 2
+    said = capfd.readouterr().err.splitlines()[-1]
+    assert said == "error: data.batch_size=100000000: train has 540 tokens; lower it"
+    assert not Path("outputs/a").exists()
+
+
+def test_a_tokenizer_that_makes_nothing_of_the_text_is_refused(settings, capfd, tmp_path):
+    model = {"type": "WordLevel", "vocab": {"<eos>": 0, "a": 1}, "unk_token": "a"}
+    normalizer = {"type": "Replace", "pattern": {"Regex": "."}, "content": ""}
+    file = {"version": "1.0", "model": model, "normalizer": normalizer}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(file))
+    wanted = ["tokenizer=pretrained", "tokenizer.path=tokenizer.json"]
+    given = [each for each in settings if each != "tokenizer=word"]
+    assert cli.main([*given, *wanted]) == 2
+    said = capfd.readouterr().err.splitlines()[-1]
+    assert said.startswith("error: the 60 documents of train have no tokens but those that close")
+    assert not Path("outputs/a").exists()
