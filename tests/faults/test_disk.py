@@ -119,6 +119,7 @@ def _go_on(study, trial) -> None:
         trial = study.ask()
 
 
+@pytest.mark.slow
 def test_a_limit_on_the_size_of_files(settings, tmp_path):
     larger = ("model.hidden_size=64", "model.embedding_size=64", "trainer.max_epochs=1")
     done = subprocess.run(

@@ -23,12 +23,7 @@ from lmkit.run import Run
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1200)]
 PATIENCE = 4 * LIMIT
-KILLS = 40  # of each kind of run; 20 of a preparation
-
-
-def seeds(number: int) -> list:
-    """The first in every run of the tests, the others where there is time."""
-    return [pytest.param(seed, marks=pytest.mark.slow if seed else ()) for seed in range(number)]
+KILLS = 40  # of each kind of run; a preparation has 20, the first in every run of the tests
 
 
 def kill(*pids: int) -> None:
@@ -95,12 +90,15 @@ def test_one_process(lived, tmp_path, seed):
     killed_and_resumed(lived("one"), seed, tmp_path)
 
 
-@pytest.mark.parametrize("seed", seeds(KILLS))
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(KILLS))
 def test_two_processes_and_their_parent(lived, tmp_path, seed):
     killed_and_resumed(lived("two"), seed, tmp_path)
 
 
-@pytest.mark.parametrize("seed", seeds(KILLS // 2))
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, 20))]
+)
 def test_a_preparation(large, tmp_path, undisturbed, seed):  # noqa: F811 - fixtures
     draw = random.Random(seed)
     place = tmp_path / "store"
