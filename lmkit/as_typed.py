@@ -45,13 +45,13 @@ def find_misread(config: Mapping[str, Any]) -> dict[str, bool]:
         is_number = type(value) is int and "int" in key.type.split(" | ")  # as well as a text
         if takes_text(key.type.replace(" | int", "")) and not is_number:
             found[path] = False
-        elif takes_texts(key.type) and isinstance(value, list):
+        elif takes_texts(key.type) and isinstance(value, list) and not _all_texts(value):
             found[path] = True
-    return {path: several for path, several in found.items() if not several or _mixed(config, path)}
+    return found
 
 
-def _mixed(config: Mapping[str, Any], path: str) -> bool:
-    return not all(isinstance(each, str) for each in _at(config, path))
+def _all_texts(values: Collection[Any]) -> bool:
+    return all(isinstance(each, str) for each in values)
 
 
 _ABSENT = object()

@@ -209,7 +209,7 @@ def _dispatch(argv: list[str]) -> None:
 
 def _run(command: Command, argv: list[str]) -> Any:
     """Call the command with what its signature names: run, config, overrides, its own keys."""
-    from lmkit.config import compose, parse_flags, report
+    from lmkit.config import parse_flags, report
 
     try:
         Path.cwd()
@@ -245,16 +245,7 @@ def _run(command: Command, argv: list[str]) -> Any:
 
         search = split(argv, command.own)
         argv = [*search.first(), *search.own]
-    base = run.path / "config.yaml" if run else None
-    argv = [*READS.get(command.name, ()), *argv]
-    types = {key: hint for key, (hint, _) in command.own.items()}
-    composition = compose(argv, base, types if command.takes_config else None, name)
-    composition.mistakes += _unused(command, composition.overrides)
-    if run and composition.config:  # its config may say where it was before it was moved
-        composition.mistakes += _renaming(run, composition.overrides)
-        place = {"outputs": str(run.path.parents[1]), "name": run.name, "run_id": run.id}
-        known = composition.config
-        known |= {key: value for key, value in place.items() if known.get(key) is not None}
+    composition = _composed(command, argv, name, run)
     function = command.load()
     config = None
     if "config" in command.positional:
@@ -281,10 +272,32 @@ def _run(command: Command, argv: list[str]) -> Any:
     return function(**{name: given[name] for name in command.positional}, **own)
 
 
+def _composed(command: Command, argv: list[str], name: str, run: Any) -> Any:
+    """The config of a command and its own keys; that of a run names the place where it lies."""
+    from lmkit.config import compose
+
+    base = run.path / "config.yaml" if run else None
+    argv = [*READS.get(command.name, ()), *argv]
+    types = {key: hint for key, (hint, _) in command.own.items()}
+    composition = compose(argv, base, types if command.takes_config else None, name)
+    composition.mistakes += _unused(command, composition.overrides)
+    if run and composition.config:  # it may say where the run was before it was moved
+        composition.mistakes += _renaming(run, composition.overrides)
+        place = {"outputs": str(run.path.parents[1]), "name": run.name, "run_id": run.id}
+        known = composition.config
+        known |= {key: value for key, value in place.items() if known.get(key) is not None}
+    return composition
+
+
+def _key(argument: str) -> str:
+    """`a.b` of `++a.b=c`."""
+    return argument.partition("=")[0].lstrip("+~")
+
+
 def _renaming(run: Any, overrides: Sequence[str]) -> Iterator[str]:
     """The mistakes of keys that would give a run that there is another name."""
     for argument in overrides:
-        if argument.partition("=")[0] in ("name", "run_id"):
+        if _key(argument) in ("name", "run_id"):
             yield f"{redact(argument)}: the run stays {run.name}/{run.id}; leave it out"
 
 
@@ -293,7 +306,7 @@ def _unused(command: Command, overrides: Sequence[str]) -> Iterator[str]:
     uses = USES.get(command.name, ())
     others = ("model", "tokenizer", "outputs", *command.own)
     for argument in overrides if uses else ():
-        key = argument.partition("=")[0].lstrip("+~")
+        key = _key(argument)
         within = (f"{key}.".startswith(f"{used}.") for used in (*uses, *others))
         if not any(within) and not any(used.startswith(f"{key}.") for used in uses):
             yield f"{redact(argument)}: lmkit {command.name} reads {', '.join(uses)} of the config"

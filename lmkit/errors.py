@@ -56,7 +56,7 @@ def as_user_error(error: BaseException) -> UserError | None:
     """
     if isinstance(error, UserError):
         return error
-    chain = list(_chain(error))
+    chain = [cause for cause in causes(error) if isinstance(cause, OSError)]
     # A library's own write names no file; what our code writes does.
     chain.sort(key=lambda each: each.filename is None)
     for each in chain:
@@ -79,11 +79,10 @@ def cannot_write(what: str, path: Path, error: OSError, remedy: str) -> UserErro
     return (MachineError if full else UserError)(f"{what}: {error.strerror}{free}; {remedy}")
 
 
-def _chain(error: BaseException | None) -> Iterator[OSError]:
-    """The system's answers among an error and what it came of."""
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, what it came of, and so on."""
     while error is not None:
-        if isinstance(error, OSError):
-            yield error
+        yield error
         error = error.__cause__ or error.__context__
 
 

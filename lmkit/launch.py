@@ -140,7 +140,7 @@ def _stays(run: Run, config: dict[str, Any]) -> bool:
         return False
     if any(AFRESH.match(key) for key in differences(run.config(), config)):
         return False
-    first, *others = _ends(config) or ["trainer.max_epochs"]
+    first, *others = _ends(config)
     by = f" (or with more of {', '.join(others)}, whichever ended it)" if others else ""
     print(
         f"{run.name}/{run.id} has ended and stays as it is; to train longer: "

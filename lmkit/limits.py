@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.optim.lr_scheduler import OneCycleLR
 
-from lmkit.allow import slot_bases
+from lmkit.allow import resolve_target, slot_bases
 from lmkit.binding import build
 from lmkit.check import split_node
 from lmkit.config import report
@@ -61,22 +61,23 @@ def check_schedule(config: Mapping[str, Any], data: DataModule) -> None:
     config: with the trainer's limits as numbers of windows.
     """
     node, stepping = split_node("scheduler", config["scheduler"] or {})
-    trainer = config["trainer"]
-    if not node or trainer.get("fast_dev_run") or trainer.get("max_time") is not None:
+    trainer, bases = config["trainer"], slot_bases("scheduler")
+    # All others go on for ever.
+    if not node or not issubclass(resolve_target(node["_target_"], bases), OneCycleLR):
+        return
+    if trainer.get("fast_dev_run"):
         return
     parameters = [torch.nn.Parameter(torch.zeros(2, 2))]
     with silent():
         optimizer = build(config["optimizer"], bases=slot_bases("optimizer"), params=parameters)
-        given = {"optimizer": optimizer, "num_steps": 1}
-        scheduler = build(node, bases=slot_bases("scheduler"), **given)
-    if not isinstance(scheduler, OneCycleLR):  # all others go on for ever
-        return
+        scheduler = build(node, bases=bases, optimizer=optimizer, num_steps=1)
     epochs, most = trainer.get("max_epochs", -1), trainer.get("max_steps", -1)
     epochs = math.inf if epochs in (None, -1) else epochs
-    updates = epochs * math.ceil(_epoch(trainer, data) / trainer.get("accumulate_grad_batches", 1))
-    updates = updates if most == -1 else min(updates, most)
+    updates, each = math.inf if most == -1 else most, _updates(trainer, data)
+    epochs, updates = min(epochs, updates / each), min(updates, epochs * each)
     by_step = Stepping(**stepping).settings(scheduler)["interval"] == "step"
-    check_length(scheduler, updates if by_step else epochs)
+    # A last epoch that is cut short is not stepped after.
+    check_length(scheduler, updates if by_step else epochs // 1)
 
 
 def _limits(
@@ -104,8 +105,7 @@ def _untimely(trainer: Mapping[str, Any], data: DataModule) -> Iterator[str]:
         yield from _within_update(trainer, interval, _epoch(trainer, data))
     least, most = trainer.get("min_epochs") or 0, trainer.get("max_steps", -1)
     if least and most > 0:
-        together = trainer.get("accumulate_grad_batches", 1)
-        updates = least * math.ceil(_epoch(trainer, data) / together)
+        updates = least * _updates(trainer, data)
         if most < updates:
             yield (
                 f"trainer.min_epochs={least} are {updates} updates but trainer.max_steps={most}: "
@@ -118,6 +118,11 @@ def _epoch(trainer: Mapping[str, Any], data: DataModule) -> int:
     whole = data.num_windows("train")
     limit = trainer.get("overfit_batches") or trainer.get("limit_train_batches")
     return min(whole, limit) if isinstance(limit, int) else whole
+
+
+def _updates(trainer: Mapping[str, Any], data: DataModule) -> int:
+    """Updates of an epoch."""
+    return math.ceil(_epoch(trainer, data) / trainer.get("accumulate_grad_batches", 1))
 
 
 def _within_update(trainer: Mapping[str, Any], interval: int | float, epoch: int) -> Iterator[str]:

@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy import URL
 from sqlalchemy.exc import SQLAlchemyError
 
-from lmkit.errors import MachineError, UserError, as_user_error
+from lmkit.errors import MachineError, UserError, as_user_error, causes
 from lmkit.search import Dimension
 
 __all__ = ["OUTCOMES", "FrozenTrial", "Pruner", "Sampler", "Study", "Trial", "interrupted"]
@@ -234,9 +234,7 @@ def _database(file: Path) -> Iterator[None]:
 
 
 def _unusable(file: Path, error: BaseException) -> UserError:
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, sqlite3.Error):
-        cause = cause.__cause__ or cause.__context__
+    cause = next((each for each in causes(error) if isinstance(each, sqlite3.Error)), None)
     code = getattr(cause, "sqlite_errorcode", None)
     if code == sqlite3.SQLITE_FULL:
         full = as_user_error(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file)))

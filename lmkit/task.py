@@ -19,7 +19,7 @@ from lmkit.dropout import Masks
 from lmkit.head import Head
 from lmkit.metrics import TokenNLL, bits_per_byte, perplexity
 from lmkit.model import LanguageModel, States, detached, finite, joined, share_of
-from lmkit.optim import Stepping, check_length, global_norm, is_plain_sgd
+from lmkit.optim import Stepping, global_norm, is_plain_sgd
 from lmkit.rendezvous import gather
 from lmkit.windows import Window
 
@@ -251,14 +251,10 @@ class Task(pl.LightningModule):
         alone = self.device.type == "cpu" and self.trainer.world_size == 1
         by_norm = self.trainer.gradient_clip_algorithm != GradClipAlgorithmType.VALUE
         self.model.embedding.sparse_gradient = alone and by_norm and is_plain_sgd(optimizer)
-        num_steps = self.trainer.estimated_stepping_batches
-        scheduler = self.make_scheduler(optimizer, num_steps)
+        scheduler = self.make_scheduler(optimizer, self.trainer.estimated_stepping_batches)
         if scheduler is None:
             return optimizer
-        settings = self.stepping.settings(scheduler)
-        epochs = self.trainer.max_epochs or math.inf
-        check_length(scheduler, num_steps if settings["interval"] == "step" else epochs)
-        return {"optimizer": optimizer, "lr_scheduler": settings}
+        return {"optimizer": optimizer, "lr_scheduler": self.stepping.settings(scheduler)}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The state in the order of all lanes; the sums of every process, by rank."""

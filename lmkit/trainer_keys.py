@@ -11,6 +11,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Stra
 
 from lmkit.allow import resolve_target
 from lmkit.groups import nearest
+from lmkit.trainer import PROFILERS
 
 LEAST = {
     "accumulate_grad_batches": 1,
@@ -45,7 +46,7 @@ UNUSED = {
 
 CHOICES = {
     "gradient_clip_algorithm": ("norm", "value"),
-    "profiler": ("simple", "advanced", "pytorch"),
+    "profiler": tuple(PROFILERS),
     "strategy": (
         "auto",
         "ddp",
@@ -69,7 +70,7 @@ def trainer_mistakes(trainer: Mapping[str, Any]) -> Iterator[str]:
 def _numbers(trainer: Mapping[str, Any]) -> Iterator[str]:
     for key, least in LEAST.items():
         value = trainer.get(key)
-        if isinstance(value, int | float) and not value >= least:  # nan is no number to compare
+        if isinstance(value, int | float) and value < least:
             yield f"trainer.{key}={value}: must be at least {least}"
     for key in (*SHARES, "val_check_interval"):
         value = trainer.get(key)

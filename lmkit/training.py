@@ -13,7 +13,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers.logger import DummyLogger
 
-from lmkit import hardware, history, kernels, threads
+from lmkit import hardware, kernels, threads
 from lmkit.allocator import keep_freed_memory
 from lmkit.allow import slot_bases
 from lmkit.binding import build
@@ -24,7 +24,7 @@ from lmkit.continuation import Continuation
 from lmkit.datamodule import DataModule
 from lmkit.errors import exit_code
 from lmkit.guard import StopOnSignal
-from lmkit.identity import check_own, identity
+from lmkit.identity import check_own, identity, recorded
 from lmkit.limits import in_windows
 from lmkit.loggers import make_trackers
 from lmkit.logs import JsonlLogger, Samples
@@ -178,7 +178,7 @@ def _make_trainer(
 
 def _about(run: Run, config: dict[str, Any], task: Task) -> dict[str, Any]:
     """The config of a run for its loggers, as config.yaml has it, and what identifies it."""
-    data = history.latest(run.read("data.json"))
+    data = recorded(run)
     here = run.read("environment.json")
     return {
         **redacted(config),

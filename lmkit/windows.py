@@ -87,8 +87,9 @@ class Passes(ABC):
             self.position = 0
         self._resumed = False
         unreleased = 0
+        stores = [text for text in self.texts if isinstance(text, TokenStore)]
         for window in self._windows():
-            self._check(window)
+            _check_ids(window, stores)
             self.position += 1
             unreleased += window.tokens.numel()
             if unreleased >= RELEASE_EVERY:
@@ -96,16 +97,6 @@ class Passes(ABC):
                 unreleased = 0
             yield window
         self._release()
-
-    def _check(self, window: Window) -> None:
-        """Refuse ids that no vocabulary of theirs has: a store is not read whole when opened."""
-        stores = [text for text in self.texts if isinstance(text, TokenStore)]
-        most = max((store.vocabulary_size for store in stores), default=None)
-        if most is not None and (highest := int(window.targets.max())) >= most:
-            raise damaged(
-                stores[0].directory / MANIFEST,
-                f"token id {highest} of a vocabulary of {most} in its shards",
-            )
 
     def state_dict(self) -> dict[str, Any]:
         """Where the pass stands: windows already handed out, and the epoch."""
@@ -128,3 +119,13 @@ class Passes(ABC):
     def _release(self) -> None:
         for text in self.texts:
             text.release()
+
+
+def _check_ids(window: Window, stores: Sequence[TokenStore]) -> None:
+    """Refuse ids that no vocabulary of theirs has: a store is not read whole when opened."""
+    most = max((store.vocabulary_size for store in stores), default=None)
+    if most is not None and (highest := int(window.targets.max())) >= most:
+        raise damaged(
+            stores[0].directory / MANIFEST,
+            f"token id {highest} of a vocabulary of {most} in its shards",
+        )

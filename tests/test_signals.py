@@ -34,15 +34,20 @@ def python(source: str, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
+def terminated(process: subprocess.Popen[str], signum: int = signal.SIGTERM) -> tuple:
+    """What a process that says when it is ready prints after a signal, and its exit code."""
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signum)
+    return *process.communicate(timeout=30), process.returncode
+
+
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_that_the_main_thread_does_not_hear_ends_the_process(signum, code):
     process = python("signals.PATIENCE = 0.3\nwith StopSignals(): deaf()")
-    assert process.stdout.readline() == "ready\n"
-    process.send_signal(signum)
-    _, err = process.communicate(timeout=30)
+    _, err, ended = terminated(process, signum)
     name = signal.Signals(signum).name
     assert err == f"\nstopped by {name}, in a wait that nothing else can end\n"
-    assert process.returncode == code
+    assert ended == code
 
 
 def test_while_training_it_takes_a_second_ctrl_c():
@@ -67,10 +72,7 @@ def test_a_signal_that_is_heard_late_is_heard_once():
         "        try:\n            time.sleep(30)\n        finally:\n            time.sleep(1)\n"
         "except Stopped as stopped:\n    sys.exit(7)"
     )
-    assert process.stdout.readline() == "ready\n"
-    process.send_signal(signal.SIGTERM)
-    assert process.communicate(timeout=30) == ("", "")
-    assert process.returncode == 7
+    assert terminated(process) == ("", "", 7)
 
 
 def test_another_s_handler_is_left_to_itself():
@@ -80,10 +82,7 @@ def test_another_s_handler_is_left_to_itself():
         "    signal.signal(signal.SIGTERM, lambda *_: print('mine', flush=True))\n"
         "    print('ready', flush=True)\n    time.sleep(1.5)"
     )
-    assert process.stdout.readline() == "ready\n"
-    process.send_signal(signal.SIGTERM)
-    assert process.communicate(timeout=30) == ("mine\n", "")
-    assert process.returncode == 0
+    assert terminated(process) == ("mine\n", "", 0)
 
 
 CHILD = (

@@ -132,10 +132,10 @@ def test_a_finished_run_that_cannot_be_made_longer_stays_as_it_is(settings, capf
     before = contents(Path("outputs/a/r"))
     assert cli.main(["resume", "r", "trainer.max_epochs=1000", "trainer.max_steps=501"]) == 2
     assert "scheduler.total_steps=501" in capfd.readouterr().err
-    assert cli.main(["resume", "r", "run_id=zz", "name=zz", "trainer.max_epochs=2"]) == 2
+    assert cli.main(["resume", "r", "run_id=zz", "++name=zz", "trainer.max_epochs=2"]) == 2
     assert capfd.readouterr().err.splitlines()[1:] == [
         "  run_id=zz: the run stays a/r; leave it out",
-        "  name=zz: the run stays a/r; leave it out",
+        "  ++name=zz: the run stays a/r; leave it out",
     ]
     assert cli.main(["resume", "r"]) == 0
     assert capfd.readouterr().err.splitlines()[-1] == (
@@ -163,3 +163,15 @@ def test_a_tokenizer_that_makes_nothing_of_the_text_is_refused(settings, capfd, 
     said = capfd.readouterr().err.splitlines()[-1]
     assert said.startswith("error: the 60 documents of train have no tokens but those that close")
     assert not Path("outputs/a").exists()
+
+
+def test_a_schedule_of_a_training_that_a_clock_ends_is_compared_too(settings, capfd):
+    length = ["trainer.max_epochs=2", "trainer.max_time=00:01:00:00"]
+    assert cli.main([*settings, *CYCLE, "scheduler.total_steps=10", *length]) == 2
+    assert "error: scheduler ends after 10 steps but the training has " in capfd.readouterr().err
+    assert not Path("outputs/a").exists()
+
+
+def test_a_schedule_by_epochs_is_compared_with_those_that_the_steps_make(settings):
+    length = ["trainer.max_steps=20", "trainer.max_epochs=-1", "scheduler.interval=epoch"]
+    assert cli.main([*settings, *CYCLE, "scheduler.total_steps=10", *length]) == 0
