@@ -144,6 +144,7 @@ class Checkpoint(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._position is not None and self._position.ended:
             self.save(trainer)
+        self._position = None  # what the weights become from here on is no state between steps
 
     def save(self, trainer: Trainer) -> None:
         """Write the state between the last step and the next; called on every process.

@@ -30,7 +30,7 @@ class Continuation(Callback):
 
     A schedule is put where one of this length would be by now, and with it the optimiser's rate.
     What was best on other validation text is forgotten. Training that early stopping has ended
-    stays ended.
+    stays ended. Goes before the other callbacks.
     """
 
     def __init__(self, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -45,7 +45,7 @@ class Continuation(Callback):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Goes before the other callbacks, whose states are restored from `checkpoint` then."""
+        """The states of the other callbacks are restored from `checkpoint` after this."""
         then, now = self.then.get("splits", {}), self.now["splits"]
         if then and then.get("valid") != now.get("valid"):
             self._forget_validations(trainer, checkpoint)
@@ -72,6 +72,12 @@ class Continuation(Callback):
         if self.may_have_changed or any(RATES.match(key) for key in self.changed):
             assert isinstance(pl_module, Task)
             self._reschedule(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The last state is written before an average of the weights takes their place."""
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Checkpoint):
+                callback.on_train_end(trainer, pl_module)
 
     def _forget_validations(self, trainer: Trainer, checkpoint: dict[str, Any]) -> None:
         for callback in trainer.callbacks:  # type: ignore[attr-defined]

@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, ReduceLROnPl
 
 from lmkit import cli
 from lmkit.checkpoint import Checkpoint
-from lmkit.checkpoint_io import read_manifest
+from lmkit.checkpoint_io import load_checkpoint, read_manifest
 from lmkit.continuation import Continuation
 from lmkit.run import Run
 from lmkit.task import Task
@@ -318,6 +318,23 @@ def test_made_longer_the_schedule_is_that_of_the_new_length(run, caplog, lost):
     assert sorted(lrs) == list(range(half + 1, total + 1))
     for step, lr in lrs.items():
         assert lr == base * (1 + math.cos(math.pi * min(step / total, 1.0))) / 2
+
+
+def test_made_longer_a_run_with_averaged_weights_goes_on_from_those_that_were_trained(tmp_path):
+    write_text(tmp_path / "text")
+    ema = "+callbacks.ema={_target_: lightning.pytorch.callbacks.EMAWeightAveraging, decay: 0.9}"
+    common = (ema, "scheduler=constant", "callbacks.checkpoint.monitor=null")
+    whole = train(tmp_path, *common, "run_id=whole", "trainer.max_epochs=3").with_name("whole")
+    longer = train(tmp_path, *common, "run_id=longer", "trainer.max_epochs=2").with_name("longer")
+    resume(longer, "trainer.max_epochs=3")
+    for key in ("train/nll", "val/nll"):
+        one, other = ([r[key] for r in rows(run) if key in r] for run in (whole, longer))
+        assert one == other
+    one, other = (load_checkpoint(run / "checkpoints" / "last.ckpt") for run in (whole, longer))
+    for state in ("state_dict", "current_model_state"):
+        for name, weights in one[state].items():
+            assert torch.equal(weights, other[state][name]), (state, name)
+    assert not torch.equal(*(one[s]["head.bias"] for s in ("state_dict", "current_model_state")))
 
 
 SCHEDULES = {
