@@ -356,7 +356,7 @@ def _fit_plain(value: Any, hint: type) -> Any:
 def _fit_items(value: Sequence[Any], origin: Any, hints: tuple[Any, ...]) -> list[Any]:
     if origin is tuple and hints and hints[-1] is not Ellipsis:
         if len(value) != len(hints):
-            raise MisfitError(f"a list of {len(hints)}")
+            raise RangeError(f"must have {len(hints)} values, found {len(value)}")
         return [fit(item, hint) for item, hint in zip(value, hints, strict=True)]
     return [fit(item, hints[0] if hints else Any) for item in value]
 

@@ -119,10 +119,11 @@ class FileSource(Source):
     def remarks(self, counts: Mapping[str, TokenCount]) -> list[str]:
         """As of any source; and that names state splits which were not taken from them."""
         remarks = super().remarks(counts)
-        if self._cut and len(self._paths) == 1 and (stated := paths.by_split(self._around())):
+        if self._cut and len(self._files) == 1 and (stated := paths.by_split(self._around())):
             names = [name for files in stated.values() for name in files]
+            are = "are" if len(self._cut) > 1 else "is"
             remarks.append(
-                f"{self._where}: {' and '.join(self._cut)} are cut out of it by a hash, though "
+                f"{self._where}: {' and '.join(self._cut)} {are} cut out of it by a hash, though "
                 f"names state splits ({paths.listed(sorted(names))}); give their directory as "
                 "data.path to take them so"
             )

@@ -149,7 +149,8 @@ class Source(ABC):
             found = ", ".join(f"{counts[name]} {name}" for name in homes)
             few = "1 document is too few to cut by its hash"
             few = few if total == 1 else f"{total} documents are too few to cut by their hash"
-            remedies = [self._remedy(name) for name in empty]
+            # Where there are fewer documents than splits, no fractions give each of them one.
+            remedies = map(self._remedy, empty) if total >= len(homes) else [self._uncut()]
             raise UserError(
                 f"{self._where}: {few} ({found}): "
                 + "; or ".join(filter(None, (self.finer, "; ".join(remedies))))
@@ -191,6 +192,12 @@ class Source(ABC):
             return "lower data.valid_fraction and data.test_fraction"
         own = f", or name its own text with data.{split}_path" if self._by_path else ""
         return f"raise data.{split}_fraction or set it to 0 to go without{own}"
+
+    def _uncut(self) -> str:
+        without = " and ".join(f"data.{split}_fraction=0" for split in self._cut)
+        keys = " and ".join(f"data.{split}_path" for split in self._cut)
+        own = f", or name other text with {keys}" if self._by_path else ""
+        return f"set {without} to go without{own}"
 
     @abstractmethod
     def _own_splits(self) -> Iterable[str]: ...

@@ -60,7 +60,7 @@ def test_a_value_becomes_what_the_user_means(value, hint, expected):
         (None, float, "float"),
         ([1], int, "int"),
         ("x", list[int] | int, "a list of int | int"),
-        ([0.9], tuple[float, float], "a list of 2"),
+        ([0.9], tuple[float, float], "must have 2 values, found 1"),
         (["a"], list[int], "int"),
         (1, Literal[True, "warn"], "True | warn"),
         ("mean", Literal["min", "max"] | None, "min | max | null"),

@@ -138,14 +138,20 @@ def test_impossible_fractions(valid: float, test: float, message: str) -> None:
             "file",
             "1 document is too few to cut by its hash (1 train, 0 valid, 0 test): cut files finer "
             "with data.unit=paragraph, line or heading (and data.heading=PATTERN, as ^#); or "
-            "raise data.valid_fraction or set it to 0 to go without, or name its "
-            "own text with data.valid_path; raise data.test_fraction or set it to 0 to go "
-            "without, or name its own text with data.test_path",
+            "set data.test_fraction=0 and data.valid_fraction=0 to go without, or name other text "
+            "with data.test_path and data.valid_path",
         ),
         (
             "x4\n\nx6",
             "paragraph",
-            "2 documents are too few to cut by their hash (0 train, 1 valid, 1 test): lower "
+            "2 documents are too few to cut by their hash (0 train, 1 valid, 1 test): set "
+            "data.test_fraction=0 and data.valid_fraction=0 to go without, or name other text with "
+            "data.test_path and data.valid_path",
+        ),
+        (
+            "x4\n\nx6\n\nx7",
+            "paragraph",
+            "3 documents are too few to cut by their hash (0 train, 2 valid, 1 test): lower "
             "data.valid_fraction and data.test_fraction",
         ),
     ],
@@ -367,6 +373,8 @@ def test_names_that_state_splits_in_vain_are_remarked_on(tmp_path: Path) -> None
             "splits (test.txt, train.txt, valid.txt); give their directory as data.path to take "
             "them so"
         )
+    assert Files(str(tmp_path), unit="line").remarks({}) == []
+    (tmp_path / "test.txt").unlink()  # the directory is named already
     assert Files(str(tmp_path), unit="line").remarks({}) == []
     for keys in (
         {"valid_fraction": 0, "test_fraction": 0},
