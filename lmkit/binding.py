@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from lmkit.allow import resolve_target
 from lmkit.errors import UserError
-from lmkit.keys import elsewhere, options_taking
+from lmkit.keys import elsewhere, option_targets, options_taking
 from lmkit.ranges import broken
 from lmkit.redaction import SHOWN, hide, is_secret_key, mask
 from lmkit.renamed import RENAMED
@@ -36,7 +36,8 @@ class MisfitError(Exception):
 
 
 class RangeError(MisfitError):
-    """A number that is none of those an annotation asks for; the message is what it must be."""
+    """A value, or one in it, that is none of those an annotation asks for; the message is what it
+    must be."""
 
 
 def bind_node(
@@ -129,14 +130,18 @@ def unknown(
     now = RENAMED.get(called, {}).get(name)
     near = [f"{at}{key}" for key in ([now] if now else get_close_matches(name, list(keys), n=1))]
     others = [] if now else elsewhere(whole or {}, name)
-    if not (near or others) and (options := options_taking(at.removesuffix("."), name)):
-        return f"{at}{name} is not a key of {called}; it is one of {', '.join(options)}"
+    group = at.removesuffix(".")
+    # A `_target_` alone, or in a mapping, leaves the other keys of the option that it is merged to.
+    merged = called and (targets := option_targets(group)) and called not in targets.values()
+    left = f"; where the option of the group has set it, leave it out: ~{at}{name}" if merged else ""
+    if not (near or others) and (options := options_taking(group, name)):
+        return f"{at}{name} is not a key of {called}; it is one of {', '.join(options)}{left}"
     if not (near or others):
         others = elsewhere(whole or {}, name, near=True)
     close = [assigned(path, value) for path in others] or near
     there = f"there are: {', '.join(keys) or 'none'}"
     remedy = f"did you mean {' or '.join(close)}?" if close else there
-    return f"{at}{name} is not a key{f' of {called}' if called else ''}; {remedy}"
+    return f"{at}{name} is not a key{f' of {called}' if called else ''}; {remedy}{left}"
 
 
 def assigned(path: str, value: Any) -> str:
@@ -189,6 +194,8 @@ def _fit_item(key: Any, value: Any, hint: Any) -> Any:
         return fit(value, hint)
     except RangeError as wrong:
         raise RangeError(f"{key} {wrong}") from None
+    except MisfitError as misfit:
+        raise RangeError(f"{key} must be {misfit}") from None
 
 
 def _is_duration(value: Any) -> bool:

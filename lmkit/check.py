@@ -16,7 +16,7 @@ from lmkit import hardware, kernels
 from lmkit.allow import BESIDE, SLOTS, VALUES, slot_bases
 from lmkit.binding import Group, Owners, bind, bind_node, build, unknown
 from lmkit.config import Composition, report
-from lmkit.contradictions import contradictions
+from lmkit.contradictions import contradictions, remarks
 from lmkit.datamodule import DataModule
 from lmkit.dry_run import attempt, dry_run
 from lmkit.errors import UserError
@@ -109,22 +109,22 @@ def check(
             # What the hub has, it is asked when data is: not now.
             local = source if not isinstance(source, HuggingFace) else None
             lossless = getattr(tokenizer, "lossless", True)
-            mistakes += contradictions(config, local.splits if local else None, lossless)
+            # What a key that is a mistake would contradict is not known: it has its default here.
+            noted = [f"{mistake.partition('=')[0]}=" for mistake in mistakes if "=" in mistake]
+            mistakes += [
+                contradiction
+                for contradiction in contradictions(config, local and local.splits, lossless)
+                if not any(key in contradiction for key in noted)
+            ]
             schedule, stepping = parts["scheduler"]
             dry_run({**config, "scheduler": schedule}, stepping, mistakes)
     if command:
         own = bind("", own, {command: given}, mistakes)
     if mistakes:
         raise UserError(report(mistakes))
-    if config and trains and _learns_nothing(config):
-        log.warning("optimizer.lr=0: nothing is learnt")
+    for remark in remarks(config) if config and trains else ():
+        log.warning(remark)
     return config, own
-
-
-def _learns_nothing(config: Mapping[str, Any]) -> bool:
-    """A rate of 0, but where the schedule sets its own."""
-    target = str((config["scheduler"] or {}).get("_target_"))
-    return config["optimizer"].get("lr") == 0 and not target.endswith(("OneCycleLR", "CyclicLR"))
 
 
 def split_data(node: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

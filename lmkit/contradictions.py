@@ -14,6 +14,9 @@ from lmkit.trainer_keys import trainer_mistakes
 
 THREADS = 16  # of a processor, at most
 
+# Of a schedule, what a learning rate is or is multiplied by.
+FACTORS = ("gamma", "factor", "eta_min", "min_lr", "base_lr", "max_lr")
+
 # Callbacks of Lightning that cannot do their work here, and why.
 REFUSED = {
     "BackboneFinetuning": "asks for a module `backbone`, which no model here has",
@@ -49,6 +52,7 @@ def contradictions(
         *_threads(config),
         *trainer_mistakes(trainer),
         *_length(trainer, scheduler),
+        *_rates("scheduler", scheduler),
         *_overfit(data, trainer),
         *_splits(splits),
         *_tokens(config),
@@ -58,6 +62,21 @@ def contradictions(
         *_callbacks(callbacks),
         *_epoch_ends(trainer, callbacks),
     ]
+
+
+def remarks(config: Mapping[str, Any]) -> Iterator[str]:
+    """What of a checked config is right and without effect."""
+    model, scheduler = config["model"], config["scheduler"] or {}
+    # These set rates of their own.
+    sets_rates = str(scheduler.get("_target_")).endswith(("OneCycleLR", "CyclicLR"))
+    if config["optimizer"].get("lr") == 0 and not sets_rates:
+        yield "optimizer.lr=0: nothing is learnt"
+    hidden, embedding = model.get("hidden_size"), model.get("embedding_size")
+    if model.get("num_layers") == 1 and model.get("tie_weights") and hidden != embedding:
+        yield (
+            f"model.hidden_size={hidden} is the size of nothing: with model.tie_weights=true the "
+            f"only layer has model.embedding_size={embedding} units"
+        )
 
 
 def _names(config: Mapping[str, Any]) -> Iterator[str]:
@@ -130,6 +149,16 @@ def _length(trainer: Mapping[str, Any], scheduler: Mapping[str, Any]) -> Iterato
             f"scheduler.warmup_steps={warmup} but trainer.max_steps={steps}: the learning rate "
             "would never leave its warm-up; lower the one or raise the other"
         )
+
+
+def _rates(path: str, node: Mapping[str, Any]) -> Iterator[str]:
+    """Negative learning rates, which torch's schedules take."""
+    for key, value in node.items():
+        if key in FACTORS and isinstance(value, int | float) and value < 0:
+            yield f"{path}.{key}={value}: must be at least 0, as a learning rate is"
+        for number, inner in enumerate(value if isinstance(value, list) else ()):
+            if isinstance(inner, Mapping):
+                yield from _rates(f"{path}.{key}.{number}", inner)
 
 
 def _overfit(data: Mapping[str, Any], trainer: Mapping[str, Any]) -> Iterator[str]:

@@ -189,7 +189,13 @@ def _hint(trainer: Trainer, first: int) -> str:
     what comes of it depends on no learning rate."""
     run = Path(trainer.default_root_dir)
     _, manifest = newest_manifest(run / "checkpoints")
-    lr = trainer.optimizers[0].defaults.get("lr")
+    optimizer = trainer.optimizers[0]
+    lr, rate = optimizer.defaults.get("lr"), optimizer.param_groups[0].get("lr")
+    if lr and rate is not None and not 0 <= rate <= lr:
+        return (
+            f"; the schedule had made a learning rate of {float(rate):g} of optimizer.lr="
+            f"{float(lr):g}: begin another run with other values of scheduler"
+        )
     if not manifest or not lr or manifest["step"] >= first:
         return "; begin another run with a lower optimizer.lr or a trainer.gradient_clip_val"
     return (

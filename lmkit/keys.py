@@ -95,13 +95,17 @@ def elsewhere(config: Mapping[str, Any], name: str, *, near: bool = False) -> li
     return paths.get(close[0], []) if close else []
 
 
+def option_targets(group: str) -> dict[str, str]:
+    """The class of each of lmkit's own options of a group that have one, by `data=files`."""
+    files = sorted((CONF / group).glob("*.yaml"))
+    found = {file.stem: TARGET.search(file.read_text(encoding="utf-8")) for file in files}
+    return {f"{group}={option}": target[1] for option, target in found.items() if target}
+
+
 def options_taking(group: str, name: str) -> list[str]:
     """lmkit's own options of a group whose class has the key, as `data=files`."""
-    files = sorted((CONF / group).glob("*.yaml"))
-    targets = {file.stem: TARGET.search(file.read_text(encoding="utf-8")) for file in files}
-    return [
-        f"{group}={o}" for o, target in targets.items() if target and name in class_keys(target[1])
-    ]
+    targets = option_targets(group)
+    return [option for option, target in targets.items() if name in class_keys(target)]
 
 
 @cache

@@ -182,6 +182,32 @@ def test_what_a_library_refuses_is_told_of_each_key_of_every_object():
             r"optimizer: Muon only supports 2D parameters .*",
         ),
         (
+            [
+                "scheduler={_target_: torch.optim.lr_scheduler.SequentialLR, milestones: [3], "
+                "schedulers: [{_target_: torch.optim.lr_scheduler.LinearLR}, "
+                "{_target_: torch.optim.lr_scheduler.ExponentialLR, gamma: -0.9}]}"
+            ],
+            "scheduler.schedulers.1.gamma=-0.9: must be at least 0, as a learning rate is",
+        ),
+        (
+            ["scheduler={_target_: torch.optim.lr_scheduler.StepLR, step_size: 9, gamma: -1}"],
+            "scheduler.gamma=-1.0: must be at least 0, as a learning rate is",
+        ),
+        (  # max_epochs has its default in the place of the mistake, and would contradict max_steps
+            ["trainer.max_epochs=0.5"],
+            r"trainer.max_epochs=0.5: expected int \| null, found float",
+        ),
+        (
+            ["trainer.max_time={hours: nan}"],
+            r"trainer.max_time=\{'hours': nan\}: hours must be int",
+        ),
+        (
+            ["optimizer={_target_: torch.optim.ASGD}"],
+            "optimizer.fused is not a key of torch.optim.ASGD; it is one of optimizer=adam, "
+            "optimizer=adamw, optimizer=sgd; where the option of the group has set it, leave it "
+            "out: ~optimizer.fused",
+        ),
+        (
             ["callbacks.bar._target_=lightning.pytorch.callbacks.RichProgressBar"],
             "trainer: Trainer was configured with `enable_progress_bar=False` but found .*",
         ),
@@ -254,6 +280,18 @@ def test_a_rate_of_0_is_said(caplog):
     assert not caplog.messages
     check(compose(["optimizer.lr=0"]))
     assert caplog.messages == ["optimizer.lr=0: nothing is learnt"]
+
+
+def test_a_size_of_nothing_is_said(caplog):
+    for argv in (["model.hidden_size=300"], ["model.num_layers=1"], ["model=window"]):
+        check(compose(argv))
+    check(compose(["model.num_layers=1", "model.hidden_size=300", "model.tie_weights=false"]))
+    assert not caplog.messages
+    check(compose(["model.num_layers=1", "model.hidden_size=300"]))
+    assert caplog.messages == [
+        "model.hidden_size=300 is the size of nothing: with model.tie_weights=true the only layer "
+        "has model.embedding_size=200 units"
+    ]
 
 
 def test_monitors_that_come(monkeypatch):

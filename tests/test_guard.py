@@ -7,12 +7,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import trainee
 
 from lmkit.checkpoint_io import latest_checkpoint, load_checkpoint
+from lmkit.guard import _hint
 from lmkit.signals import Stopped, StopSignals
 
 START = """
@@ -117,6 +119,22 @@ def test_a_checkpoint_that_leads_to_it_whatever_the_rate_is_not_to_be_gone_on_fr
     assert (
         "window 4); begin another run with a lower optimizer.lr or a trainer.gradient_clip_val\n"
     ) in stderr(tmp_path)
+
+
+def test_a_rate_that_the_schedule_has_raised_is_named(tmp_path):
+    """What lowers it is no other `optimizer.lr`."""
+    trainer = SimpleNamespace(default_root_dir=tmp_path)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    trainer.optimizers = [optimizer]
+    lower = "; begin another run with a lower optimizer.lr or a trainer.gradient_clip_val"
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma=20)
+    assert _hint(trainer, 1) == lower
+    optimizer.step()
+    schedule.step()
+    assert _hint(trainer, 1) == (
+        "; the schedule had made a learning rate of 2 of optimizer.lr=0.1: begin another run with "
+        "other values of scheduler"
+    )
 
 
 def test_within_accumulation_the_window_is_named(tmp_path):
