@@ -15,7 +15,8 @@ LENGTH = (
 )
 FREE = re.compile(
     rf"({LENGTH}|outputs|name|run_id|kernels|restarts|threads|logger|callbacks\.(samples|watchdog)"
-    r"|trainer\.(accelerator|devices|num_nodes|strategy|profiler|log_every_n_steps|enable_\w+)"
+    r"|trainer\.(accelerator|precision|devices|num_nodes|strategy|profiler|log_every_n_steps"
+    r"|enable_\w+)"
     r"|data\.(\w+_)?paths?|tokenizer\.path)(\.|$)"
 )
 # With another of these, a run that has ended comes to something else.

@@ -72,27 +72,34 @@ def _texts(manifest: Mapping[str, Any], data: Mapping[str, Any]) -> Iterator[tup
 
 def check_text(run: Run, prepared: Prepared) -> None:
     """Raise UserError where a run that goes on has another vocabulary or training text than it
-    began with; warn of other text to evaluate on."""
+    began with, or has lost a split."""
     tokenizer, then = _recorded(run)
     now = {name: store.sha256 for name, store in prepared.stores.items()}
-    changed = [name for name in then if now.get(name) != then[name]]
-    lost = [name for name in changed if name not in now]
-    differs = None
+    again = "or begin another run"
     if tokenizer not in (None, prepared.tokenizer.hash()):
-        differs = "the vocabulary differs"
-    elif lost:
-        differs = f"it has no {' and no '.join(lost)} split any more"
-    elif "train" in changed:
+        raise UserError(
+            f"{run.id} cannot go on: it was trained with another vocabulary than the tokenizer has "
+            f"now; put the tokenizer, and the text that it was made of, back as they were, {again}"
+        )
+    lost = [name for name in then if name not in now]
+    if lost or ("train" in then and now["train"] != then["train"]):
         differs = "the train split differs"
-    if differs:
+        if lost:
+            differs = f"it has no {' and no '.join(lost)} split any more"
         raise UserError(
             f"{run.id} cannot go on: it was trained on another text than the data has now "
-            f"({differs}); put the text back as it was, or begin another run"
+            f"({differs}); put the text back as it was, {again}"
         )
-    for name in (*changed, *(name for name in now if then and name not in then)):
-        what = "has another text than" if name in then else "was not there"
-        more = NOT_COMPARED if name == "valid" else ""
-        log.warning("%s goes on, but its %s split %s before%s", run.id, name, what, more)
+
+
+def warn_of_text(run: Run, prepared: Prepared) -> None:
+    """Say so where a run that goes on has other text to evaluate on than before."""
+    _, then = _recorded(run)
+    for name, store in prepared.stores.items() if then else ():
+        if store.sha256 != then.get(name):
+            what = "has another text than" if name in then else "was not there"
+            more = NOT_COMPARED if name == "valid" else ""
+            log.warning("%s goes on, but its %s split %s before%s", run.id, name, what, more)
 
 
 def recorded(run: Run) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from lmkit.datamodule import DataModule
 from lmkit.errors import MachineError, UserError, as_user_error, exit_code
 from lmkit.estimate import estimate, lasting
 from lmkit.history import AFRESH, differences, last_changed
-from lmkit.identity import check_own, check_text
+from lmkit.identity import check_own, check_text, warn_of_text
 from lmkit.limits import check_schedule, check_size, in_windows
 from lmkit.loggers import grouped
 from lmkit.pace import NAME as CHOICES
@@ -67,10 +67,10 @@ def resume(
         lmkit resume latest
         lmkit resume latest trainer.max_epochs=20
 
-    config: that of the run; trainer.max_epochs and other lengths, trainer.devices, kernels,
-    threads, restarts, logger, callbacks.samples, callbacks.watchdog and callbacks.early_stopping
-    may change, paths where the same text lies elsewhere, and once the run has diverged
-    optimizer.lr and trainer.gradient_clip_val
+    config: that of the run; trainer.max_epochs and other lengths, trainer.devices,
+    trainer.precision, kernels, threads, restarts, logger, callbacks.samples, callbacks.watchdog and
+    callbacks.early_stopping may change, paths where the same text lies elsewhere, and once the run
+    has diverged optimizer.lr and trainer.gradient_clip_val
     """
     return _start(run, config, overrides)
 
@@ -87,6 +87,7 @@ def _start(run: Run, config: dict[str, Any], overrides: list[str]) -> dict[str, 
     data = _prepare(run, config)
     if _stays(run, config):
         return _summary(run, config)
+    warn_of_text(run, data.prepared)
     if hardware.num_processes(config["trainer"]) > 1:
         run.start(config, overrides, sys.argv)
         return _hold(run, config, lambda: work_in_processes(run, config))
@@ -212,6 +213,8 @@ def _join(
         data = _agree(place, lambda: _prepare(run, config))
         if broadcast(_agree(place, lambda: _stays(run, config), alone=True)):
             return {} if place.rank else _summary(run, config)
+        if data and place.rank == 0:
+            warn_of_text(run, data.prepared)
         newest = _agree(place, start, alone=True)
         path, newest = broadcast((run.path, newest))
         log_to(path, place.rank)

@@ -45,6 +45,7 @@ from lmkit.launch import train
 from lmkit.metrics import perplexity
 from lmkit.processes import launched
 from lmkit.run import check_name, mint_id
+from lmkit.search import check_values
 from lmkit.signals import SIGNALS, Stopped, StopSignals
 
 log = logging.getLogger(__name__)
@@ -174,8 +175,8 @@ def _expand(sweeper: DictConfig, lines: list[str], loader: Any) -> list[list[str
     given = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
     overrides = OverridesParser.create(loader).parse_overrides([*given, *lines])
     for override in overrides:
-        if override.is_discrete_sweep() and not list(override.sweep_iterator()):
-            raise UserError(f"{override.input_line}: there is no such value, and so no job")
+        if override.is_discrete_sweep():
+            check_values(str(override.input_line).removeprefix("++"), override)
     return BasicSweeper.split_arguments(overrides, None)[0]
 
 

@@ -35,7 +35,10 @@ Status = Literal["running", "finished", "failed", "stopped"]
 NON_FINITE = "non_finite.json"  # in the directory of a run that has diverged
 
 # What bits depend on, beside the config.
-EXACT = ("versions.lmkit", "versions.torch", "hardware.processor", "hardware.gpus")
+EXACT = (
+    *("versions.lmkit", "versions.torch", "hardware.processor", "hardware.gpus"),
+    "trainer.precision",
+)
 
 DIED = "its process died"
 MAX_HOLDER = 1000  # bytes of a lock file
@@ -182,7 +185,7 @@ class Run:
             here = environment(command)
             if self.continued:
                 self._check_same(config)
-                self._compare(self.read("environment.json"), here)
+                self._compare(config, here)
             self._note_overrides(config, list(map(mask, overrides)))
             self.add("environment.json", here)
             self.write_status("running")
@@ -410,13 +413,14 @@ class Run:
         if changes:
             raise UserError(
                 f"run_id={self.id} has another config ({self.path}):{''.join(changes)}\n"
-                "only length, devices and logging may change; for the rest begin another run, with "
+                "only length, devices, precision and logging may change; for the rest begin another run, with "
                 "lmkit train and another run_id"
             )
 
-    def _compare(self, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-        """Say so where another machine or version cannot give the same bits."""
-        flat, here = history.flat(then), history.flat(now)
+    def _compare(self, config: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
+        """Say so where another machine, version or precision cannot give the same bits."""
+        then = {**self.read("environment.json"), **self.config()}
+        flat, here = history.flat(then), history.flat({**environment, **config})
         changes = [
             f"{key} {flat[key]}, here {here.get(key, 'none')}"
             for key in EXACT

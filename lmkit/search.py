@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 
 import yaml
@@ -21,6 +21,7 @@ from lmkit.groups import config_folders, group_options, nearest
 # A sweep gives each trial its own.
 NAMING = ("outputs", "name", "run_id")
 QUOTED = r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*\""""
+MOST = 10_000  # values of a key
 GOLDEN = 0.382  # of an interval: hardly ever a whole number where one is asked for
 
 
@@ -166,6 +167,7 @@ def _dimension(key: str, source: str, override: Override) -> Dimension:
         return Dimension(key, source, low=low, high=high, log=log)
     if not isinstance(value, ChoiceSweep | RangeSweep) or value.shuffle:
         raise UserError(f"{source}: a sweep takes a list a,b or choice, range, interval")
+    check_values(source, override)
     read = list(map(str, override.sweep_string_iterator()))
     written = _written(source.partition("=")[2]) if isinstance(value, ChoiceSweep) else []
     if len(written) != len(read):  # choice(..), range(..)
@@ -175,6 +177,21 @@ def _dimension(key: str, source: str, override: Override) -> Dimension:
     for each, text in zip(read, written, strict=True):
         values.setdefault(each, text)
     return Dimension(key, source, tuple(values.values()))
+
+
+def check_values(source: str, override: Override) -> None:
+    """Raise UserError where a list, a range or a glob has no value, or no end of them."""
+    value = override.value()
+    try:
+        values = value.range() if isinstance(value, RangeSweep) else override.sweep_iterator()
+        number = sum(1 for _ in islice(values, MOST + 1))
+    except (ValueError, ArithmeticError, HydraException) as error:
+        what = "a range goes from one number to another in steps other than 0"
+        raise UserError(f"{source}: {what}") from error
+    if number == 0:
+        raise UserError(f"{source}: there is no such value, and so nothing to run")
+    if number > MOST:
+        raise UserError(f"{source}: has more than {MOST:,} values; name fewer")
 
 
 def _written(text: str) -> list[str]:

@@ -123,12 +123,14 @@ class Sweep:
         """Start trials until there were `total`, one a slot at a time; what they came to."""
         print(f"sweep {self.place.name}/{self.identity} in {self.place.path}", file=sys.stderr)
         self.place.write_status("running")
-        if total > self.study.size():
+        if total > (size := self.study.size()):
+            are = "is 1 combination" if size == 1 else f"are {size:,} combinations"
             print(
-                f"there are {self.study.size()} combinations of these values: the sweep ends when "
-                f"it has tried them all, before num_trials={total}",
+                f"there {are} of these values: the sweep ends when it has tried "
+                f"{'it' if size == 1 else 'them all'}, before num_trials={total}",
                 file=sys.stderr,
             )
+            total = int(size)
         try:
             self._take_up()
             with closing(Board(self.study, total, self.metric, self.shown)) as board:
@@ -269,8 +271,8 @@ class Sweep:
         show(found)
         if interrupted:
             raise ResultError(
-                f"{interrupted} of {len(found['trials'])} trials were interrupted; this takes them "
-                f"up again: {self._command()}",
+                f"interrupted: {interrupted} of {len(found['trials'])} trials; to take them up "
+                f"again: {self._command()}",
                 found,
             )
         if not found["best"]:
@@ -326,7 +328,8 @@ def _check(
     mistakes = []
     shown: dict[str, dict[str, Any]] = {}
     if total < 1 or (points and total > len(points)):
-        most = f"the grid has {len(points)} combinations" if points else "must be at least 1"
+        combinations = "combination" if len(points) == 1 else "combinations"
+        most = f"the grid has {len(points)} {combinations}" if points else "must be at least 1"
         mistakes.append(f"num_trials={total}: {most}")
     if config["trainer"].get("limit_val_batches") == 0 or config["trainer"].get("fast_dev_run"):
         mistakes.append("trials are compared by their validation: without one there is no sweep")

@@ -178,7 +178,15 @@ def test_an_id_begins_the_ids_of_the_runs_and_two_sweeps_never_share_one(
             ["hydra/launcher=submitit_local", "hydra.launcher.tasks_per_node=2"],
             "hydra.launcher.tasks_per_node=2: a job is one task",
         ),
-        (["model=glob(x*)"], "model=glob(x*): there is no such value, and so no job"),
+        (["model=glob(x*)"], "model=glob(x*): there is no such value, and so nothing to run"),
+        (
+            ["model.num_layers=range(8,8)"],
+            "model.num_layers=range(8,8): there is no such value, and so nothing to run",
+        ),
+        (
+            ["model.num_layers=range(0,5,0)"],
+            "model.num_layers=range(0,5,0): a range goes from one number to another",
+        ),
         (["outputs=/proc/x"], "cannot write the sweep's directory /proc/x/multirun/"),
         (["--config-dir", "gone"], "--config-dir gone: no such directory"),
         (["--cfg", "job"], "--multirun is for lmkit train, with no other of Hydra's flags"),

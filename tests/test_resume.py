@@ -132,9 +132,21 @@ def test_a_checkpoint_over_other_text_is_refused(run, capsys):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda text: add(text / "train.txt", "\n\na dog\n"), "the train split differs"),
-        (lambda text: add(text / "train.txt", "\n\na zebra\n"), "the vocabulary differs"),
-        (lambda text: (text / "valid.txt").unlink(), "it has no valid split any more"),
+        (
+            lambda text: add(text / "train.txt", "\n\na dog\n"),
+            "on another text than the data has now (the train split differs); put the text back as "
+            "it was",
+        ),
+        (
+            lambda text: add(text / "train.txt", "\n\na zebra\n"),
+            "with another vocabulary than the tokenizer has now; put the tokenizer, and the text "
+            "that it was made of, back as they were",
+        ),
+        (
+            lambda text: (text / "valid.txt").unlink(),
+            "on another text than the data has now (it has no valid split any more); put the text "
+            "back as it was",
+        ),
     ],
 )
 @pytest.mark.parametrize("lost", [(), ("data.json",)])
@@ -147,8 +159,7 @@ def test_other_text_to_train_on_is_refused_before_anything_is_written(
     before = tree(run)
     resume(run, "trainer.max_epochs=3", code=2)
     assert (
-        f"error: run cannot go on: it was trained on another text than the data has now ({reason})"
-        "; put the text back as it was, or begin another run\n"
+        f"error: run cannot go on: it was trained {reason}, or begin another run\n"
     ) in capsys.readouterr().err
     assert tree(run) == before
 
@@ -231,7 +242,8 @@ def test_a_run_goes_on_where_it_has_been_moved_to(trained, run):
 
 
 @pytest.mark.parametrize("more", [(), ("threads=2",), ("trainer.max_epochs=2",)])
-def test_a_run_that_has_ended_stays_as_it_is(run, capsys, more):
+def test_a_run_that_has_ended_stays_as_it_is(run, capsys, caplog, more):
+    add(run.parents[2] / "text" / "valid.txt", "\n\nthe cat\n")  # nothing comes of it
     before = tree(run)
     resume(run, *more)
     out, err = capsys.readouterr()
@@ -241,6 +253,19 @@ def test_a_run_that_has_ended_stays_as_it_is(run, capsys, more):
     ) in err
     assert "best/val/perplexity" in out
     assert tree(run) == before
+    assert not [message for message in caplog.messages if "split" in message]
+
+
+def test_a_run_goes_on_in_another_precision_as_on_a_machine_that_has_not_that_of_before(
+    run, caplog
+):
+    step = max(row["step"] for row in rows(run))
+    resume(run, "trainer.precision=bf16-mixed", "trainer.max_epochs=3")
+    said = (
+        "run began with trainer.precision 32-true, here bf16-mixed: it goes on, but not to the bit"
+    )
+    assert said in caplog.messages
+    assert max(row["step"] for row in rows(run)) > step
 
 
 def test_a_run_that_has_ended_without_a_checkpoint_does_not_begin_again(run, capsys):
@@ -486,7 +511,7 @@ def test_a_run_that_has_diverged_goes_on_as_its_message_says(tmp_path, capsys):
 
 def test_a_run_that_has_not_diverged_keeps_its_rate(run, capsys):
     resume(run, "optimizer.lr=0.5", code=2)
-    assert "only length, devices and logging may change" in capsys.readouterr().err
+    assert "only length, devices, precision and logging may change" in capsys.readouterr().err
 
 
 # ---- names

@@ -193,16 +193,16 @@ def test_another_machine_is_said_to_give_other_bits(tmp_path, caplog):
 
 def test_another_config_is_an_error_that_names_every_key(tmp_path):
     create(tmp_path).release()
-    config = changed(model__hidden_size=300, trainer__precision="bf16-mixed", data__batch_size=4)
+    config = changed(model__hidden_size=300, trainer__gradient_clip_val=1.0, data__batch_size=4)
     with pytest.raises(UserError) as error:
         create(tmp_path, config=config)
     assert str(error.value) == (
         f"run_id=one has another config ({tmp_path}/lm/one):\n"
         "  model.hidden_size: 200 there, 300 now\n"
-        "  trainer.precision: 32-true there, bf16-mixed now\n"
+        "  trainer.gradient_clip_val: absent there, 1.0 now\n"
         "  data.batch_size: absent there, 4 now\n"
-        "only length, devices and logging may change; for the rest begin another run, with "
-        "lmkit train and another run_id"
+        "only length, devices, precision and logging may change; for the rest begin another run, "
+        "with lmkit train and another run_id"
     )
     assert Run(tmp_path / "lm" / "one").config() == CONFIG
     create(tmp_path)  # and it is not held any more

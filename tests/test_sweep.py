@@ -230,7 +230,7 @@ def test_an_exhausted_search_ends_and_a_killed_trial_goes_on(tmp_path, settings)
     _, err = process.communicate(timeout=LIMIT)
     assert process.returncode == 1
     assert "there are 2 combinations of these values: the sweep ends when it has tried" in err
-    assert "error: 1 of 2 trials were interrupted; this takes them up again: lmkit sweep" in err
+    assert "error: interrupted: 1 of 2 trials; to take them up again: lmkit sweep" in err
     assert outcomes(tmp_path, "s") == ["interrupted", "finished"]
     assert trials(tmp_path, "s")[0]["why"] == "killed by SIGKILL"
     lmkit("resume", "s-000", cwd=tmp_path)

@@ -210,7 +210,7 @@ def test_a_run_whose_text_has_changed_is_refused_and_left_as_it_was(
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     before = tree(run)
     assert cli.main(["resume", str(run), "trainer.max_epochs=4"]) == 2
-    assert "was trained on another text than the data has now (the vocabulary differs)" in (
+    assert "cannot go on: it was trained with another vocabulary than the tokenizer has now" in (
         capsys.readouterr().err
     )
     assert tree(run) == before
