@@ -413,8 +413,8 @@ class Run:
         if changes:
             raise UserError(
                 f"run_id={self.id} has another config ({self.path}):{''.join(changes)}\n"
-                "only length, devices, precision and logging may change; for the rest begin another run, with "
-                "lmkit train and another run_id"
+                "only length, devices, precision and logging may change; for the rest begin "
+                "another run, with lmkit train and another run_id"
             )
 
     def _compare(self, config: Mapping[str, Any], environment: Mapping[str, Any]) -> None:

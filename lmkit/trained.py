@@ -298,7 +298,7 @@ def find_checkpoint(run: Run, name: str) -> Path:
                 f"{directory}; put it back, or take another (it has {', '.join(there)})"
             )
         log.warning(
-            "%s has not been validated, so it has no best checkpoint: taking the last", run.id
+            "%s has no best checkpoint, as no validation has chosen one: taking the last", run.id
         )
         name = "last"
     if name not in there:

@@ -204,7 +204,7 @@ def test_what_a_library_refuses_is_told_of_each_key_of_every_object():
         (
             ["optimizer={_target_: torch.optim.ASGD}"],
             "optimizer.fused is not a key of torch.optim.ASGD; it is one of optimizer=adam, "
-            "optimizer=adamw, optimizer=sgd; where the option of the group has set it, leave it "
+            "optimizer=adamw, optimizer=sgd; where an option of the group has set it, leave it "
             "out: ~optimizer.fused",
         ),
         (

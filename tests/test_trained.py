@@ -143,7 +143,7 @@ def test_a_checkpoint_that_is_not_there(tmp_path, caplog):
     (run.path / "checkpoints" / "best.ckpt").unlink()
     assert load(run).checkpoint == run.path / "checkpoints" / "last.ckpt"
     assert warned(caplog) == [
-        f"{run.id} has not been validated, so it has no best checkpoint: taking the last"
+        f"{run.id} has no best checkpoint, as no validation has chosen one: taking the last"
     ]
 
 
