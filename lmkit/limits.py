@@ -40,7 +40,8 @@ def in_windows(trainer: Mapping[str, Any], data: DataModule) -> dict[str, Any]:
 
 
 def check_size(data: DataModule) -> None:
-    """Raise UserError where there is too little to train on: no tokens, or fewer than lanes."""
+    """Raise UserError where there is too little to train on: no tokens, or fewer than lanes; the
+    lanes of evaluation are bounded too, by all there is to read."""
     store = data.prepared.stores.get("train")
     if store is None:  # a mixture, which has one for each of its texts
         return
@@ -52,6 +53,12 @@ def check_size(data: DataModule) -> None:
     if data.batch_size > store.num_tokens:
         raise UserError(
             f"data.batch_size={data.batch_size}: train has {store.num_tokens:,} tokens; lower it"
+        )
+    most = max(store.num_tokens for store in data.prepared.stores.values())
+    if data.eval_batch_size > most:
+        raise UserError(
+            f"data.eval_batch_size={data.eval_batch_size}: no split has more than {most:,} tokens; "
+            "lower it"
         )
 
 

@@ -149,6 +149,9 @@ def test_more_lanes_than_tokens_are_refused(settings, capfd):
     assert cli.main([*settings, "data.batch_size=100000000"]) == 2
     said = capfd.readouterr().err.splitlines()[-1]
     assert said == "error: data.batch_size=100000000: train has 540 tokens; lower it"
+    assert cli.main([*settings, "data.eval_batch_size=541"]) == 2
+    said = capfd.readouterr().err.splitlines()[-1]
+    assert said == "error: data.eval_batch_size=541: no split has more than 540 tokens; lower it"
     assert not Path("outputs/a").exists()
 
 
