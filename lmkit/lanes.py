@@ -159,7 +159,6 @@ class WindowLoader(Passes):
         self.eos_id = eos_id
         self.protocol = protocol
         self.num_lanes = num_lanes
-        self.bptt = bptt
         self.seed = seed
         self.reshuffle = reshuffle
         self.rows = slice(rank, None, world_size)
@@ -170,8 +169,10 @@ class WindowLoader(Passes):
         self.world_size = world_size
         lanes = self.lanes(0)
         self.efficiency = lanes.efficiency
+        # A longer window would hold no more, and its products not fit in 64 bits.
+        self.bptt = min(bptt, max(int(lanes.lengths.max()), 1))
         read = lanes.lengths.max() if seed is not None else lanes.lengths[self.rows].max(initial=0)
-        num_windows = -(-int(read) // bptt)
+        num_windows = -(-int(read) // self.bptt)
         super().__init__([store], num_windows if limit is None else min(num_windows, limit))
 
     def lanes(self, epoch: int) -> Lanes:

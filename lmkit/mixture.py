@@ -8,6 +8,7 @@ epoch, which is a number of windows here, so that no document is cut short and n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
@@ -75,7 +76,6 @@ class MixtureLoader(Passes):
         self.shares = [weight / sum(weights) for weight in weights]
         self.eos_id = eos_id
         self.num_lanes = num_lanes
-        self.bptt = bptt
         self.seed = seed
         self.accumulate = accumulate
         self.world_size = world_size
@@ -89,7 +89,8 @@ class MixtureLoader(Passes):
             p * (n + documents) / n for (n, documents), p in zip(read, self.shares, strict=True)
         )
         positions = epoch_tokens / self.efficiency
-        num_windows = max(round(positions / (num_lanes * bptt)), 1)
+        self.bptt = min(bptt, math.ceil(positions))  # of a lane, no more than an epoch in all
+        num_windows = max(round(positions / (num_lanes * self.bptt)), 1)
         super().__init__(texts, num_windows if limit is None else min(num_windows, limit))
         self._group = self._beginning()  # as it was before the update that is being read
 
