@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.core.override_parser.types import ChoiceSweep, Override, Quote, QuotedString
 from hydra.plugins.config_source import ConfigResult
 from omegaconf import OmegaConf
 from omegaconf._utils import get_yaml_loader
@@ -18,6 +18,7 @@ from omegaconf._utils import get_yaml_loader
 from lmkit.keys import node_keys
 from lmkit.paths import as_list
 
+QUOTED = r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*\""""
 TEXT = {"str", "Path", "null", "None"}
 TEXTS = {"list[str]", "Sequence[str]", "Iterable[str]", "tuple[str, ...]"}
 
@@ -76,6 +77,38 @@ def retyped(override: Override, misread: Mapping[str, bool]) -> Override:
     names = as_list(typed) if misread[key] else None
     value = quoted(typed) if names is None else f"[{','.join(map(quoted, names))}]"
     return OverridesParser.create().parse_override(f"++{key}={value}")
+
+
+def text_keys(config: Mapping[str, Any]) -> set[str]:
+    """The paths of a composed config that take text."""
+    return {path for path, key in node_keys(config).items() if takes_text(key.type)}
+
+
+def as_texts(line: str, keys: Collection[str]) -> str:
+    """A line of Hydra's grammar, its values those that were typed where it is one of `keys`."""
+    override = OverridesParser.create().parse_override(line)
+    key, typed, value = override.key_or_group, line.partition("=")[2].strip(), override.value()
+    if key not in keys:
+        return line
+    values: list[Any] = [value]
+    written = [typed]
+    if isinstance(value, ChoiceSweep):
+        values, written = list(value.list), parts(typed)
+    elif override.is_sweep_override():
+        return line
+    if len(values) != len(written):  # choice(..)
+        return line
+    texts = [
+        each if read is None or isinstance(read, str | QuotedString) else quoted(each)
+        for read, each in zip(values, written, strict=True)
+    ]
+    return f"++{key}={','.join(texts)}"
+
+
+def parts(text: str) -> list[str]:
+    """The parts of `a,b,c` as they are spelled, for commas outside of quotes and brackets."""
+    found = re.findall(rf"""(?:\\.|{QUOTED}|\[.*?\]|\{{.*?\}}|\(.*?\)|[^,])+""", text)
+    return [part.strip() for part in found]
 
 
 def quoted(text: str) -> str:

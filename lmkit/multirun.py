@@ -20,10 +20,10 @@ from hydra._internal.hydra import Hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lmkit.as_typed import quoted
+from lmkit.as_typed import as_texts, quoted, text_keys
 from lmkit.atomic import naming
 from lmkit.check import check
 from lmkit.config import (
@@ -88,6 +88,8 @@ def multirun(argv: Sequence[str]) -> dict[str, Any]:
     with _hydra(folders) as hydra:
         config = hydra.compose_config(name, [*of_hydra, *lines], RunMode.MULTIRUN)
         _check_launcher(config.hydra.launcher)
+        texts = text_keys(OmegaConf.to_container(config, resolve=False))  # type: ignore[arg-type]
+        lines = [as_texts(line, texts) for line in lines]
         jobs = [
             [spell(line, group_options(folders)) for line in job]
             for job in _expand(config.hydra.sweeper, lines, hydra.config_loader)
@@ -126,8 +128,8 @@ def _lines(arguments: Sequence[str], folders: Sequence[Path]) -> tuple[list[str]
             lines.append(line)
         elif override.is_sweep_override():
             mistakes.append(f"{argument}: one id for the sweep; its runs are ID-0, ID-1, ...")
-        else:
-            identity = str(override.value())
+        elif (value := override.value()) is not None:
+            identity = value if isinstance(value, str) else argument.partition("=")[2]
             check_name("run_id", identity)
     if mistakes:
         raise UserError(report(mistakes))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import islice, product
@@ -14,13 +13,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
 from hydra.errors import HydraException
 
+from lmkit.as_typed import parts
 from lmkit.config import ASSIGNMENT, normalise, parse_flags
 from lmkit.errors import UserError
 from lmkit.groups import config_folders, group_options, nearest
 
 # A sweep gives each trial its own.
 NAMING = ("outputs", "name", "run_id")
-QUOTED = r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*\""""
 MOST = 10_000  # values of a key
 GOLDEN = 0.382  # of an interval: hardly ever a whole number where one is asked for
 
@@ -169,7 +168,7 @@ def _dimension(key: str, source: str, override: Override) -> Dimension:
         raise UserError(f"{source}: a sweep takes a list a,b or choice, range, interval")
     check_values(source, override)
     read = list(map(str, override.sweep_string_iterator()))
-    written = _written(source.partition("=")[2]) if isinstance(value, ChoiceSweep) else []
+    written = parts(source.partition("=")[2]) if isinstance(value, ChoiceSweep) else []
     if len(written) != len(read):  # choice(..), range(..)
         written = read
     # Of two spellings of one value the first; a key of text takes it as it is spelled.
@@ -192,9 +191,3 @@ def check_values(source: str, override: Override) -> None:
         raise UserError(f"{source}: there is no such value, and so nothing to run")
     if number > MOST:
         raise UserError(f"{source}: has more than {MOST:,} values; name fewer")
-
-
-def _written(text: str) -> list[str]:
-    """The parts of `a,b,c` as they are spelled, for commas outside of quotes and brackets."""
-    parts = re.findall(rf"""(?:\\.|{QUOTED}|\[.*?\]|\{{.*?\}}|\(.*?\)|[^,])+""", text)
-    return [part.strip() for part in parts]

@@ -9,11 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmkit import cli
-from lmkit.as_typed import takes_text, takes_texts
+from lmkit.as_typed import as_texts, takes_text, takes_texts, text_keys
 from lmkit.binding import assigned
 from lmkit.check import check
 from lmkit.config import compose, composed
 from lmkit.errors import UserError
+from lmkit.multirun import _lines
 from lmkit.run import Run
 
 # What one of the two reads as a number, a truth value, a date, a list, a mapping or nothing.
@@ -154,3 +155,26 @@ def test_what_is_advised_can_be_pasted_into_a_shell(value):
 def test_a_mistakes_advice_can_be_pasted():
     with pytest.raises(UserError, match=r"did you mean 'logger\.wandb\.group=a b'"):
         check(compose(["logger=wandb", "group=a b"]))
+
+
+@pytest.mark.parametrize(
+    ("line", "texts"),
+    [
+        ("++name=1e3", '++name="1e3"'),
+        ("++name=1e3,x,2_0", '++name="1e3",x,"2_0"'),
+        ("++name='a,b',[END]", "++name='a,b',\"[END]\""),
+        ("++name=null", "++name=null"),
+        ("++name=glob(a*)", "++name=glob(a*)"),
+        ("++optimizer.lr=1e-3,2e-3", "++optimizer.lr=1e-3,2e-3"),
+    ],
+)
+def test_values_of_a_sweep_are_the_texts_that_were_typed(line, texts):
+    assert as_texts(line, text_keys(compose([]).config)) == texts
+
+
+@pytest.mark.parametrize(
+    ("typed", "identity"), [("12e3", "12e3"), ("007", "007"), ("1_000", "1_000"), ("'a'", "a")]
+)
+def test_the_id_of_a_multirun_is_what_was_typed(typed, identity):
+    assert _lines([f"run_id={typed}"], []) == ([], identity)
+    assert _lines(["run_id=null"], [])[1] != "None"
