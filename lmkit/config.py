@@ -33,13 +33,15 @@ from lmkit.as_typed import (
 from lmkit.errors import UserError
 from lmkit.groups import config_folders, group_options, nearest
 from lmkit.keys import node_keys
-from lmkit.paths import as_list, exists, readable
+from lmkit.paths import as_list, exists, located, readable
 from lmkit.redaction import mask
 from lmkit.regular_file import read_yaml
 from lmkit.renamed import renamed
 
 # Hydra's grammar rejects commas, quotes and brackets, which texts and paths are free to hold.
-VERBATIM = re.compile(r"(text|file|stop|outputs|store|(\w+\.)*prompt|(\w+\.)+\w*path)$")
+VERBATIM = re.compile(
+    r"(text|file|stop|outputs|store|(\w+\.)*prompt|(\w+\.)+\w*path|(\w+\.)+paths\.\w+)$"
+)
 # These too, but for null and for what somebody has put in Hydra's quotes.
 UNQUOTED = re.compile(r"(\w+\.)+(heading|delimiter|quote)$")
 ASSIGNMENT = re.compile(r"(?P<sign>\+\+|\+|~)?(?P<key>[\w./@$:-]+)=(?P<value>.*)$", re.DOTALL)
@@ -445,16 +447,14 @@ def _anchor_paths(config: dict[str, Any]) -> None:
                 several = as_list(value) if isinstance(value, str) and group == "data" else None
                 node[key] = _map_strings(value if several is None else several, _anchored)
             elif key == "paths" and isinstance(value, dict):
-                node[key] = {
-                    name: str(Path(path).absolute()) if exists(str(path)) else path
-                    for name, path in value.items()
-                }
+                node[key] = {name: _map_strings(path, _anchored) for name, path in value.items()}
 
 
 def _anchored(path: str) -> str:
-    glob = re.match(r"(?:([^*?\[]*)/)?[^*?\[/]*[*?\[]", path)
-    is_there = exists(path) or (glob and exists(glob[1] or "."))
-    return str(Path(path).absolute()) if is_there and path != "???" else path
+    place = str(located(path))
+    glob = re.match(r"(?:([^*?\[]*)/)?[^*?\[/]*[*?\[]", place)
+    is_there = exists(place) or (glob and exists(glob[1] or "."))
+    return str(Path(place).absolute()) if is_there and path != "???" else path
 
 
 def first_lines(error: Exception) -> str:

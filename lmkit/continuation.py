@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 # What the learning rate of a step depends on, and what says how long a schedule of torch's is.
 RATES = re.compile(r"optimizer\.|scheduler\.|trainer\.max_(epochs|steps)$")
-LENGTHS = ("T_max", "total_steps", "epochs", "total_iters", "max_iters")
+LENGTHS = ("T_max", "total_steps", "epochs", "total_iters", "max_iters", "milestones")
 
 
 class Continuation(Callback):
@@ -53,9 +53,6 @@ class Continuation(Callback):
                 pl_module.forget_validations()
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             state = checkpoint["callbacks"].get(callback.state_key)
-            if isinstance(callback, ModelCheckpoint) and state and state.get("dirpath"):
-                here = _moved(state, state["dirpath"], str(callback.dirpath))
-                checkpoint["callbacks"][callback.state_key] = here
             if isinstance(callback, EarlyStopping) and state:
                 state["patience"] = callback.patience  # the old one would come back
                 again = any(key.startswith("callbacks.early_stopping.") for key in self.changed)
@@ -116,22 +113,21 @@ class Continuation(Callback):
 
     def _warn_of_lengths(self) -> None:
         """A schedule with a length of its own does not follow the training's."""
-        own = [key for key in LENGTHS if key in self.now["config"]["scheduler"]]
+        own = dict(_lengths("scheduler", self.now["config"]["scheduler"]))
         longer = {key: pair for key, pair in self.changed.items() if key.startswith("trainer.max_")}
-        if longer and own and not any(f"scheduler.{key}" in self.changed for key in own):
+        if longer and own and not any(key.startswith("scheduler.") for key in self.changed):
             lengths = ", ".join(
                 f"{key}={now} ({then} before)" for key, (then, now) in longer.items()
             )
-            stays = " and ".join(
-                f"scheduler.{key}={self.now['config']['scheduler'][key]}" for key in own
-            )
+            stays = " and ".join(f"{key}={length}" for key, length in own.items())
             log.warning("%s, but %s is as it was: set it too if it is to follow", lengths, stays)
 
 
-def _moved(state: Any, then: str, now: str) -> Any:
-    """Nested values with the paths below `then`, where the run was, as they are below `now`."""
-    if isinstance(state, Mapping):
-        return {_moved(key, then, now): _moved(value, then, now) for key, value in state.items()}
-    if isinstance(state, str) and (state == then or state.startswith(f"{then}/")):
-        return now + state[len(then) :]
-    return state
+def _lengths(path: str, node: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The keys that say how long a schedule is, and those that it is made of."""
+    for key, value in node.items():
+        if key in LENGTHS:
+            yield f"{path}.{key}", value
+        for number, inner in enumerate(value if isinstance(value, list) else ()):
+            if isinstance(inner, Mapping):
+                yield from _lengths(f"{path}.{key}.{number}", inner)

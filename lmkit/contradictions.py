@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,8 +15,14 @@ from lmkit.trainer_keys import trainer_mistakes
 
 THREADS = 16  # of a processor, at most
 
-# Of a schedule, what a learning rate is or is multiplied by.
-FACTORS = ("gamma", "factor", "eta_min", "min_lr", "base_lr", "max_lr")
+# The least that keys of the stack's classes can be, where the classes do not look: of a schedule,
+# what a learning rate is or is multiplied by.
+LEAST = dict.fromkeys(("gamma", "factor", "eta_min", "min_lr", "base_lr", "max_lr"), 0) | {
+    "patience": 0,
+    "step_size": 1,
+    "total_iters": 0,
+    "T_max": 1,
+}
 
 # Callbacks of Lightning that cannot do their work here, and why.
 REFUSED = {
@@ -27,11 +34,22 @@ REFUSED = {
         "set trainer.accumulate_grad_batches"
     ),
     "LearningRateFinder": "would try rates in place of a training; lmkit sweep finds one",
+    "ModelCheckpoint": (
+        "would write states within a step, from which no run goes on exactly; callbacks.checkpoint "
+        "has every_n_train_steps, every_n_epochs, monitor, mode and keep"
+    ),
     "ModelPruning": "makes new weights in each forward, which a window passes more than once",
+    "OnExceptionCheckpoint": (
+        "would write a state within a step, from which no run goes on exactly; a run that fails "
+        "goes on from its last checkpoint"
+    ),
+    "ProgressBar": "would draw over the bar that a run has",
+    "RichProgressBar": "would draw over the bar that a run has",
     "StochasticWeightAveraging": (
         "has no state in checkpoints, so that a run that goes on would be another; "
         "EMAWeightAveraging has"
     ),
+    "TQDMProgressBar": "would draw over the bar that a run has",
 }
 
 
@@ -47,12 +65,14 @@ def contradictions(
     data, trainer, scheduler, callbacks = (config.get(name) or {} for name in groups)
     return [
         *_names(config),
+        *_environment(),
         *_machine(trainer),
         *_kernels(config),
         *_threads(config),
         *trainer_mistakes(trainer),
         *_length(trainer, scheduler),
-        *_rates("scheduler", scheduler),
+        *_least("scheduler", scheduler),
+        *(mistake for key in callbacks for mistake in _least(f"callbacks.{key}", callbacks[key])),
         *_overfit(data, trainer),
         *_splits(splits),
         *_tokens(config),
@@ -88,6 +108,15 @@ def _names(config: Mapping[str, Any]) -> Iterator[str]:
                 check_name(key, value)
         except UserError as error:
             yield str(error)
+
+
+def _environment() -> Iterator[str]:
+    """Keys of the Trainer that Lightning would take from the environment, and no config would
+    have."""
+    for name in sorted(os.environ):
+        if match := re.fullmatch(r"PL_TRAINER_(\w+)", name):
+            key = f"trainer.{match[1].lower()}"
+            yield f"the environment variable {name} would set {key} unseen: unset it, and set {key}"
 
 
 def _machine(trainer: Mapping[str, Any]) -> Iterator[str]:
@@ -151,14 +180,14 @@ def _length(trainer: Mapping[str, Any], scheduler: Mapping[str, Any]) -> Iterato
         )
 
 
-def _rates(path: str, node: Mapping[str, Any]) -> Iterator[str]:
-    """Negative learning rates, which torch's schedules take."""
+def _least(path: str, node: Mapping[str, Any]) -> Iterator[str]:
+    """Numbers that a class of torch or Lightning takes and makes nonsense of."""
     for key, value in node.items():
-        if key in FACTORS and isinstance(value, int | float) and value < 0:
-            yield f"{path}.{key}={value}: must be at least 0, as a learning rate is"
+        if key in LEAST and isinstance(value, int | float) and value < LEAST[key]:
+            yield f"{path}.{key}={value}: must be at least {LEAST[key]}"
         for number, inner in enumerate(value if isinstance(value, list) else ()):
             if isinstance(inner, Mapping):
-                yield from _rates(f"{path}.{key}.{number}", inner)
+                yield from _least(f"{path}.{key}.{number}", inner)
 
 
 def _overfit(data: Mapping[str, Any], trainer: Mapping[str, Any]) -> Iterator[str]:
@@ -279,17 +308,8 @@ def _epoch_ends(trainer: Mapping[str, Any], callbacks: Mapping[str, Any]) -> Ite
 
 
 def _callbacks(callbacks: Mapping[str, Any]) -> Iterator[str]:
-    """Those that cannot do their work here; Lightning's own checkpoint callback raises late where
-    both are set."""
+    """Those that cannot do their work here."""
     for key, node in callbacks.items():
         kind = str(node.get("_target_")).rpartition(".")[2]
         if kind in REFUSED:
             yield f"callbacks.{key}: {kind} {REFUSED[kind]}; leave it out"
-        if kind != "ModelCheckpoint":
-            continue
-        steps, epochs = node.get("every_n_train_steps"), node.get("every_n_epochs")
-        if steps and epochs:
-            yield (
-                f"callbacks.{key}.every_n_train_steps={steps} and callbacks.{key}.every_n_epochs="
-                f"{epochs}: only one can be; set the other to null"
-            )

@@ -17,11 +17,11 @@ import webbrowser
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from lmkit.errors import UserError
+from lmkit.paths import located
 from lmkit.run import run_directories, strict_json
 from lmkit.watch import LINES, Outputs
 
@@ -43,7 +43,7 @@ def dashboard(*, outputs: str = "outputs", port: int = 7007, open_browser: bool 
     port: taken if it is free, else the next free one; 0 is any.
     open_browser: whether to open the page.
     """
-    folder = Path(outputs).absolute()
+    folder = located(outputs).absolute()
     if folder.exists() and not folder.is_dir():
         raise UserError(f"outputs={outputs}: not a directory")
     if not run_directories(folder):

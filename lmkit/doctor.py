@@ -20,6 +20,8 @@ from lmkit.environment import environment
 from lmkit.estimate import Estimate, estimate, lasting
 from lmkit.gemm import onednn_is_exact
 from lmkit.groups import CONF
+from lmkit.limits import check_limits
+from lmkit.training import make_data
 from lmkit.wandb_logger import logged_in
 
 
@@ -46,7 +48,9 @@ def doctor(composition: Composition, *, probe: bool = True) -> dict[str, Any]:
             "processes": hardware.num_processes(config["trainer"]),
         }
         if probe:
-            measured = estimate(config)
+            data = make_data(config)
+            check_limits(config, data)
+            measured = estimate(config, data)
             found["training"], shown["training"] = _numbers(measured), _words(measured)
     finally:
         _show(shown)

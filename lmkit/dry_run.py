@@ -4,6 +4,7 @@ told, key by key."""
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -49,23 +50,26 @@ def attempt(path: str, node: Node | None, make: Make, mistakes: list[str]) -> An
         return None
     noted = [mistake.partition("=")[0] for mistake in mistakes]
     kept = {key: value for key, value in node.items() if f"{path}.{key}" not in noted}
-    is_whole = len(kept) == len(node)
+    left_out = [key for key in node if key not in kept]
     while True:
         made, error = _tried(make, kept)
         if error is None:
-            return made if is_whole else None
+            return None if left_out else made
+        if any(re.search(rf"\b{name}\b", str(error)) for name in left_out):
+            return None  # it misses a key that is a mistake itself
         optional = [name for name in kept if name in keys and not keys[name].required]
+        optional.sort(key=lambda name: not re.search(rf"\b{name}\b", str(error)))
         required = [name for name in kept if name in keys and keys[name].required]
         # With its default in the place of the reason, something else is refused, or nothing.
         reason = next((n for n in optional if _differs(error, make, kept, n)), None)
         if reason is None and len(required) == 1:
             (reason,) = required
-        if reason or is_whole:
+        if reason or not left_out:
             mistakes.append(_told(path, reason, kept.get(reason or ""), error))
         if reason not in optional:
             return None
         del kept[reason]
-        is_whole = False
+        left_out.append(reason)
 
 
 def _tried(make: Make, node: dict[str, Any]) -> tuple[Any, Exception | None]:

@@ -11,7 +11,8 @@ from typing import Any
 # on another machine, for what is read there is compared by its hashes.
 LENGTH = (
     r"trainer\.(min_epochs|max_epochs|min_steps|max_steps|max_time)|callbacks\.early_stopping"
-    r"|scheduler\.(T_max|total_steps|epochs|steps_per_epoch|total_iters|max_iters)"
+    r"|scheduler\.(T_max|total_steps|epochs|steps_per_epoch|total_iters|max_iters|milestones"
+    r"|schedulers)"
 )
 FREE = re.compile(
     rf"({LENGTH}|outputs|name|run_id|kernels|restarts|threads|logger|callbacks\.(samples|watchdog)"

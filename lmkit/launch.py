@@ -24,7 +24,7 @@ from lmkit.errors import MachineError, UserError, as_user_error, exit_code
 from lmkit.estimate import estimate, lasting
 from lmkit.history import AFRESH, differences, last_changed
 from lmkit.identity import check_own, check_text, warn_of_text
-from lmkit.limits import check_schedule, check_size, in_windows
+from lmkit.limits import check_limits
 from lmkit.loggers import grouped
 from lmkit.pace import NAME as CHOICES
 from lmkit.pace import Pace
@@ -129,9 +129,7 @@ def _prepare(run: Run, config: dict[str, Any]) -> DataModule:
     its trainer's limits or its schedule do not fit the text."""
     data = make_data(config)
     check_text(run, data.prepare())
-    check_size(data)
-    node = in_windows(config["trainer"], data)
-    check_schedule({**config, "trainer": node}, data)
+    check_limits(config, data)
     return data
 
 
@@ -200,7 +198,11 @@ def _join(
     """As one of the processes that torchrun or SLURM has started; rank 0 holds the run."""
     if place.by == "torchrun":
         follow_parent(os.getppid())
-    meet(place, config["trainer"]["accelerator"])
+    try:
+        meet(place, config["trainer"]["accelerator"])
+    except Stopped as stopped:
+        print(f"stopped by {stopped.name} before the processes had met", file=sys.stderr)
+        raise
     newest = None
 
     def start() -> Path | None:

@@ -7,15 +7,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch.optim.lr_scheduler import OneCycleLR
 
-from lmkit.allow import resolve_target, slot_bases
+from lmkit.allow import slot_bases
 from lmkit.binding import build
 from lmkit.check import split_node
 from lmkit.config import report
 from lmkit.datamodule import DataModule
 from lmkit.errors import UserError
-from lmkit.optim import Stepping, check_length
+from lmkit.optim import Stepping, check_length, has_end
 from lmkit.trainer import silent
 
 SPLITS = {"train": "train", "val": "valid", "test": "test"}
@@ -62,6 +61,12 @@ def check_size(data: DataModule) -> None:
         )
 
 
+def check_limits(config: Mapping[str, Any], data: DataModule) -> None:
+    """Raise UserError where a checked config does not fit its prepared data."""
+    check_size(data)
+    check_schedule({**config, "trainer": in_windows(config["trainer"], data)}, data)
+
+
 def check_schedule(config: Mapping[str, Any], data: DataModule) -> None:
     """Raise UserError where the training of a checked config is longer than its schedule.
 
@@ -69,15 +74,14 @@ def check_schedule(config: Mapping[str, Any], data: DataModule) -> None:
     """
     node, stepping = split_node("scheduler", config["scheduler"] or {})
     trainer, bases = config["trainer"], slot_bases("scheduler")
-    # All others go on for ever.
-    if not node or not issubclass(resolve_target(node["_target_"], bases), OneCycleLR):
-        return
-    if trainer.get("fast_dev_run"):
+    if not node or trainer.get("fast_dev_run"):
         return
     parameters = [torch.nn.Parameter(torch.zeros(2, 2))]
     with silent():
         optimizer = build(config["optimizer"], bases=slot_bases("optimizer"), params=parameters)
         scheduler = build(node, bases=bases, optimizer=optimizer, num_steps=1)
+    if not has_end(scheduler):
+        return
     epochs, most = trainer.get("max_epochs", -1), trainer.get("max_steps", -1)
     epochs = math.inf if epochs in (None, -1) else epochs
     updates, each = math.inf if most == -1 else most, _updates(trainer, data)
@@ -111,13 +115,17 @@ def _untimely(trainer: Mapping[str, Any], data: DataModule) -> Iterator[str]:
     if interval is not None and trainer.get("limit_val_batches") != 0 and not every_epoch:
         yield from _within_update(trainer, interval, _epoch(trainer, data))
     least, most = trainer.get("min_epochs") or 0, trainer.get("max_steps", -1)
-    if least and most > 0:
-        updates = least * _updates(trainer, data)
-        if most < updates:
-            yield (
-                f"trainer.min_epochs={least} are {updates} updates but trainer.max_steps={most}: "
-                "lower the one or raise the other"
-            )
+    if least and 0 < most < (updates := least * _updates(trainer, data)):
+        yield (
+            f"trainer.min_epochs={least} are {updates} updates but trainer.max_steps={most}: "
+            "lower the one or raise the other"
+        )
+    least, most = trainer.get("min_steps") or 0, trainer.get("max_epochs") or -1
+    if least and most > 0 and (updates := most * _updates(trainer, data)) < least:
+        yield (
+            f"trainer.max_epochs={most} are {updates} updates but trainer.min_steps={least}: "
+            "raise the one or lower the other"
+        )
 
 
 def _epoch(trainer: Mapping[str, Any], data: DataModule) -> int:

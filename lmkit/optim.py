@@ -107,13 +107,30 @@ def documented(scheduler: LRScheduler) -> Interval:
     return each.pop() if each else "step" if by_update else "epoch"
 
 
-def check_length(scheduler: LRScheduler, steps: float) -> None:
-    """Raises UserError where a schedule would be asked for more steps than it has."""
+def has_end(scheduler: LRScheduler) -> bool:
+    """Whether a schedule, or one that it is made of, has a last step; all others go on for ever."""
+    parts = getattr(scheduler, "_schedulers", [])
+    return isinstance(scheduler, OneCycleLR) or any(map(has_end, parts))
+
+
+def check_length(scheduler: LRScheduler, steps: float, path: str = "scheduler") -> None:
+    """Raises UserError where a schedule, or one that it is made of, would be asked for more steps
+    than it has."""
+    ends = [*getattr(scheduler, "_milestones", []), math.inf]  # of a SequentialLR
+    begin = 0
+    for number, part in enumerate(getattr(scheduler, "_schedulers", [])):
+        if len(ends) == 1:  # ChainedScheduler: all at once
+            check_length(part, steps, f"{path}.schedulers.{number}")
+        elif begin < steps:
+            end = ends[number]
+            own = steps - begin if steps <= end else end - begin - 1
+            check_length(part, own, f"{path}.schedulers.{number}")
+            begin = end
     if isinstance(scheduler, OneCycleLR) and scheduler.total_steps < steps:
         known = f"{steps:.0f}" if math.isfinite(steps) else "more"
         raise UserError(
-            f"scheduler ends after {scheduler.total_steps} steps but the training has {known}; set "
-            f"scheduler.total_steps={known if math.isfinite(steps) else '...'}"
+            f"{path} ends after {scheduler.total_steps} steps but the training has {known}; set "
+            f"{path}.total_steps={known if math.isfinite(steps) else '...'}"
         )
 
 

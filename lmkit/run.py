@@ -25,6 +25,7 @@ from lmkit import history
 from lmkit.atomic import write_atomically, write_over
 from lmkit.environment import environment
 from lmkit.errors import UserError, cannot_write
+from lmkit.paths import located
 from lmkit.redaction import mask, redacted
 from lmkit.regular_file import DamagedError, check_kind, listed, read_bytes, read_json, read_yaml
 from lmkit.renamed import renamed
@@ -112,8 +113,9 @@ class Run:
 
         lacks: what a run lacks for what it is wanted for; `latest` passes over those, and says so.
         """
-        if _is_run(Path(which)):
-            return cls(Path(which).resolve())
+        outputs, place = located(str(outputs)), located(which)
+        if _is_run(place):
+            return cls(place.resolve())
         runs = cls.all(outputs)
         if which == "latest" and runs:
             wanted = lacks or (lambda run: None)

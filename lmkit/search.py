@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice, product
 from pathlib import Path
+from typing import Any
 
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -14,7 +15,7 @@ from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Overrid
 from hydra.errors import HydraException
 
 from lmkit.as_typed import parts
-from lmkit.config import ASSIGNMENT, normalise, parse_flags
+from lmkit.config import ASSIGNMENT, first_lines, normalise, parse_flags
 from lmkit.errors import UserError
 from lmkit.groups import config_folders, group_options, nearest
 
@@ -74,6 +75,17 @@ class Search:
         varied = [d.argument(value) for d, value in zip(self.dimensions, values, strict=True)]
         return [*self.flags, *self.fixed, *varied]
 
+    def distinct(self, shown: Mapping[str, Mapping[str, Any]]) -> Search:
+        """The search without values that are another one's in other words, as 0 and 0.0 where a
+        key is a float; shown: by key and value, what the config has for it."""
+        dimensions = []
+        for dimension in self.dimensions:
+            known = shown.get(dimension.key, {})
+            first = {repr(known.get(v, v)): v for v in reversed(dimension.values)}
+            kept = tuple(v for v in dimension.values if v in first.values())
+            dimensions.append(replace(dimension, values=kept))
+        return replace(self, dimensions=tuple(dimensions))
+
     def first(self) -> list[str]:
         """The command line of the point that has the first of all values."""
         return self.arguments([dimension.examples()[0] for dimension in self.dimensions])
@@ -120,6 +132,8 @@ def split(argv: Sequence[str], own: Collection[str]) -> Search:
         else:
             fixed[key] = argument
     if not dimensions:
+        for argument in fixed.values():
+            _check_grammar(argument, options)
         raise UserError(
             "lmkit sweep needs a key with several values, as model.hidden_size=200,400 or "
             "optimizer.lr='tag(log,interval(1e-4,1e-2))', or a preset sweep=NAME"
@@ -150,6 +164,13 @@ def _parse(argument: str, options: Collection[str]) -> Override | None:
         return OverridesParser.create().parse_override(normalise(argument, options))
     except HydraException:
         return None
+
+
+def _check_grammar(argument: str, options: Collection[str]) -> None:
+    try:
+        OverridesParser.create().parse_override(normalise(argument, options))
+    except HydraException as error:
+        raise UserError(f"{argument}: {first_lines(error)}") from error
 
 
 def _dimension(key: str, source: str, override: Override) -> Dimension:

@@ -252,6 +252,12 @@ def _make(
         "%s: %d tokens (%d unknown) in %d documents",
         *(split, store.num_tokens, store.num_unknown, store.num_documents),
     )
+    if store.num_unknown > store.num_tokens / 2:
+        log.warning(
+            "%s: most of its tokens are unknown, so that what is measured on it says little; was "
+            "the tokenizer made for this text, with all of its words (tokenizer.min_frequency)?",
+            split,
+        )
     return store
 
 

@@ -48,10 +48,12 @@ class PreparedSource(Source):
 class Store(PreparedSource):
     """A directory that `lmkit prepare store=DIR` made: its sizes are checked, not its text."""
 
+    _key = "data.path"  # which names it
+
     def __init__(self, path: str) -> None:
         """path: the directory."""
-        self._directory = paths.found_at(path, "data.path")
-        where = f"data.path={path}"
+        self._directory = paths.found_at(path, self._key)
+        where = f"{self._key}={path}"
         if not self._directory.is_dir():
             raise UserError(f"{where} does not exist; {paths.nearby(self._directory)}")
         if not (self._directory / DATA).is_file():
@@ -129,6 +131,14 @@ class Store(PreparedSource):
         return Prepared(own, stores, self._directory, self._hash, self.describe(), {})
 
 
+class _Part(Store):
+    """A store of a mixture."""
+
+    def __init__(self, path: str, name: str) -> None:
+        self._key = f"data.paths.{name}"
+        super().__init__(path)
+
+
 class Mixture(PreparedSource):
     """Several directories that `lmkit prepare store=DIR` made, with one tokenizer.
 
@@ -145,7 +155,7 @@ class Mixture(PreparedSource):
         """paths: by a name for each. weights: their shares; as large as they are unless given.
         epoch_tokens: training tokens between two validations, about; unless given, as many as until
         the first of them has been read once."""
-        self._stores = {name: Store(path) for name, path in paths.items()}
+        self._stores = {name: _Part(path, name) for name, path in paths.items()}
         self._weights = weights
         self.epoch_tokens = epoch_tokens
         super().__init__("data=mixture", {}, {})

@@ -8,7 +8,7 @@ import shlex
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from datetime import UTC
 from pathlib import Path
@@ -69,10 +69,20 @@ def sweep(
     """
     if launched():
         raise UserError("lmkit sweep starts its trials itself: call it as one process")
+    shown, mistakes = _read(search, config)
+    search = search.distinct(shown)
     points = search.grid() if sampler == "grid" else []
     total = (len(points) or NUM_TRIALS) if num_trials is None else num_trials
+    numbers = {
+        **{"num_trials": (total, 1), "parallel": (parallel, 1)},
+        "num_startup_trials": (num_startup_trials, 0),
+        "num_warmup_validations": (num_warmup_validations, 0),
+    }
+    low = [f"{k}={n}: must be at least {least}" for k, (n, least) in numbers.items() if n < least]
+    mistakes = [*low, *_impossible(search, config, metric, total, points), *mistakes]
+    if mistakes:
+        raise UserError(report(list(dict.fromkeys(mistakes))))
     slots = _slots(config, parallel)
-    shown = _check(search, config, metric, total, points)
     settings = {
         "search": [dimension.source for dimension in search.dimensions],
         "arguments": [a for a in search.fixed if not a.startswith(("outputs=", "run_id="))],
@@ -80,7 +90,7 @@ def sweep(
         "num_startup_trials": num_startup_trials,
         "num_warmup_validations": num_warmup_validations,
     }
-    make_data(config).prepare()  # once, and not by each of the first trials
+    _prepare(config, metric)
     run_id = config["run_id"] or mint_id()
     place = Run(Path(config["outputs"]) / config["name"] / f"{run_id}-sweep")
     with place.holding():
@@ -298,8 +308,6 @@ class Sweep:
 
 def _slots(config: Mapping[str, Any], parallel: int) -> list[dict[str, str]]:
     """What the environment of each of the trials at a time has beside this one's."""
-    if parallel < 1:
-        raise UserError(f"parallel={parallel}: must be at least 1")
     if parallel == 1 or config["trainer"]["accelerator"] != "cuda":
         return [{}] * parallel
     each = hardware.num_processes(config["trainer"])
@@ -316,29 +324,43 @@ def _slots(config: Mapping[str, Any], parallel: int) -> list[dict[str, str]]:
     return [{"CUDA_VISIBLE_DEVICES": ",".join(share)} for share in shares]
 
 
-def _check(
+def _prepare(config: dict[str, Any], metric: Metric) -> None:
+    """Make the stores once, and not by each of the first trials; raises UserError where no trial
+    would have the metric."""
+    data = make_data(config)
+    store, tokenizer = data.prepare().stores.get("valid"), data.tokenizer
+    if metric == "val/bits_per_byte" and not (tokenizer.lossless and store and store.num_bytes):
+        raise UserError(
+            f"metric={metric}: never logged, as the tokenizer ({tokenizer.name}) does not keep "
+            "every text as it is; set metric=val/nll, or take another tokenizer"
+        )
+
+
+def _impossible(
     search: Search,
     config: Mapping[str, Any],
     metric: Metric,
     total: int,
     points: Sequence[Mapping[str, str]],
-) -> dict[str, dict[str, Any]]:
-    """By key, what the config has for each value of a list; raises UserError with what no trial
-    could do, and every value that the config rejects."""
-    mistakes = []
-    shown: dict[str, dict[str, Any]] = {}
-    if total < 1 or (points and total > len(points)):
+) -> Iterator[str]:
+    """What no trial could do."""
+    if points and total > len(points):
         combinations = "combination" if len(points) == 1 else "combinations"
-        most = f"the grid has {len(points)} {combinations}" if points else "must be at least 1"
-        mistakes.append(f"num_trials={total}: {most}")
+        yield f"num_trials={total}: the grid has {len(points)} {combinations}"
     if config["trainer"].get("limit_val_batches") == 0 or config["trainer"].get("fast_dev_run"):
-        mistakes.append("trials are compared by their validation: without one there is no sweep")
+        yield "trials are compared by their validation: without one there is no sweep"
     tokenizers = [d.source for d in search.dimensions if d.key.partition(".")[0] == "tokenizer"]
     if tokenizers and metric == "val/nll":
-        mistakes.append(
+        yield (
             f"{tokenizers[0]}: nats per token of different tokens cannot be compared; "
             "set metric=val/bits_per_byte"
         )
+
+
+def _read(search: Search, config: Mapping[str, Any]) -> tuple[Shown, list[str]]:
+    """By key, what the config has for each value of a list; and every value that it rejects."""
+    mistakes: list[str] = []
+    shown: dict[str, dict[str, Any]] = {}
     for place, dimension in enumerate(search.dimensions):
         firsts = [each.examples()[0] for each in search.dimensions]
         first, *others = dimension.examples()
@@ -350,9 +372,7 @@ def _check(
                 shown[dimension.key][str(value)] = _value(checked, dimension.key, value)
             except UserError as error:
                 mistakes += reported(error)
-    if mistakes:
-        raise UserError(report(list(dict.fromkeys(mistakes))))
-    return shown
+    return shown, mistakes
 
 
 def _value(config: Mapping[str, Any], key: str, written: object) -> Any:

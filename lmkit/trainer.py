@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.profilers import Profiler
 
 from lmkit.allow import resolve_target, slot_bases
@@ -74,8 +75,12 @@ def complaints() -> Iterator[None]:
 
 
 def said(error: Exception) -> str:
-    """The message of a library's exception in one line, or its kind where it has none."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """The message of a library's exception in one line, with its kind where that says more."""
+    message = " ".join(str(error).split())
+    is_sentence = isinstance(error, ValueError | TypeError | RuntimeError | OSError | UserError)
+    if message and (is_sentence or isinstance(error, MisconfigurationException)):
+        return message
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
 @contextmanager
