@@ -17,8 +17,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TextIO
 
-from lmkit.errors import ResultError, UserError, as_user_error, exit_code
-from lmkit.redaction import hide_arguments, redact, redacted_output
+from lmkit.errors import ResultError, UserError, as_user_error, causes, exit_code
+from lmkit.redaction import discard, hide_arguments, redact, redacted_output
 from lmkit.signals import Stopped, StopSignals
 
 PACKAGE = Path(__file__).parent
@@ -125,8 +125,10 @@ def _main(argv: list[str]) -> int:
             sys.stdout.flush()
     except Stopped as stopped:
         return stopped.exit_code
-    except BrokenPipeError:  # whoever read stdout has seen enough, as `| head`
-        _discard_stdout()
+    except (BrokenPipeError, SystemExit) as error:  # rich makes the one of the other
+        if not any(isinstance(cause, BrokenPipeError) for cause in causes(error)):
+            raise
+        discard(sys.stdout)  # whoever read it has seen enough, as `| head`
     except Exception as error:
         return _tell(error)
     return 0
@@ -143,7 +145,7 @@ def _tell(error: Exception) -> int:
     try:
         sys.stdout.flush()
     except OSError:
-        _discard_stdout()
+        discard(sys.stdout)
     return exit_code(error)
 
 
@@ -161,11 +163,6 @@ def _open_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # not a test's
             stream.reconfigure(errors="backslashreplace")
-
-
-def _discard_stdout() -> None:
-    """Have nobody, not even the interpreter at its end, write to a stdout that takes no more."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _dispatch(argv: list[str]) -> None:

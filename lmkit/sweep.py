@@ -229,8 +229,8 @@ class Sweep:
     def _conclude(self, trial: Trial, process: TrialProcess, code: int) -> None:
         """Tell the study what came of a process that has ended."""
         finished = code == 0 or process.status().get("status") == "finished"
-        if finished and process.best is not None:
-            self.study.tell(trial, "finished", process.best)
+        if finished and (value := process.value()) is not None:
+            self.study.tell(trial, "finished", value)
         elif process.pruned and code > 128:
             why = f"pruned after {len(process.values)} validations"
             process.run.write_status("stopped", why, code)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,14 @@ class TrialProcess:
     def best(self) -> float | None:
         """The lowest value so far."""
         return min(filter(math.isfinite, self.values), default=None)
+
+    def value(self) -> float | None:
+        """The lowest value of a run that has finished, also where rows of it have been lost."""
+        recorded = None
+        with suppress(DamagedError):
+            recorded = self.run.read("summary.json").get(f"best/{self.metric}")
+        found = (value for value in (self.best, recorded) if isinstance(value, int | float))
+        return min(found, default=None)
 
     def prune(self) -> None:
         """Stop it for good."""

@@ -173,6 +173,46 @@ def test_streams_that_are_closed(redirection, tmp_path):
     assert bool(done.stdout) == (">&-" not in redirection.replace("2>&-", ""))
 
 
+SAYS = """
+import sys, lmkit.cli, lmkit.list
+from rich.console import Console
+
+def says(selected, commands, config_dir):
+    for _ in range(2):
+        Console(stderr=True).print("on its way")
+        print("on its way", file=sys.stderr)
+    Console().print("came to")
+
+lmkit.list.list = says
+sys.exit(lmkit.cli.main(["list"]))
+"""
+
+
+@pytest.mark.parametrize("unread", ["stdout", "stderr"])
+def test_streams_that_nobody_reads_end_nothing(unread):
+    reader, writer = os.pipe()
+    os.close(reader)
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, unread: writer}
+    done = subprocess.run([sys.executable, "-c", SAYS], **streams, check=False, timeout=LIMIT)
+    os.close(writer)
+    assert done.returncode == 0
+    if unread == "stderr":
+        assert done.stdout == b"came to\n"
+    else:
+        assert done.stderr == b"on its way\n" * 4
+
+
+@pytest.mark.parametrize("stream", ["2> /dev/full", "2> >(true)"])
+def test_a_stderr_that_takes_nothing_ends_nothing(stream):
+    done = subprocess.run(
+        ["bash", "-c", f'"$0" -c "$1" {stream}', sys.executable, SAYS],
+        capture_output=True,
+        check=False,
+        timeout=LIMIT,
+    )
+    assert (done.returncode, done.stdout) == (0, b"came to\n")
+
+
 def test_a_stdout_without_room_is_an_error():
     command = f'"{sys.executable}" -c "{CLOSED}" > /dev/full'
     done = subprocess.run(command, shell=True, capture_output=True, check=False, timeout=LIMIT)
