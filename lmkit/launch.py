@@ -102,12 +102,12 @@ def _start(run: Run, config: dict[str, Any], overrides: list[str]) -> dict[str, 
 def _check(run: Run, config: dict[str, Any]) -> None:
     """Raises UserError where the run cannot be started, or has come further already, and where its
     checkpoints are not its own."""
-    run.check(config)
     newest, manifest = newest_manifest(run.path / "checkpoints")
     if newest and not run.config():
         raise UserError(
             f"{run.path} has lost its config.yaml: put a sound copy back, or begin another run"
         )
+    run.check(config)
     for path in (newest, run.path / "checkpoints" / "best.ckpt"):
         if path and path.is_file():
             check_own(run, path)

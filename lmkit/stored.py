@@ -77,7 +77,7 @@ class Store(PreparedSource):
         super().__init__(where, {}, {})
 
     def _own_splits(self) -> Iterable[str]:
-        return [name for name in SPLITS if (self._directory / name / MANIFEST).is_file()]
+        return [name for name in SPLITS if (self._directory / name / MANIFEST).exists()]
 
     def check_splits(self) -> None:
         """Raise UserError where one that was prepared is gone."""
