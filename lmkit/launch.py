@@ -351,8 +351,9 @@ def _report(run: Run, config: dict[str, Any], summary: dict[str, Any]) -> None:
     console.print(Panel(Text(text.strip()), title="a sample of its text", title_align="left"))
     prompt = config["callbacks"].get("samples", {}).get("prompt")
     start = f" prompt={shlex.quote(prompt)}" if prompt else ""
-    console.print(Text(f"more text:     {_command('generate', run)}{start}"))
-    console.print(Text(f"the dashboard: lmkit dashboard{outputs_argument(run)}"))
+    # Each on one line, however narrow the terminal is: to be pasted.
+    console.print(Text(f"more text:     {_command('generate', run)}{start}"), soft_wrap=True)
+    console.print(Text(f"the dashboard: lmkit dashboard{outputs_argument(run)}"), soft_wrap=True)
 
 
 def _say_how_to_sync(run: Run) -> None:
