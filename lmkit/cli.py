@@ -15,10 +15,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
-from lmkit.errors import ResultError, UserError, as_user_error, causes, exit_code
-from lmkit.redaction import discard, hide_arguments, redact, redacted_output
+from lmkit.errors import ResultError, UserError, as_user_error, exit_code
+from lmkit.redaction import Redacting, discard, hide_arguments, redact, redacted_output
 from lmkit.signals import Stopped, StopSignals
 
 PACKAGE = Path(__file__).parent
@@ -125,10 +125,6 @@ def _main(argv: list[str]) -> int:
             sys.stdout.flush()
     except Stopped as stopped:
         return stopped.exit_code
-    except (BrokenPipeError, SystemExit) as error:  # rich makes the one of the other
-        if not any(isinstance(cause, BrokenPipeError) for cause in causes(error)):
-            raise
-        discard(sys.stdout)  # whoever read it has seen enough, as `| head`
     except Exception as error:
         return _tell(error)
     return 0
@@ -197,7 +193,7 @@ def _dispatch(argv: list[str]) -> None:
                 failed, result = error, error.result
             from lmkit.run import strict_json
 
-            print(redact(strict_json(result, indent=2)), file=out)
+            print(strict_json(result, indent=2), file=out, flush=True)
             if failed:
                 raise failed
     else:
@@ -374,7 +370,7 @@ def _stdout_for_json() -> Iterator[TextIO]:
     os.dup2(2, 1)
     try:
         with open(saved, "w", encoding="utf-8", closefd=False) as out:
-            yield out
+            yield cast(TextIO, Redacting(out, loses=(BrokenPipeError,)))
     finally:
         sys.stdout.flush()
         os.dup2(saved, 1)

@@ -99,11 +99,11 @@ def hide_arguments(argv: Sequence[str]) -> None:
 class Redacting:
     """A text stream that redacts what is written to it; in all else the stream itself."""
 
-    def __init__(self, stream: TextIO, *, lossy: bool = False) -> None:
-        """lossy: once the stream takes nothing, as a pipe without a reader, what is written is
-        lost, and that is no error."""
+    def __init__(self, stream: TextIO, *, loses: tuple[type[OSError], ...] = ()) -> None:
+        """loses: after one of these errors of the stream all that is written to it is lost, and
+        nobody hears of it."""
         self._stream = stream
-        self._lossy = lossy
+        self._loses = loses
 
     def write(self, text: str) -> int:
         with self._losing():
@@ -125,9 +125,7 @@ class Redacting:
     def _losing(self) -> Iterator[None]:
         try:
             yield
-        except OSError:
-            if not self._lossy:
-                raise
+        except self._loses:
             discard(self._stream)
 
 
@@ -142,11 +140,12 @@ def discard(stream: TextIO) -> None:
 def redacted_output() -> Iterator[None]:
     """Redact all that Python writes to stdout and stderr: prints, warnings, logs, tracebacks.
 
-    No work ends because nobody takes what it says of itself on stderr.
+    No work ends, or ends otherwise, because nobody reads what it prints, as after `| head`, or
+    because what it says of itself on stderr cannot be written.
     """
     before = sys.stdout, sys.stderr
-    out, err = (cast(TextIO, Redacting(each, lossy=each is sys.stderr)) for each in before)
-    sys.stdout, sys.stderr = out, err
+    sys.stdout = out = cast(TextIO, Redacting(before[0], loses=(BrokenPipeError,)))
+    sys.stderr = err = cast(TextIO, Redacting(before[1], loses=(OSError,)))
     loggers = [logging.root, *logging.root.manager.loggerDict.values()]
     for handler in (h for logger in loggers for h in getattr(logger, "handlers", ())):
         if isinstance(handler, logging.StreamHandler) and handler.stream in before:

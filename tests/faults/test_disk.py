@@ -212,30 +212,34 @@ def test_streams_that_are_closed(redirection, tmp_path):
 SAYS = """
 import sys, lmkit.cli, lmkit.list
 from rich.console import Console
+from lmkit.errors import ResultError
 
 def says(selected, commands, config_dir):
-    for _ in range(2):
-        Console(stderr=True).print("on its way")
-        print("on its way", file=sys.stderr)
-    Console().print("came to")
+    for stream in (sys.stderr, sys.stdout):
+        for _ in range(2):
+            Console(file=stream).print("said")
+            print("said", file=stream, flush=True)
+    raise ResultError("bad", {"a": 1}, 7)
 
 lmkit.list.list = says
-sys.exit(lmkit.cli.main(["list"]))
+sys.exit(lmkit.cli.main(["list", *sys.argv[1:]]))
 """
 
 
+@pytest.mark.parametrize("keys", [[], ["format=json"]])
 @pytest.mark.parametrize("unread", ["stdout", "stderr"])
-def test_streams_that_nobody_reads_end_nothing(unread):
+def test_streams_that_nobody_reads_change_nothing(unread, keys):
     reader, writer = os.pipe()
     os.close(reader)
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, unread: writer}
-    done = subprocess.run([sys.executable, "-c", SAYS], **streams, check=False, timeout=LIMIT)
+    command = [sys.executable, "-c", SAYS, *keys]
+    done = subprocess.run(command, **streams, check=False, timeout=LIMIT)
     os.close(writer)
-    assert done.returncode == 0
-    if unread == "stderr":
-        assert done.stdout == b"came to\n"
+    assert done.returncode == 7
+    if unread == "stdout":
+        assert done.stderr == b"said\n" * (8 if keys else 4) + b"error: bad\n"
     else:
-        assert done.stderr == b"on its way\n" * 4
+        assert done.stdout == (b'{\n  "a": 1\n}\n' if keys else b"said\n" * 4)
 
 
 @pytest.mark.parametrize("stream", ["2> /dev/full", "2> >(true)"])
@@ -246,7 +250,7 @@ def test_a_stderr_that_takes_nothing_ends_nothing(stream):
         check=False,
         timeout=LIMIT,
     )
-    assert (done.returncode, done.stdout) == (0, b"came to\n")
+    assert (done.returncode, done.stdout) == (7, b"said\n" * 4)
 
 
 def test_a_stdout_without_room_is_an_error():
