@@ -152,8 +152,8 @@ def _trainer(config: Node, place: Path, mistakes: list[str]) -> None:
     made = attempt("trainer", trainer, make, mistakes)
     refused = [mistake.partition(":")[0] for mistake in mistakes]
     for path, callback in callbacks.items() if made else ():
-        own = not type(callback).__module__.startswith(LIBRARIES)
-        if not own and path not in refused and (error := _set_up(callback, made)):
+        of_lightning = type(callback).__module__.startswith(LIBRARIES)
+        if of_lightning and path not in refused and (error := _set_up(callback, made)):
             mistakes.append(_told(path, None, None, error))
 
 

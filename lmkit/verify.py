@@ -152,7 +152,7 @@ def _trials(config: Mapping[str, Any]) -> Iterator[Trials]:
 
 def _failed(code: int, err: str) -> Exception:
     """What to raise for a training that has ended so: its own sentence, where it has one."""
-    _, is_told, said = err.rpartition("error: ")
+    _, is_told, said = f"\n{err}".rpartition("\nerror: ")
     if not is_told:
         return RuntimeError(f"a training failed, exit code {code}:\n{err}")
     # Its directory is about to be gone: there is nothing to go on with.

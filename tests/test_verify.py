@@ -51,7 +51,7 @@ def test_a_broken_promise_is_said_and_is_the_exit_code(finished, tmp_path, monke
          2, UserError, "a training failed: cannot write /a: full; make room there"),
         ("error: 1 mistake:\\n  a: c\\n", 2, UserError, "a training failed: 1 mistake:\n  a: c"),
         ("error: not finite\\n", 1, ResultError, "a training failed: not finite"),
-        ("Traceback", 3, RuntimeError, "a training failed, exit code 3:\nTraceback"),
+        ("socket.error: x", 3, RuntimeError, "a training failed, exit code 3:\nsocket.error: x"),
     ],
 )  # fmt: skip
 def test_a_training_that_fails_is_told_in_its_own_words(
