@@ -51,9 +51,9 @@ def analyze(
         raise UserError(f"lmkit analyze {kind}: no such analysis; {nearest(kind, ['probe'])}")
     check_config(config, context)
     identity = config["run_id"] or mint_id()
-    result = _train_and_measure(config, overrides, context, identity)
     directory = Path(config["outputs"]).absolute() / config["name"] / f"{identity}-probe"
     Run(directory).check_links()
+    result = _train_and_measure(config, overrides, context, identity)
     directory.mkdir(parents=True, exist_ok=True)
     result |= {name: str(directory / f"probe.{name}") for name in ("json", "png")}
     picture = io.BytesIO()

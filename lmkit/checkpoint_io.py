@@ -210,9 +210,14 @@ def latest_checkpoint(directory: Path) -> Path | None:
     """The newest sound checkpoint of a run's `checkpoints/`, from which the run can go on; None
     when none was ever written.
 
-    Damaged newer ones are set aside as `<name>.damaged`, with a warning that says why.
+    Damaged newer ones are set aside as `<name>.damaged`, with a warning that says why; one is given
+    for what has gone from beside its manifest, too.
     """
-    reasons: list[str] = []
+    manifests = listed(directory, "step-*.json")
+    gone = [path for each in manifests if not (path := each.with_suffix(".ckpt")).exists()]
+    for path in gone:
+        log.warning("checkpoint %s has gone: its manifest is there", path)
+    reasons = [f"{path.name} has gone" for path in gone]
     for path in reversed(steps(directory)):
         reason = damage(path)
         if reason is None:

@@ -15,10 +15,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 from lmkit.errors import ResultError, UserError, as_user_error, exit_code
-from lmkit.redaction import hide_arguments, redact, redacted_output
+from lmkit.redaction import Redacting, discard, hide_arguments, redact, redacted_output
 from lmkit.signals import Stopped, StopSignals
 
 PACKAGE = Path(__file__).parent
@@ -125,8 +125,6 @@ def _main(argv: list[str]) -> int:
             sys.stdout.flush()
     except Stopped as stopped:
         return stopped.exit_code
-    except BrokenPipeError:  # whoever read stdout has seen enough, as `| head`
-        _discard_stdout()
     except Exception as error:
         return _tell(error)
     return 0
@@ -143,7 +141,7 @@ def _tell(error: Exception) -> int:
     try:
         sys.stdout.flush()
     except OSError:
-        _discard_stdout()
+        discard(sys.stdout)
     return exit_code(error)
 
 
@@ -161,11 +159,6 @@ def _open_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # not a test's
             stream.reconfigure(errors="backslashreplace")
-
-
-def _discard_stdout() -> None:
-    """Have nobody, not even the interpreter at its end, write to a stdout that takes no more."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _dispatch(argv: list[str]) -> None:
@@ -200,7 +193,7 @@ def _dispatch(argv: list[str]) -> None:
                 failed, result = error, error.result
             from lmkit.run import strict_json
 
-            print(redact(strict_json(result, indent=2)), file=out)
+            print(strict_json(result, indent=2), file=out, flush=True)
             if failed:
                 raise failed
     else:
@@ -377,7 +370,7 @@ def _stdout_for_json() -> Iterator[TextIO]:
     os.dup2(2, 1)
     try:
         with open(saved, "w", encoding="utf-8", closefd=False) as out:
-            yield out
+            yield cast(TextIO, Redacting(out, loses=(BrokenPipeError,)))
     finally:
         sys.stdout.flush()
         os.dup2(saved, 1)

@@ -35,7 +35,7 @@ from lmkit.groups import config_folders, group_options, nearest
 from lmkit.keys import node_keys
 from lmkit.paths import as_list, exists, located, readable
 from lmkit.redaction import mask
-from lmkit.regular_file import read_yaml
+from lmkit.regular_file import DamagedError, read_yaml
 from lmkit.renamed import renamed
 
 # Hydra's grammar rejects commas, quotes and brackets, which texts and paths are free to hold.
@@ -423,6 +423,8 @@ def _read(path: Path) -> DictConfig:
         loaded = read_yaml(path)
     except FileNotFoundError:
         raise UserError(f"{path}: there is no config of a run") from None
+    if not loaded:
+        raise DamagedError(path, "is damaged: it holds no config of a run")
     return OmegaConf.create(_map_strings(renamed(loaded), literal))
 
 

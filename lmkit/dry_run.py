@@ -11,6 +11,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers.logger import DummyLogger
 from torch.optim import SGD
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
@@ -23,7 +25,7 @@ from lmkit.redaction import mask, redact
 from lmkit.rendezvous import cluster
 from lmkit.safety import anchored
 from lmkit.signatures import signature_keys
-from lmkit.trainer import build_trainer, said, silent
+from lmkit.trainer import LIBRARIES, build_trainer, said, silent
 
 Node = Mapping[str, Any]
 Make = Callable[[dict[str, Any]], Any]
@@ -139,7 +141,7 @@ def _schedule(config: Node, stepping: Node, mistakes: list[str]) -> None:
 
 
 def _trainer(config: Node, place: Path, mistakes: list[str]) -> None:
-    callbacks = list(_callbacks(config, place, mistakes))
+    callbacks = dict(_callbacks(config, place, mistakes))
     trainer = dict(config.get("trainer") or {})
     trainer |= {"devices": 1, "num_nodes": 1}  # as `cluster(None)` has it; others are not met yet
     gone = {"cuda": not torch.cuda.is_available(), "mps": not torch.backends.mps.is_available()}
@@ -148,19 +150,29 @@ def _trainer(config: Node, place: Path, mistakes: list[str]) -> None:
         trainer |= {"accelerator": "cpu", "precision": "32-true", "strategy": "auto"}
 
     def make(node: dict[str, Any]) -> Any:
-        given = {"plugins": [cluster(None)], "logger": False, "callbacks": callbacks}
-        return build_trainer(node, default_root_dir=place, **given)
+        given = {"plugins": [cluster(None)], "callbacks": list(callbacks.values())}
+        return build_trainer(node, default_root_dir=place, logger=DummyLogger(), **given)
 
-    attempt("trainer", trainer, make, mistakes)
+    made = attempt("trainer", trainer, make, mistakes)
+    refused = [mistake.partition(":")[0] for mistake in mistakes]
+    for path, callback in callbacks.items() if made else ():
+        of_lightning = type(callback).__module__.startswith(LIBRARIES)
+        if of_lightning and path not in refused and (error := _set_up(callback, made)):
+            mistakes.append(_told(path, None, None, error))
 
 
-def _callbacks(config: Node, place: Path, mistakes: list[str]) -> Iterator[Any]:
-    """The callbacks; the loggers that can be made without a service are tried too."""
+def _set_up(callback: Callback, trainer: Trainer) -> Exception | None:
+    """What a callback says of the machine only when a training begins, as of a package."""
+    return _tried(lambda _: callback.setup(trainer, LightningModule(), "fit"), {})[1]
+
+
+def _callbacks(config: Node, place: Path, mistakes: list[str]) -> Iterator[tuple[str, Any]]:
+    """The callbacks by their paths; loggers that can be made without a service are tried too."""
     given = {"generate": None, "path": place / "samples.jsonl"}
     for key, node in (config.get("callbacks") or {}).items():
         make = _simply("callbacks", **given)
         if made := attempt(f"callbacks.{key}", node and anchored(node, place), make, mistakes):
-            yield made
+            yield f"callbacks.{key}", made
     make = _simply("logger", save_dir=place, version="0", run_name="0")
     for key, node in (config.get("logger") or {}).items():
         if node and issubclass(resolve_target(node["_target_"]), tuple(TRACKERS)):

@@ -92,6 +92,13 @@ def overrides_gained(
     return [*record, {"resumed": time(), "overrides": list(overrides), "changed": changed}]
 
 
+def commanded(record: Sequence[Any]) -> list[str]:
+    """The overrides of the first command and of each resume."""
+    later = [entry.get("overrides") for entry in record if isinstance(entry, Mapping)]
+    commands = [record, *(each for each in later if isinstance(each, list))]
+    return [each for command in commands for each in command if isinstance(each, str)]
+
+
 def earlier(record: Sequence[Any], key: str) -> list[Any]:
     """The values of a dotted key of the config before a resume gave it another."""
     return [changed[key][0] for changed in _changes(record) if key in changed]

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -22,7 +23,7 @@ from lmkit.checkpoint_io import latest_checkpoint, newest_manifest
 from lmkit.datamodule import DataModule
 from lmkit.errors import MachineError, UserError, as_user_error, exit_code
 from lmkit.estimate import estimate, lasting
-from lmkit.history import AFRESH, differences, last_changed
+from lmkit.history import AFRESH, commanded, differences, last_changed
 from lmkit.identity import check_own, check_text, warn_of_text
 from lmkit.limits import check_limits
 from lmkit.loggers import grouped
@@ -30,6 +31,7 @@ from lmkit.pace import NAME as CHOICES
 from lmkit.pace import Pace
 from lmkit.processes import Launched, launched
 from lmkit.redaction import redact
+from lmkit.regular_file import DamagedError
 from lmkit.rendezvous import broadcast, gather, meet
 from lmkit.run import Run, no_checkpoint, no_end
 from lmkit.signals import Stopped, follow_parent
@@ -101,8 +103,12 @@ def _start(run: Run, config: dict[str, Any], overrides: list[str]) -> dict[str, 
 def _check(run: Run, config: dict[str, Any]) -> None:
     """Raises UserError where the run cannot be started, or has come further already, and where its
     checkpoints are not its own."""
-    run.check(config)
     newest, manifest = newest_manifest(run.path / "checkpoints")
+    if newest and not run.config():
+        raise UserError(
+            f"{run.path} has lost its config.yaml: put a sound copy back, or begin another run"
+        )
+    run.check(config)
     for path in (newest, run.path / "checkpoints" / "best.ckpt"):
         if path and path.is_file():
             check_own(run, path)
@@ -135,7 +141,10 @@ def _prepare(run: Run, config: dict[str, Any]) -> DataModule:
 
 def _stays(run: Run, config: dict[str, Any]) -> bool:
     """Whether a run has ended by itself and nothing is asked of it that would change its result."""
-    if run.status().get("status") != "finished" or not run.read("summary.json"):
+    status = {}
+    with suppress(DamagedError):  # which `start` says, and writes it anew
+        status = run.status()
+    if status.get("status") != "finished" or not run.before("summary.json"):
         return False
     if any(AFRESH.match(key) for key in differences(run.config(), config)):
         return False
@@ -165,11 +174,13 @@ def _pace(run: Run, config: dict[str, Any], overrides: list[str], data: DataModu
     before = run.config().get("threads")  # nothing where the run is a new one
     now_set = any(each.lstrip("+").startswith("threads=") for each in overrides)
     is_set = now_set or (config["threads"] is not None and not (run.path / CHOICES).exists())
+    _, manifest = newest_manifest(run.path / "checkpoints")
+    if is_set and manifest:
+        _say_what_set(run, config["threads"], overrides)
     wanted = config["threads"] if is_set else None
     config = {**config, "threads": wanted}
     measured = estimate(config, data, seconds=TRIAL_SECONDS, unless_short=True)
     chosen, rate = measured.threads, measured.tokens_per_second
-    _, manifest = newest_manifest(run.path / "checkpoints")
     what, seconds = "an epoch", measured.epoch_seconds
     if 0 < measured.steps < math.inf:
         what = "what is left of the training" if manifest else "the training"
@@ -190,6 +201,18 @@ def _pace(run: Run, config: dict[str, Any], overrides: list[str], data: DataModu
         print(said, file=sys.stderr)
         number, rate = before, slow
     return Pace(Threads(chosen.most, number, rate, fixed=fixed), run.path, is_set=is_set)
+
+
+def _say_what_set(run: Run, threads: int | None, overrides: list[str]) -> None:
+    """Say so where no command has set the number of threads: a file may have, or one is lost."""
+    record: Any = run.read("overrides.yaml")
+    given = [*overrides, *commanded(record)]
+    if threads is not None and not any(each.lstrip("+").startswith("threads=") for each in given):
+        print(
+            f"{run.id} has no {CHOICES}, which would say that its threads were chosen: it keeps "
+            f"{counted(threads)}, as set; with threads=null they are chosen anew",
+            file=sys.stderr,
+        )
 
 
 def _join(
@@ -333,8 +356,9 @@ def _report(run: Run, config: dict[str, Any], summary: dict[str, Any]) -> None:
     console.print(Panel(Text(text.strip()), title="a sample of its text", title_align="left"))
     prompt = config["callbacks"].get("samples", {}).get("prompt")
     start = f" prompt={shlex.quote(prompt)}" if prompt else ""
-    console.print(Text(f"more text:     {_command('generate', run)}{start}"))
-    console.print(Text(f"the dashboard: lmkit dashboard{outputs_argument(run)}"))
+    # Each on one line, however narrow the terminal is: to be pasted.
+    console.print(Text(f"more text:     {_command('generate', run)}{start}"), soft_wrap=True)
+    console.print(Text(f"the dashboard: lmkit dashboard{outputs_argument(run)}"), soft_wrap=True)
 
 
 def _say_how_to_sync(run: Run) -> None:

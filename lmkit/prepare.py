@@ -95,13 +95,19 @@ def _verify(directory: Path) -> dict[str, Any]:
     source = Store(str(directory))
     tokenizer = load_tokenizer(directory)
     if tokenizer.hash() != source.tokenizer_hash:
-        raise UserError(f"{directory / FILE} is not the tokenizer that {directory / DATA} names")
+        raise UserError(
+            f"{directory / FILE} is not the tokenizer that {directory / DATA} names: put it back, "
+            "or make all anew with the command that prepared it"
+        )
     source.check_splits()
     splits = {}
     for split in source.splits:
         found = TokenStore.open(directory / split, verify=True)
         if not source.is_recorded(split, found):
-            raise UserError(f"{directory / split} is not the one that {directory / DATA} names")
+            raise UserError(
+                f"{directory / split} is not the one that {directory / DATA} names: make it anew "
+                "with the command that prepared it"
+            )
         last = found.tokens.take(found.document_ends.astype("int64") - 1, mode="clip")
         if (last != tokenizer.eos_id).any() or found.vocabulary_size != tokenizer.vocabulary_size:
             raise damaged(directory / split / MANIFEST, "tokens that are not its tokenizer's")

@@ -99,12 +99,20 @@ def hide_arguments(argv: Sequence[str]) -> None:
 class Redacting:
     """A text stream that redacts what is written to it; in all else the stream itself."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, *, loses: tuple[type[OSError], ...] = ()) -> None:
+        """loses: after one of these errors of the stream all that is written to it is lost, and
+        nobody hears of it."""
         self._stream = stream
+        self._loses = loses
 
     def write(self, text: str) -> int:
-        self._stream.write(redact(text))
+        with self._losing():
+            self._stream.write(redact(text))
         return len(text)
+
+    def flush(self) -> None:
+        with self._losing():
+            self._stream.flush()
 
     def writelines(self, lines: Sequence[str]) -> None:
         for line in lines:
@@ -113,12 +121,31 @@ class Redacting:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
+    @contextmanager
+    def _losing(self) -> Iterator[None]:
+        try:
+            yield
+        except self._loses:
+            discard(self._stream)
+
+
+def discard(stream: TextIO) -> None:
+    """Have nobody, not even the interpreter at its end, write to a stream that takes no more."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
 
 @contextmanager
 def redacted_output() -> Iterator[None]:
-    """Redact all that Python writes to stdout and stderr: prints, warnings, logs, tracebacks."""
+    """Redact all that Python writes to stdout and stderr: prints, warnings, logs, tracebacks.
+
+    No work ends, or ends otherwise, because nobody reads what it prints, as after `| head`, or
+    because what it says of itself on stderr cannot be written.
+    """
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = out, err = [cast(TextIO, Redacting(stream)) for stream in before]
+    sys.stdout = out = cast(TextIO, Redacting(before[0], loses=(BrokenPipeError,)))
+    sys.stderr = err = cast(TextIO, Redacting(before[1], loses=(OSError,)))
     loggers = [logging.root, *logging.root.manager.loggerDict.values()]
     for handler in (h for logger in loggers for h in getattr(logger, "handlers", ())):
         if isinstance(handler, logging.StreamHandler) and handler.stream in before:

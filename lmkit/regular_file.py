@@ -15,13 +15,16 @@ import yaml
 from lmkit.errors import UserError
 
 MAX_JSON = 4 << 20  # bytes
+MAX_MANIFEST = 64 << 20  # bytes, of some 600,000 shards
+MAX_SWEEP = 64 << 20  # bytes of a sweep.json, which has every validation of every trial
 MAX_YAML = 1 << 20  # bytes, which Python parses in some 20 s, C in one
 MAX_ROW = 1 << 20  # bytes of a line of metrics.jsonl and its like
 # YAML's aliases can stand for more values than there is memory.
 MAX_VALUES = 100_000
 MAX_DEPTH = 50  # OmegaConf follows some 80 before Python ends it
 MAX_BITS = 1024  # of an integer: more is no float, and from 14,000 on no text
-FILES = (".json", ".jsonl", ".yaml", ".ckpt")  # in a run directory, what is so called is one
+# In a run directory, what is so called is one.
+FILES = (".json", ".jsonl", ".yaml", ".ckpt", ".db", ".log", ".png")
 TOO_DEEP = f"it holds values more than {MAX_DEPTH} within each other"
 NAMES = {dict: "a mapping", list: "a list", str: "a text", type(None): "nothing"}
 PLAIN = (str, int, float, type(None))

@@ -27,7 +27,16 @@ from lmkit.environment import environment
 from lmkit.errors import UserError, cannot_write
 from lmkit.paths import located
 from lmkit.redaction import mask, redacted
-from lmkit.regular_file import DamagedError, check_kind, listed, read_bytes, read_json, read_yaml
+from lmkit.regular_file import (
+    MAX_JSON,
+    MAX_SWEEP,
+    DamagedError,
+    check_kind,
+    listed,
+    read_bytes,
+    read_json,
+    read_yaml,
+)
 from lmkit.renamed import renamed
 from lmkit.signals import POLL, is_alive
 
@@ -203,6 +212,7 @@ class Run:
     def holding(self) -> Iterator[None]:
         """Hold the directory, which is made where there is none, for something else than a run."""
         try:
+            self.check_links()
             self.path.mkdir(parents=True, exist_ok=True)
             self._hold()
         except OSError as error:
@@ -339,7 +349,7 @@ class Run:
         path = self.path / name
         try:
             if name.endswith(".json"):
-                record = read_json(path)
+                record = read_json(path, MAX_SWEEP if name == "sweep.json" else MAX_JSON)
                 if not history.is_record(record):
                     raise DamagedError(path, "is damaged: what resumes have added is no list of it")
                 return record

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from lmkit.atomic import write_atomically
 from lmkit.encoding import Encoded, Tokenizer
 from lmkit.errors import UserError, cannot_write
+from lmkit.regular_file import MAX_MANIFEST, opened, read_bytes
 
 FORMAT = "lmkit shard 1"
 MANIFEST = "manifest.json"
@@ -61,7 +62,7 @@ class Shard:
         """Found whole by the sizes of its files, or with `verify` by all they hold."""
         path = Path(directory) / MANIFEST
         try:
-            manifest = json.loads(path.read_text(encoding="utf-8"))
+            manifest = json.loads(read_bytes(path, MAX_MANIFEST))
             if manifest["format"] != FORMAT or set(manifest["files"]) != set(FILES):
                 raise ValueError(f"not of the format {FORMAT!r}")
             if manifest["dtype"] not in DTYPES:
@@ -215,8 +216,8 @@ def _check(file: Path, size: int, sha256: str) -> None:
         has = "no file" if found is None else f"{found:,} bytes"
         raise damaged(file, f"{has}, expected {size:,} bytes")
     if sha256:
-        with file.open("rb") as opened:
-            if hashlib.file_digest(opened, "sha256").hexdigest() != sha256:
+        with opened(file) as stream:
+            if hashlib.file_digest(stream, "sha256").hexdigest() != sha256:
                 raise damaged(file, f"{size:,} bytes as expected, but not those written")
 
 

@@ -20,6 +20,7 @@ from lmkit.errors import UserError
 from lmkit.meter import Advance, metered
 from lmkit.once import locked, make_once, set_aside
 from lmkit.pool import Job, jobs_of, num_cores, run_jobs
+from lmkit.regular_file import read_bytes
 from lmkit.shard import MANIFEST, Shard, damaged, write_shard, writing
 from lmkit.source import Document, Source, TokenCount
 from lmkit.stored import PLAN, PreparedSource
@@ -163,7 +164,7 @@ def _claim(source: Source, tokenizer: Tokenizer, directory: Path, how: Sequence[
             if set(directory.iterdir()) - unfinished - {directory / ".lock"}:
                 raise UserError(f"store={directory} holds other files: name a directory of its own")
             write_atomically(file, text.encode())
-        elif file.read_text() != text:
+        elif read_bytes(file) != text.encode():
             raise UserError(
                 f"store={directory} is of another text or tokenizer: name another directory, or "
                 "delete it"

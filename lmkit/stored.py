@@ -14,6 +14,7 @@ from lmkit import paths
 from lmkit.encoding import FILE, Tokenizer
 from lmkit.errors import UserError
 from lmkit.ranges import Positive, Size
+from lmkit.regular_file import DamagedError, read_json
 from lmkit.shard import MANIFEST, NOT_ONE
 from lmkit.source import SPLITS, Document, Source
 from lmkit.token_store import Prepared, TokenStore
@@ -56,7 +57,7 @@ class Store(PreparedSource):
         where = f"{self._key}={path}"
         if not self._directory.is_dir():
             raise UserError(f"{where} does not exist; {paths.nearby(self._directory)}")
-        if not (self._directory / DATA).is_file():
+        if not (self._directory / DATA).exists():
             begun = (self._directory / PLAN).is_file()
             what = "has not been finished" if begun else f"has no {DATA}"
             remedy = (
@@ -66,17 +67,19 @@ class Store(PreparedSource):
             )
             raise UserError(f"{where} {what}: make it {remedy}")
         try:
-            self._data: dict[str, Any] = json.loads((self._directory / DATA).read_text())
+            self._data = read_json(self._directory / DATA)
             self._described: dict[str, object] = dict(self._data["source"])
             self._hash = str(self._data["store"])
             self.tokenizer_hash = str(self._data["tokenizer"])
             self._recorded = {name: dict(each) for name, each in self._data["splits"].items()}
         except NOT_ONE as error:
-            raise UserError(f"{self._directory / DATA} is damaged: {error!r}") from None
+            what = f"is damaged: {error!r}"
+            remedy = "make it anew with the command that prepared it"
+            raise DamagedError(self._directory / DATA, what, remedy) from None
         super().__init__(where, {}, {})
 
     def _own_splits(self) -> Iterable[str]:
-        return [name for name in SPLITS if (self._directory / name / MANIFEST).is_file()]
+        return [name for name in SPLITS if (self._directory / name / MANIFEST).exists()]
 
     def check_splits(self) -> None:
         """Raise UserError where one that was prepared is gone."""

@@ -160,10 +160,10 @@ class Sweep:
     def _take_up(self) -> None:
         """Hear of runs that have been finished by hand, as by `lmkit resume`, since the sweep was
         told that they had failed."""
-        record = self.place.read("sweep.json").get("trials", [])
-        if len(record) > len(self.study.trials()):
+        record = self.place.before("sweep.json").get("trials")
+        if isinstance(record, list) and len(record) > self.study.num_started():
             raise UserError(
-                f"{self.study.file} is damaged: it has {len(self.study.trials())} trials, "
+                f"{self.study.file} is damaged: it has {self.study.num_started()} trials, "
                 f"{self.place.path / 'sweep.json'} has {len(record)}; put back a copy of it, or "
                 "begin another sweep with another run_id"
             )
@@ -240,9 +240,9 @@ class Sweep:
 
     def _conclude(self, trial: Trial, process: TrialProcess, code: int) -> None:
         """Tell the study what came of a process that has ended."""
-        finished = code == 0 or process.run.status().get("status") == "finished"
-        if finished and process.best is not None:
-            self.study.tell(trial, "finished", process.best)
+        finished = code == 0 or process.status().get("status") == "finished"
+        if finished and (value := process.value()) is not None:
+            self.study.tell(trial, "finished", value)
         elif process.pruned and code > 128:
             why = f"pruned after {len(process.values)} validations"
             process.run.write_status("stopped", why, code)
@@ -387,6 +387,11 @@ def _value(config: Mapping[str, Any], key: str, written: object) -> Any:
 def _same_or_new(place: Run, settings: dict[str, Any]) -> None:
     """Write down what the sweep is; one that goes on must be the same."""
     then = place.read("sweep.yaml")
+    if not then and (place.path / "study.db").exists():
+        raise UserError(
+            f"{place.path} has lost its sweep.yaml, which says what its trials are: put a copy of "
+            "it back, or choose another run_id"
+        )
     changes = [
         f"\n  {key}: {then.get(key)} there, {settings[key]} now"
         for key in settings

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from lmkit.atomic import write_atomically
 from lmkit.encoding import Tokenizer
+from lmkit.regular_file import MAX_MANIFEST, read_bytes
 from lmkit.shard import MANIFEST, NOT_ONE, Shard, as_json, check_increasing, damaged, writing
 
 FORMAT = "lmkit split 1"
@@ -187,7 +188,7 @@ def read_split(directory: Path) -> dict[str, Any]:
     """The manifest of a store; raises UserError where it is not whole."""
     path = directory / MANIFEST
     try:
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        manifest: dict[str, Any] = json.loads(read_bytes(path, MAX_MANIFEST))
         if manifest["format"] != FORMAT or not manifest["shards"]:
             raise ValueError(f"not of the format {FORMAT!r}")
         if not all(isinstance(record["sha256"], str) for record in manifest["shards"]):

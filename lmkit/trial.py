@@ -8,16 +8,17 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from lmkit.errors import MachineError
-from lmkit.regular_file import DamagedError
+from lmkit.regular_file import DamagedError, opened
 from lmkit.run import DIED, Run
 from lmkit.signals import FOLLOWS, SIGNALS, name_of
 from lmkit.watch import read_rows
 
-TAIL = 4000  # characters of a log in which to look for what went wrong
+TAIL = 4000  # bytes of a log in which to look for what went wrong
 
 
 class TrialProcess:
@@ -79,6 +80,14 @@ class TrialProcess:
         """The lowest value so far."""
         return min(filter(math.isfinite, self.values), default=None)
 
+    def value(self) -> float | None:
+        """The lowest value of a run that has finished, also where rows of it have been lost."""
+        recorded = None
+        with suppress(DamagedError):
+            recorded = self.run.read("summary.json").get(f"best/{self.metric}")
+        found = (value for value in (self.best, recorded) if isinstance(value, int | float))
+        return min(found, default=None)
+
     def prune(self) -> None:
         """Stop it for good."""
         self.pruned = True
@@ -97,18 +106,33 @@ class TrialProcess:
 
     def out_of_room(self, code: int) -> bool:
         """Whether a process that exited with `code` has met a disk that takes no more."""
-        reason = str(self.run.status().get("reason"))
+        reason = str(self.status().get("reason"))
         # Who cannot even write how it ended has no room.
         return code == 2 and (reason.startswith(MachineError.__name__) or reason == DIED)
 
     def what_failed(self, code: int) -> str:
         """Why a process that exited with `code` has, in a line."""
-        said = self.log.read_text(encoding="utf-8", errors="replace")[-TAIL:]
-        status = self.run.status()
+        said = self._said()
         if code < 0:
             return f"killed by {name_of(-code)}"
         if code - 128 in SIGNALS:
             return f"stopped by {name_of(code - 128)}"
         if code == 2 and "error: " in said:
             return " ".join(said.rpartition("error: ")[2].split())
-        return str(status.get("reason") or f"exit code {code}")
+        return str(self.status().get("reason") or f"exit code {code}")
+
+    def status(self) -> dict[str, Any]:
+        """How its run stands; nothing where that cannot be read: it spoils no other trial."""
+        try:
+            return self.run.status()
+        except DamagedError:
+            return {}
+
+    def _said(self) -> str:
+        """The end of what the process has printed, as far as it can be read."""
+        try:
+            with opened(self.log) as file:
+                file.seek(max(os.fstat(file.fileno()).st_size - TAIL, 0))
+                return file.read().decode("utf-8", "replace")
+        except (FileNotFoundError, DamagedError):
+            return ""

@@ -115,7 +115,7 @@ class Trials:
             process.communicate()
             raise
         if process.returncode:
-            raise RuntimeError(f"a training failed, exit code {process.returncode}:\n{err}")
+            raise _failed(process.returncode, err)
         return run
 
     def _short(self, steps: int, processes: int) -> dict[str, Any]:
@@ -148,6 +148,16 @@ def _trials(config: Mapping[str, Any]) -> Iterator[Trials]:
         yield Trials(outputs, config)
     finally:
         shutil.rmtree(outputs)
+
+
+def _failed(code: int, err: str) -> Exception:
+    """What to raise for a training that has ended so: its own sentence, where it has one."""
+    _, is_told, said = f"\n{err}".rpartition("\nerror: ")
+    if not is_told:
+        return RuntimeError(f"a training failed, exit code {code}:\n{err}")
+    # Its directory is about to be gone: there is nothing to go on with.
+    said = f"a training failed: {said.strip().partition(', then go on with: ')[0]}"
+    return UserError(said) if code == 2 else ResultError(said, None, code)
 
 
 def _killed(trials: Trials, steps: int) -> Finding:
@@ -225,7 +235,13 @@ def _losses(run: Run) -> list[float]:
 
 
 def _last(run: Run) -> dict[str, Any]:
-    return load_checkpoint(run.path / "checkpoints" / "last.ckpt")
+    checkpoint = load_checkpoint(run.path / "checkpoints" / "last.ckpt")
+    if not all(value.isfinite().all() for value in checkpoint["state_dict"].values()):
+        raise UserError(
+            "the training diverges within these steps: weights that are not finite cannot be "
+            "compared; lower optimizer.lr or steps"
+        )
+    return checkpoint
 
 
 def _same(equal: bool) -> str:

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from lmkit.errors import UserError
 from lmkit.meter import Advance, metered
 from lmkit.once import make_once
 from lmkit.pool import Job, jobs_of, run_jobs
+from lmkit.regular_file import opened, read_bytes
 from lmkit.shard import damaged, writing
 from lmkit.source import Document, Source
 from lmkit.token_store import shard_name
@@ -45,7 +47,9 @@ def trained_tokenizer(
 
 def _load(directory: Path) -> Tokenizer:
     loaded = load_tokenizer(directory)
-    expected = (directory / "sha256").read_text() if (directory / "sha256").exists() else ""
+    expected = ""
+    with suppress(FileNotFoundError):
+        expected = read_bytes(directory / "sha256").decode(errors="replace")
     if loaded.hash() != expected:
         raise UserError(
             f"{directory / FILE}: the tokenizer is damaged: found SHA-256 {loaded.hash()}, "
@@ -89,7 +93,8 @@ class _Count:
 def _counts(directory: Path) -> tuple[dict[str, int], dict[str, int]]:
     """Of a piece: how often each word occurs, and how many documents were read."""
     try:
-        sha256, _, data = (directory / COUNTS).read_bytes().partition(b"\n")
+        with opened(directory / COUNTS) as file:
+            sha256, _, data = file.read().partition(b"\n")
     except OSError as error:
         raise damaged(directory / COUNTS, f"{error.strerror}") from None
     if hashlib.sha256(data).hexdigest().encode() != sha256:

@@ -14,7 +14,15 @@ from zlib import crc32
 
 import yaml
 
-from lmkit.regular_file import MAX_ROW, DamagedError, opened, parse_row, read_json, read_yaml
+from lmkit.regular_file import (
+    MAX_ROW,
+    MAX_SWEEP,
+    DamagedError,
+    opened,
+    parse_row,
+    read_json,
+    read_yaml,
+)
 from lmkit.run import Run, run_directories, strict_json
 
 log = logging.getLogger(__name__)
@@ -22,7 +30,6 @@ log = logging.getLogger(__name__)
 NUM_BYTES = 1 << 20  # of a file's lines in one answer
 NUM_ANSWERED = 16 << 20  # bytes of all that is new in one answer, but for the last of it
 MAX_READ = 256 << 20  # bytes of a file's lines in all: some two million rows
-MAX_SWEEP = 64 << 20  # bytes of a sweep.json
 NUM_LAST = 1 << 16  # bytes at its end, to look for the last row in
 REACHED = ("step", "epoch", "tokens", "seconds")
 NUM_MARKED = 256  # bytes before a place that tell whether the file is still the one read

@@ -54,6 +54,14 @@ def configs(prepared):
     return same_size(config, 7, prepared.tokenizer.vocabulary_size)
 
 
+def test_a_place_that_cannot_be_written_is_told_before_any_training(tmp_path, monkeypatch):
+    monkeypatch.setattr("lmkit.analyze._train_and_measure", None)
+    file = tmp_path / "memory_probe" / "p-probe" / "probe.png"
+    file.mkdir(parents=True)
+    with pytest.raises(UserError, match=f"^{file} is a directory, not a file; remove it$"):
+        result_of(tmp_path, "run_id=p")
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_predictions_are_those_of_documents_read_alone(kind, configs, prepared):
     torch.manual_seed(1)

@@ -195,6 +195,20 @@ def test_all_damaged(tmp_path):
     )
 
 
+def test_what_has_gone_from_beside_its_manifest_is_told_and_never_none(tmp_path, caplog):
+    before, newest = write(tmp_path, 1, 2)
+    newest.unlink()
+    assert latest_checkpoint(tmp_path) == before
+    assert caplog.messages == [f"checkpoint {newest} has gone: its manifest is there"]
+    before.unlink()
+    with pytest.raises(UserError) as error:
+        latest_checkpoint(tmp_path)
+    assert str(error.value) == (
+        f"no checkpoint in {tmp_path} can be used: step-000000001.ckpt has gone; "
+        "step-000000002.ckpt has gone"
+    )
+
+
 def test_none_yet(tmp_path):
     assert latest_checkpoint(tmp_path) is None
     with pytest.raises(UserError, match="holds no checkpoint: train the run first"):

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from test_walls import DAMAGES
 
 from lmkit.cli import main
 from lmkit.errors import UserError
@@ -17,6 +18,7 @@ from lmkit.prepare import prepare
 from lmkit.stored import Store
 from lmkit.token_store import TokenStore
 from lmkit.tokenizer import Bytes, Stored
+from lmkit.vocabulary import _load
 
 LINES = "the cat\nsat on the mat\n"
 
@@ -196,6 +198,38 @@ def test_a_lost_split_is_not_none(store: Path, capsys: pytest.CaptureFixture[str
     assert str(caught.value) == lost
     assert main(["prepare", f"store={store}", "verify=true"]) == 2
     assert lost in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["a FIFO", "a directory", "endless", "a socket"])
+@pytest.mark.parametrize(
+    "file", ["data.json", "tokenizer.json", "train/manifest.json", "train/00000/manifest.json"]
+)
+def test_what_is_no_file_of_a_store_is_named_and_not_waited_for(
+    store: Path, file: str, kind: str
+) -> None:
+    DAMAGES[kind](store / file)
+    with pytest.raises(UserError, match=f"^{store / file} is a .*, not a file; "):
+        Store(str(store)).prepared(Stored(), store, None)
+
+
+@pytest.mark.parametrize("text", [b"\xff\0", b""])
+def test_a_plan_that_is_damaged_is_not_that_of_the_text(
+    store: Path, text: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (store / "plan.json").write_bytes(text)
+    argv = ["data=files", f"data.path={store / 'data.json'}", "tokenizer=bytes"]
+    assert main(["prepare", *argv, f"store={store}", "workers=1"]) == 2
+    assert f"store={store} is of another text or tokenizer: " in capsys.readouterr().err
+
+
+def test_a_hash_of_a_tokenizer_that_is_no_file_or_no_text(tmp_path: Path) -> None:
+    Bytes().save(tmp_path)
+    (tmp_path / "sha256").write_bytes(b"\xff")
+    with pytest.raises(UserError, match="the tokenizer is damaged: found SHA-256 "):
+        _load(tmp_path)
+    DAMAGES["a FIFO"](tmp_path / "sha256")
+    with pytest.raises(UserError, match="sha256 is a FIFO, not a file"):
+        _load(tmp_path)
 
 
 def test_a_lost_shard_is_damage(store: Path) -> None:

@@ -227,6 +227,19 @@ def test_what_is_refused_by_what_is_built(argv, mistake):
     assert re.fullmatch(mistake, found)
 
 
+def test_what_a_callback_needs_of_the_machine_is_told_before_a_run_begins(monkeypatch):
+    module = importlib.import_module("lightning.pytorch.callbacks.device_stats_monitor")
+    key = "+callbacks.stats={_target_: lightning.pytorch.callbacks.DeviceStatsMonitor}"
+    monkeypatch.setattr(module, "_PSUTIL_AVAILABLE", "")
+    (found,) = mistakes_of(key)
+    said = "callbacks.stats: `DeviceStatsMonitor` cannot log CPU stats as `psutil` is not installed"
+    assert found.startswith(said)
+    check(compose(["+callbacks.stats={_target_: lightning.pytorch.callbacks.DeviceStatsMonitor, "
+                   "cpu_stats: false}"]))  # fmt: skip
+    monkeypatch.setattr(module, "_PSUTIL_AVAILABLE", "yes")
+    check(compose([key]))
+
+
 def test_a_mistake_in_a_key_that_is_left_out_is_not_told_again():
     calls = []
 

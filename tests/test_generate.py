@@ -11,6 +11,7 @@ from trained_run import MODELS, SlowTwin, load, make_run, real_stdout, warned
 from lmkit import sampling
 from lmkit.cli import main
 from lmkit.errors import UserError
+from lmkit.launch import _report
 from lmkit.sampling import Sampling, choose, sample_texts, sample_tokens
 
 
@@ -291,3 +292,14 @@ def test_what_the_model_writes_does_not_steer_the_terminal(outputs, capfd):
     out = capfd.readouterr().out
     assert not [c for c in out if ord(c) < 32 and c not in "\n\t"]
     assert out.count("\N{REPLACEMENT CHARACTER}") > text.count("\N{REPLACEMENT CHARACTER}")
+
+
+def test_what_is_to_be_pasted_stays_on_its_line(lstm, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "20")
+    run, where = lstm, f" outputs={lstm.path.parents[1]}"
+    _report(run, run.config(), {"test/nll": 2.0})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2:] == [
+        f"more text:     lmkit generate {run.id}{where}",
+        f"the dashboard: lmkit dashboard{where}",
+    ]

@@ -101,6 +101,20 @@ def test_a_run_without_a_checkpoint_says_that_it_begins_again(tmp_path, monkeypa
     assert capsys.readouterr().err.startswith("run has no checkpoint yet: it begins again\nthe tra")
 
 
+@pytest.mark.parametrize("record", [["seed=1"], ["threads=2"], [{"overrides": ["threads=2"]}]])
+def test_a_number_that_no_command_has_set_is_said(tmp_path, monkeypatch, capsys, record):
+    monkeypatch.setattr(launch, "newest_manifest", lambda directory: (None, {"step": 50}))
+    monkeypatch.setattr(Run, "read", lambda run, name: record)
+    monkeypatch.setattr(Run, "config", lambda run: {"threads": 2})
+    found, _ = begin(tmp_path, monkeypatch, 1, any_threads=True, before=2, was_set=True)
+    assert found == (2, True, True)
+    said = (
+        "run has no threads.jsonl, which would say that its threads were chosen: it keeps 2 "
+        "threads, as set; with threads=null they are chosen anew\n"
+    )
+    assert (said in capsys.readouterr().err) == (record == ["seed=1"])
+
+
 def test_a_training_of_no_steps_is_none_to_divide_by(tmp_path, monkeypatch):
     found, _ = begin(tmp_path, monkeypatch, 2, any_threads=True, steps=0)
     assert found == (2, False, False)

@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 import yaml
 from journey import LIMIT, lmkit, rows, start
+from test_walls import DAMAGES
 
 from lmkit.check import check
 from lmkit.config import compose
+from lmkit.errors import UserError
 from lmkit.run import Run
 from lmkit.search import split
 from lmkit.study import Study
-from lmkit.sweep import _check, _slots
+from lmkit.sweep import Sweep, _check, _same_or_new, _slots
 from lmkit.sweep_report import results
 
 
@@ -238,3 +240,73 @@ def test_an_exhausted_search_ends_and_a_killed_trial_goes_on(tmp_path, settings)
     lmkit(*command, cwd=tmp_path)
     assert outcomes(tmp_path, "s") == ["finished", "finished"]
     assert trials(tmp_path, "s")[0]["value"] == value
+
+
+@pytest.fixture
+def swept(tmp_path):
+    """A function that opens a sweep of two trials, which have ended without any process."""
+    search = split(["seed=1,2"], ())
+    place = Run(tmp_path / "tiny" / "s-sweep")
+
+    def opened() -> Sweep:
+        with place.holding():
+            _same_or_new(place, {"search": ["seed=1,2"]})
+            given = {"sampler": "grid", "pruner": "none", "warmup": (1, 1), "seed": 1}
+            file = place.path / "study.db"
+            study = Study(file, search.dimensions, points=search.grid(), **given)
+            return Sweep(place, {}, search, "val/nll", study, {})
+
+    sweep = opened()
+    for value in (2.0, 1.0):
+        sweep.study.tell(sweep.study.ask(), "finished", value)
+    sweep._write()
+    return opened
+
+
+@pytest.mark.parametrize("harm", [lambda file: file.unlink(), lambda file: file.write_bytes(b"")])
+def test_a_study_that_is_lost_is_not_a_new_one(swept, tmp_path, harm):
+    place = tmp_path / "tiny" / "s-sweep"
+    harm(place / "study.db")
+    with pytest.raises(UserError) as caught:
+        swept()._take_up()
+    assert str(caught.value).startswith(
+        f"{place}/study.db is damaged: it has 0 trials, {place}/sweep.json has 2; put back a copy"
+    )
+
+
+@pytest.mark.parametrize("harm", [lambda file: file.unlink(), lambda file: file.write_text("{}")])
+def test_a_sweep_that_has_lost_what_it_is_is_not_a_new_one(swept, tmp_path, harm):
+    place = tmp_path / "tiny" / "s-sweep"
+    harm(place / "sweep.yaml")
+    with pytest.raises(UserError, match=f"^{place} has lost its sweep.yaml, which says what its"):
+        swept()
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"trials": 3}', '{"trials": "xxx"}'])
+def test_results_that_are_damaged_are_made_anew_from_the_study(swept, tmp_path, caplog, text):
+    file = tmp_path / "tiny" / "s-sweep" / "sweep.json"
+    before = file.read_text()
+    file.write_text(text)
+    sweep = swept()
+    sweep._take_up()
+    sweep._write()
+    assert file.read_text() == before
+    told = [f"{file} is damaged: " in message for message in caplog.messages]
+    assert told == ([] if "trials" in text else [True])
+
+
+def test_results_of_very_many_trials_are_read(swept, tmp_path):
+    file = tmp_path / "tiny" / "s-sweep" / "sweep.json"
+    file.write_text(json.dumps({"trials": [[1.0] * 900_000, [], []]}))
+    with pytest.raises(UserError, match=r"sweep\.json has 3; put back a copy"):
+        swept()._take_up()
+
+
+@pytest.mark.parametrize("name", ["study.db", "sweep.json", "sweep.yaml", "sweep.png", "trial.log"])
+@pytest.mark.parametrize("kind", ["a FIFO", "a directory", "endless", "a loop"])
+def test_a_sweep_is_not_gone_on_with_where_it_cannot_write(swept, tmp_path, name, kind):
+    path = tmp_path / "tiny" / "s-sweep" / name
+    path.touch()
+    DAMAGES[kind](path)
+    with pytest.raises(UserError, match=f"^{path} .*; remove it$"):
+        swept()

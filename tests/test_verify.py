@@ -2,8 +2,10 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
+import torch
 from journey import lmkit
 
 from lmkit import verify
@@ -40,6 +42,36 @@ def test_a_broken_promise_is_said_and_is_the_exit_code(finished, tmp_path, monke
     assert "not tried one process or two" in told
     assert "BROKEN a checkpoint holds plain values alone" in told
     assert "holds documents alone or in any batch" in told
+
+
+@pytest.mark.parametrize(
+    ("said", "code", "kind", "message"),
+    [
+        ("x\\nerror: cannot write /a: full; make room there, then go on with: lmkit resume r\\n",
+         2, UserError, "a training failed: cannot write /a: full; make room there"),
+        ("error: 1 mistake:\\n  a: c\\n", 2, UserError, "a training failed: 1 mistake:\n  a: c"),
+        ("error: not finite\\n", 1, ResultError, "a training failed: not finite"),
+        ("socket.error: x", 3, RuntimeError, "a training failed, exit code 3:\nsocket.error: x"),
+    ],
+)  # fmt: skip
+def test_a_training_that_fails_is_told_in_its_own_words(
+    finished, tmp_path, monkeypatch, said, code, kind, message
+):
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\nprintf '{said}' >&2; exit {code}\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(verify.sys, "executable", str(python))
+    trials = verify.Trials(tmp_path / "outputs", Run(finished[0]).config())
+    with pytest.raises(kind) as caught:
+        trials.run("whole", 4)
+    assert (type(caught.value), str(caught.value)) == (kind, message)
+
+
+def test_numbers_that_are_not_finite_are_not_compared(monkeypatch):
+    weights = {"state_dict": {"a": torch.ones(2), "b": torch.tensor([1.0, torch.nan])}}
+    monkeypatch.setattr(verify, "load_checkpoint", lambda path: weights)
+    with pytest.raises(UserError, match=r"^the training diverges within these steps: "):
+        verify._last(Run(Path("run")))
 
 
 def test_too_few_steps(finished):

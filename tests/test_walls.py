@@ -15,6 +15,7 @@ from lmkit.completion import complete
 from lmkit.dashboard import _known
 from lmkit.errors import UserError
 from lmkit.identity import recorded
+from lmkit.launch import _check, _stays
 from lmkit.regular_file import DamagedError
 from lmkit.run import Run, no_checkpoint
 from lmkit.watch import Outputs, read_rows
@@ -184,6 +185,38 @@ def test_a_damaged_status_is_written_anew_with_a_word(hurt, caplog):
         f"{hurt.path}/status.json is damaged: expected a mapping, found a list; "
         "put a sound copy in its place: it is written anew"
     ) in caplog.messages
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"status": '])
+def test_a_damaged_status_or_summary_stops_no_run(hurt, caplog, text):
+    config = hurt.config()
+    for name, said in (("status.json", []), ("summary.json", ["summary.json is damaged: "])):
+        hurt.write("status.json", {"status": "finished"})
+        assert _stays(hurt, config)
+        (hurt.path / name).write_text(text)
+        caplog.clear()
+        assert not _stays(hurt, config)
+        assert [each in message for each, message in zip(said, caplog.messages, strict=True)] == [
+            True for _ in said
+        ]
+
+
+@pytest.mark.parametrize("harm", [lambda file: file.unlink(), lambda file: file.write_text("{}")])
+def test_a_run_that_has_lost_its_config_does_not_go_on(hurt, harm):
+    config = hurt.config()
+    harm(hurt.path / "config.yaml")
+    with pytest.raises(UserError) as caught:
+        _check(hurt, config)
+    lost = f"{hurt.path} has lost its config.yaml: put a sound copy back, or begin another run"
+    assert str(caught.value) == lost
+
+
+@pytest.mark.parametrize("command", ["verify", "evaluate", "generate", "resume"])
+def test_an_empty_config_is_none(outputs, hurt, command, capfd):
+    (hurt.path / "config.yaml").write_text("{}")
+    assert main([command, "hurt", f"outputs={outputs}"]) == 2
+    said = f"error: {hurt.path}/config.yaml is damaged: it holds no config of a run; put a sound "
+    assert capfd.readouterr().err.startswith(said)
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,43 @@ COMMANDS = (
     ("sweep", "run_id=swept", "seed=1,2", "sampler=grid"),
     ("prepare", "store=store"),
     ("prepare", "data.unit=line"),
+    ("train", "run_id=two", "trainer.devices=2", "trainer.strategy=ddp"),
+    ("analyze", "probe", "run_id=probe"),
 )
+OF_NO_TEXT = ("score", "resume", "analyze")
+
+
+def test_a_disk_that_is_full_ends_two_processes_in_a_sentence(settings, small):
+    two = ("trainer.devices=2", "trainer.strategy=ddp", "trainer.max_epochs=50")
+    process = start("train", *settings, *two, "run_id=cut", cwd=small)
+    run = small / "outputs" / "tiny" / "cut"
+    wait_for_rows(process, run, 5)
+    fill(small)
+    err = end(process, 2)
+    assert "Traceback" not in err
+    assert FREE in err.splitlines()[-1]
+    assert err.endswith("; make room there, then go on with: lmkit resume cut\n")
+    assert json.loads((run / "status.json").read_text())["exit_code"] == 2
+
+
+def test_a_read_only_file_system_is_named_and_what_only_reads_goes_on(
+    finished, settings, small, monkeypatch, capfd
+):
+    shutil.copytree(finished[0].parents[1], small / "outputs", symlinks=True)
+    subprocess.run(["mount", "-o", "remount,ro", str(small)], check=True)
+    monkeypatch.chdir(small)
+    for command, *arguments in COMMANDS:
+        keys = [] if command in OF_NO_TEXT else settings
+        assert main([command, *keys, *arguments]) == 2, command
+        out, err = capfd.readouterr()
+        assert "Traceback" not in out + err
+        last = err.splitlines()[-1]
+        assert last.startswith("error: "), err
+        assert str(small) in last
+        assert "Read-only file system" in last
+    for command in (["evaluate", "whole"], ["generate", "whole", "num_tokens=2"], ["list"]):
+        assert main(command) == 0
+    assert capfd.readouterr().err == ""
 
 
 def test_every_command_that_writes_says_where_and_loses_nothing(
@@ -84,7 +120,7 @@ def test_every_command_that_writes_says_where_and_loses_nothing(
     before = {file: file.read_bytes() for file in Path("outputs").rglob("*") if file.is_file()}
     fill(small)
     for command, *arguments in COMMANDS:
-        keys = [] if command in ("score", "resume") else settings
+        keys = [] if command in OF_NO_TEXT else settings
         assert main([command, *keys, *arguments]) == 2, command
         out, err = capfd.readouterr()
         assert "Traceback" not in out + err
@@ -171,6 +207,50 @@ def test_streams_that_are_closed(redirection, tmp_path):
     done = subprocess.run(command, shell=True, capture_output=True, check=False, timeout=LIMIT)
     assert (done.returncode, done.stderr) == (0, b"")
     assert bool(done.stdout) == (">&-" not in redirection.replace("2>&-", ""))
+
+
+SAYS = """
+import sys, lmkit.cli, lmkit.list
+from rich.console import Console
+from lmkit.errors import ResultError
+
+def says(selected, commands, config_dir):
+    for stream in (sys.stderr, sys.stdout):
+        for _ in range(2):
+            Console(file=stream).print("said")
+            print("said", file=stream, flush=True)
+    raise ResultError("bad", {"a": 1}, 7)
+
+lmkit.list.list = says
+sys.exit(lmkit.cli.main(["list", *sys.argv[1:]]))
+"""
+
+
+@pytest.mark.parametrize("keys", [[], ["format=json"]])
+@pytest.mark.parametrize("unread", ["stdout", "stderr"])
+def test_streams_that_nobody_reads_change_nothing(unread, keys):
+    reader, writer = os.pipe()
+    os.close(reader)
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, unread: writer}
+    command = [sys.executable, "-c", SAYS, *keys]
+    done = subprocess.run(command, **streams, check=False, timeout=LIMIT)
+    os.close(writer)
+    assert done.returncode == 7
+    if unread == "stdout":
+        assert done.stderr == b"said\n" * (8 if keys else 4) + b"error: bad\n"
+    else:
+        assert done.stdout == (b'{\n  "a": 1\n}\n' if keys else b"said\n" * 4)
+
+
+@pytest.mark.parametrize("stream", ["2> /dev/full", "2> >(true)"])
+def test_a_stderr_that_takes_nothing_ends_nothing(stream):
+    done = subprocess.run(
+        ["bash", "-c", f'"$0" -c "$1" {stream}', sys.executable, SAYS],
+        capture_output=True,
+        check=False,
+        timeout=LIMIT,
+    )
+    assert (done.returncode, done.stdout) == (7, b"said\n" * 4)
 
 
 def test_a_stdout_without_room_is_an_error():
