@@ -133,9 +133,7 @@ def unknown(
     group = at.removesuffix(".")
     # A `_target_` alone, or in a mapping, leaves the other keys of the option that it is merged to.
     merged = called and (targets := option_targets(group)) and called not in targets.values()
-    left = (
-        f"; where the option of the group has set it, leave it out: ~{at}{name}" if merged else ""
-    )
+    left = f"; where an option of the group has set it, leave it out: ~{at}{name}" if merged else ""
     if not (near or others) and (options := options_taking(group, name)):
         return f"{at}{name} is not a key of {called}; it is one of {', '.join(options)}{left}"
     if not (near or others):

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,7 +24,7 @@ from lmkit.optim import Stepping, check_length
 from lmkit.redaction import mask, redact
 from lmkit.rendezvous import cluster
 from lmkit.safety import anchored
-from lmkit.signatures import signature_keys
+from lmkit.signatures import Key, signature_keys
 from lmkit.trainer import LIBRARIES, build_trainer, said, silent
 
 Node = Mapping[str, Any]
@@ -57,21 +57,29 @@ def attempt(path: str, node: Node | None, make: Make, mistakes: list[str]) -> An
         made, error = _tried(make, kept)
         if error is None:
             return None if left_out else made
-        if any(re.search(rf"\b{name}\b", str(error)) for name in left_out):
+        if _named(error, left_out):
             return None  # it misses a key that is a mistake itself
-        optional = [name for name in kept if name in keys and not keys[name].required]
-        optional.sort(key=lambda name: not re.search(rf"\b{name}\b", str(error)))
-        required = [name for name in kept if name in keys and keys[name].required]
-        # With its default in the place of the reason, something else is refused, or nothing.
-        reason = next((n for n in optional if _differs(error, make, kept, n)), None)
-        if reason is None and len(required) == 1:
-            (reason,) = required
+        reason = _reason(error, make, kept, keys)
         if reason or not left_out:
             mistakes.append(_told(path, reason, kept.get(reason or ""), error))
-        if reason not in optional:
+        if reason is None or keys[reason].required:
             return None
         del kept[reason]
         left_out.append(reason)
+
+
+def _reason(error: Exception, make: Make, node: Node, keys: Mapping[str, Key]) -> str | None:
+    """The key of a node for which it is refused: the one that the message names first, or one with
+    whose default something else is refused, or nothing."""
+    known = [name for name in node if name in keys]
+    required = [name for name in known if keys[name].required]
+    named = _named(error, known)
+    if named and named[0] in required:
+        return named[0]
+    for name in dict.fromkeys((*named, *known)):
+        if name not in required and _differs(error, make, node, name):
+            return name
+    return required[0] if len(required) == 1 else None
 
 
 def _tried(make: Make, node: dict[str, Any]) -> tuple[Any, Exception | None]:
@@ -79,6 +87,13 @@ def _tried(make: Make, node: dict[str, Any]) -> tuple[Any, Exception | None]:
         return make(node), None
     except Exception as error:  # whatever a library raises at what it cannot take
         return None, error
+
+
+def _named(error: Exception, keys: Iterable[str]) -> list[str]:
+    """Those of the keys that a message names, in its order."""
+    places = {key: re.search(rf"\b{key}\b", str(error)) for key in keys}
+    found = {key: place.start() for key, place in places.items() if place}
+    return sorted(found, key=lambda key: found[key])
 
 
 def _differs(error: Exception, make: Make, node: Node, without: str) -> bool:
@@ -169,7 +184,10 @@ def _set_up(callback: Callback, trainer: Trainer) -> Exception | None:
 def _callbacks(config: Node, place: Path, mistakes: list[str]) -> Iterator[tuple[str, Any]]:
     """The callbacks by their paths; loggers that can be made without a service are tried too."""
     given = {"generate": None, "path": place / "samples.jsonl"}
+    refused = [mistake.partition(":")[0] for mistake in mistakes]
     for key, node in (config.get("callbacks") or {}).items():
+        if f"callbacks.{key}" in refused:
+            continue
         make = _simply("callbacks", **given)
         if made := attempt(f"callbacks.{key}", node and anchored(node, place), make, mistakes):
             yield f"callbacks.{key}", made

@@ -221,11 +221,7 @@ def _join(
     """As one of the processes that torchrun or SLURM has started; rank 0 holds the run."""
     if place.by == "torchrun":
         follow_parent(os.getppid())
-    try:
-        meet(place, config["trainer"]["accelerator"])
-    except Stopped as stopped:
-        print(f"stopped by {stopped.name} before the processes had met", file=sys.stderr)
-        raise
+    meet(place, config["trainer"]["accelerator"])
     newest = None
 
     def start() -> Path | None:

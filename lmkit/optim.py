@@ -116,22 +116,23 @@ def has_end(scheduler: LRScheduler) -> bool:
 def check_length(scheduler: LRScheduler, steps: float, path: str = "scheduler") -> None:
     """Raises UserError where a schedule, or one that it is made of, would be asked for more steps
     than it has."""
-    ends = [*getattr(scheduler, "_milestones", []), math.inf]  # of a SequentialLR
+    milestones = [*getattr(scheduler, "_milestones", []), math.inf]  # of a SequentialLR
     begin = 0
     for number, part in enumerate(getattr(scheduler, "_schedulers", [])):
-        if len(ends) == 1:  # ChainedScheduler: all at once
+        if len(milestones) == 1:  # ChainedScheduler: all at once
             check_length(part, steps, f"{path}.schedulers.{number}")
         elif begin < steps:
-            end = ends[number]
-            own = steps - begin if steps <= end else end - begin - 1
+            end = milestones[number]
+            own = min(steps, end - 1) - begin  # the step at a milestone is the next one's
             check_length(part, own, f"{path}.schedulers.{number}")
             begin = end
     if isinstance(scheduler, OneCycleLR) and scheduler.total_steps < steps:
         known = f"{steps:.0f}" if math.isfinite(steps) else "more"
-        raise UserError(
-            f"{path} ends after {scheduler.total_steps} steps but the training has {known}; set "
-            f"{path}.total_steps={known if math.isfinite(steps) else '...'}"
-        )
+        longer = f"total_steps={known if math.isfinite(steps) else '...'}"
+        # Hydra's grammar has no way into a list.
+        remedy = f"set {path}.{longer}" if path == "scheduler" else f"give it {longer}"
+        ends = f"{path} ends after {scheduler.total_steps} steps"
+        raise UserError(f"{ends} but the training has {known}; {remedy}")
 
 
 def is_plain_sgd(optimizer: Optimizer) -> bool:

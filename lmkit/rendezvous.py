@@ -20,6 +20,7 @@ from torch._C._distributed_c10d import Store, TCPStore
 
 from lmkit.errors import UserError
 from lmkit.processes import Launched, number
+from lmkit.signals import Stopped
 
 LIMIT = 300.0  # seconds in which all processes have to be there
 WORD = 5.0  # seconds of which nothing is said
@@ -71,9 +72,9 @@ def _gathered(place: Launched, host: str, port: int) -> Store:
     wait = _Wait(place, f"{host}:{port}")
     # Else torchrun's agent serves it.
     serves = place.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    while not serves and (reason := _unreachable(host, port)):
-        wait.on([0], f" ({reason})")
     try:
+        while not serves and (reason := _unreachable(host, port)):
+            wait.on([0], f" ({reason})")
         store = TCPStore(
             *(host, port, place.world_size, serves),
             timeout=timedelta(seconds=WORD),
@@ -84,6 +85,9 @@ def _gathered(place: Launched, host: str, port: int) -> Store:
         store.set(keys[place.rank], "here")
         while not store.check(keys):
             wait.on([rank for rank, key in enumerate(keys) if not store.check([key])])
+    except Stopped as stopped:
+        print(f"rank {place.rank}: stopped by {stopped.name} while it waited", file=sys.stderr)
+        raise
     except dist.DistError as error:
         reason = str(error).partition("\n")[0]
         raise UserError(

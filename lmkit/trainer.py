@@ -77,7 +77,7 @@ def complaints() -> Iterator[None]:
 def said(error: Exception) -> str:
     """The message of a library's exception in one line, with its kind where that says more."""
     message = " ".join(str(error).split())
-    is_sentence = isinstance(error, ValueError | TypeError | RuntimeError | OSError | UserError)
+    is_sentence = isinstance(error, ValueError | TypeError | RuntimeError | OSError | ImportError)
     if message and (is_sentence or isinstance(error, MisconfigurationException)):
         return message
     return f"{type(error).__name__}: {message}" if message else type(error).__name__

@@ -348,15 +348,6 @@ def test_a_missing_path_is_found_before_data_is_touched(tmp_path):
             "or set callbacks.early_stopping=null",
         ),
         (
-            [
-                "callbacks.mine._target_=lightning.pytorch.callbacks.ModelCheckpoint",
-                "callbacks.mine.every_n_epochs=1",
-                "callbacks.mine.every_n_train_steps=10",
-            ],
-            "callbacks.mine.every_n_train_steps=10 and callbacks.mine.every_n_epochs=1: only one "
-            "can be; set the other to null",
-        ),
-        (
             ["trainer.precision=16-mixed"],
             "trainer.precision=16-mixed but trainer.accelerator=cpu: fp16 needs a GPU; set "
             "trainer.precision=bf16-mixed or 32-true",

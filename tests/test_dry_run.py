@@ -187,11 +187,11 @@ def test_what_a_library_refuses_is_told_of_each_key_of_every_object():
                 "schedulers: [{_target_: torch.optim.lr_scheduler.LinearLR}, "
                 "{_target_: torch.optim.lr_scheduler.ExponentialLR, gamma: -0.9}]}"
             ],
-            "scheduler.schedulers.1.gamma=-0.9: must be at least 0, as a learning rate is",
+            "scheduler.schedulers.1.gamma=-0.9: must be at least 0",
         ),
         (
             ["scheduler={_target_: torch.optim.lr_scheduler.StepLR, step_size: 9, gamma: -1}"],
-            "scheduler.gamma=-1.0: must be at least 0, as a learning rate is",
+            "scheduler.gamma=-1.0: must be at least 0",
         ),
         (  # max_epochs has its default in the place of the mistake, and would contradict max_steps
             ["trainer.max_epochs=0.5"],
@@ -209,7 +209,34 @@ def test_what_a_library_refuses_is_told_of_each_key_of_every_object():
         ),
         (
             ["callbacks.bar._target_=lightning.pytorch.callbacks.RichProgressBar"],
-            "trainer: Trainer was configured with `enable_progress_bar=False` but found .*",
+            "callbacks.bar: RichProgressBar would draw over the bar that a run has; leave it out",
+        ),
+        (
+            ["callbacks.mine._target_=lightning.pytorch.callbacks.ModelCheckpoint"],
+            "callbacks.mine: ModelCheckpoint would write states within a step, .*; leave it out",
+        ),
+        (
+            ["callbacks=early_stopping", "callbacks.early_stopping.patience=-1"],
+            "callbacks.early_stopping.patience=-1: must be at least 0",
+        ),
+        (["scheduler=step", "scheduler.step_size=0"], "scheduler.step_size=0: must be at least 1"),
+        (  # the message names max_lr first, and without total_steps something else is refused
+            [
+                "scheduler={_target_: torch.optim.lr_scheduler.OneCycleLR, max_lr: [0.1, 0.2], "
+                "total_steps: 9999}"
+            ],
+            "scheduler.max_lr: max_lr must have the same length as optimizer.param_groups.*",
+        ),
+        (  # without base_lr the class would ask for it
+            ["scheduler={_target_: torch.optim.lr_scheduler.CyclicLR, base_lr: -1, max_lr: 0.1}"],
+            "scheduler.base_lr=-1.0: must be at least 0",
+        ),
+        (
+            [
+                "optimizer=rmsprop",
+                "scheduler={_target_: torch.optim.lr_scheduler.CyclicLR, base_lr: 0.1, max_lr: 1}",
+            ],
+            "scheduler: KeyError: 'momentum_buffer'",
         ),
         (["run_id=a/b"], "run_id=a/b: expected letters, digits .*"),
         (
@@ -281,6 +308,14 @@ MONITORS = "there are: val/nll, val/perplexity"
 )
 def test_a_monitor_that_never_comes(argv, mistake):
     assert mistakes_of(*argv) == [mistake]
+
+
+def test_keys_that_lightning_would_take_from_the_environment_are_refused(monkeypatch):
+    monkeypatch.setenv("PL_TRAINER_LIMIT_TRAIN_BATCHES", "3")
+    assert mistakes_of() == [
+        "the environment variable PL_TRAINER_LIMIT_TRAIN_BATCHES would set "
+        "trainer.limit_train_batches unseen: unset it, and set trainer.limit_train_batches"
+    ]
 
 
 def test_a_rate_of_0_is_said(caplog):

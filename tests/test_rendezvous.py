@@ -1,7 +1,10 @@
 """Processes that wait for others: what they say, and when they give up."""
 
+import os
 import re
+import signal
 import socket
+import threading
 
 import pytest
 
@@ -9,6 +12,7 @@ from lmkit import rendezvous
 from lmkit.errors import UserError
 from lmkit.processes import Launched
 from lmkit.rendezvous import meet
+from lmkit.signals import Stopped, StopSignals
 
 FIRST, SECOND = (Launched("slurm", rank, 2, rank, 2) for rank in (0, 1))
 
@@ -40,6 +44,15 @@ def test_one_that_does_not_come_is_named_and_not_waited_for_for_ever(
     end = ": start all; for a run of this process alone, unset SLURM_STEP_ID"
     assert re.fullmatch(said + end, str(caught.value))
     assert re.fullmatch(said + "\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("place", [FIRST, SECOND])
+def test_one_that_is_stopped_while_it_waits_says_so(port, capsys, place):
+    timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.start()
+    with StopSignals(), pytest.raises(Stopped):
+        meet(place, "cpu")
+    assert capsys.readouterr().err == f"rank {place.rank}: stopped by SIGTERM while it waited\n"
 
 
 def test_a_port_that_is_taken_is_named(port):

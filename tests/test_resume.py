@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, ReduceLROnPlateau, StepLR
 
 from lmkit import cli
@@ -418,6 +418,19 @@ def test_a_schedule_with_a_length_of_its_own_is_said_to_stay(caplog):
     ]
 
 
+def test_so_is_one_within_another(caplog):
+    cosine = {"_target_": "torch.optim.lr_scheduler.CosineAnnealingLR", "T_max": 1}
+    scheduler = {"milestones": [1], "schedulers": [cosine, {**cosine, "T_max": 3}]}
+    config = {"trainer": {"max_epochs": 4}, "scheduler": scheduler}
+    then = {"trainer": {"max_epochs": 2}, "scheduler": scheduler}
+    Continuation({"config": then}, {"config": config, "splits": {}})._warn_of_lengths()
+    assert caplog.messages == [
+        "trainer.max_epochs=4 (2 before), but scheduler.milestones=[1] and "
+        "scheduler.schedulers.0.T_max=1 and scheduler.schedulers.1.T_max=3 is as it was: set it "
+        "too if it is to follow"
+    ]
+
+
 def test_what_was_best_on_other_validation_text_is_forgotten_by_all_that_watch_it():
     stopping, own = EarlyStopping("val/nll", patience=3), Checkpoint()
     other = EarlyStopping("train/nll")
@@ -457,24 +470,6 @@ def test_values_on_other_validation_text_are_no_longer_there_to_be_watched():
     checkpoint = {"callbacks": {}, "lr_schedulers": []}
     Continuation(then, now).on_load_checkpoint(SimpleNamespace(callbacks=[]), task, checkpoint)
     assert (task.validated, task._unseen) == ({}, False)
-
-
-def test_files_of_a_callback_are_sought_where_the_run_has_been_moved_to(tmp_path):
-    callback = ModelCheckpoint(dirpath=str(tmp_path / "new"), monitor="val/nll")
-    state = callback.state_dict() | {
-        "dirpath": "/old/run/mine",
-        "best_model_path": "/old/run/mine/a.ckpt",
-        "best_k_models": {"/old/run/mine/a.ckpt": torch.tensor(1.0)},
-        "last_model_path": "/older/b.ckpt",
-    }
-    checkpoint = {"callbacks": {callback.state_key: state}, "lr_schedulers": []}
-    nothing = {"config": {}, "splits": {}}
-    trainer = SimpleNamespace(callbacks=[callback])
-    Continuation(nothing, nothing).on_load_checkpoint(trainer, None, checkpoint)
-    moved = checkpoint["callbacks"][callback.state_key]
-    assert moved["dirpath"] == str(tmp_path / "new")
-    assert list(moved["best_k_models"]) == [moved["best_model_path"]] == [f"{tmp_path}/new/a.ckpt"]
-    assert moved["last_model_path"] == "/older/b.ckpt"
 
 
 # ---- diverged

@@ -106,6 +106,7 @@ def test_every_preset_composes(name):
         ),
         (["model=glob(*)"], "model=glob(*): a sweep takes a list a,b or choice, range, interval"),
         (["a=shuffle(1,2)"], "a=shuffle(1,2): a sweep takes a list a,b or choice, range, interval"),
+        (["a=choice(0,null)"], "a=choice(0,null): TypeError while evaluating 'choice(0,null)'"),
         (["a=range(8,8)"], "a=range(8,8): there is no such value, and so nothing to run"),
         (["a=range(0,1e9)"], "a=range(0,1e9): has more than 10,000 values; name fewer"),
         (["a=range(0,inf)"], "a=range(0,inf): has more than 10,000 values; name fewer"),

@@ -145,6 +145,50 @@ def test_a_finished_run_that_cannot_be_made_longer_stays_as_it_is(settings, capf
     assert contents(Path("outputs/a/r")) == before
 
 
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        (
+            ["trainer.val_check_interval=1000"],
+            "  trainer.val_check_interval=1000 but an epoch has 15 windows: set "
+            "trainer.check_val_every_n_epoch=null to count them over all epochs, or "
+            "trainer.val_check_interval=15",
+        ),
+        (
+            ["trainer.max_epochs=2", "trainer.min_steps=1000"],
+            "  trainer.max_epochs=2 are 30 updates but trainer.min_steps=1000: raise the one or "
+            "lower the other",
+        ),
+        (["data.batch_size=541"], "error: data.batch_size=541: train has 540 tokens; lower it"),
+        (
+            [
+                "trainer.max_epochs=2",
+                "scheduler={_target_: torch.optim.lr_scheduler.ChainedScheduler, schedulers: "
+                "[{_target_: torch.optim.lr_scheduler.OneCycleLR, max_lr: 0.1, total_steps: 5}]}",
+            ],
+            "error: scheduler.schedulers.0 ends after 5 steps but the training has 30; give it "
+            "total_steps=30",
+        ),
+    ],
+)
+@pytest.mark.parametrize("command", ["train", "doctor"])
+def test_what_does_not_fit_the_text_is_told_by_both(settings, capfd, command, keys, said):
+    given = settings[1:]
+    assert cli.main([command, *given, *keys]) == 2
+    assert capfd.readouterr().err.splitlines()[-1] == said
+    assert not Path("outputs/a").exists()
+
+
+def test_a_text_of_unknown_words_is_told(settings, caplog):
+    keys = ["tokenizer.min_frequency=1000", "trainer.max_steps=1", "callbacks.samples=null"]
+    assert cli.main([*settings, *keys]) == 0
+    assert [m.split(":")[0] for m in caplog.messages if "tokens are unknown" in m] == [
+        "train",
+        "valid",
+        "test",
+    ]
+
+
 def test_more_lanes_than_tokens_are_refused(settings, capfd):
     assert cli.main([*settings, "data.batch_size=100000000"]) == 2
     said = capfd.readouterr().err.splitlines()[-1]

@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from lmkit.allow import slot_bases
 from lmkit.binding import bind_node, build
 from lmkit.errors import UserError
-from lmkit.optim import Stepping, WarmupCosine, WarmupLinear, check_length, documented
+from lmkit.optim import Stepping, WarmupCosine, WarmupLinear, check_length, documented, has_end
 from lmkit.signatures import signature_keys
 
 
@@ -246,6 +246,32 @@ def test_a_cycle_that_ends_before_the_training():
         check_length(one, 65)
     with pytest.raises(UserError, match=r"training has more; set scheduler\.total_steps=\.\.\.$"):
         check_length(one, math.inf)
+
+
+@pytest.mark.filterwarnings("ignore")  # that the optimiser has made no step
+@pytest.mark.parametrize("steps", range(1, 14))
+@pytest.mark.parametrize("kind", ["chained", "first", "middle", "last"])
+def test_a_cycle_within_another_schedule_ends_too(kind, steps):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1, momentum=0.9)
+    constant = [lr_scheduler.ConstantLR(optimizer, 1.0) for _ in range(3)]
+    cycle = lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=3)
+    if kind == "chained":
+        whole = lr_scheduler.ChainedScheduler([constant[0], cycle])
+    else:
+        parts = constant
+        parts[["first", "middle", "last"].index(kind)] = cycle
+        whole = lr_scheduler.SequentialLR(optimizer, parts, milestones=[5, 9])
+
+    def fails(do: Callable[[], object], error: type[Exception]) -> bool:
+        try:
+            do()
+        except error:
+            return True
+        return False
+
+    late = [fails(whole.step, ValueError) for _ in range(steps)]
+    assert has_end(whole)
+    assert fails(lambda: check_length(whole, steps), UserError) == any(late)
 
 
 def test_a_time_and_a_record_become_objects():

@@ -17,7 +17,7 @@ from lmkit.errors import UserError
 from lmkit.run import Run
 from lmkit.search import split
 from lmkit.study import Study
-from lmkit.sweep import Sweep, _check, _same_or_new, _slots
+from lmkit.sweep import Sweep, _read, _same_or_new, _slots
 from lmkit.sweep_report import results
 
 
@@ -135,13 +135,15 @@ def test_ctrl_c_stops_all_and_the_same_command_goes_on(tmp_path, settings):
 def test_mistakes_are_found_before_anything_starts(tmp_path, settings):
     done = lmkit(
         *("sweep", *settings, "optimizer.lr=1e-2,fast", "model.hidden_size=interval(8,16)"),
-        *("tokenizer=characters,bytes", "num_trials=0"),
+        *("tokenizer=characters,bytes", "num_trials=0", "parallel=0", "num_startup_trials=-1"),
         cwd=tmp_path,
         code=2,
     )
     assert done.stderr == (
-        "error: 4 mistakes:\n"
+        "error: 6 mistakes:\n"
         "  num_trials=0: must be at least 1\n"
+        "  parallel=0: must be at least 1\n"
+        "  num_startup_trials=-1: must be at least 0\n"
         "  tokenizer=characters,bytes: nats per token of different tokens cannot be compared; "
         "set metric=val/bits_per_byte\n"
         "  optimizer.lr=fast: expected float, found text\n"
@@ -179,6 +181,24 @@ def test_trials_side_by_side_have_gpus_of_their_own(monkeypatch):
         _slots(config, 3)
 
 
+def test_a_metric_that_is_never_logged_is_told_before_a_trial_starts(tmp_path, settings):
+    given = [*settings, "tokenizer=word", "seed=1,2", "metric=val/bits_per_byte", "run_id=s"]
+    done = lmkit("sweep", *given, cwd=tmp_path, code=2)
+    assert done.stderr.splitlines()[-1] == (
+        "error: metric=val/bits_per_byte: never logged, as the tokenizer (word) does not keep "
+        "every text as it is; set metric=val/nll, or take another tokenizer"
+    )
+    assert not (tmp_path / "outputs" / "tiny").exists()
+
+
+def test_one_value_in_two_spellings_is_one_trial(settings):
+    varied = ["model.dropout=0,0.0,0.5", "model.hidden_size=choice(4,4.0)", "seed=1,2"]
+    search = split([*settings, *varied], ())
+    config, _ = check(compose(search.first()), trains=False)
+    search = search.distinct(_read(search, config)[0])
+    assert [d.values for d in search.dimensions] == [("0", "0.5"), ("4",), ("1", "2")]
+
+
 def test_what_a_config_has_for_each_value_survives(tmp_path, settings):
     """Types as in the trial's config, through SQLite, sampler and sweep.json."""
     varied = [
@@ -196,7 +216,8 @@ def test_what_a_config_has_for_each_value_survives(tmp_path, settings):
     }
     search = split([*given, *varied], ())
     config, _ = check(compose(search.first()), trains=False)
-    found = _check(search, config, "val/nll", 20, [])
+    found, mistakes = _read(search, config)
+    assert not mistakes
     for key, values in shown.items():
         assert [*found[key].values()] == values
         assert [type(v) for v in found[key].values()] == [type(v) for v in values]
