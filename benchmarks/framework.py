@@ -58,7 +58,7 @@ class Bare:
         for window in windows:
             with torch.autocast("cpu", torch.bfloat16) if self.mixed else nullcontext():
                 hidden, state = self.model(window.tokens, window.resets, self.state)
-                loss = self.head.loss(hidden, window.targets, window.weight)
+                loss = self.head.loss(hidden, window.targets, window.weight).loss
             loss.backward()
             self.state = detached(state)
             norm = float(global_norm(group["params"]))

@@ -72,8 +72,9 @@ class LinearCrossEntropy(torch.autograd.Function):
         weight: Tensor,
         chunk_size: int,
         memory: Memory,
-    ) -> Tensor:
-        """`Terms` -> scalar float32."""
+    ) -> tuple[Tensor, Tensor]:
+        """`Terms` -> the loss, scalar float32, and the sum of nll where weight is not 0, which has
+        no gradient: scalar float64, float32 on a device without."""
         dtype = product_dtype(matrix)
         scale = None
         if dtype == torch.float16:  # 1 / tokens is too small for it: rows are weighted up to 1
@@ -83,13 +84,13 @@ class LinearCrossEntropy(torch.autograd.Function):
         ctx.save_for_backward(*terms, scale)
         ctx.settings = (chunk_size, dtype, memory, any(ctx.needs_input_grad[:3]))
         nll, ctx.gradients = nll_and_gradients(terms, *ctx.settings)
-        # PyTorch divides a longer sum among threads, by their number.
-        pieces = (nll * weight).split(2**14)
-        loss = torch.stack([piece.sum() for piece in pieces]).sum()
-        return loss if scale is None else loss * scale
+        loss, exact = _sum(nll * weight), torch.float32 if nll.is_mps else torch.float64
+        nll_sum = _sum(torch.where(weight != 0, nll, 0.0).to(exact))
+        ctx.mark_non_differentiable(nll_sum)
+        return loss if scale is None else loss * scale, nll_sum
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_loss: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():  # only under create_graph=True
             raise RuntimeError(
                 "the fused loss made its gradients in forward and has no second derivative: "
@@ -109,6 +110,11 @@ class LinearCrossEntropy(torch.autograd.Function):
             for gradient, tensor in zip(gradients, tensors[:3], strict=True)
         )
         return hidden, matrix, bias, None, None, None, None
+
+
+def _sum(values: Tensor) -> Tensor:
+    """Of (rows); PyTorch divides a longer sum among threads, by their number."""
+    return torch.stack([piece.sum() for piece in values.split(2**14)]).sum()
 
 
 def nll_and_gradients(

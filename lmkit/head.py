@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,13 @@ from lmkit.ranges import Positive, Size
 LOGITS_AT_ONCE = 12 * 2**20
 
 
+class Loss(NamedTuple):
+    """Of one window."""
+
+    loss: Tensor  # scalar float32: what training minimises
+    nll: Tensor  # scalar: the sum of -log p(target) in nats where weight is not 0, no gradient
+
+
 class Head(nn.Module):
     """The interface that training, evaluation and scoring go by.
 
@@ -27,8 +35,9 @@ class Head(nn.Module):
     # Whether on compiled kernels results are bit for bit the same with any number of threads.
     any_threads = False
 
-    def loss(self, hidden: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
-        """The scalar sum of weight * nll; weight is float32 (batch, time), 0 where masked."""
+    def loss(self, hidden: Tensor, targets: Tensor, weight: Tensor) -> Loss:
+        """The sum of weight * nll, or another loss, and the sum of nll itself, which is logged;
+        weight is float32 (batch, time), 0 where masked."""
         raise NotImplementedError
 
     def nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
@@ -79,8 +88,8 @@ class FullSoftmax(Head):
         self.chunk_size = chunk_size or max(3 * hidden_size // 2, LOGITS_AT_ONCE // vocabulary_size)
         self._memory = Memory()
 
-    def loss(self, hidden: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
-        return LinearCrossEntropy.apply(
+    def loss(self, hidden: Tensor, targets: Tensor, weight: Tensor) -> Loss:
+        loss, nll = LinearCrossEntropy.apply(
             hidden.flatten(0, 1),
             self._matrix(),
             self.bias,
@@ -89,6 +98,7 @@ class FullSoftmax(Head):
             self.chunk_size,
             self._memory,
         )
+        return Loss(loss, nll)
 
     def keep_gradient(self) -> None:
         self._memory.gradient, self.weight.grad = self.weight.grad, None

@@ -96,10 +96,8 @@ class Task(pl.LightningModule):
         place = (window.epoch, window.index, window.first_lane, window.num_lanes)
         with Masks(self.seed, *place).use():
             hidden = self.hidden("train", window)
-        loss = self.head.loss(hidden, window.targets, window.weight)
-        # `weight` is one number at every target, so this is the sum of their nll.
-        nll_sum = loss.detach() / window.weight.max().clamp_min(1e-9)
-        self._nll_sum = self._nll_sum.to(loss.device) + nll_sum
+        loss, nll = self.head.loss(hidden, window.targets, window.weight)
+        self._nll_sum = self._nll_sum.to(loss.device) + nll
         self._num_targets += window.num_targets
         self.tokens_seen += window.num_targets
         return loss

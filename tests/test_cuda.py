@@ -65,7 +65,7 @@ def test_the_fused_loss_is_that_of_the_cpu(dtype):
         rows = hidden.to(device).requires_grad_()
         low = dtype != torch.float32 and device == DEVICE
         with torch.autocast(device, dtype, enabled=low):
-            loss = here.loss(rows, targets.to(device), weight.to(device))
+            loss = here.loss(rows, targets.to(device), weight.to(device)).loss
         grads = torch.autograd.grad(loss, [rows, *here.parameters()])
         found.append([loss.detach().cpu(), *(grad.float().cpu() for grad in grads)])
     for one, other in zip(*found, strict=True):

@@ -37,13 +37,8 @@ def gradients(loss, head, hidden):
 @pytest.mark.parametrize("bias", [True, False])
 def test_fused_equals_plain(chunk_size, bias):
     head, hidden, targets, weight = case(chunk_size=chunk_size, bias=bias)
-    fused, plain = (
-        f(*args)
-        for f, args in (
-            (head.loss, (hidden, targets, weight)),
-            (plain_loss, (head, hidden, targets, weight)),
-        )
-    )
+    fused = head.loss(hidden, targets, weight).loss
+    plain = plain_loss(head, hidden, targets, weight)
     torch.testing.assert_close(fused, plain)
     for one, other in zip(
         gradients(3 * fused, head, hidden), gradients(3 * plain, head, hidden), strict=True
@@ -53,10 +48,10 @@ def test_fused_equals_plain(chunk_size, bias):
 
 def test_bf16_stays_near_fp32():
     head, hidden, targets, weight = case(size=64)
-    exact = head.loss(hidden, targets, weight)
+    exact = head.loss(hidden, targets, weight).loss
     expected = gradients(exact, head, hidden)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        fused = head.loss(hidden, targets, weight)
+        fused = head.loss(hidden, targets, weight).loss
     torch.testing.assert_close(fused, exact, rtol=1e-2, atol=1e-2)
     for one, other in zip(gradients(fused, head, hidden), expected, strict=True):
         assert one.dtype == other.dtype
@@ -66,7 +61,10 @@ def test_bf16_stays_near_fp32():
 def test_nll_and_log_prob_agree_with_the_loss():
     head, hidden, targets, weight = case(chunk_size=4)
     nll = head.nll(hidden, targets)
-    torch.testing.assert_close((nll * weight).sum(), head.loss(hidden, targets, weight))
+    loss = head.loss(hidden, targets, weight)
+    torch.testing.assert_close((nll * weight).sum(), loss.loss)
+    torch.testing.assert_close(nll[weight != 0].double().sum(), loss.nll)
+    assert not loss.nll.requires_grad
     chunks = list(head.log_prob(hidden))
     assert max(map(len, chunks)) == 4
     log_prob = torch.cat(chunks)
@@ -79,19 +77,19 @@ def test_masked_positions_are_never_read():
     spoilt = hidden.detach().clone()
     spoilt[weight == 0] = 1e4
     torch.testing.assert_close(
-        head.loss(hidden, targets, weight), head.loss(spoilt, targets, weight)
+        head.loss(hidden, targets, weight).loss, head.loss(spoilt, targets, weight).loss
     )
 
 
 def test_gradient_accumulation_and_retained_graphs():
     head, hidden, targets, weight = case()
     expected = gradients(plain_loss(head, hidden, targets, weight), head, hidden)
-    loss = head.loss(hidden, targets, weight)
+    loss = head.loss(hidden, targets, weight).loss
     loss.backward(retain_graph=True)
     loss.backward()
     torch.testing.assert_close(head.weight.grad, 2 * expected[1])
     head.weight.grad.zero_()
-    loss = head.loss(hidden, targets, weight)
+    loss = head.loss(hidden, targets, weight).loss
     loss.backward(retain_graph=True)
     head.weight.grad.mul_(100)  # as clipping does; what backward keeps must not be this tensor
     head.weight.grad.zero_()
@@ -107,7 +105,7 @@ def test_tied_weight_gets_both_gradients():
     tokens, targets = torch.randint(11, (2, 2, 5))
     weight = torch.rand(2, 5)
     (fused,) = torch.autograd.grad(
-        head.loss(embedding(tokens).tanh(), targets, weight), [embedding.weight]
+        head.loss(embedding(tokens).tanh(), targets, weight).loss, [embedding.weight]
     )
     (plain,) = torch.autograd.grad(
         plain_loss(head, embedding(tokens).tanh(), targets, weight), [embedding.weight]
@@ -118,7 +116,7 @@ def test_tied_weight_gets_both_gradients():
 def test_differentiating_twice_is_refused():
     head, hidden, targets, weight = case()
     with pytest.raises(RuntimeError, match="has no second derivative"):
-        torch.autograd.grad(head.loss(hidden, targets, weight), [hidden], create_graph=True)
+        torch.autograd.grad(head.loss(hidden, targets, weight).loss, [hidden], create_graph=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -128,13 +126,15 @@ def test_a_target_of_vanishing_probability_has_its_nll(dtype):
     with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
         expected = plain_loss(head, hidden, targets, weight)
         assert (head.nll(hidden, targets) > 200).any(), "else its probability is a number"
-        torch.testing.assert_close(head.loss(hidden, targets, weight), expected, rtol=0.01, atol=0)
+        torch.testing.assert_close(
+            head.loss(hidden, targets, weight).loss, expected, rtol=0.01, atol=0
+        )
 
 
 def test_weights_far_below_half_precision_scale_loss_and_gradient():
     head, hidden, targets, weight = case(size=64)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        losses = [head.loss(hidden, targets, weight * scale) for scale in (1.0, 2.0**-100)]
+        losses = [head.loss(hidden, targets, weight * scale).loss for scale in (1.0, 2.0**-100)]
     large, small = (gradients(loss, head, hidden) for loss in losses)
     assert losses[1] == losses[0] * 2.0**-100
     for one, other in zip(small, large, strict=True):
@@ -144,8 +144,8 @@ def test_weights_far_below_half_precision_scale_loss_and_gradient():
 def test_the_fused_loss_without_gradients_is_the_same_number():
     head, hidden, targets, weight = case(chunk_size=4)
     with torch.no_grad():
-        alone = head.loss(hidden, targets, weight)
-    assert alone == head.loss(hidden, targets, weight)
+        alone = head.loss(hidden, targets, weight).loss
+    assert alone == head.loss(hidden, targets, weight).loss
 
 
 @pytest.mark.parametrize("choice", ["compiled", "torch"])
@@ -157,7 +157,7 @@ def test_head_is_the_same_either_way(choice, dtype):
     targets, weight = torch.randint(301, (4, 13)), torch.rand(4, 13)
     mixed = torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16)
     with kernels.use(choice), mixed:
-        loss = head.loss(hidden, targets, weight)
+        loss = head.loss(hidden, targets, weight).loss
         grads = torch.autograd.grad(loss, [hidden, *head.parameters()])
         with torch.no_grad():
             nll = head.nll(hidden, targets)
@@ -177,5 +177,5 @@ def test_the_sum_of_many_losses_is_bit_for_bit_the_same_with_any_number_of_threa
     losses = []
     for number in (1, 2, 5):
         with num_threads(number):
-            losses.append(float(head.loss(hidden, targets, weight).detach()))
+            losses.append(float(head.loss(hidden, targets, weight).loss.detach()))
     assert len(set(losses)) == 1

@@ -43,7 +43,7 @@ def losses(model, head, stream, bptt, num_steps):
             state = model.initial_state(len(stream))
         hidden, state = model(tokens, torch.zeros_like(tokens, dtype=torch.bool), state)
         state = detached(state)
-        loss = head.loss(hidden, targets, torch.full(targets.shape, 1 / targets.numel()))
+        loss = head.loss(hidden, targets, torch.full(targets.shape, 1 / targets.numel())).loss
         optimizer.zero_grad()
         loss.backward()
         for parameter in parameters:

@@ -9,7 +9,7 @@ import torch
 from lmkit import cli
 from lmkit.check import check
 from lmkit.config import compose
-from lmkit.head import FullSoftmax
+from lmkit.head import FullSoftmax, Loss
 
 WORDS = ["the", "of", "and", "to", "in", "is", "that", "it", "was", "for", "on", "as", "with"]
 
@@ -35,7 +35,11 @@ def rows() -> list[dict]:
 
 def test_a_diverged_training_ends_in_a_sentence(settings, capfd, monkeypatch):
     loss = FullSoftmax.loss
-    monkeypatch.setattr(FullSoftmax, "loss", lambda *arguments: loss(*arguments) * float("nan"))
+
+    def broken(*arguments: torch.Tensor) -> Loss:
+        return Loss(loss(*arguments).loss * float("nan"), torch.zeros(()))
+
+    monkeypatch.setattr(FullSoftmax, "loss", broken)
     assert cli.main([*settings, "trainer.max_epochs=1"]) == 1
     said = capfd.readouterr().err
     assert "\nerror: the loss or its gradient is not finite at step " in said
@@ -43,6 +47,23 @@ def test_a_diverged_training_ends_in_a_sentence(settings, capfd, monkeypatch):
     status = json.loads(Path("outputs/a/r/status.json").read_text())
     assert (status["status"], status["exit_code"]) == ("failed", 1)
     assert status["reason"].startswith("NonFiniteError: the loss or its gradient is not finite")
+
+
+def test_the_logged_nll_is_not_the_loss_divided_back(settings, monkeypatch):
+    """A loss of other terms, as label smoothing, leaves the nll what it is."""
+    keys = ["optimizer.lr=0", "trainer.max_epochs=1", "trainer.log_every_n_steps=1"]
+    assert cli.main([*settings, *keys]) == 0
+    expected = [row["train/nll"] for row in rows() if "train/nll" in row]
+    loss = FullSoftmax.loss
+
+    def smoothed(*arguments: torch.Tensor) -> Loss:
+        found = loss(*arguments)
+        return Loss(0.9 * found.loss + 0.1 * 5, found.nll)
+
+    monkeypatch.setattr(FullSoftmax, "loss", smoothed)
+    assert cli.main([*settings, *keys, "name=b"]) == 0
+    lines = Path("outputs/b/r/metrics.jsonl").read_text().splitlines()
+    assert [row["train/nll"] for row in map(json.loads, lines) if "train/nll" in row] == expected
 
 
 @pytest.mark.parametrize(("interval", "every"), [(None, 1), ("epoch", 0)])
