@@ -100,6 +100,34 @@ class LanguageModel(nn.Module):
         raise NotImplementedError
 
 
+class Reader:
+    """A model that reads a text window by window, with the state that it carries between them.
+
+    The state is detached after each window (truncated BPTT); None: the next one begins from zero.
+    """
+
+    def __init__(self, model: LanguageModel) -> None:
+        self.model = model
+        self.state: States | None = None
+
+    def read(self, tokens: Tensor, resets: Tensor) -> Tensor:
+        """tokens int64 and resets bool, both (lanes, time) -> hidden (lanes, time, hidden_size).
+
+        There may be fewer lanes than before: those that have ended are always the last ones.
+        """
+        lanes = len(tokens)
+        state = self.model.initial_state(lanes) if self.state is None else self.state
+        state = tuple(tuple(tensor[:lanes] for tensor in layer) for layer in state)
+        hidden, state = self.model(tokens, resets, state)
+        self.state = detached(state)
+        return hidden
+
+    def repeat(self, times: int) -> None:
+        """Go on in so many lanes from where the one lane is."""
+        assert self.state is not None
+        self.state = tuple(tuple(tensor.repeat(times, 1) for tensor in each) for each in self.state)
+
+
 class Recurrent(LanguageModel):
     """Embedding, a stack of recurrent layers, dropout on every connection that is not
     recurrent (Zaremba et al. 2014).

@@ -16,7 +16,7 @@ from lmkit.encoding import DocumentTokenizer
 from lmkit.errors import UserError
 from lmkit.head import Head
 from lmkit.lanes import Protocol
-from lmkit.model import LanguageModel
+from lmkit.model import LanguageModel, Reader
 from lmkit.tokenizer import Tokenizer
 
 PROMPT_POSITIONS = 1024
@@ -120,11 +120,11 @@ def _stream(
     # Generators on the CPU: the global one is left alone, and every device draws the same.
     generators = [torch.Generator().manual_seed(sampling.seed + i) for i in range(num_samples)]
     device = model.embedding.weight.device
-    state = model.initial_state(1)
+    reader = Reader(model)
     for tokens in torch.tensor([inputs], device=device).split(PROMPT_POSITIONS, dim=1):
-        hidden, state = model(tokens, torch.zeros_like(tokens, dtype=torch.bool), state)
+        hidden = reader.read(tokens, torch.zeros_like(tokens, dtype=torch.bool))
     hidden = hidden[:, -1:].repeat(num_samples, 1, 1)
-    state = tuple(tuple(x.repeat(num_samples, 1) for x in layer) for layer in state)
+    reader.repeat(num_samples)
     resets = torch.zeros(num_samples, 1, dtype=torch.bool, device=device)
     while True:
         chosen: list[Tensor] = []
@@ -134,7 +134,7 @@ def _stream(
             chosen.append(choose(log_prob.cpu(), uniform, sampling))
         tokens = torch.cat(chosen)
         yield tokens.tolist()
-        hidden, state = model(tokens[:, None].to(device), resets, state)
+        hidden = reader.read(tokens[:, None].to(device), resets)
 
 
 def choose(log_prob: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:

@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from lmkit.dropout import Masks
 from lmkit.head import Head
 from lmkit.metrics import TokenNLL, bits_per_byte, perplexity
-from lmkit.model import LanguageModel, States, detached, finite, joined, share_of
+from lmkit.model import LanguageModel, Reader, finite, joined, share_of
 from lmkit.optim import Stepping, global_norm, is_plain_sgd
 from lmkit.rendezvous import gather
 from lmkit.windows import Window
@@ -61,7 +61,7 @@ class Task(pl.LightningModule):
         self.seconds = 0.0  # spent on them
         self.val_sums = TokenNLL()
         self.test_sums = TokenNLL()
-        self._states: dict[str, States] = {}
+        self._readers: dict[str, Reader] = {}  # by stage
         # Since training values were last logged: this process's nll, all processes' targets.
         self._nll_sum = torch.zeros((), dtype=torch.float64)
         self._num_targets = 0
@@ -81,16 +81,9 @@ class Task(pl.LightningModule):
 
     def hidden(self, stage: str, window: Window) -> Tensor:
         """Hidden vectors of a window, going on from the state of the stage's last one."""
-        num_lanes = len(window.tokens)
         if window.index == 0:
-            self._states[stage] = self.model.initial_state(num_lanes)
-        # Evaluation drops the rows that have ended, always the last ones.
-        state = tuple(
-            tuple(tensor[:num_lanes] for tensor in layer) for layer in self._states[stage]
-        )
-        hidden, state = self.model(window.tokens, window.resets, state)
-        self._states[stage] = detached(state)
-        return hidden
+            self._readers[stage] = Reader(self.model)
+        return self._readers[stage].read(window.tokens, window.resets)
 
     def training_step(self, window: Window, batch_idx: int) -> Tensor:
         place = (window.epoch, window.index, window.first_lane, window.num_lanes)
@@ -224,7 +217,9 @@ class Task(pl.LightningModule):
             parameter.grad = None
         self._grad_norm = None
         self._nll_sum, self._num_targets = self._sums_before
-        self._states["train"] = finite(self._states["train"])
+        reader = self._readers["train"]
+        assert reader.state is not None
+        reader.state = finite(reader.state)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         optimizer = self.trainer.optimizers[0]
@@ -256,7 +251,8 @@ class Task(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The state in the order of all lanes; the sums of every process, by rank."""
-        own = {"state": self._states.get("train"), "nll_sum": self._nll_sum}
+        reader = self._readers.get("train")
+        own = {"state": reader and reader.state, "nll_sum": self._nll_sum}
         every = gather(own)
         states = [process["state"] for process in every]
         checkpoint["lmkit_task"] = {
@@ -279,7 +275,8 @@ class Task(pl.LightningModule):
         saved = checkpoint["lmkit_task"]
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
         if saved["state"] is not None:
-            self._states["train"] = share_of(saved["state"], rank, world_size)
+            self._readers["train"] = Reader(self.model)
+            self._readers["train"].state = share_of(saved["state"], rank, world_size)
         sums = saved["nll_sums"]
         if len(sums) != world_size:  # the run goes on with another number of processes
             sums = [sum(sums), *[torch.zeros_like(sums[0])] * (world_size - 1)]

@@ -24,7 +24,7 @@ from lmkit.identity import check_own
 from lmkit.kernels import Kernels
 from lmkit.lanes import Protocol, WindowLoader
 from lmkit.metrics import TokenNLL, perplexity
-from lmkit.model import LanguageModel
+from lmkit.model import LanguageModel, Reader
 from lmkit.regular_file import listed
 from lmkit.run import Run
 from lmkit.sampling import Sampling, sample_texts
@@ -178,6 +178,7 @@ class TrainedModel:
 
     def read(self, loader: WindowLoader) -> Iterator[tuple[Window, Tensor]]:
         """Each window, on the device, with its hidden vectors (batch, time, hidden_size)."""
+        reader = Reader(self.model)
         for window in loader:
             window = window._replace(
                 tokens=window.tokens.to(self.device),
@@ -185,13 +186,8 @@ class TrainedModel:
                 resets=window.resets.to(self.device),
                 mask=window.mask.to(self.device),
             )
-            rows = len(window.tokens)
             with self.computing():
-                if window.index == 0:
-                    state = self.model.initial_state(rows)
-                # The rows that have ended are always the last ones.
-                state = tuple(tuple(tensor[:rows] for tensor in layer) for layer in state)
-                hidden, state = self.model(window.tokens, window.resets, state)
+                hidden = reader.read(window.tokens, window.resets)
             yield window, hidden
 
     def nll_sums(self, loader: WindowLoader) -> Iterator[tuple[float, int]]:

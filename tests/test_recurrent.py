@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmkit import kernels
-from lmkit.model import GRU, LSTM, Elman, Window, detached
+from lmkit.model import GRU, LSTM, Elman, Reader, Window
 
 VOCABULARY = 13
 
@@ -85,13 +85,24 @@ def laid_out(documents, num_lanes):
 
 
 def run_in_windows(model, tokens, resets, bptt):
-    state, parts = model.initial_state(len(tokens)), []
-    for begin in range(0, tokens.shape[1], bptt):
-        window = slice(begin, begin + bptt)
-        hidden, state = model(tokens[:, window], resets[:, window], state)
-        state = detached(state)
-        parts.append(hidden)
-    return torch.cat(parts, dim=1)
+    reader = Reader(model)
+    windows = (slice(begin, begin + bptt) for begin in range(0, tokens.shape[1], bptt))
+    return torch.cat([reader.read(tokens[:, w], resets[:, w]) for w in windows], dim=1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_reader_goes_on_in_the_lanes_that_are_left(kind):
+    model = build(kind).eval()
+    tokens = torch.randint(VOCABULARY, (3, 12), generator=torch.Generator().manual_seed(1))
+    resets = torch.zeros_like(tokens, dtype=torch.bool)
+    reader = Reader(model)
+    with torch.no_grad():
+        whole, _ = model(tokens, resets, model.initial_state(3))
+        for lanes, window in ((3, slice(0, 5)), (2, slice(5, 8)), (1, slice(8, 12))):
+            found = reader.read(tokens[:lanes, window], resets[:lanes, window])
+            torch.testing.assert_close(found, whole[:lanes, window])
+        reader.state = None
+        torch.testing.assert_close(reader.read(tokens, resets), whole)
 
 
 document_lists = st.lists(
