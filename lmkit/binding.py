@@ -375,11 +375,10 @@ def _impossible_values(
     check = getattr(owner, "check", None)
     if check is None:
         return []
-    parameters = inspect.signature(owner).parameters
-    values = {n: p.default for n, p in parameters.items() if p.default is not p.empty}
-    values |= {name: value for name, value in fitted.items() if name in parameters}
-    values = {name: value for name, value in values.items() if name not in given}
-    names = re.compile(rf"(?<![\w.])({'|'.join(parameters)})(?==)")
+    keys = {name: key for name, key in signature_keys(owner).items() if name not in given}
+    values = {name: key.default for name, key in keys.items() if not key.required}
+    values |= {name: value for name, value in fitted.items() if name in keys}
+    names = re.compile(rf"(?<![\w.])({'|'.join(keys)})(?==)")
     return [names.sub(rf"{path}.\1", mistake) for mistake in check(**values)]
 
 

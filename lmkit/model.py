@@ -206,29 +206,11 @@ class LSTM(Recurrent):
         self,
         vocabulary_size: int,
         *,
-        embedding_size: Size = 200,
-        hidden_size: Size = 200,
-        num_layers: Size = 2,
-        dropout: Share = 0.0,
-        embedding_dropout: Share | None = None,
-        output_dropout: Share | None = None,
-        tie_weights: bool = False,
-        init_range: Positive | None = None,
-        recurrent_init: RecurrentInit = "uniform",
         forget_gate_bias: Real | None = None,
+        **settings: Any,
     ) -> None:
-        super().__init__(
-            vocabulary_size,
-            embedding_size=embedding_size,
-            hidden_size=hidden_size,
-            num_layers=num_layers,
-            dropout=dropout,
-            embedding_dropout=embedding_dropout,
-            output_dropout=output_dropout,
-            tie_weights=tie_weights,
-            init_range=init_range,
-            recurrent_init=recurrent_init,
-        )
+        """settings: those of `Recurrent`."""
+        super().__init__(vocabulary_size, **settings)
         if forget_gate_bias is not None:
             for layer in self.layers:
                 forget = slice(layer.hidden_size, 2 * layer.hidden_size)
@@ -248,29 +230,11 @@ class Elman(Recurrent):
         self,
         vocabulary_size: int,
         *,
-        embedding_size: Size = 200,
-        hidden_size: Size = 200,
-        num_layers: Size = 2,
-        dropout: Share = 0.0,
-        embedding_dropout: Share | None = None,
-        output_dropout: Share | None = None,
-        tie_weights: bool = False,
-        init_range: Positive | None = None,
-        recurrent_init: RecurrentInit = "uniform",
         nonlinearity: Nonlinearity = "tanh",
+        **settings: Any,
     ) -> None:
-        super().__init__(
-            vocabulary_size,
-            embedding_size=embedding_size,
-            hidden_size=hidden_size,
-            num_layers=num_layers,
-            dropout=dropout,
-            embedding_dropout=embedding_dropout,
-            output_dropout=output_dropout,
-            tie_weights=tie_weights,
-            init_range=init_range,
-            recurrent_init=recurrent_init,
-        )
+        """settings: those of `Recurrent`."""
+        super().__init__(vocabulary_size, **settings)
         for index, layer in enumerate(self.layers):
             assert isinstance(layer, ElmanLayer)
             layer.nonlinearity = nonlinearity

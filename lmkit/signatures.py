@@ -17,10 +17,14 @@ from lmkit.allow import FORWARDED
 
 @dataclass(frozen=True)
 class Key:
-    """One key of a signature: the type of its value and whether it has a default."""
+    """One key of a signature: the type of its value, and its default where it has one."""
 
     hint: Any
-    required: bool
+    default: Any = inspect.Parameter.empty
+
+    @property
+    def required(self) -> bool:
+        return self.default is inspect.Parameter.empty
 
 
 def signature_keys(target: Callable[..., Any]) -> dict[str, Key]:
@@ -30,7 +34,7 @@ def signature_keys(target: Callable[..., Any]) -> dict[str, Key]:
     for function in _functions(target):
         hints = _hints(function)
         named = {
-            name: Key(hints.get(name, parameter.annotation), parameter.default is parameter.empty)
+            name: Key(hints.get(name, parameter.annotation), parameter.default)
             for name, parameter in _named(function).items()
         }
         # What a class asks for, one that inherits from it passes itself.
