@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from lmkit.allow import resolve_target
+from lmkit.allow import resolve_target, slot_bases
 from lmkit.errors import UserError
 from lmkit.keys import elsewhere, option_targets, options_taking
 from lmkit.ranges import broken
@@ -230,12 +230,16 @@ def describe(hint: Any) -> str:
     return str(getattr(hint, "__name__", hint))
 
 
-def build(node: Mapping[str, Any], *, bases: tuple[type, ...] = (), **given: Any) -> Any:
-    """Call the class that a checked node names, nested nodes first and secrets filled in.
+def build(slot: str, node: Mapping[str, Any], **given: Any) -> Any:
+    """Call the class that a checked node of a slot names, nested nodes first and secrets filled in.
 
     Of `given`, the class gets what its signature has: a scheduler need not take `num_steps`.
-    Raises UserError where the allowlist forbids the class.
+    Raises UserError where the allowlist forbids the class, or it is none of the slot's.
     """
+    return _build(node, slot_bases(slot), given)
+
+
+def _build(node: Mapping[str, Any], bases: tuple[type, ...], given: Mapping[str, Any]) -> Any:
     target = resolve_target(node["_target_"], bases)
     keys = signature_keys(target)
     arguments = {
@@ -266,7 +270,7 @@ def _value(value: Any, hint: Any, given: Mapping[str, Any]) -> Any:
     if isinstance(value, Mapping):
         if "_target_" in value:
             if bases := _object_bases(hint):
-                return build(value, bases=bases, **given)
+                return _build(value, bases, given)
             raise UserError(f"expected a plain value, found a {value['_target_']}")
         plain = {key: _value(inner, Any, given) for key, inner in value.items()}
         record = next((arm for arm in arms if arm is timedelta or is_dataclass(arm)), None)

@@ -100,7 +100,7 @@ def check(
             mistakes += missing_packages(config["logger"])
             parts = {name: split_node(name, config.get(name) or {}) for name in BESIDE_OBJECT}
             source, tokenizer = (
-                attempt(name, node, partial(build, bases=slot_bases(name)), mistakes)
+                attempt(name, node, partial(build, name), mistakes)
                 for name, node in (
                     ("data", parts["data"][0]),
                     ("tokenizer", config.get("tokenizer")),

@@ -16,7 +16,7 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from torch.optim import SGD
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from lmkit.allow import SLOTS, resolve_target, slot_bases
+from lmkit.allow import SLOTS, resolve_target
 from lmkit.binding import build
 from lmkit.errors import UserError
 from lmkit.loggers import TRACKERS
@@ -110,7 +110,7 @@ def _told(path: str, key: str | None, value: Any, error: Exception) -> str:
 
 
 def _simply(slot: str, **given: Any) -> Make:
-    return lambda node: build(node, bases=slot_bases(slot), **given)
+    return lambda node: build(slot, node, **given)
 
 
 def _model(config: Node, mistakes: list[str]) -> None:
@@ -135,7 +135,7 @@ def _schedule(config: Node, stepping: Node, mistakes: list[str]) -> None:
         return torch.zeros(())
 
     def make_optimizer(node: dict[str, Any]) -> Any:
-        optimizer = build(node, bases=slot_bases("optimizer"), params=parameters)
+        optimizer = build("optimizer", node, params=parameters)
         optimizer.step(loss)
         return optimizer
 
@@ -144,7 +144,7 @@ def _schedule(config: Node, stepping: Node, mistakes: list[str]) -> None:
     def make(node: dict[str, Any]) -> Any:
         # What is wrong with a schedule is told also where its optimiser cannot be had.
         steps = optimizer or SGD(parameters, lr=0.1)
-        scheduler = build(node, bases=slot_bases("scheduler"), optimizer=steps, num_steps=1)
+        scheduler = build("scheduler", node, optimizer=steps, num_steps=1)
         by_step = Stepping(**stepping).settings(scheduler)["interval"] == "step"
         length = (config.get("trainer") or {}).get("max_steps" if by_step else "max_epochs")
         check_length(scheduler, length or -1)

@@ -13,7 +13,6 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from lmkit.allocator import keep_freed_memory
-from lmkit.allow import slot_bases
 from lmkit.binding import build
 from lmkit.check import split_data
 from lmkit.errors import UserError
@@ -147,7 +146,7 @@ def _text(
         named = {} if file is None else {"file": readable(str(Path(file).absolute()))}
         return named or {"text": "given"}, Text.of(given, tokenizer, by_line)
     split = split or "test"
-    source = build(split_data(config["data"])[0], bases=slot_bases("data"))
+    source = build("data", split_data(config["data"])[0])
     if split not in source.splits:
         raise UserError(f"split={split}: the data has {', '.join(source.splits)}")
     cache = run.path.parents[1] / ".cache"

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from lmkit.allow import slot_bases
 from lmkit.binding import build
 from lmkit.check import split_node
 from lmkit.config import report
@@ -73,13 +72,13 @@ def check_schedule(config: Mapping[str, Any], data: DataModule) -> None:
     config: with the trainer's limits as numbers of windows.
     """
     node, stepping = split_node("scheduler", config["scheduler"] or {})
-    trainer, bases = config["trainer"], slot_bases("scheduler")
+    trainer = config["trainer"]
     if not node or trainer.get("fast_dev_run"):
         return
     parameters = [torch.nn.Parameter(torch.zeros(2, 2))]
     with silent():
-        optimizer = build(config["optimizer"], bases=slot_bases("optimizer"), params=parameters)
-        scheduler = build(node, bases=bases, optimizer=optimizer, num_steps=1)
+        optimizer = build("optimizer", config["optimizer"], params=parameters)
+        scheduler = build("scheduler", node, optimizer=optimizer, num_steps=1)
     if not has_end(scheduler):
         return
     epochs, most = trainer.get("max_epochs", -1), trainer.get("max_steps", -1)

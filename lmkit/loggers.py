@@ -114,5 +114,5 @@ def _make(key: str, node: Mapping[str, Any], run: Run) -> Logger:
         # MLflow's own default, files below the current directory, it refuses by now.
         node = {"artifact_location": "mlflow", **node}
         node["tracking_uri"] = f"sqlite:///{run.path / 'mlflow.db'}"
-    made: Logger = build(anchored(node, run.path), bases=slot_bases("logger"), **given)
+    made: Logger = build("logger", anchored(node, run.path), **given)
     return made

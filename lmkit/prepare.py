@@ -11,7 +11,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from lmkit.allow import slot_bases
 from lmkit.atomic import write_atomically
 from lmkit.binding import build
 from lmkit.check import split_data
@@ -78,10 +77,10 @@ def prepare(
 
 def parts(config: Mapping[str, Any]) -> tuple[Source, Tokenizer]:
     """Source and tokenizer of a config, which must be of text."""
-    source = build(split_data(config["data"])[0], bases=slot_bases("data"))
+    source = build("data", split_data(config["data"])[0])
     if isinstance(source, PreparedSource):
         raise UserError("data has tokens that are prepared already: give the text")
-    return source, build(config["tokenizer"], bases=slot_bases("tokenizer"))
+    return source, build("tokenizer", config["tokenizer"])
 
 
 def _write_data(directory: Path, prepared: Prepared) -> None:

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from lmkit import hardware, kernels, threads
-from lmkit.allow import slot_bases
 from lmkit.binding import build
 from lmkit.checkpoint_io import load_checkpoint, read_manifest
 from lmkit.datamodule import DataModule
@@ -61,10 +60,10 @@ class TokenScore(NamedTuple):
 
 def build_model(config: Mapping[str, Any], vocabulary_size: int) -> tuple[LanguageModel, Head]:
     """The model and head that a checked config describes, with fresh weights."""
-    model = build(config["model"], bases=slot_bases("model"), vocabulary_size=vocabulary_size)
+    model = build("model", config["model"], vocabulary_size=vocabulary_size)
     head = build(
+        "head",
         config["head"],
-        bases=slot_bases("head"),
         hidden_size=model.hidden_size,
         vocabulary_size=vocabulary_size,
         embedding=model.embedding,

@@ -13,7 +13,7 @@ import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.profilers import Profiler
 
-from lmkit.allow import resolve_target, slot_bases
+from lmkit.allow import resolve_target
 from lmkit.binding import build
 from lmkit.errors import UserError, as_user_error
 from lmkit.redaction import redact
@@ -37,8 +37,8 @@ def build_trainer(node: Mapping[str, Any], **given: Any) -> pl.Trainer:
     if profiler := node.get("profiler"):
         node["profiler"] = _profiler(profiler, directory)
     trainer: pl.Trainer = build(
+        "trainer",
         anchored(node, directory),
-        bases=slot_bases("trainer"),
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,

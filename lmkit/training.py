@@ -15,7 +15,6 @@ from lightning.pytorch.loggers.logger import DummyLogger
 
 from lmkit import hardware, kernels, threads
 from lmkit.allocator import keep_freed_memory
-from lmkit.allow import slot_bases
 from lmkit.binding import build
 from lmkit.check import split_data, split_node
 from lmkit.checkpoint import Checkpoint
@@ -106,8 +105,8 @@ def make_data(config: dict[str, Any]) -> DataModule:
     """The data module of a checked config, its stores cached under the outputs."""
     source, settings = split_data(config["data"])
     return DataModule(
-        build(source, bases=slot_bases("data")),
-        build(config["tokenizer"], bases=slot_bases("tokenizer")),
+        build("data", source),
+        build("tokenizer", config["tokenizer"]),
         cache=Path(config["outputs"]) / ".cache",
         seed=config["seed"],
         **settings,
@@ -119,13 +118,13 @@ def make_task(config: dict[str, Any], data: DataModule) -> Task:
     model, head = build_model(config, data.tokenizer.vocabulary_size)
 
     def make_optimizer(params: Any) -> Any:
-        return build(config["optimizer"], bases=slot_bases("optimizer"), params=params)
+        return build("optimizer", config["optimizer"], params=params)
 
     node, stepping = split_node("scheduler", config["scheduler"] or {})
 
     def make_scheduler(optimizer: Any, num_steps: float) -> Any:
         given = {"optimizer": optimizer, "num_steps": num_steps}
-        return build(node, bases=slot_bases("scheduler"), **given) if node else None
+        return build("scheduler", node, **given) if node else None
 
     splits = {"val": "valid", "test": "test"} if data.tokenizer.lossless else {}
     stores = data.prepared.stores
@@ -153,7 +152,7 @@ def _make_trainer(
 
     samples = {"generate": generate, "path": run.path / "samples.jsonl"}
     callbacks = [
-        build(anchored(node, run.path), bases=slot_bases("callbacks"), **samples)
+        build("callbacks", anchored(node, run.path), **samples)
         for node in config["callbacks"].values()
     ]
     # Checkpoint saves the state of the callbacks before it.

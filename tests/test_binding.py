@@ -156,18 +156,17 @@ def test_a_class_checks_its_values_together_once_they_fit(values, expected):
 
 def test_build_calls_the_class_with_what_it_takes():
     parameter = torch.nn.Parameter(torch.zeros(1))
-    bases = (torch.optim.Optimizer,)
-    optimizer = build(node(lr=0.5), bases=bases, params=[parameter], num_steps=3)
+    optimizer = build("optimizer", node(lr=0.5), params=[parameter], num_steps=3)
     assert optimizer.param_groups[0]["lr"] == 0.5
 
 
 def test_build_makes_nested_objects_of_the_annotated_kind_only():
     trainer = {"_target_": "lightning.pytorch.Trainer", "accelerator": "cpu", "logger": False}
     profiler = {"_target_": "lightning.pytorch.profilers.SimpleProfiler", "filename": "times"}
-    made = build({**trainer, "profiler": profiler})
+    made = build("trainer", {**trainer, "profiler": profiler})
     assert made.profiler.filename == "times"
     with pytest.raises(UserError, match=r"^torch\.nn\.Linear is not a lightning\."):
-        build({**trainer, "profiler": {"_target_": "torch.nn.Linear"}})
+        build("trainer", {**trainer, "profiler": {"_target_": "torch.nn.Linear"}})
 
 
 @pytest.mark.parametrize(
@@ -189,14 +188,14 @@ def test_no_object_hides_in_a_list_or_mapping_of_an_untyped_parameter(value):
         assert mistakes[0].startswith(f"optimizer.{name}: expected ")
         assert mistakes[0].endswith(", found an object with a _target_ in it")
         with pytest.raises(UserError, match="expected a plain value, found a "):
-            build(node(weight_decay=value), params=[])
+            build("optimizer", node(weight_decay=value), params=[])
 
 
 def test_build_does_not_trust_an_unchecked_node():
     with pytest.raises(UserError, match="not allowed"):
-        build({"_target_": "os.system", "command": "true"})
+        build("optimizer", {"_target_": "os.system", "command": "true"})
     with pytest.raises(UserError, match="not allowed"):
-        build(node(lr={"_target_": "os.system", "command": "true"}), params=[])
+        build("optimizer", node(lr={"_target_": "os.system", "command": "true"}), params=[])
 
 
 def test_secrets_are_read_only_when_built(monkeypatch):
@@ -213,7 +212,7 @@ def test_secrets_are_read_only_when_built(monkeypatch):
     assert not mistakes
     assert bound == values
     with pytest.raises(UserError, match="/no/such/place"):
-        build(bound)
+        build("tokenizer", bound)
 
 
 @pytest.mark.parametrize(

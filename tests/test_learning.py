@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 
-from lmkit.allow import slot_bases
 from lmkit.binding import build as build_node
 from lmkit.config import compose
 from lmkit.head import FullSoftmax
@@ -34,7 +33,7 @@ def losses(model, head, stream, bptt, num_steps):
     stream (lanes, n + 1)."""
     config = compose([]).config
     parameters = list(dict.fromkeys([*model.parameters(), *head.parameters()]))
-    optimizer = build_node(config["optimizer"], bases=slot_bases("optimizer"), params=parameters)
+    optimizer = build_node("optimizer", config["optimizer"], params=parameters)
     windows = (stream.shape[1] - 1) // bptt
     for step in range(num_steps):
         at = step % windows * bptt

@@ -155,7 +155,7 @@ def parameters() -> list[torch.nn.Parameter]:
 @pytest.mark.parametrize("cls", OPTIMIZERS, ids=lambda cls: cls.__name__)
 def test_every_optimiser_is_made(cls):
     node, _ = bound(cls, DOCUMENTED.get(cls, {}), "optimizer")
-    assert type(build(node, bases=slot_bases("optimizer"), params=parameters())) is cls
+    assert type(build("optimizer", node, params=parameters())) is cls
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_every_schedule_is_made_and_has_the_rates_of_torch(cls):
     node, mistakes = bound(cls, DOCUMENTED.get(cls, {}), "scheduler")
     assert mistakes == []
     rates = []
-    for make in (lambda o: build(node, bases=slot_bases("scheduler"), optimizer=o), by_hand(cls)):
+    for make in (lambda o: build("scheduler", node, optimizer=o), by_hand(cls)):
         optimizer = optim.SGD(parameters(), lr=0.1, momentum=0.9)
         scheduler = make(optimizer)
         step = (1.0,) if cls is lr_scheduler.ReduceLROnPlateau else ()
@@ -279,13 +279,13 @@ def test_a_time_and_a_record_become_objects():
         callbacks.ModelCheckpoint, {"train_time_interval": {"hours": 2}}, "callbacks"
     )
     assert mistakes == []
-    made = build(node, bases=slot_bases("callbacks"))
+    made = build("callbacks", node)
     assert made._train_time_interval.total_seconds() == 7200
     for wrong in (3, {"years": 1}, {"hours": "many"}):
         _, mistakes = bound(callbacks.ModelCheckpoint, {"train_time_interval": wrong}, "callbacks")
         assert "a mapping, as {minutes: 30} | null" in mistakes[0]
     node, _ = bound(callbacks.RichProgressBar, {"theme": {"progress_bar": "green"}}, "callbacks")
-    assert build(node, bases=slot_bases("callbacks")).theme.progress_bar == "green"
+    assert build("callbacks", node).theme.progress_bar == "green"
 
 
 def test_a_list_of_objects_holds_those_of_its_kind_alone():
@@ -298,4 +298,4 @@ def test_a_list_of_objects_holds_those_of_its_kind_alone():
     node = {"_target_": "torch.optim.lr_scheduler.SequentialLR", **values}
     optimizer = optim.SGD(parameters())
     with pytest.raises(UserError, match="is not a torch"):
-        build(node, bases=slot_bases("scheduler"), optimizer=optimizer)
+        build("scheduler", node, optimizer=optimizer)

@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from lmkit.allow import slot_bases
 from lmkit.binding import build
 from lmkit.checkpoint_io import AtomicCheckpointIO, link
 from lmkit.corpus import WikiText
@@ -66,7 +65,7 @@ def make_run(
         "callbacks": {},
     }
     run = Run.create(outputs, "tiny", f"{model}-{tokenizer}-{protocol}", config)
-    untrained = build(config["tokenizer"], bases=slot_bases("tokenizer"))
+    untrained = build("tokenizer", config["tokenizer"])
     by_line = protocol == "sentence"
     prepared = prepare(
         WikiText(str(corpus)), untrained, outputs / ".cache", progress=False, by_line=by_line
