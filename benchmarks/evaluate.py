@@ -18,8 +18,9 @@ from baseline import Baseline, read
 from measure import Rates, console, print_header, settings
 from turns import Settings, start
 
+from lmkit.assembly import build_model
 from lmkit.lanes import Protocol
-from lmkit.trained import POSITIONS, TrainedModel, build_model
+from lmkit.trained import POSITIONS, TrainedModel
 
 LANES, EXAMPLE_LANES, BPTT = 64, 10, 35
 

@@ -18,7 +18,8 @@ from baseline import Baseline
 from measure import Rates, console, default_allocator, print_header, settings
 from turns import LMKIT, PLAIN, Settings, start
 
-from lmkit.trained import TrainedModel, build_model
+from lmkit.assembly import build_model
+from lmkit.trained import TrainedModel
 
 
 @dataclass

@@ -19,9 +19,10 @@ from rich.table import Table
 from turns import make_trainer
 
 from lmkit.allocator import keep_freed_memory
+from lmkit.assembly import make_data
 from lmkit.check import check
 from lmkit.config import compose
-from lmkit.training import make_data, make_task
+from lmkit.training import make_task
 
 DOCUMENTS, LANES, SIZE, LAYERS = 2, 2, 200, 2
 

@@ -32,9 +32,9 @@ from measure import console, in_child, print_header, settings
 from rich.table import Table
 from turns import Settings, composed
 
+from lmkit.assembly import build_model, make_data
 from lmkit.estimate import estimate
-from lmkit.trained import TrainedModel, build_model
-from lmkit.training import make_data
+from lmkit.trained import TrainedModel
 
 WAITING = 0.3  # seconds for a neighbour to start, or to be gone
 PLAIN = "plain loop"

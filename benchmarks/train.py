@@ -34,8 +34,9 @@ from rich.table import Table
 from turns import LMKIT, PLAIN, PLAIN_BF16, Settings, TurnAbout, composed, make_trainer, start
 
 from lmkit.allocator import keep_freed_memory
+from lmkit.assembly import make_data
 from lmkit.metrics import perplexity
-from lmkit.training import make_data, make_task
+from lmkit.training import make_task
 
 MEMORY_STEPS = 6
 

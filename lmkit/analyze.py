@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from lmkit.assembly import make_data
 from lmkit.atomic import write_atomically
 from lmkit.errors import UserError
 from lmkit.groups import nearest
@@ -20,7 +21,6 @@ from lmkit.launch import train
 from lmkit.probe import chance, check_config, num_correct, predictions, same_size
 from lmkit.run import Run, mint_id, strict_json
 from lmkit.trained import TrainedModel
-from lmkit.training import make_data
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

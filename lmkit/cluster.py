@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lmkit.assembly import text_and_tokenizer
 from lmkit.check import check
 from lmkit.config import compose
 from lmkit.pool import Job, num_cores
-from lmkit.prepare import parts
 from lmkit.store import Encode, plan
 
 
@@ -42,5 +42,7 @@ def shard_step(arguments: Sequence[str], store: str, workers: int | None = None)
     cache, place = Path(config["outputs"]) / ".cache", Path(store).expanduser().absolute()
     workers = num_cores() if workers is None else workers
     by_line = config["data"].get("protocol") == "sentence"
-    encode, jobs = plan(*parts(config), cache, workers=workers, store=place, by_line=by_line)
+    encode, jobs = plan(
+        *text_and_tokenizer(config), cache, workers=workers, store=place, by_line=by_line
+    )
     return ShardStep(encode, tuple(jobs))

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from lmkit import hardware, kernels
 from lmkit.allow import allowed_prefixes
+from lmkit.assembly import make_data
 from lmkit.check import check
 from lmkit.config import Composition
 from lmkit.environment import environment
@@ -21,7 +22,6 @@ from lmkit.estimate import Estimate, estimate, lasting
 from lmkit.gemm import onednn_is_exact
 from lmkit.groups import CONF
 from lmkit.limits import check_limits
-from lmkit.training import make_data
 from lmkit.wandb_logger import logged_in
 
 

@@ -14,13 +14,14 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from lmkit import hardware, kernels, threads
 from lmkit.allocator import keep_freed_memory
+from lmkit.assembly import make_data
 from lmkit.datamodule import DataModule
 from lmkit.limits import in_windows
 from lmkit.rendezvous import cluster
 from lmkit.threads import Threads
 from lmkit.trained import any_threads
 from lmkit.trainer import build_trainer, complaints
-from lmkit.training import make_data, make_task, quiet
+from lmkit.training import make_task, quiet
 
 WARM_UP = 3  # windows, or a second
 SECONDS = 3.0  # of steps with the number of threads that was chosen

@@ -13,8 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from lmkit.allocator import keep_freed_memory
-from lmkit.binding import build
-from lmkit.check import split_data
+from lmkit.assembly import make_source
 from lmkit.errors import UserError
 from lmkit.identity import recorded
 from lmkit.lanes import Protocol
@@ -146,7 +145,7 @@ def _text(
         named = {} if file is None else {"file": readable(str(Path(file).absolute()))}
         return named or {"text": "given"}, Text.of(given, tokenizer, by_line)
     split = split or "test"
-    source = build("data", split_data(config["data"])[0])
+    source = make_source(config)
     if split not in source.splits:
         raise UserError(f"split={split}: the data has {', '.join(source.splits)}")
     cache = run.path.parents[1] / ".cache"

@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lmkit import hardware
+from lmkit.assembly import make_data
 from lmkit.checkpoint_io import latest_checkpoint, newest_manifest
 from lmkit.datamodule import DataModule
 from lmkit.errors import MachineError, UserError, as_user_error, exit_code
@@ -37,7 +38,7 @@ from lmkit.run import Run, no_checkpoint, no_end
 from lmkit.signals import Stopped, follow_parent
 from lmkit.threads import Threads, counted
 from lmkit.trained import TrainedModel
-from lmkit.training import make_data, work
+from lmkit.training import work
 from lmkit.wandb_logger import unsynced
 from lmkit.workers import log_to, work_in_processes
 

@@ -11,16 +11,15 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from lmkit.assembly import text_and_tokenizer
 from lmkit.atomic import write_atomically
-from lmkit.binding import build
-from lmkit.check import split_data
-from lmkit.encoding import FILE, Tokenizer
+from lmkit.encoding import FILE
 from lmkit.errors import UserError
 from lmkit.pool import num_cores
 from lmkit.shard import MANIFEST, damaged
-from lmkit.source import SPLITS, Source
+from lmkit.source import SPLITS
 from lmkit.store import prepare as prepare_stores
-from lmkit.stored import DATA, PreparedSource, Store
+from lmkit.stored import DATA, Store
 from lmkit.token_store import Prepared, TokenStore
 from lmkit.tokenizer import load_tokenizer
 
@@ -50,7 +49,7 @@ def prepare(
         if store is None:
             raise UserError("verify=true: name the directory too, with store=DIR")
         return _verify(Path(store).expanduser())
-    source, tokenizer = parts(config)
+    source, tokenizer = text_and_tokenizer(config)
     workers = num_cores() if workers is None else workers
     place = None if store is None else Path(store).expanduser().absolute()
     cache = Path(config["outputs"]) / ".cache"
@@ -73,14 +72,6 @@ def prepare(
         }
     _show(result, prepared, store, overrides)
     return result
-
-
-def parts(config: Mapping[str, Any]) -> tuple[Source, Tokenizer]:
-    """Source and tokenizer of a config, which must be of text."""
-    source = build("data", split_data(config["data"])[0])
-    if isinstance(source, PreparedSource):
-        raise UserError("data has tokens that are prepared already: give the text")
-    return source, build("tokenizer", config["tokenizer"])
 
 
 def _write_data(directory: Path, prepared: Prepared) -> None:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from lmkit.allow import resolve_target
+from lmkit.assembly import build_model
 from lmkit.config import report
 from lmkit.corpus import MemoryProbe
 from lmkit.errors import UserError
@@ -19,7 +20,7 @@ from lmkit.probe_corpus import NUM_NEEDED, needed_words, probe_distance
 from lmkit.signatures import signature_keys
 from lmkit.store import TokenStore
 from lmkit.tokenizer import Word
-from lmkit.trained import TrainedModel, build_model
+from lmkit.trained import TrainedModel
 
 NUM_LANES = 64
 

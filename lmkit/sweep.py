@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 
 from lmkit import hardware
+from lmkit.assembly import make_data
 from lmkit.atomic import write_atomically
 from lmkit.check import check
 from lmkit.config import compose, report, reported
@@ -29,7 +30,6 @@ from lmkit.search import Search
 from lmkit.signals import SIGNALS, Stopped
 from lmkit.study import OUTCOMES, FrozenTrial, Pruner, Sampler, Study, Trial
 from lmkit.sweep_report import Board, Shown, draw, identity, results, run_of, show
-from lmkit.training import make_data
 from lmkit.trial import TrialProcess
 
 Metric = Literal["val/nll", "val/bits_per_byte"]

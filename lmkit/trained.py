@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lmkit import hardware, kernels, threads
-from lmkit.binding import build
+from lmkit.assembly import build_model
 from lmkit.checkpoint_io import load_checkpoint, read_manifest
 from lmkit.datamodule import DataModule
 from lmkit.errors import UserError
@@ -56,20 +56,6 @@ class TokenScore(NamedTuple):
     rank: int
     top: tuple[tuple[str, float], ...]
     unknown: bool = False
-
-
-def build_model(config: Mapping[str, Any], vocabulary_size: int) -> tuple[LanguageModel, Head]:
-    """The model and head that a checked config describes, with fresh weights."""
-    model = build("model", config["model"], vocabulary_size=vocabulary_size)
-    head = build(
-        "head",
-        config["head"],
-        hidden_size=model.hidden_size,
-        vocabulary_size=vocabulary_size,
-        embedding=model.embedding,
-        init_range=model.init_range,
-    )
-    return model, head
 
 
 def any_threads(model: LanguageModel, head: Head, device: str, precision: str) -> bool:

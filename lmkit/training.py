@@ -15,8 +15,9 @@ from lightning.pytorch.loggers.logger import DummyLogger
 
 from lmkit import hardware, kernels, threads
 from lmkit.allocator import keep_freed_memory
+from lmkit.assembly import build_model, make_data
 from lmkit.binding import build
-from lmkit.check import split_data, split_node
+from lmkit.check import split_node
 from lmkit.checkpoint import Checkpoint
 from lmkit.checkpoint_io import AtomicCheckpointIO, load_checkpoint, read_manifest
 from lmkit.continuation import Continuation
@@ -40,7 +41,6 @@ from lmkit.sampling import Sampling, sample_texts
 from lmkit.signals import StopSignals
 from lmkit.task import Task
 from lmkit.tracker import Account, Tracking
-from lmkit.trained import build_model
 from lmkit.trainer import build_trainer, complaints
 
 log = logging.getLogger(__name__)
@@ -99,18 +99,6 @@ def work(
                 tracker.finish(summary, code)
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             run.write("summary.json", summary)
-
-
-def make_data(config: dict[str, Any]) -> DataModule:
-    """The data module of a checked config, its stores cached under the outputs."""
-    source, settings = split_data(config["data"])
-    return DataModule(
-        build("data", source),
-        build("tokenizer", config["tokenizer"]),
-        cache=Path(config["outputs"]) / ".cache",
-        seed=config["seed"],
-        **settings,
-    )
 
 
 def make_task(config: dict[str, Any], data: DataModule) -> Task:

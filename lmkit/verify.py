@@ -24,13 +24,13 @@ from rich.console import Console
 from rich.table import Table
 
 from lmkit import kernels
+from lmkit.assembly import make_data
 from lmkit.checkpoint_io import damage, latest_checkpoint, load_checkpoint
 from lmkit.errors import ResultError, UserError
 from lmkit.run import Run, no_checkpoint
 from lmkit.signals import FOLLOWS
 from lmkit.text import Text
 from lmkit.trained import TrainedModel
-from lmkit.training import make_data
 
 TIMES = re.compile(r"seconds|tokens_per_second")
 NEAR = 1e-5  # nats: what another order of sums may change

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import torch
 
+from lmkit.assembly import make_data
 from lmkit.check import check
 from lmkit.checkpoint_io import latest_checkpoint
 from lmkit.config import compose
 from lmkit.limits import in_windows
 from lmkit.run import Run
 from lmkit.task import Task
-from lmkit.training import make_data, work
+from lmkit.training import work
 
 CLOCK = ("seconds", "train/tokens_per_second")
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from lmkit import probe
 from lmkit.analyze import analyze, buckets, draw
+from lmkit.assembly import build_model
 from lmkit.check import check
 from lmkit.config import compose
 from lmkit.corpus import MemoryProbe
@@ -22,7 +23,7 @@ from lmkit.probe import chance, check_config, num_correct, predictions, same_siz
 from lmkit.run import Run
 from lmkit.store import prepare
 from lmkit.tokenizer import Word
-from lmkit.trained import TrainedModel, build_model
+from lmkit.trained import TrainedModel
 
 KINDS = ["window", "elman", "gru", "lstm"]
 SMALL = ["data.max_distance=14", "data.num_train=200", "data.num_valid=20", "data.num_test=150"]

@@ -16,9 +16,9 @@ import pytest
 import zstandard
 from pyarrow import parquet
 
+from lmkit.assembly import text_and_tokenizer
 from lmkit.check import check
 from lmkit.config import compose
-from lmkit.prepare import parts
 from lmkit.store import prepare
 
 DOCS = (Path(__file__).resolve().parents[1] / "docs" / "data.md").read_text()
@@ -76,7 +76,7 @@ def test_every_command_prepares_every_word(
     assert (program, train) == ("lmkit", "train")
     keys += [] if any(key.startswith("tokenizer=") for key in keys) else ["tokenizer=word"]
     config, _ = check(compose(keys))
-    prepared = prepare(*parts(config), place / "cache", workers=1)
+    prepared = prepare(*text_and_tokenizer(config), place / "cache", workers=1)
     splits: Any = prepared.describe()["splits"]
     found = [
         sum(split[f"num_{name}"] for split in splits.values()) for name in ("documents", "tokens")

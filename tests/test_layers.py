@@ -20,7 +20,7 @@ FLOW = """
     history run checkpoint_io identity checkpoint guard watchdog
     wandb_logger logs tracker wandb_tracker tensorboard_tracker pace progress continuation
     groups allow keys as_typed config search signatures full_config binding safety loggers trainer
-    trainer_keys contradictions dry_run check
+    trainer_keys contradictions dry_run check assembly
     sampling text trained probe limits training estimate workers launch job multirun
     prepare cluster
     evaluate score_page score generate analyze watch dashboard verify doctor list

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import nn
 
+from lmkit.assembly import build_model
 from lmkit.binding import build as build_node
 from lmkit.config import compose
 from lmkit.head import FullSoftmax
 from lmkit.model import GRU, LSTM, Elman, Window, detached
 from lmkit.pydocs import pydoc_documents
 from lmkit.tokenizer import Word
-from lmkit.trained import build_model
 
 CELLS = ["lstm", "gru", "tanh", "relu", "sigmoid", "window"]
 

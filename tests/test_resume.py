@@ -17,12 +17,12 @@ from lightning.pytorch.callbacks import EarlyStopping
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, ReduceLROnPlateau, StepLR
 
 from lmkit import cli
+from lmkit.assembly import build_model
 from lmkit.checkpoint import Checkpoint
 from lmkit.checkpoint_io import load_checkpoint, read_manifest
 from lmkit.continuation import Continuation
 from lmkit.run import Run
 from lmkit.task import Task
-from lmkit.trained import build_model
 
 WORDS = ["the", "a", "cat", "dog", "sat", "ran", "on", "under", "mat", "and", "then", "slept"]
 SMALL = [

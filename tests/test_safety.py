@@ -166,7 +166,9 @@ def test_no_name_of_an_artefact_leads_out_of_the_run_directory(settings):
         for key, value in settings.items()
     ]
     key, value = list(settings.items())[-1]
-    assert mistakes_of(*argv) == [f"{key}={value}: {OUT}"]
+    refused = "callbacks.m: ModelCheckpoint would "  # wherever it writes
+    found = [mistake for mistake in mistakes_of(*argv) if not mistake.startswith(refused)]
+    assert found == [f"{key}={value}: {OUT}"]
 
 
 def test_texts_of_lmkits_own_objects_are_free():

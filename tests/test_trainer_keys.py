@@ -14,10 +14,11 @@ from lightning.pytorch.callbacks import Timer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lmkit import hardware, kernels
+from lmkit.assembly import make_data
 from lmkit.contradictions import contradictions
 from lmkit.errors import UserError
 from lmkit.task import Task
-from lmkit.training import make_data, make_task
+from lmkit.training import make_task
 
 KEYS = list(inspect.signature(pl.Trainer).parameters)
 TABLE = (Path(__file__).resolve().parents[1] / "docs" / "trainer.md").read_text()

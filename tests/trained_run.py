@@ -8,12 +8,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from lmkit.assembly import build_model
 from lmkit.binding import build
 from lmkit.checkpoint_io import AtomicCheckpointIO, link
 from lmkit.corpus import WikiText
 from lmkit.run import Run
 from lmkit.store import prepare
-from lmkit.trained import TrainedModel, build_model
+from lmkit.trained import TrainedModel
 
 MODELS = {
     "lstm": {"_target_": "lmkit.model.LSTM", "num_layers": 2, "tie_weights": True},
