@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lmkit.allocator import M_MMAP_MAX, M_TRIM_THRESHOLD, keep_freed_memory
-from lmkit.gemm import fast_matmul
+from lmkit.kernels.matmul import fast_matmul
 
 T = TypeVar("T")
 

@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lmkit import odds
-from lmkit.gemm import fast_matmul, product_dtype
-from lmkit.kernels import padded
+from lmkit.kernels import padded, softmax
+from lmkit.kernels.matmul import fast_matmul, product_dtype
 
 
 class Memory:
@@ -128,7 +127,7 @@ def nll_and_gradients(
             memory.gradient_of(terms.matrix),
             None if terms.bias is None else torch.zeros_like(terms.bias),
         )
-    way = _by_odds if odds.compiled(terms.matrix, dtype) else _by_logits
+    way = _by_odds if softmax.compiled(terms.matrix, dtype) else _by_logits
     with torch.autocast(terms.hidden.device.type, enabled=False), fast_matmul():
         return way(terms, gradients, chunk_size, dtype, memory), gradients
 
@@ -147,7 +146,7 @@ def _by_odds(
     hidden = hidden.to(dtype).contiguous()
     nll = torch.zeros_like(terms.weight)
     if gradients.hidden is None or gradients.matrix is None:
-        nll[counts], _ = odds.nll_and_odds(hidden, matrix, bias, targets, None)
+        nll[counts], _ = softmax.nll_and_odds(hidden, matrix, bias, targets, None)
         return nll
     if not every:
         gradients.hidden.zero_()
@@ -155,10 +154,10 @@ def _by_odds(
         gradients.matrix.zero_()
     for chunk in _chunks(len(counts), chunk_size):
         rows, aims, shares = hidden[chunk], targets[chunk], weight[chunk]
-        kept = memory.scratch("odds", hidden, 1, odds.num_odds(len(rows), len(matrix)))
-        nll[counts[chunk]], total = odds.nll_and_odds(rows, matrix, bias, aims, kept)
+        kept = memory.scratch("odds", hidden, 1, softmax.num_odds(len(rows), len(matrix)))
+        nll[counts[chunk]], total = softmax.nll_and_odds(rows, matrix, bias, aims, kept)
         into = (gradients.matrix, gradients.bias)
-        gradients.hidden[counts[chunk]] = odds.gradients(
+        gradients.hidden[counts[chunk]] = softmax.gradients(
             rows, matrix, aims, shares, total, kept, *into, add=chunk.start > 0
         )
     return nll

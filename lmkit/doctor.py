@@ -19,8 +19,8 @@ from lmkit.check import check
 from lmkit.config import Composition
 from lmkit.environment import environment
 from lmkit.estimate import Estimate, estimate, lasting
-from lmkit.gemm import onednn_is_exact
 from lmkit.groups import CONF
+from lmkit.kernels.matmul import onednn_is_exact
 from lmkit.limits import check_limits
 from lmkit.wandb_logger import logged_in
 

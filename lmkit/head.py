@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lmkit import odds
 from lmkit.cross_entropy import LinearCrossEntropy, Memory
 from lmkit.embedding import Embedding, draw
-from lmkit.gemm import fast_matmul
+from lmkit.kernels import softmax
+from lmkit.kernels.matmul import fast_matmul
 from lmkit.ranges import Positive, Size
 
 # Without `chunk_size`, at least as many rows at a time as make this many logits.
@@ -104,9 +104,9 @@ class FullSoftmax(Head):
         self._memory.gradient, self.weight.grad = self.weight.grad, None
 
     def nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        if odds.compiled(self.weight, hidden.dtype) and not torch.is_grad_enabled():
+        if softmax.compiled(self.weight, hidden.dtype) and not torch.is_grad_enabled():
             given = (hidden.flatten(0, 1).contiguous(), self.weight, self.bias, targets.flatten())
-            nll, _ = odds.nll_and_odds(*given, None)
+            nll, _ = softmax.nll_and_odds(*given, None)
             return nll.view_as(targets)
         chunks = [
             -log_prob.gather(1, wanted[:, None])

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmkit import kernels
-from lmkit.gemm import product_dtype
-from lmkit.lstm import CompiledLSTM
+from lmkit.kernels.lstm import CompiledLSTM
+from lmkit.kernels.matmul import product_dtype
 
 State = tuple[Tensor, ...]
 RecurrentInit = Literal["uniform", "xavier", "orthogonal"]

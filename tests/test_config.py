@@ -295,7 +295,8 @@ def test_tied_weights_of_a_model_that_cannot_change_size_are_a_mistake():
 
 
 def test_compiled_kernels_that_cannot_be_had_are_a_mistake(monkeypatch):
-    monkeypatch.setattr("lmkit.kernels.load", lambda: (None, "no gcc on the PATH"))
+    for module in ("kernels", "kernels.library"):
+        monkeypatch.setattr(f"lmkit.{module}.load", lambda: (None, "no gcc on the PATH"))
     assert mistakes_of("kernels=compiled") == [
         "kernels=compiled: no gcc on the PATH; set kernels=torch"
     ]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lmkit.gemm import fast_matmul, onednn_is_exact
+from lmkit.kernels.matmul import fast_matmul, onednn_is_exact
 
 
 @pytest.mark.parametrize("shape", [(1, 7, 3), (33, 200, 1001), (700, 650, 512)])

@@ -16,7 +16,8 @@ FLOW = """
     encoding word subword tokenizer
     meter pool shard once token_store vocabulary stored datatrove_tokens store
     windows lanes mixture datamodule
-    gemm kernels dropout embedding lstm recurrent model odds cross_entropy head metrics optim task
+    kernels.library kernels kernels.matmul kernels.lstm kernels.softmax
+    dropout embedding recurrent model cross_entropy head metrics optim task
     history run checkpoint_io identity checkpoint guard watchdog
     wandb_logger logs tracker wandb_tracker tensorboard_tracker pace progress continuation
     groups allow keys as_typed config search signatures full_config binding safety loggers trainer
@@ -27,18 +28,24 @@ FLOW = """
     study trial sweep_report sweep completion usage
     cli __main__
 """.split()  # noqa: SIM905 - a line is a stage
-MODULES = sorted(file.stem for file in PACKAGE.glob("*.py") if file.stem != "__init__")
+FILES = {
+    ".".join(file.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): file
+    for file in PACKAGE.rglob("*.py")
+    if file != PACKAGE / "__init__.py"
+}
+MODULES = sorted(FILES)
 
 
 def imports(module: str) -> set[str]:
     """The modules of lmkit that a module names in an import, wherever it stands."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))):
+    for node in ast.walk(ast.parse(FILES[module].read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{module}: imports are absolute"
             first, _, rest = (node.module or "").partition(".")
             if first == "lmkit":
-                found |= {rest} if rest else {alias.name for alias in node.names}
+                names = {f"{rest}.{alias.name}".strip(".") for alias in node.names}
+                found |= {name if name in FILES else rest for name in names}
         elif isinstance(node, ast.Import):
             found |= {a.name.partition(".")[2] for a in node.names if a.name.startswith("lmkit.")}
     return found
@@ -55,4 +62,4 @@ def test_imports_go_up_the_flow(module):
 
 @pytest.mark.parametrize("module", MODULES)
 def test_a_module_says_what_it_is_for(module):
-    assert ast.get_docstring(ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8")))
+    assert ast.get_docstring(ast.parse(FILES[module].read_text(encoding="utf-8")))

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmkit import kernels
-from lmkit.lstm import CompiledLSTM
+from lmkit.kernels.lstm import CompiledLSTM
 from lmkit.recurrent import LSTMLayer
 
 pytestmark = needs_kernels

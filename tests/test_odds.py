@@ -7,8 +7,8 @@ from compiled import DTYPES, needs_kernels, num_threads
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from lmkit import odds
 from lmkit.head import FullSoftmax
+from lmkit.kernels import softmax
 
 pytestmark = needs_kernels
 
@@ -24,12 +24,12 @@ def loss_case(rows, hidden_size, size, biased, scale, dtype):
 
 def loss_by_odds(hidden, weight, bias, targets, row_weight, before=None):
     """nll, and the gradients by hidden, weight and bias, on top of `before`."""
-    kept = hidden.new_empty(odds.num_odds(len(hidden), len(weight)))
-    nll, total = odds.nll_and_odds(hidden, weight, bias, targets, kept)
+    kept = hidden.new_empty(softmax.num_odds(len(hidden), len(weight)))
+    nll, total = softmax.nll_and_odds(hidden, weight, bias, targets, kept)
     into = torch.full_like(weight, torch.nan) if before is None else before.clone()
     grad_bias = None if bias is None else torch.zeros_like(bias)
     given = (hidden, weight, targets, row_weight, total, kept, into, grad_bias)
-    return nll, odds.gradients(*given, add=before is not None), into, grad_bias
+    return nll, softmax.gradients(*given, add=before is not None), into, grad_bias
 
 
 def loss_by_pytorch(hidden, weight, bias, targets, row_weight):
@@ -112,7 +112,7 @@ def test_the_loss_by_odds_is_bit_for_bit_the_same_with_any_number_of_threads(dty
 
 def test_the_nll_without_gradients_is_the_same():
     hidden, weight, bias, targets, _ = loss_case(37, 20, 300, True, 1.0, torch.float32)
-    alone, _ = odds.nll_and_odds(hidden, weight, bias, targets, None)
+    alone, _ = softmax.nll_and_odds(hidden, weight, bias, targets, None)
     assert torch.equal(alone, loss_by_odds(hidden, weight, bias, targets, torch.ones(37))[0])
     assert (alone >= 0).all()
 
@@ -144,7 +144,7 @@ def test_a_window_without_a_target_has_no_gradient():
 def test_the_loss_by_odds_refuses_a_target_that_there_is_no_logit_of(target):
     hidden, weight, bias, _, _ = loss_case(2, 5, 40, True, 1.0, torch.float32)
     with pytest.raises(IndexError, match="there are 40 logits"):
-        odds.nll_and_odds(hidden, weight, bias, torch.tensor([3, target]), None)
+        softmax.nll_and_odds(hidden, weight, bias, torch.tensor([3, target]), None)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -152,7 +152,7 @@ def test_the_loss_by_odds_shows_what_is_not_finite(bad):
     """So that a run which has diverged is seen to have."""
     hidden, weight, bias, targets, _ = loss_case(2, 5, 40, True, 1.0, torch.float32)
     hidden[0, 3] = bad
-    nll, _ = odds.nll_and_odds(hidden, weight, bias, targets, None)
+    nll, _ = softmax.nll_and_odds(hidden, weight, bias, targets, None)
     assert not torch.isfinite(nll[0])
     assert torch.isfinite(nll[1])
 

@@ -50,8 +50,12 @@ def test_the_wheel_brings_its_config_groups_and_pages(installed: Path, tmp_path:
     assert {p.name for p in Path(package).glob("*.html")} == {
         p.name for p in (REPOSITORY / "lmkit").glob("*.html")
     }
-    assert {p.name for p in (Path(package) / "native").iterdir()} == {
-        p.name for p in (REPOSITORY / "lmkit" / "native").iterdir()
+    native, modules = Path("kernels/native"), "**/*.py"
+    assert {p.name for p in (Path(package) / native).iterdir()} == {
+        p.name for p in (REPOSITORY / "lmkit" / native).iterdir()
+    }
+    assert {p.relative_to(package) for p in Path(package).glob(modules)} == {
+        p.relative_to(REPOSITORY / "lmkit") for p in (REPOSITORY / "lmkit").glob(modules)
     }
 
 

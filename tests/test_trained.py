@@ -263,7 +263,7 @@ def test_texts_that_cannot_be_scored(lstm):
 
 
 def test_kernels_and_threads_hold_where_a_model_computes(lstm, monkeypatch):
-    monkeypatch.setattr("lmkit.kernels.load", lambda: pytest.fail("compiled"))
+    monkeypatch.setattr("lmkit.kernels.library.load", lambda: pytest.fail("compiled"))
     trained = lmkit.load(lstm.path, kernels="torch", threads=3)
     seen = []
     forward = trained.model.forward

@@ -12,15 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lmkit import kernels
-from lmkit.kernels import UNITS, call, padded
+from lmkit.kernels import library
+from lmkit.kernels.library import UNITS, call, padded
 
 PANEL = 4  # vectors of positions that a product has in registers
 
 
 def compiled(weight: Tensor, dtype: torch.dtype) -> bool:
     """Whether this is to be had for products with the weight in `dtype`."""
-    return kernels.compiled(weight.device, dtype) and weight.dtype == torch.float32
+    return library.compiled(weight.device, dtype) and weight.dtype == torch.float32
 
 
 def nll_and_odds(

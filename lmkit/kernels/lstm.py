@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmkit.gemm import fast_matmul
-from lmkit.kernels import UNITS, call, padded
+from lmkit.kernels.library import UNITS, call, padded
+from lmkit.kernels.matmul import fast_matmul
 
 
 class CompiledLSTM(torch.autograd.Function):

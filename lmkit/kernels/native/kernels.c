@@ -1,6 +1,6 @@
 /* The recurrent hot path on the CPU, for float32 and, where the processor multiplies it, bfloat16.
 
-   kernels.py builds and calls it. Every function is there once for each element type E, named
+   library.py builds and calls it. Every function is there once for each element type E, named
    f32 or bf16; PACK elements of E are one 32-bit word. Sums and states are in float32. */
 #include <math.h>
 #include <omp.h>
