@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import sys
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -89,7 +90,7 @@ def resolve_target(
     if not isinstance(found, type) or not _under(found.__module__, prefixes):
         raise UserError(f"{path} is not a class of {', '.join(prefixes)}")
     if bases and not issubclass(found, bases):
-        wanted = " or ".join(f"{base.__module__}.{base.__qualname__}" for base in bases)
+        wanted = " or ".join(map(public_name, bases))
         raise UserError(f"{path} is not a {wanted}")
     if not bases and not any(issubclass(found, slot_bases(slot)) for slot in SLOTS):
         raise UserError(f"{path} fits no group of the config")
@@ -101,6 +102,16 @@ def slot_bases(slot: str) -> tuple[type, ...]:
     base = _look_up(SLOTS[slot].base)
     assert isinstance(base, type)
     return (base,)
+
+
+def public_name(found: type) -> str:
+    """The dotted path of a class: that of its package, where it is there too, else of its file."""
+    parts = found.__module__.split(".")
+    places = (".".join(parts[:end]) for end in range(len(parts) - 1, 0, -1))
+    for place in places:
+        if getattr(sys.modules.get(place), found.__qualname__, None) is found:
+            return f"{place}.{found.__qualname__}"
+    return f"{found.__module__}.{found.__qualname__}"
 
 
 def _under(path: str, prefixes: tuple[str, ...]) -> bool:

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmkit.cross_entropy import LinearCrossEntropy, Memory
-from lmkit.embedding import Embedding, draw
 from lmkit.kernels import softmax
 from lmkit.kernels.matmul import fast_matmul
+from lmkit.model.embedding import Embedding, draw
 from lmkit.ranges import Positive, Size
 
 # Without `chunk_size`, at least as many rows at a time as make this many logits.

@@ -104,7 +104,10 @@ def _start(run: Run, config: dict[str, Any], overrides: list[str]) -> dict[str, 
 def _check(run: Run, config: dict[str, Any]) -> None:
     """Raises UserError where the run cannot be started, or has come further already, and where its
     checkpoints are not its own."""
-    newest, manifest = newest_manifest(run.path / "checkpoints")
+    newest: Path | None = None
+    manifest: dict[str, Any] = {}
+    if run.path.is_dir():  # what is in its way, `check` says
+        newest, manifest = newest_manifest(run.path / "checkpoints")
     if newest and not run.config():
         raise UserError(
             f"{run.path} has lost its config.yaml: put a sound copy back, or begin another run"

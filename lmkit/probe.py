@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lmkit.allow import resolve_target
+from lmkit.allow import public_name, resolve_target
 from lmkit.assembly import build_model
 from lmkit.config import report
 from lmkit.corpus import MemoryProbe
@@ -60,7 +60,7 @@ def same_size(
     def sized(kind: type[LanguageModel], **own: Any) -> dict[str, Any]:
         keys = signature_keys(kind)
         shared = {key: value for key, value in config["model"].items() if key in keys}
-        node = {"_target_": f"{kind.__module__}.{kind.__qualname__}", **shared, **own}
+        node = {"_target_": public_name(kind), **shared, **own}
 
         def wide(hidden_size: int) -> dict[str, Any]:
             return {**config, "model": {**node, "hidden_size": hidden_size}}

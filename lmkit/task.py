@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from lmkit.dropout import Masks
 from lmkit.head import Head
 from lmkit.metrics import TokenNLL, bits_per_byte, perplexity
 from lmkit.model import LanguageModel, Reader, finite, joined, share_of
+from lmkit.model.dropout import Masks
 from lmkit.optim import Stepping, global_norm, is_plain_sgd
 from lmkit.rendezvous import gather
 from lmkit.windows import Window

@@ -66,7 +66,7 @@ def test_functions_modules_and_foreign_classes_are_refused(path):
 def test_a_class_of_another_slot_is_refused():
     with pytest.raises(UserError) as error:
         resolve_target("torch.nn.Linear", (Optimizer,))
-    assert str(error.value) == "torch.nn.Linear is not a torch.optim.optimizer.Optimizer"
+    assert str(error.value) == "torch.nn.Linear is not a torch.optim.Optimizer"
     with pytest.raises(UserError) as error:
         resolve_target("torch.nn.Linear")
     assert str(error.value) == "torch.nn.Linear fits no group of the config"

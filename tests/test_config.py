@@ -276,7 +276,7 @@ MANY = {
     "class must come from lmkit, lightning, torch, torchmetrics; allow a package of yours with "
     "the environment variable LMKIT_ALLOW=package",
     "callbacks.sgd._target_=torch.optim.SGD": "callbacks.sgd._target_: torch.optim.SGD is not a "
-    "lightning.pytorch.callbacks.callback.Callback",
+    "lightning.pytorch.callbacks.Callback",
 }
 
 

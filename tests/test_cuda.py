@@ -3,9 +3,11 @@
 import pytest
 import torch
 
-from lmkit.dropout import Masks, dropout
 from lmkit.head import FullSoftmax
-from lmkit.recurrent import ElmanLayer, GRULayer, LSTMLayer
+from lmkit.model.dropout import Masks, dropout
+from lmkit.model.elman import ElmanLayer
+from lmkit.model.gru import GRULayer
+from lmkit.model.lstm import LSTMLayer
 
 DEVICE = "cuda"
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmkit import kernels
-from lmkit.dropout import Masks, dropout, hashed, masked
+from lmkit.model.dropout import Masks, dropout, hashed, masked
 
 pytestmark = needs_kernels
 

@@ -7,8 +7,8 @@ from compiled import num_threads
 from torch import nn
 
 from lmkit import kernels
-from lmkit.embedding import Embedding
 from lmkit.head import FullSoftmax
+from lmkit.model.embedding import Embedding
 
 
 def plain_loss(head, hidden, targets, weight):

@@ -17,7 +17,9 @@ FLOW = """
     meter pool shard once token_store vocabulary stored datatrove_tokens store
     windows lanes mixture datamodule
     kernels.library kernels kernels.matmul kernels.lstm kernels.softmax
-    dropout embedding recurrent model cross_entropy head metrics optim task
+    model.state model.embedding model.dropout model.base model.reader model.layer model.recurrent
+    model.lstm model.gru model.elman model.fixed_window model
+    cross_entropy head metrics optim task
     history run checkpoint_io identity checkpoint guard watchdog
     wandb_logger logs tracker wandb_tracker tensorboard_tracker pace progress continuation
     groups allow keys as_typed config search signatures full_config binding safety loggers trainer

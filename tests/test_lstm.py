@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lmkit import kernels
 from lmkit.kernels.lstm import CompiledLSTM
-from lmkit.recurrent import LSTMLayer
+from lmkit.model.lstm import LSTMLayer
 
 pytestmark = needs_kernels
 

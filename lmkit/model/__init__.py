@@ -1,0 +1,30 @@
+"""The language models: tokens, resets and state to hidden vectors and the next state."""
+
+from lmkit.model.base import LanguageModel
+from lmkit.model.elman import Elman
+from lmkit.model.embedding import Embedding
+from lmkit.model.fixed_window import Window
+from lmkit.model.gru import GRU
+from lmkit.model.layer import RecurrentLayer
+from lmkit.model.lstm import LSTM
+from lmkit.model.reader import Reader
+from lmkit.model.recurrent import Recurrent
+from lmkit.model.state import State, States, detached, finite, joined, share_of
+
+__all__ = [
+    "GRU",
+    "LSTM",
+    "Elman",
+    "Embedding",
+    "LanguageModel",
+    "Reader",
+    "Recurrent",
+    "RecurrentLayer",
+    "State",
+    "States",
+    "Window",
+    "detached",
+    "finite",
+    "joined",
+    "share_of",
+]

@@ -1,0 +1,37 @@
+"""Gated recurrent units: their layer and their model."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lmkit.model.layer import SHUT, RecurrentLayer
+from lmkit.model.recurrent import Recurrent
+from lmkit.model.state import State
+
+
+class GRULayer(RecurrentLayer):
+    """Cho et al. 2014, in cuDNN's form.
+
+    At a reset r and z are 0, the input is 0 and the column cancels the input bias of n, so
+    h = (1 - z) * n + z * h = n = tanh(b - b) = 0.
+    """
+
+    num_gates = 3
+
+    def forward(self, inputs: Tensor, resets: Tensor, state: State) -> tuple[Tensor, State]:
+        shut = self.gates_shut(SHUT, SHUT)  # r, z
+        column = torch.cat([shut, -self.bias_ih[2 * self.hidden_size :, None]])
+        inputs = inputs.masked_fill(resets[..., None], 0.0)
+        inputs, weight_ih = self.joined(inputs, [resets], [column])
+        weights = [weight_ih, self.weight_hh, self.bias_ih, self.bias_hh]
+        hidden, h = torch.gru(
+            inputs, state[0][None], weights, True, 1, 0.0, self.training, False, True
+        )
+        return hidden, (h[0],)
+
+
+class GRU(Recurrent):
+    """Gated recurrent units (Cho et al. 2014)."""
+
+    layer = GRULayer

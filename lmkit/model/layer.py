@@ -1,0 +1,87 @@
+"""Recurrent layers on PyTorch's native kernels, with an exact reset in mid-sequence.
+
+The native kernels cannot zero the state inside a sequence. At a reset position the gates are
+forced instead: one more input column, fed 1 there and 0 elsewhere, whose constant weights shut
+every path from the past. The column is joined after dropout and is never a parameter.
+
+States are tuples of (lanes, hidden_size) tensors. What a layer puts out at a reset position
+is not meant to be read.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lmkit.model.state import State
+
+RecurrentInit = Literal["uniform", "xavier", "orthogonal"]
+
+SHUT = -1e4  # sigmoid and relu of it are exactly 0, tanh exactly -1; fits in half precision
+
+
+class RecurrentLayer(nn.Module):
+    """One layer of a recurrent network: weights of `num_gates` blocks, native kernel, resets."""
+
+    num_gates: int
+    num_states = 1
+
+    def __init__(self, input_size: int, hidden_size: int, init: RecurrentInit = "uniform") -> None:
+        super().__init__()
+        self.hidden_size = hidden_size
+        rows = self.num_gates * hidden_size
+        self.weight_ih = nn.Parameter(torch.empty(rows, input_size))
+        self.weight_hh = nn.Parameter(torch.empty(rows, hidden_size))
+        self.bias_ih = nn.Parameter(torch.empty(rows))
+        self.bias_hh = nn.Parameter(torch.empty(rows))
+        self.initialise(init)
+
+    @torch.no_grad()
+    def initialise(self, init: RecurrentInit) -> None:
+        """`uniform` is PyTorch's own, U(-1/sqrt(hidden), 1/sqrt(hidden)) for everything; the
+        others act on each gate's block (Glorot and Bengio 2010; Saxe et al. 2014), biases 0."""
+        if init == "uniform":
+            bound = 1 / math.sqrt(self.hidden_size)
+            for parameter in self.parameters():
+                nn.init.uniform_(parameter, -bound, bound)
+            return
+        nn.init.zeros_(self.bias_ih)
+        nn.init.zeros_(self.bias_hh)
+        recurrent = nn.init.orthogonal_ if init == "orthogonal" else nn.init.xavier_uniform_
+        for block in self.weight_ih.chunk(self.num_gates):
+            nn.init.xavier_uniform_(block)
+        for block in self.weight_hh.chunk(self.num_gates):
+            recurrent(block)
+
+    def initial_state(self, num_lanes: int) -> State:
+        return tuple(
+            self.weight_hh.new_zeros(num_lanes, self.hidden_size) for _ in range(self.num_states)
+        )
+
+    def gates_shut(self, *gates: float) -> Tensor:
+        """A reset column (rows, 1) with one constant per gate."""
+        column = self.weight_ih.new_tensor(gates).repeat_interleave(self.hidden_size)
+        return column[:, None]
+
+    def joined(
+        self, inputs: Tensor, flags: list[Tensor], columns: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Inputs (lanes, time, n) and input weights (rows, n) with the flags and their columns.
+
+        n is the input size plus the flags, padded to a multiple of 8 for the GEMM kernels.
+        """
+        padding = -(self.weight_ih.shape[1] + len(flags)) % 8
+        extra = torch.stack(flags, dim=-1).to(inputs.dtype)
+        return (
+            F.pad(torch.cat([inputs, extra], dim=-1), (0, padding)),
+            F.pad(torch.cat([self.weight_ih, *columns], dim=1), (0, padding)),
+        )
+
+    def forward(self, inputs: Tensor, resets: Tensor, state: State) -> tuple[Tensor, State]:
+        """inputs (lanes, time, input_size), resets (lanes, time) bool, state of each lane
+        -> outputs (lanes, time, hidden_size), state after the last position."""
+        raise NotImplementedError

@@ -1,0 +1,73 @@
+"""Long short-term memory: its layer, on compiled kernels or PyTorch's, and its model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lmkit import kernels
+from lmkit.kernels.lstm import CompiledLSTM
+from lmkit.kernels.matmul import product_dtype
+from lmkit.model.layer import SHUT, RecurrentLayer
+from lmkit.model.recurrent import Recurrent
+from lmkit.model.state import State
+from lmkit.ranges import Real
+
+
+class LSTMLayer(RecurrentLayer):
+    """Hochreiter and Schmidhuber 1997 with the forget gate of Gers et al. 2000.
+
+    At a reset i, f and o are 0, so c = f * c + i * g = 0 and h = o * tanh(c) = 0.
+    """
+
+    num_gates = 4
+    num_states = 2
+    fewest_lanes = 64  # for which packing the weights is worth it in a single position
+
+    def forward(self, inputs: Tensor, resets: Tensor, state: State) -> tuple[Tensor, State]:
+        weights: list[Tensor] = [self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh]
+        dtype = product_dtype(inputs)
+        needs_grad = torch.is_grad_enabled()
+        many = needs_grad or resets.shape[1] > 1 or len(resets) >= self.fewest_lanes
+        if (
+            many
+            and self.weight_hh.dtype == torch.float32
+            and kernels.compiled(inputs.device, dtype)
+        ):
+            hidden, h, c = CompiledLSTM.apply(inputs, resets, *state, *weights, dtype, needs_grad)
+            return hidden, (h, c)
+        if inputs.device.type != "cpu" or resets.any():  # an accelerator is not waited for
+            column = self.gates_shut(SHUT, SHUT, 0.0, SHUT)  # i, f, g, o
+            inputs, weights[0] = self.joined(inputs, [resets], [column])
+        hidden, h, c = torch.lstm(
+            inputs, [s[None] for s in state], weights, True, 1, 0.0, self.training, False, True
+        )
+        return hidden, (h[0], c[0])
+
+
+class LSTM(Recurrent):
+    """Long short-term memory (Hochreiter and Schmidhuber 1997).
+
+    forget_gate_bias: of every forget gate at the start (Gers et al. 2000; Jozefowicz et al. 2015
+    use 1); null: as the other biases.
+    """
+
+    layer = LSTMLayer
+    any_threads = True
+
+    def __init__(
+        self,
+        vocabulary_size: int,
+        *,
+        forget_gate_bias: Real | None = None,
+        **settings: Any,
+    ) -> None:
+        """settings: those of `Recurrent`."""
+        super().__init__(vocabulary_size, **settings)
+        if forget_gate_bias is not None:
+            for layer in self.layers:
+                forget = slice(layer.hidden_size, 2 * layer.hidden_size)
+                nn.init.constant_(layer.bias_ih.data[forget], forget_gate_bias)
+                nn.init.zeros_(layer.bias_hh.data[forget])

@@ -1,0 +1,36 @@
+"""A model at work on a text: windows in, hidden vectors out, the state carried between them."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from lmkit.model.base import LanguageModel
+from lmkit.model.state import States, detached
+
+
+class Reader:
+    """A model that reads a text window by window, with the state that it carries between them.
+
+    The state is detached after each window (truncated BPTT); None: the next one begins from zero.
+    """
+
+    def __init__(self, model: LanguageModel) -> None:
+        self.model = model
+        self.state: States | None = None
+
+    def read(self, tokens: Tensor, resets: Tensor) -> Tensor:
+        """tokens int64 and resets bool, both (lanes, time) -> hidden (lanes, time, hidden_size).
+
+        There may be fewer lanes than before: those that have ended are always the last ones.
+        """
+        lanes = len(tokens)
+        state = self.model.initial_state(lanes) if self.state is None else self.state
+        state = tuple(tuple(tensor[:lanes] for tensor in layer) for layer in state)
+        hidden, state = self.model(tokens, resets, state)
+        self.state = detached(state)
+        return hidden
+
+    def repeat(self, times: int) -> None:
+        """Go on in so many lanes from where the one lane is."""
+        assert self.state is not None
+        self.state = tuple(tuple(tensor.repeat(times, 1) for tensor in each) for each in self.state)
