@@ -104,7 +104,9 @@ def bind(
             if len(mistakes) > before:
                 spoiled.add(name)
     missing = [n for n, key in keys.items() if key.required and n not in fitted]
-    mistakes += [f"{at}{name} is required{by}; set {at}{name}=..." for name in missing]
+    for name in missing:
+        inner = ".NAME" if get_origin(keys[name].hint) in (dict, Mapping) else ""
+        mistakes.append(f"{at}{name} is required{by}; set {at}{name}{inner}=...")
     fitted = {name: value for name, value in fitted.items() if name not in spoiled}
     for owner, given in owners.items() if not (missing or spoiled) else ():
         mistakes += _impossible_values(path, owner, fitted, given)

@@ -156,6 +156,9 @@ def _open_streams() -> None:
             os.set_inheritable(number, True)  # where `open` has given that number itself
             mode = "w" if number else "r"
             setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", closefd=False))
+    for name in ("COLUMNS", "LINES"):  # 0: not known, as on a serial line
+        if os.environ.get(name, "1").strip("0 ") == "":
+            del os.environ[name]
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # not a test's
             stream.reconfigure(errors="backslashreplace")

@@ -120,7 +120,9 @@ class Continuation(Callback):
                 f"{key}={now} ({then} before)" for key, (then, now) in longer.items()
             )
             stays = " and ".join(f"{key}={length}" for key, length in own.items())
-            log.warning("%s, but %s is as it was: set it too if it is to follow", lengths, stays)
+            several = "are as they were: set them too if they are to follow"
+            one = "is as it was: set it too if it is to follow"
+            log.warning("%s, but %s %s", lengths, stays, one if len(own) == 1 else several)
 
 
 def _lengths(path: str, node: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -24,6 +24,8 @@ LEAST = dict.fromkeys(("gamma", "factor", "eta_min", "min_lr", "base_lr", "max_l
     "T_max": 1,
 }
 
+LOSSES = ("val/nll", "val/perplexity", "val/bits_per_byte", "train/nll", "train/perplexity")
+
 # Callbacks of Lightning that cannot do their work here, and why.
 REFUSED = {
     "BackboneFinetuning": "asks for a module `backbone`, which no model here has",
@@ -79,6 +81,7 @@ def contradictions(
         *_lanes(data, trainer),
         *_monitors(trainer, scheduler, callbacks, splits),
         *_never_logged(config, lossless),
+        *_modes(config),
         *_callbacks(callbacks),
         *_epoch_ends(trainer, callbacks),
     ]
@@ -272,6 +275,16 @@ def _monitors(
                 f"callbacks.{key}.monitor={monitor} but {why}; validate, or set "
                 f"callbacks.{key}=null"
             )
+
+
+def _modes(config: Mapping[str, Any]) -> Iterator[str]:
+    """Values that are losses, watched for their highest."""
+    watching = {"scheduler": config.get("scheduler") or {}}
+    watching |= {f"callbacks.{k}": node for k, node in (config.get("callbacks") or {}).items()}
+    for path, node in watching.items():
+        monitor = node.get("monitor") or "val/nll"
+        if node.get("mode") == "max" and monitor in LOSSES:
+            yield f"{path}.mode=max but {monitor} is the better the lower; set {path}.mode=min"
 
 
 def _never_logged(config: Mapping[str, Any], lossless: bool) -> Iterator[str]:

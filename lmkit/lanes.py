@@ -169,6 +169,7 @@ class WindowLoader(Passes):
         self.world_size = world_size
         lanes = self.lanes(0)
         self.efficiency = lanes.efficiency
+        self.epoch_tokens = store.num_tokens
         # A longer window would hold no more, and its products not fit in 64 bits.
         self.bptt = min(bptt, max(int(lanes.lengths.max()), 1))
         read = lanes.lengths.max() if seed is not None else lanes.lengths[self.rows].max(initial=0)

@@ -84,6 +84,7 @@ class MixtureLoader(Passes):
         read = [(text.num_tokens, len(text.document_ends)) for text in texts]
         if epoch_tokens is None:
             epoch_tokens = int(min(n / p for (n, _), p in zip(read, self.shares, strict=True)))
+        self.epoch_tokens = epoch_tokens  # about
         # A document of n tokens takes n + 1 positions.
         self.efficiency = 1 / sum(
             p * (n + documents) / n for (n, documents), p in zip(read, self.shares, strict=True)

@@ -42,9 +42,10 @@ from lmkit.errors import ResultError, UserError
 from lmkit.groups import config_folders, group_options
 from lmkit.job import LOG, POLL, THREADS, Job, Outcome, ask_to_stop, asked_to_stop, clear
 from lmkit.launch import train
+from lmkit.loggers import grouped
 from lmkit.metrics import perplexity
 from lmkit.processes import launched
-from lmkit.run import check_name, mint_id
+from lmkit.run import Run, check_name, mint_id
 from lmkit.search import check_values
 from lmkit.signals import SIGNALS, Stopped, StopSignals
 
@@ -95,7 +96,7 @@ def multirun(argv: Sequence[str]) -> dict[str, Any]:
             for job in _expand(config.hydra.sweeper, lines, hydra.config_loader)
         ]
         directory = Path(config.hydra.sweep.dir).expanduser().absolute()
-    _check_jobs(jobs, flags)
+    _check_jobs(jobs, flags, identity)
     clear(directory)
     of_hydra.append(f"hydra.sweep.dir={quoted(str(directory))}")
     threads = {key: value for key, value in os.environ.items() if THREADS.match(key)}
@@ -177,17 +178,23 @@ def _expand(sweeper: DictConfig, lines: list[str], loader: Any) -> list[list[str
     given = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
     overrides = OverridesParser.create(loader).parse_overrides([*given, *lines])
     for override in overrides:
+        if override.is_sweep_override() and not override.is_discrete_sweep():
+            typed = str(override.input_line).removeprefix("++")
+            raise UserError(f"{typed}: train -m takes values one by one; lmkit sweep draws them")
         if override.is_discrete_sweep():
             check_values(str(override.input_line).removeprefix("++"), override)
     return BasicSweeper.split_arguments(overrides, None)[0]
 
 
-def _check_jobs(jobs: list[list[str]], flags: list[str]) -> None:
-    """Raises one UserError with the mistakes of all jobs, each once."""
+def _check_jobs(jobs: list[list[str]], flags: list[str], identity: str) -> None:
+    """Raises one UserError with the mistakes of all jobs, each once, and where the run of one is
+    there and another's."""
     found: dict[str, list[int]] = {}
     for number, arguments in enumerate(jobs):
         try:
-            check(compose([*flags, *arguments]), train)
+            config, _ = check(compose([*flags, *arguments]), train)
+            run = Run.named(config["outputs"], config["name"], f"{identity}-{number}")
+            run.check(grouped(config))
         except UserError as error:
             for mistake in reported(error):
                 found.setdefault(mistake, []).append(number)

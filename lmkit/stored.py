@@ -72,8 +72,8 @@ class Store(PreparedSource):
             self._hash = str(self._data["store"])
             self.tokenizer_hash = str(self._data["tokenizer"])
             self._recorded = {name: dict(each) for name, each in self._data["splits"].items()}
-        except NOT_ONE as error:
-            what = f"is damaged: {error!r}"
+        except NOT_ONE:
+            what = "is damaged: it is not what lmkit prepare writes"
             remedy = "make it anew with the command that prepared it"
             raise DamagedError(self._directory / DATA, what, remedy) from None
         super().__init__(where, {}, {})

@@ -368,7 +368,7 @@ def _read(search: Search, config: Mapping[str, Any]) -> tuple[Shown, list[str]]:
         for value in others:  # the first point has been checked whole
             firsts[place] = value
             try:
-                checked, _ = check(compose(search.arguments(firsts)), trains=False)
+                checked, _ = check(compose(search.arguments(firsts)))
                 shown[dimension.key][str(value)] = _value(checked, dimension.key, value)
             except UserError as error:
                 mistakes += reported(error)

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +93,9 @@ class Watchdog(Callback):
         while not self._ended.wait(min(1.0, self.seconds / 5)):
             place, still = self._place, time.monotonic() - self._moved
             if place != told:
-                files[rank].write_text(json.dumps(place), encoding="ascii")
-                told = place
+                with suppress(OSError):  # on a full disk, which the training itself tells
+                    files[rank].write_text(json.dumps(place), encoding="ascii")
+                    told = place
             if still < self.seconds:
                 continue
             # A process that is ahead waits; should the one behind not end, it ends later.
@@ -106,7 +108,8 @@ class Watchdog(Callback):
         what = f"has not moved for {still:.0f} s ({where})"
         frame = sys._current_frames()[threading.main_thread().ident or 0]
         stack = "".join(traceback.format_stack(frame))
-        Failure(rank, what, stack, died=True).write(directory)
+        with suppress(OSError):
+            Failure(rank, what, stack, died=True).write(directory)
         sys.stderr.write(f"rank {rank} {what}\n{stack}")
         sys.stderr.flush()
         os._exit(1)

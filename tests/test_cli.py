@@ -377,3 +377,11 @@ def test_a_reader_that_has_seen_enough_ends_the_command_quietly() -> None:
     assert process.stderr.read() == b""
     process.stderr.close()
     assert process.wait(60) == 0
+
+
+def test_a_terminal_of_0_columns_is_one_of_unknown_size(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "0")
+    monkeypatch.setenv("LINES", "40")
+    assert cli.main(["--version"]) == 0
+    assert "COLUMNS" not in os.environ
+    assert os.environ["LINES"] == "40"

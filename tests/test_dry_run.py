@@ -219,6 +219,15 @@ def test_what_a_library_refuses_is_told_of_each_key_of_every_object():
             ["callbacks=early_stopping", "callbacks.early_stopping.patience=-1"],
             "callbacks.early_stopping.patience=-1: must be at least 0",
         ),
+        (
+            ["callbacks=early_stopping", "callbacks.early_stopping.mode=max"],
+            "callbacks.early_stopping.mode=max but val/nll is the better the lower; set "
+            "callbacks.early_stopping.mode=min",
+        ),
+        (
+            ["scheduler=plateau", "scheduler.monitor=val/perplexity", "scheduler.mode=max"],
+            "scheduler.mode=max but val/perplexity is the better the lower; set scheduler.mode=min",
+        ),
         (["scheduler=step", "scheduler.step_size=0"], "scheduler.step_size=0: must be at least 1"),
         (  # the message names max_lr first, and without total_steps something else is refused
             [

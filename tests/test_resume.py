@@ -426,8 +426,8 @@ def test_so_is_one_within_another(caplog):
     Continuation({"config": then}, {"config": config, "splits": {}})._warn_of_lengths()
     assert caplog.messages == [
         "trainer.max_epochs=4 (2 before), but scheduler.milestones=[1] and "
-        "scheduler.schedulers.0.T_max=1 and scheduler.schedulers.1.T_max=3 is as it was: set it "
-        "too if it is to follow"
+        "scheduler.schedulers.0.T_max=1 and scheduler.schedulers.1.T_max=3 are as they were: "
+        "set them too if they are to follow"
     ]
 
 

@@ -200,6 +200,24 @@ def test_what_does_not_fit_the_text_is_told_by_both(settings, capfd, command, ke
     assert not Path("outputs/a").exists()
 
 
+@pytest.mark.parametrize(("limit", "tokens"), [("3", 108), ("null", 540)])
+def test_the_epoch_that_is_announced_is_the_one_that_is_read(settings, capfd, limit, tokens):
+    keys = [f"trainer.limit_train_batches={limit}", "trainer.max_epochs=1"]
+    assert cli.main([*settings, *keys]) == 0  # three of fifteen windows
+    assert f" here: {tokens} tokens an epoch, " in capfd.readouterr().err
+
+
+def test_a_multirun_over_the_runs_of_another_is_refused_before_it_begins(settings, capfd):
+    keys = ["trainer.max_steps=1", "callbacks.samples=null"]
+    assert cli.main([*settings, *keys, "run_id=m-1", "seed=7"]) == 0
+    before = contents(Path("outputs"))
+    assert cli.main(["train", "-m", *settings[2:], *keys, "run_id=m", "seed=5,6"]) == 2
+    said = capfd.readouterr().err
+    assert "run_id=m-1 has another config (" in said
+    assert "seed: 7 there, 6 now" in said
+    assert contents(Path("outputs")) == before
+
+
 def test_a_text_of_unknown_words_is_told(settings, caplog):
     keys = ["tokenizer.min_frequency=1000", "trainer.max_steps=1", "callbacks.samples=null"]
     assert cli.main([*settings, *keys]) == 0

@@ -1,6 +1,8 @@
 """Which of a run's processes ended it, by what they say and how they exited."""
 
 import signal
+import threading
+import time
 
 import pytest
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
@@ -9,6 +11,7 @@ from lmkit.errors import UserError
 from lmkit.processes import Failure
 from lmkit.run import Run
 from lmkit.signals import Stopped
+from lmkit.watchdog import Watchdog
 from lmkit.workers import WorkerError, cause
 
 RAISED = Failure(1, "raised ValueError: no", "stack", time=1.0)
@@ -61,3 +64,12 @@ def test_a_stop_is_a_stop(tmp_path, code, failures, name):
 def test_a_mistake_is_told_alone(tmp_path):
     with pytest.raises(UserError, match=r"^a mistake$"):
         caused(tmp_path, 1, 1, MISTAKE, STOPPED)
+
+
+def test_a_watchdog_whose_place_cannot_be_written_goes_on(tmp_path):
+    """As on a full disk, which ends the training in a sentence of its own."""
+    watchdog = Watchdog(seconds=30)
+    watchdog._place, watchdog._moved = (1, 0, 0), time.monotonic()
+    threading.Timer(1.5, watchdog._ended.set).start()  # after one look
+    watchdog._watch(tmp_path / "gone", 0, 1)
+    assert not (tmp_path / "gone").exists()

@@ -86,7 +86,7 @@ def test_a_disk_that_is_full_ends_two_processes_in_a_sentence(settings, small):
     wait_for_rows(process, run, 5)
     fill(small)
     err = end(process, 2)
-    assert "Traceback" not in err
+    assert "Traceback" not in err, err
     assert FREE in err.splitlines()[-1]
     assert err.endswith("; make room there, then go on with: lmkit resume cut\n")
     assert json.loads((run / "status.json").read_text())["exit_code"] == 2
