@@ -171,7 +171,10 @@ def test_an_id_begins_the_ids_of_the_runs_and_two_sweeps_never_share_one(
         ),
         (["seed=1,2", "run_id=/x"], "run_id=/x: expected letters"),
         (["seed=(1,2"], "1 mistake:\n  seed=(1,2: "),
-        (["seed=interval(1,2)"], "BasicSweeper does not support sweep type"),
+        (
+            ["seed=interval(1,2)"],
+            "seed=interval(1,2): train -m takes values one by one; lmkit sweep draws them",
+        ),
         (["hydra/launcher=jobslib"], "In 'hydra/config': Could not find 'hydra/launcher/jobslib'"),
         (["hydra.sweep.dri=x"], "Could not override 'hydra.sweep.dri'"),
         (
@@ -187,7 +190,7 @@ def test_an_id_begins_the_ids_of_the_runs_and_two_sweeps_never_share_one(
             ["model.num_layers=range(0,5,0)"],
             "model.num_layers=range(0,5,0): a range goes from one number to another",
         ),
-        (["outputs=/proc/x"], "cannot write the sweep's directory /proc/x/multirun/"),
+        (["outputs=/proc/x"], "1 mistake:\n  cannot write the run directory /proc/x/"),
         (["--config-dir", "gone"], "--config-dir gone: no such directory"),
         (["--cfg", "job"], "--multirun is for lmkit train, with no other of Hydra's flags"),
     ],
