@@ -194,7 +194,8 @@ def _check_jobs(jobs: list[list[str]], flags: list[str], identity: str) -> None:
         try:
             config, _ = check(compose([*flags, *arguments]), train)
             run = Run.named(config["outputs"], config["name"], f"{identity}-{number}")
-            run.check(grouped(config))
+            if run.config():
+                run.check(grouped(config))
         except UserError as error:
             for mistake in reported(error):
                 found.setdefault(mistake, []).append(number)

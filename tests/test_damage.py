@@ -243,7 +243,7 @@ def test_half_a_record_is_damage(store: Path, key: str) -> None:
     record = json.loads((store / "data.json").read_text())
     del record[key]
     (store / "data.json").write_text(json.dumps(record))
-    with pytest.raises(UserError, match=r"data\.json is damaged: KeyError"):
+    with pytest.raises(UserError, match=r"data\.json is damaged: it is not what"):
         Store(str(store))
 
 

@@ -190,7 +190,7 @@ def test_an_id_begins_the_ids_of_the_runs_and_two_sweeps_never_share_one(
             ["model.num_layers=range(0,5,0)"],
             "model.num_layers=range(0,5,0): a range goes from one number to another",
         ),
-        (["outputs=/proc/x"], "1 mistake:\n  cannot write the run directory /proc/x/"),
+        (["outputs=/proc/x"], "cannot write the sweep's directory /proc/x/multirun/"),
         (["--config-dir", "gone"], "--config-dir gone: no such directory"),
         (["--cfg", "job"], "--multirun is for lmkit train, with no other of Hydra's flags"),
     ],
