@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -113,7 +113,8 @@ class Continuation(Callback):
 
     def _warn_of_lengths(self) -> None:
         """A schedule with a length of its own does not follow the training's."""
-        own = dict(_lengths("scheduler", self.now["config"]["scheduler"]))
+        inner = history.inner_keys("scheduler", self.now["config"]["scheduler"])
+        own = {path: value for path, key, value in inner if key in LENGTHS}
         longer = {key: pair for key, pair in self.changed.items() if key.startswith("trainer.max_")}
         if longer and own and not any(key.startswith("scheduler.") for key in self.changed):
             lengths = ", ".join(
@@ -123,13 +124,3 @@ class Continuation(Callback):
             several = "are as they were: set them too if they are to follow"
             one = "is as it was: set it too if it is to follow"
             log.warning("%s, but %s %s", lengths, stays, one if len(own) == 1 else several)
-
-
-def _lengths(path: str, node: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The keys that say how long a schedule is, and those that it is made of."""
-    for key, value in node.items():
-        if key in LENGTHS:
-            yield f"{path}.{key}", value
-        for number, inner in enumerate(value if isinstance(value, list) else ()):
-            if isinstance(inner, Mapping):
-                yield from _lengths(f"{path}.{key}.{number}", inner)

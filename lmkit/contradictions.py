@@ -9,6 +9,7 @@ from typing import Any
 
 from lmkit import hardware, kernels
 from lmkit.errors import UserError
+from lmkit.history import inner_keys
 from lmkit.processes import launched
 from lmkit.run import check_name
 from lmkit.trainer_keys import trainer_mistakes
@@ -185,12 +186,9 @@ def _length(trainer: Mapping[str, Any], scheduler: Mapping[str, Any]) -> Iterato
 
 def _least(path: str, node: Mapping[str, Any]) -> Iterator[str]:
     """Numbers that a class of torch or Lightning takes and makes nonsense of."""
-    for key, value in node.items():
+    for place, key, value in inner_keys(path, node):
         if key in LEAST and isinstance(value, int | float) and value < LEAST[key]:
-            yield f"{path}.{key}={value}: must be at least {LEAST[key]}"
-        for number, inner in enumerate(value if isinstance(value, list) else ()):
-            if isinstance(inner, Mapping):
-                yield from _least(f"{path}.{key}.{number}", inner)
+            yield f"{place}={value}: must be at least {LEAST[key]}"
 
 
 def _overfit(data: Mapping[str, Any], trainer: Mapping[str, Any]) -> Iterator[str]:
@@ -277,11 +275,15 @@ def _monitors(
             )
 
 
+def _watching(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """By path, the nodes that may have a monitor."""
+    callbacks = {f"callbacks.{k}": node for k, node in (config.get("callbacks") or {}).items()}
+    return {"scheduler": config.get("scheduler") or {}, **callbacks}
+
+
 def _modes(config: Mapping[str, Any]) -> Iterator[str]:
     """Values that are losses, watched for their highest."""
-    watching = {"scheduler": config.get("scheduler") or {}}
-    watching |= {f"callbacks.{k}": node for k, node in (config.get("callbacks") or {}).items()}
-    for path, node in watching.items():
+    for path, node in _watching(config).items():
         monitor = node.get("monitor") or "val/nll"
         if node.get("mode") == "max" and monitor in LOSSES:
             yield f"{path}.mode=max but {monitor} is the better the lower; set {path}.mode=min"
@@ -299,9 +301,7 @@ def _never_logged(config: Mapping[str, Any], lossless: bool) -> Iterator[str]:
     datatrove = str((config.get("data") or {}).get("_target_")).endswith(".Datatrove")
     if lossless and not datatrove and trainer.get("limit_val_batches") in (None, 1.0):
         logged.append("val/bits_per_byte")
-    watching = {"scheduler": config.get("scheduler") or {}}
-    watching |= {f"callbacks.{key}": node for key, node in callbacks.items()}
-    for path, node in watching.items():
+    for path, node in _watching(config).items():
         monitor = node.get("monitor")
         if isinstance(monitor, str) and monitor not in logged and node.get("strict", True):
             yield f"{path}.monitor={monitor}: never logged; there are: {', '.join(logged)}"

@@ -118,11 +118,6 @@ class DataModule(pl.LightningDataModule):
         """Of an epoch over all processes, with no limit."""
         return len(self._training_loader() if split == "train" else self.loader(split))
 
-    def num_tokens(self, windows: float) -> int:
-        """Of so many windows of an epoch of training, about."""
-        loader = self._training_loader()
-        return round(loader.epoch_tokens * windows / len(loader))
-
     def train_dataloader(self) -> WindowLoader | MixtureLoader:
         """The same loader however often the trainer asks: it knows which epoch comes next."""
         if self._training is None or self._read_by is not self.trainer:

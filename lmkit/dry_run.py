@@ -169,10 +169,9 @@ def _trainer(config: Node, place: Path, mistakes: list[str]) -> None:
         return build_trainer(node, default_root_dir=place, logger=DummyLogger(), **given)
 
     made = attempt("trainer", trainer, make, mistakes)
-    refused = [mistake.partition(":")[0] for mistake in mistakes]
     for path, callback in callbacks.items() if made else ():
         of_lightning = type(callback).__module__.startswith(LIBRARIES)
-        if of_lightning and path not in refused and (error := _set_up(callback, made)):
+        if of_lightning and (error := _set_up(callback, made)):
             mistakes.append(_told(path, None, None, error))
 
 

@@ -155,7 +155,7 @@ def estimate(
                 trainer.validate(task, datamodule=data, verbose=False)
     rate = chosen.rates[chosen.number] = clock.num_tokens / max(clock.seconds, 1e-9)
     return Estimate(
-        tokens=data.num_tokens(clock.windows_of_epoch),
+        tokens=data.train_dataloader().epoch_tokens,
         num_parameters=sum(parameter.numel() for parameter in task.parameters()),
         tokens_per_second=rate,
         peak_memory_bytes=hardware.peak_memory(task.device),

@@ -53,6 +53,15 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def inner_keys(path: str, node: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    """Each key of a node and of the nodes in its lists: its dotted path, its name, its value."""
+    for key, value in node.items():
+        yield f"{path}.{key}", key, value
+        for number, inner in enumerate(value if isinstance(value, list) else ()):
+            if isinstance(inner, Mapping):
+                yield from inner_keys(f"{path}.{key}.{number}", inner)
+
+
 # Records of a run's first start stay as they are. A resume adds what is another by then: to
 # overrides.yaml, a list, an entry at its end; to a mapping an entry of its list `resumed`.
 

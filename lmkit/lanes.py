@@ -169,12 +169,10 @@ class WindowLoader(Passes):
         self.world_size = world_size
         lanes = self.lanes(0)
         self.efficiency = lanes.efficiency
-        self.epoch_tokens = store.num_tokens
         # A longer window would hold no more, and its products not fit in 64 bits.
         self.bptt = min(bptt, max(int(lanes.lengths.max()), 1))
         read = lanes.lengths.max() if seed is not None else lanes.lengths[self.rows].max(initial=0)
-        num_windows = -(-int(read) // self.bptt)
-        super().__init__([store], num_windows if limit is None else min(num_windows, limit))
+        super().__init__([store], -(-int(read) // self.bptt), store.num_tokens, limit)
 
     def lanes(self, epoch: int) -> Lanes:
         """The lanes of an epoch over all processes: a pure function of (seed, epoch)."""

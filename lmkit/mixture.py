@@ -84,7 +84,6 @@ class MixtureLoader(Passes):
         read = [(text.num_tokens, len(text.document_ends)) for text in texts]
         if epoch_tokens is None:
             epoch_tokens = int(min(n / p for (n, _), p in zip(read, self.shares, strict=True)))
-        self.epoch_tokens = epoch_tokens  # about
         # A document of n tokens takes n + 1 positions.
         self.efficiency = 1 / sum(
             p * (n + documents) / n for (n, documents), p in zip(read, self.shares, strict=True)
@@ -92,7 +91,7 @@ class MixtureLoader(Passes):
         positions = epoch_tokens / self.efficiency
         self.bptt = min(bptt, math.ceil(positions))  # of a lane, no more than an epoch in all
         num_windows = max(round(positions / (num_lanes * self.bptt)), 1)
-        super().__init__(texts, num_windows if limit is None else min(num_windows, limit))
+        super().__init__(texts, num_windows, epoch_tokens, limit)
         self._group = self._beginning()  # as it was before the update that is being read
 
     def _windows(self) -> Iterator[Window]:

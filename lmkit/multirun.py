@@ -178,11 +178,11 @@ def _expand(sweeper: DictConfig, lines: list[str], loader: Any) -> list[list[str
     given = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
     overrides = OverridesParser.create(loader).parse_overrides([*given, *lines])
     for override in overrides:
-        if override.is_sweep_override() and not override.is_discrete_sweep():
-            typed = str(override.input_line).removeprefix("++")
-            raise UserError(f"{typed}: train -m takes values one by one; lmkit sweep draws them")
+        typed = str(override.input_line).removeprefix("++")
         if override.is_discrete_sweep():
-            check_values(str(override.input_line).removeprefix("++"), override)
+            check_values(typed, override)
+        elif override.is_sweep_override():
+            raise UserError(f"{typed}: train -m takes values one by one; lmkit sweep draws them")
     return BasicSweeper.split_arguments(overrides, None)[0]
 
 

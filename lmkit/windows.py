@@ -68,9 +68,13 @@ class Passes(ABC):
     state was taken.
     """
 
-    def __init__(self, texts: Sequence[Tokens], num_windows: int) -> None:
-        """num_windows: of each epoch."""
+    def __init__(
+        self, texts: Sequence[Tokens], num_windows: int, num_tokens: int, limit: int | None
+    ) -> None:
+        """num_windows, num_tokens: of each epoch. limit: an epoch is no more windows than that."""
         self.texts = texts
+        self._whole = (num_windows, num_tokens)
+        num_windows = num_windows if limit is None else min(num_windows, limit)
         self._num_windows = num_windows
         self.epoch = -1  # read to its end, so that the first pass is epoch 0
         self.position = num_windows
@@ -78,6 +82,12 @@ class Passes(ABC):
 
     def __len__(self) -> int:
         return self._num_windows
+
+    @property
+    def epoch_tokens(self) -> int:
+        """Targets of an epoch, about, where a limit cuts it short."""
+        num_windows, num_tokens = self._whole
+        return round(num_tokens * len(self) / num_windows)
 
     def __iter__(self) -> Iterator[Window]:
         # Lightning may call iter() without ever asking for an item: as a generator, nothing

@@ -79,6 +79,19 @@ COMMANDS = (
 OF_NO_TEXT = ("score", "resume", "analyze")
 
 
+def last_lines(settings, small, capfd) -> Iterator[str]:
+    """What each command that writes ends with, where it cannot."""
+    for command, *arguments in COMMANDS:
+        keys = [] if command in OF_NO_TEXT else settings
+        assert main([command, *keys, *arguments]) == 2, command
+        out, err = capfd.readouterr()
+        assert "Traceback" not in out + err
+        last = err.splitlines()[-1]
+        assert last.startswith("error: "), err
+        assert str(small) in last
+        yield last
+
+
 def test_a_disk_that_is_full_ends_two_processes_in_a_sentence(settings, small):
     two = ("trainer.devices=2", "trainer.strategy=ddp", "trainer.max_epochs=50")
     process = start("train", *settings, *two, "run_id=cut", cwd=small)
@@ -98,14 +111,7 @@ def test_a_read_only_file_system_is_named_and_what_only_reads_goes_on(
     shutil.copytree(finished[0].parents[1], small / "outputs", symlinks=True)
     subprocess.run(["mount", "-o", "remount,ro", str(small)], check=True)
     monkeypatch.chdir(small)
-    for command, *arguments in COMMANDS:
-        keys = [] if command in OF_NO_TEXT else settings
-        assert main([command, *keys, *arguments]) == 2, command
-        out, err = capfd.readouterr()
-        assert "Traceback" not in out + err
-        last = err.splitlines()[-1]
-        assert last.startswith("error: "), err
-        assert str(small) in last
+    for last in last_lines(settings, small, capfd):
         assert "Read-only file system" in last
     for command in (["evaluate", "whole"], ["generate", "whole", "num_tokens=2"], ["list"]):
         assert main(command) == 0
@@ -119,14 +125,7 @@ def test_every_command_that_writes_says_where_and_loses_nothing(
     monkeypatch.chdir(small)
     before = {file: file.read_bytes() for file in Path("outputs").rglob("*") if file.is_file()}
     fill(small)
-    for command, *arguments in COMMANDS:
-        keys = [] if command in OF_NO_TEXT else settings
-        assert main([command, *keys, *arguments]) == 2, command
-        out, err = capfd.readouterr()
-        assert "Traceback" not in out + err
-        last = err.splitlines()[-1]
-        assert last.startswith("error: "), err
-        assert str(small) in last
+    for last in last_lines(settings, small, capfd):
         assert FREE in last
     kept = {file for file in before if file.name != ".lock"}
     assert {file: file.read_bytes() for file in kept} == {file: before[file] for file in kept}
