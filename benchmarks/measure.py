@@ -22,8 +22,8 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from lmkit.allocator import M_MMAP_MAX, M_TRIM_THRESHOLD, keep_freed_memory
 from lmkit.kernels.matmul import fast_matmul
+from lmkit.system.allocator import M_MMAP_MAX, M_TRIM_THRESHOLD, keep_freed_memory
 
 T = TypeVar("T")
 

@@ -18,10 +18,10 @@ from measure import SCRATCH, PeakMemory, console, in_child, print_header, settin
 from rich.table import Table
 from turns import make_trainer
 
-from lmkit.allocator import keep_freed_memory
 from lmkit.assembly import make_data
 from lmkit.check import check
 from lmkit.config import compose
+from lmkit.system.allocator import keep_freed_memory
 from lmkit.training import make_task
 
 DOCUMENTS, LANES, SIZE, LAYERS = 2, 2, 200, 2

@@ -18,7 +18,7 @@ from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 from turns import Settings, make_trainer, start
 
-from lmkit.allocator import keep_freed_memory
+from lmkit.system.allocator import keep_freed_memory
 from lmkit.training import make_task
 
 WARM_UP = 3

@@ -33,9 +33,9 @@ from measure import (
 from rich.table import Table
 from turns import LMKIT, PLAIN, PLAIN_BF16, Settings, TurnAbout, composed, make_trainer, start
 
-from lmkit.allocator import keep_freed_memory
 from lmkit.assembly import make_data
 from lmkit.metrics import perplexity
+from lmkit.system.allocator import keep_freed_memory
 from lmkit.training import make_task
 
 MEMORY_STEPS = 6

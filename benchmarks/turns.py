@@ -14,13 +14,13 @@ from measure import SCRATCH, Rates
 from omegaconf import MISSING
 from torch import Tensor, nn
 
-from lmkit.allocator import keep_freed_memory
 from lmkit.assembly import make_data
 from lmkit.check import check
 from lmkit.config import compose
 from lmkit.datamodule import DataModule
 from lmkit.logs import JsonlLogger
 from lmkit.progress import Progress
+from lmkit.system.allocator import keep_freed_memory
 from lmkit.training import build_trainer
 from lmkit.windows import Window
 

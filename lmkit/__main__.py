@@ -5,7 +5,7 @@ import signal
 import sys
 
 from lmkit.cli import main
-from lmkit.signals import FOLLOWS, follow_parent
+from lmkit.system.signals import FOLLOWS, follow_parent
 
 if parent := os.environ.pop(FOLLOWS, None):  # a job or trial of a sweep
     follow_parent(int(parent))

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from omegaconf._utils import get_yaml_loader
 
 from lmkit.keys import node_keys
-from lmkit.paths import as_list
+from lmkit.system.paths import as_list
 
 QUOTED = r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*\""""
 TEXT = {"str", "Path", "null", "None"}

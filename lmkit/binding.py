@@ -18,9 +18,9 @@ from lmkit.allow import resolve_target, slot_bases
 from lmkit.errors import UserError
 from lmkit.keys import elsewhere, option_targets, options_taking
 from lmkit.ranges import broken
-from lmkit.redaction import SHOWN, hide, is_secret_key, mask
 from lmkit.renamed import RENAMED
 from lmkit.signatures import signature_keys
+from lmkit.system.redaction import SHOWN, hide, is_secret_key, mask
 
 SECRET = re.compile(r"\$\{oc\.env:\s*(?P<name>[^,}\s]+)\s*(?:,(?P<default>[^}]*))?\}")
 # Callables whose keys a node holds, each with the arguments that the code passes itself.

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from lmkit import hardware, kernels
+from lmkit import kernels
 from lmkit.allow import BESIDE, SLOTS, VALUES, slot_bases
 from lmkit.binding import Group, Owners, bind, bind_node, build, unknown
 from lmkit.config import Composition, report
@@ -25,10 +25,11 @@ from lmkit.hub import HuggingFace
 from lmkit.kernels import Kernels
 from lmkit.loggers import missing_packages
 from lmkit.optim import Stepping
-from lmkit.processes import launched
 from lmkit.ranges import Count, Seed, Size
 from lmkit.safety import escapes, leaks
 from lmkit.signatures import signature_keys
+from lmkit.system import hardware
+from lmkit.system.processes import launched
 
 log = logging.getLogger(__name__)
 

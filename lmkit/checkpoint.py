@@ -22,7 +22,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lmkit.checkpoint_io import link, manifest_path, steps
 from lmkit.errors import UserError
 from lmkit.ranges import Size
-from lmkit.rendezvous import gather
+from lmkit.system.rendezvous import gather
 
 
 @dataclass

@@ -14,9 +14,9 @@ import lightning
 import torch
 from lightning.fabric.plugins import CheckpointIO
 
-from lmkit.atomic import naming, sync_directory, write_atomically
 from lmkit.errors import UserError
-from lmkit.regular_file import DamagedError, check_kind, listed, opened, read_json
+from lmkit.system.atomic import naming, sync_directory, write_atomically
+from lmkit.system.regular_file import DamagedError, check_kind, listed, opened, read_json
 
 log = logging.getLogger(__name__)
 

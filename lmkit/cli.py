@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, TextIO, cast
 
 from lmkit.errors import ResultError, UserError, as_user_error, exit_code
-from lmkit.redaction import Redacting, discard, hide_arguments, redact, redacted_output
-from lmkit.signals import Stopped, StopSignals
+from lmkit.system.redaction import Redacting, discard, hide_arguments, redact, redacted_output
+from lmkit.system.signals import Stopped, StopSignals
 
 PACKAGE = Path(__file__).parent
 MODULES = {
@@ -219,7 +219,7 @@ def _run(command: Command, argv: list[str]) -> Any:
         argv = [argument for argument in argv if not argument.startswith("outputs=")]
     name = _config_name(words)
     if command.takes_config:
-        from lmkit.processes import launched
+        from lmkit.system.processes import launched
 
         launched()  # raises what is odd about its variables, before Lightning does
     if any(argument.partition("=")[0] in HYDRA_FLAGS for argument in argv):

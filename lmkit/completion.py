@@ -12,8 +12,8 @@ from lmkit.allow import SLOTS
 from lmkit.errors import UserError
 from lmkit.groups import CONF, config_folders, group_options, nearest
 from lmkit.keys import function_keys, node_keys
-from lmkit.regular_file import DamagedError, read_yaml
 from lmkit.run import run_directories
+from lmkit.system.regular_file import DamagedError, read_yaml
 
 SCRIPTS = {
     # Of a word that holds = or :, readline replaces the part after it alone.

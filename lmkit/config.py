@@ -33,10 +33,10 @@ from lmkit.as_typed import (
 from lmkit.errors import UserError
 from lmkit.groups import config_folders, group_options, nearest
 from lmkit.keys import node_keys
-from lmkit.paths import as_list, exists, located, readable
-from lmkit.redaction import mask
-from lmkit.regular_file import DamagedError, read_yaml
 from lmkit.renamed import renamed
+from lmkit.system.paths import as_list, exists, located, readable
+from lmkit.system.redaction import mask
+from lmkit.system.regular_file import DamagedError, read_yaml
 
 # Hydra's grammar rejects commas, quotes and brackets, which texts and paths are free to hold.
 VERBATIM = re.compile(

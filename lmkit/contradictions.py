@@ -7,11 +7,12 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lmkit import hardware, kernels
+from lmkit import kernels
 from lmkit.errors import UserError
 from lmkit.history import inner_keys
-from lmkit.processes import launched
 from lmkit.run import check_name
+from lmkit.system import hardware
+from lmkit.system.processes import launched
 from lmkit.trainer_keys import trainer_mistakes
 
 THREADS = 16  # of a processor, at most

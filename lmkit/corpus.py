@@ -8,13 +8,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from lmkit import paths, probe_corpus, pydocs, readers, records
+from lmkit import probe_corpus, pydocs, readers, records
 from lmkit.errors import UserError
 from lmkit.files import FileSource, Span
 from lmkit.hub import HuggingFace
 from lmkit.ranges import Seed, Share, Size
 from lmkit.records import ENCODING, Table
 from lmkit.source import SPLITS, Document, Source
+from lmkit.system import paths
 
 __all__ = [
     "Csv",

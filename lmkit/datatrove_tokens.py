@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lmkit import paths
-from lmkit.atomic import write_atomically
 from lmkit.encoding import Tokenizer
 from lmkit.errors import UserError
 from lmkit.stored import PreparedSource, is_trained
+from lmkit.system import paths
+from lmkit.system.atomic import write_atomically
 from lmkit.token_store import Prepared, TokenStore
 
 SUFFIX = ".ds"

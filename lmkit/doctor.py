@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from lmkit import hardware, kernels
+from lmkit import kernels
 from lmkit.allow import allowed_prefixes
 from lmkit.assembly import make_data
 from lmkit.check import check
@@ -22,6 +22,7 @@ from lmkit.estimate import Estimate, estimate, lasting
 from lmkit.groups import CONF
 from lmkit.kernels.matmul import onednn_is_exact
 from lmkit.limits import check_limits
+from lmkit.system import hardware
 from lmkit.wandb_logger import logged_in
 
 

@@ -21,10 +21,10 @@ from lmkit.binding import build
 from lmkit.errors import UserError
 from lmkit.loggers import TRACKERS
 from lmkit.optim import Stepping, check_length
-from lmkit.redaction import mask, redact
-from lmkit.rendezvous import cluster
 from lmkit.safety import anchored
 from lmkit.signatures import Key, signature_keys
+from lmkit.system.redaction import mask, redact
+from lmkit.system.rendezvous import cluster
 from lmkit.trainer import LIBRARIES, build_trainer, said, silent
 
 Node = Mapping[str, Any]

@@ -15,8 +15,8 @@ from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from lmkit.atomic import write_atomically
 from lmkit.errors import UserError
+from lmkit.system.atomic import write_atomically
 
 FORMAT = "lmkit tokenizer 1"
 FILE = "tokenizer.json"

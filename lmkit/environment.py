@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import lmkit
-from lmkit.redaction import mask
+from lmkit.system.redaction import mask
 
 PACKAGES = ("lmkit", "torch", "lightning", "hydra-core", "omegaconf", "numpy", "torchmetrics")
 

@@ -12,15 +12,15 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from lmkit.allocator import keep_freed_memory
 from lmkit.assembly import make_source
 from lmkit.errors import UserError
 from lmkit.identity import recorded
 from lmkit.lanes import Protocol
 from lmkit.metrics import bits_per_byte, perplexity
-from lmkit.paths import readable
 from lmkit.run import Run, no_checkpoint
 from lmkit.store import TokenStore, prepare
+from lmkit.system.allocator import keep_freed_memory
+from lmkit.system.paths import readable
 from lmkit.text import Text, read_text
 from lmkit.tokenizer import Tokenizer
 from lmkit.trained import POSITIONS, TrainedModel

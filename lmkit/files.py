@@ -6,11 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from lmkit import paths, readers
+from lmkit import readers
 from lmkit.errors import UserError
-from lmkit.paths import Paths
 from lmkit.readers import UTF8
 from lmkit.source import Document, Piece, Source, TokenCount
+from lmkit.system import paths
+from lmkit.system.paths import Paths
 
 
 class Span(NamedTuple):

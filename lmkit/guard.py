@@ -10,12 +10,12 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lmkit.atomic import write_atomically
 from lmkit.checkpoint import Checkpoint
 from lmkit.checkpoint_io import newest_manifest
 from lmkit.errors import ResultError
 from lmkit.run import NON_FINITE, strict_json
-from lmkit.signals import Stopped, StopSignals
+from lmkit.system.atomic import write_atomically
+from lmkit.system.signals import Stopped, StopSignals
 from lmkit.windows import Passes
 
 

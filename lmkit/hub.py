@@ -5,11 +5,12 @@ from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import Any
 
-from lmkit import paths, readers, records
+from lmkit import readers, records
 from lmkit.errors import UserError
-from lmkit.paths import SPLIT_NAMES
 from lmkit.ranges import Share
 from lmkit.source import Document, Source
+from lmkit.system import paths
+from lmkit.system.paths import SPLIT_NAMES
 
 
 class HuggingFace(Source):

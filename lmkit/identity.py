@@ -11,10 +11,10 @@ from typing import Any
 from lmkit import history
 from lmkit.checkpoint_io import newest_manifest, read_manifest
 from lmkit.errors import UserError
-from lmkit.regular_file import DamagedError
 from lmkit.renamed import renamed
 from lmkit.run import Run, strict_json
 from lmkit.store import Prepared
+from lmkit.system.regular_file import DamagedError
 
 log = logging.getLogger(__name__)
 

@@ -18,14 +18,14 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from lmkit.atomic import write_atomically
 from lmkit.config import spell
 from lmkit.errors import cannot_write
 from lmkit.groups import config_folders, group_options
 from lmkit.loggers import GROUP
-from lmkit.redaction import mask
 from lmkit.run import strict_json
-from lmkit.signals import FOLLOWS, name_of
+from lmkit.system.atomic import write_atomically
+from lmkit.system.redaction import mask
+from lmkit.system.signals import FOLLOWS, name_of
 
 POLL = 0.2  # seconds
 LOG = "log.txt"

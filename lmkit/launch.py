@@ -18,7 +18,6 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from lmkit import hardware
 from lmkit.assembly import make_data
 from lmkit.checkpoint_io import latest_checkpoint, newest_manifest
 from lmkit.datamodule import DataModule
@@ -30,13 +29,14 @@ from lmkit.limits import check_limits
 from lmkit.loggers import grouped
 from lmkit.pace import NAME as CHOICES
 from lmkit.pace import Pace
-from lmkit.processes import Launched, launched
-from lmkit.redaction import redact
-from lmkit.regular_file import DamagedError
-from lmkit.rendezvous import broadcast, gather, meet
 from lmkit.run import Run, no_checkpoint, no_end
-from lmkit.signals import Stopped, follow_parent
-from lmkit.threads import Threads, counted
+from lmkit.system import hardware
+from lmkit.system.processes import Launched, launched
+from lmkit.system.redaction import redact
+from lmkit.system.regular_file import DamagedError
+from lmkit.system.rendezvous import broadcast, gather, meet
+from lmkit.system.signals import Stopped, follow_parent
+from lmkit.system.threads import Threads, counted
 from lmkit.trained import TrainedModel
 from lmkit.training import work
 from lmkit.wandb_logger import unsynced

@@ -14,11 +14,11 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 from lmkit.allow import resolve_target, slot_bases
 from lmkit.binding import build
 from lmkit.errors import UserError
-from lmkit.processes import launched
-from lmkit.redaction import redact
 from lmkit.run import Run
 from lmkit.safety import anchored
 from lmkit.signatures import signature_keys
+from lmkit.system.processes import launched
+from lmkit.system.redaction import redact
 from lmkit.tensorboard_tracker import TensorBoardTracker
 from lmkit.tracker import Account, CSVTracker, Tracker, notes
 from lmkit.wandb_tracker import WandbTracker

@@ -14,10 +14,10 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from lmkit.atomic import naming
 from lmkit.ranges import Seed, Size
-from lmkit.regular_file import MAX_ROW, opened, parse_row
 from lmkit.run import strict_json
+from lmkit.system.atomic import naming
+from lmkit.system.regular_file import MAX_ROW, opened, parse_row
 from lmkit.wandb_logger import WandbLogger as WandbLogger  # the configs of runs name it here
 
 log = logging.getLogger(__name__)

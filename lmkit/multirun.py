@@ -24,7 +24,6 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lmkit.as_typed import as_texts, quoted, text_keys
-from lmkit.atomic import naming
 from lmkit.check import check
 from lmkit.config import (
     ASSIGNMENT,
@@ -44,10 +43,11 @@ from lmkit.job import LOG, POLL, THREADS, Job, Outcome, ask_to_stop, asked_to_st
 from lmkit.launch import train
 from lmkit.loggers import grouped
 from lmkit.metrics import perplexity
-from lmkit.processes import launched
 from lmkit.run import Run, check_name, mint_id
 from lmkit.search import check_values
-from lmkit.signals import SIGNALS, Stopped, StopSignals
+from lmkit.system.atomic import naming
+from lmkit.system.processes import launched
+from lmkit.system.signals import SIGNALS, Stopped, StopSignals
 
 log = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from lmkit.atomic import sync_directory
 from lmkit.errors import UserError
 from lmkit.shard import writing
+from lmkit.system.atomic import sync_directory
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lmkit.logs import JsonLines, position
-from lmkit.threads import Threads
+from lmkit.system.threads import Threads
 
 log = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ from typing import Any
 
 from lmkit.errors import UserError, as_user_error
 from lmkit.meter import Advance, Meter
-from lmkit.signals import SIGNALS, follow_parent, name_of
 from lmkit.source import Piece, Source
+from lmkit.system.signals import SIGNALS, follow_parent, name_of
 
 # Seconds that a process has to clean up after itself.
 PATIENCE = 5.0

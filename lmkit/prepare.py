@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.table import Table
 
 from lmkit.assembly import text_and_tokenizer
-from lmkit.atomic import write_atomically
 from lmkit.encoding import FILE
 from lmkit.errors import UserError
 from lmkit.pool import num_cores
@@ -20,6 +19,7 @@ from lmkit.shard import MANIFEST, damaged
 from lmkit.source import SPLITS
 from lmkit.store import prepare as prepare_stores
 from lmkit.stored import DATA, Store
+from lmkit.system.atomic import write_atomically
 from lmkit.token_store import Prepared, TokenStore
 from lmkit.tokenizer import load_tokenizer
 

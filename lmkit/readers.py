@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from lmkit.bounds import MAX_LINE, MAX_XZ_MEMORY, Bounded, Lines, TooLongError
 from lmkit.errors import UserError
-from lmkit.paths import compression
+from lmkit.system.paths import compression
 
 # Python's own readers of .zst and .bz2 end silently where a stream is cut or garbage follows it.
 _PYARROW = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}

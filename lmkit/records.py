@@ -10,8 +10,8 @@ from typing import Any
 
 from lmkit.bounds import MAX_DOCUMENT, Expansion
 from lmkit.errors import UserError
-from lmkit.paths import compression, listed
 from lmkit.readers import UTF8, text_lines
+from lmkit.system.paths import compression, listed
 
 ENCODING = "data.encoding"
 _TABS = (".tsv", ".tab")

@@ -22,12 +22,13 @@ from typing import Any, Literal, Self
 import yaml
 
 from lmkit import history
-from lmkit.atomic import write_atomically, write_over
 from lmkit.environment import environment
 from lmkit.errors import UserError, cannot_write
-from lmkit.paths import located
-from lmkit.redaction import mask, redacted
-from lmkit.regular_file import (
+from lmkit.renamed import renamed
+from lmkit.system.atomic import write_atomically, write_over
+from lmkit.system.paths import located
+from lmkit.system.redaction import mask, redacted
+from lmkit.system.regular_file import (
     MAX_JSON,
     MAX_SWEEP,
     DamagedError,
@@ -37,8 +38,7 @@ from lmkit.regular_file import (
     read_json,
     read_yaml,
 )
-from lmkit.renamed import renamed
-from lmkit.signals import POLL, is_alive
+from lmkit.system.signals import POLL, is_alive
 
 Status = Literal["running", "finished", "failed", "stopped"]
 

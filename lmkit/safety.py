@@ -10,7 +10,7 @@ from typing import Any
 
 from lmkit.allow import PREFIXES
 from lmkit.binding import SECRET
-from lmkit.redaction import (
+from lmkit.system.redaction import (
     SHORTEST,
     USER_INFO,
     hide,

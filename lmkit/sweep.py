@@ -16,20 +16,20 @@ from typing import Any, Literal
 
 import torch
 
-from lmkit import hardware
 from lmkit.assembly import make_data
-from lmkit.atomic import write_atomically
 from lmkit.check import check
 from lmkit.config import compose, report, reported
 from lmkit.errors import MachineError, ResultError, UserError, exit_code
 from lmkit.launch import outputs_argument
 from lmkit.loggers import GROUP
-from lmkit.processes import launched
 from lmkit.run import Run, mint_id
 from lmkit.search import Search
-from lmkit.signals import SIGNALS, Stopped
 from lmkit.study import OUTCOMES, FrozenTrial, Pruner, Sampler, Study, Trial
 from lmkit.sweep_report import Board, Shown, draw, identity, results, run_of, show
+from lmkit.system import hardware
+from lmkit.system.atomic import write_atomically
+from lmkit.system.processes import launched
+from lmkit.system.signals import SIGNALS, Stopped
 from lmkit.trial import TrialProcess
 
 Metric = Literal["val/nll", "val/bits_per_byte"]

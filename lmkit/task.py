@@ -20,7 +20,7 @@ from lmkit.metrics import TokenNLL, bits_per_byte, perplexity
 from lmkit.model import LanguageModel, Reader, finite, joined, share_of
 from lmkit.model.dropout import Masks
 from lmkit.optim import Stepping, global_norm, is_plain_sgd
-from lmkit.rendezvous import gather
+from lmkit.system.rendezvous import gather
 from lmkit.windows import Window
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Self
 
-from lmkit import paths, readers
+from lmkit import readers
 from lmkit.encoding import Ids, Positions, Tokenizer
 from lmkit.errors import UserError
+from lmkit.system import paths
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ from lmkit.encoding import (
     by_frequency,
 )
 from lmkit.errors import UserError
-from lmkit.regular_file import read_bytes
 from lmkit.subword import ByteLevelBPE, Pretrained
+from lmkit.system.regular_file import read_bytes
 from lmkit.word import EOS, UNK, Word
 
 __all__ = [

@@ -18,10 +18,10 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger
 
-from lmkit.atomic import write_atomically
 from lmkit.logs import JsonlLogger, Samples
-from lmkit.regular_file import DamagedError, read_json
 from lmkit.run import strict_json
+from lmkit.system.atomic import write_atomically
+from lmkit.system.regular_file import DamagedError, read_json
 
 log = logging.getLogger(__name__)
 

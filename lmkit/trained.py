@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from lmkit import hardware, kernels, threads
+from lmkit import kernels
 from lmkit.assembly import build_model
 from lmkit.checkpoint_io import load_checkpoint, read_manifest
 from lmkit.datamodule import DataModule
@@ -24,11 +24,12 @@ from lmkit.kernels import Kernels
 from lmkit.lanes import Protocol, WindowLoader
 from lmkit.metrics import TokenNLL, perplexity
 from lmkit.model import LanguageModel, Reader
-from lmkit.regular_file import listed
 from lmkit.run import Run
 from lmkit.sampling import Sampling, sample_texts
+from lmkit.system import hardware, threads
+from lmkit.system.regular_file import listed
+from lmkit.system.threads import Threads
 from lmkit.text import Text
-from lmkit.threads import Threads
 from lmkit.tokenizer import Tokenizer, load_tokenizer
 from lmkit.windows import Tokens, Window
 

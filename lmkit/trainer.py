@@ -16,9 +16,9 @@ from lightning.pytorch.profilers import Profiler
 from lmkit.allow import resolve_target
 from lmkit.binding import build
 from lmkit.errors import UserError, as_user_error
-from lmkit.redaction import redact
 from lmkit.safety import anchored
 from lmkit.signatures import signature_keys
+from lmkit.system.redaction import redact
 
 # What these raise themselves is about how they were set up, or about what they were given.
 LIBRARIES = ("lightning.", "torch.optim.")

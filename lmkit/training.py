@@ -13,8 +13,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers.logger import DummyLogger
 
-from lmkit import hardware, kernels, threads
-from lmkit.allocator import keep_freed_memory
+from lmkit import kernels
 from lmkit.assembly import build_model, make_data
 from lmkit.binding import build
 from lmkit.check import split_node
@@ -31,14 +30,16 @@ from lmkit.logs import JsonlLogger, Samples
 from lmkit.metrics import perplexity
 from lmkit.optim import Stepping
 from lmkit.pace import Pace
-from lmkit.processes import launched
 from lmkit.progress import Progress
-from lmkit.redaction import redacted
-from lmkit.rendezvous import cluster
 from lmkit.run import Run
 from lmkit.safety import anchored
 from lmkit.sampling import Sampling, sample_texts
-from lmkit.signals import StopSignals
+from lmkit.system import hardware, threads
+from lmkit.system.allocator import keep_freed_memory
+from lmkit.system.processes import launched
+from lmkit.system.redaction import redacted
+from lmkit.system.rendezvous import cluster
+from lmkit.system.signals import StopSignals
 from lmkit.task import Task
 from lmkit.tracker import Account, Tracking
 from lmkit.trainer import build_trainer, complaints

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from lmkit.errors import MachineError
-from lmkit.regular_file import DamagedError, opened
 from lmkit.run import DIED, Run
-from lmkit.signals import FOLLOWS, SIGNALS, name_of
+from lmkit.system.regular_file import DamagedError, opened
+from lmkit.system.signals import FOLLOWS, SIGNALS, name_of
 from lmkit.watch import read_rows
 
 TAIL = 4000  # bytes of a log in which to look for what went wrong

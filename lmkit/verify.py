@@ -28,7 +28,7 @@ from lmkit.assembly import make_data
 from lmkit.checkpoint_io import damage, latest_checkpoint, load_checkpoint
 from lmkit.errors import ResultError, UserError
 from lmkit.run import Run, no_checkpoint
-from lmkit.signals import FOLLOWS
+from lmkit.system.signals import FOLLOWS
 from lmkit.text import Text
 from lmkit.trained import TrainedModel
 

@@ -14,7 +14,8 @@ from zlib import crc32
 
 import yaml
 
-from lmkit.regular_file import (
+from lmkit.run import Run, run_directories, strict_json
+from lmkit.system.regular_file import (
     MAX_ROW,
     MAX_SWEEP,
     DamagedError,
@@ -23,7 +24,6 @@ from lmkit.regular_file import (
     read_json,
     read_yaml,
 )
-from lmkit.run import Run, run_directories, strict_json
 
 log = logging.getLogger(__name__)
 

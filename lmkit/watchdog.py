@@ -14,8 +14,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lmkit.processes import Failure
 from lmkit.ranges import Positive
+from lmkit.system.processes import Failure
 
 Place = tuple[int, int, int]  # updates done, phase of the next, window of that phase
 PHASES = ("forward", "backward", "update", "validation", "end of validation", "checkpoint")

@@ -18,14 +18,14 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from lmkit import hardware
 from lmkit.checkpoint_io import latest_checkpoint
 from lmkit.errors import MachineError, ResultError, UserError, as_user_error, exit_code
-from lmkit.processes import Failure, launched
-from lmkit.redaction import Redacting, redacted_output
-from lmkit.rendezvous import meet
 from lmkit.run import Run
-from lmkit.signals import SIGNALS, Stopped, StopSignals, follow_parent, name_of
+from lmkit.system import hardware
+from lmkit.system.processes import Failure, launched
+from lmkit.system.redaction import Redacting, redacted_output
+from lmkit.system.rendezvous import meet
+from lmkit.system.signals import SIGNALS, Stopped, StopSignals, follow_parent, name_of
 from lmkit.training import work
 
 log = logging.getLogger(__name__)

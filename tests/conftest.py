@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from lmkit import redaction
+from lmkit.system import redaction
 
 # The models of the tests are tiny: threads that wait for each other only cost time, and here
 # also in the processes that the tests start.

@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lmkit import hardware, loggers
+from lmkit import loggers
 from lmkit.allow import SLOTS
 from lmkit.check import Root, check
 from lmkit.config import compose
 from lmkit.corpus import Files
 from lmkit.groups import CONF, group_options, purpose
 from lmkit.store import prepare
+from lmkit.system import hardware
 from lmkit.tokenizer import Bytes
 
 GROUPS = group_options([CONF])

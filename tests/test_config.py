@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from lmkit import hardware
 from lmkit.check import check, split_data
 from lmkit.config import Composition, compose, hydra_arguments
 from lmkit.errors import UserError
-from lmkit.processes import Launched
 from lmkit.run import Run
+from lmkit.system import hardware
+from lmkit.system.processes import Launched
 
 
 def mistakes_of(*argv: str, base: Path | None = None) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lmkit import cli
-from lmkit.signals import SIGNALS
+from lmkit.system.signals import SIGNALS
 
 TEXT = (Path(__file__).parents[1] / "docs" / "cli.md").read_text()
 BLOCKS = re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL)

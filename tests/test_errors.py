@@ -6,9 +6,9 @@ import os
 
 import pytest
 
-from lmkit.atomic import naming, write_over
 from lmkit.errors import MachineError, UserError, as_user_error, exit_code, room
 from lmkit.run import Run
+from lmkit.system.atomic import naming, write_over
 
 
 def no_room(path: object = None, number: int = errno.ENOSPC) -> OSError:

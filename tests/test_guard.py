@@ -15,7 +15,7 @@ import trainee
 
 from lmkit.checkpoint_io import latest_checkpoint, load_checkpoint
 from lmkit.guard import _hint
-from lmkit.signals import Stopped, StopSignals
+from lmkit.system.signals import Stopped, StopSignals
 
 START = """
 import signal, sys, time

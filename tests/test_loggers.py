@@ -23,8 +23,8 @@ from lmkit.config import compose
 from lmkit.errors import UserError
 from lmkit.loggers import GROUP, grouped, make_trackers
 from lmkit.logs import JsonlLogger
-from lmkit.processes import Launched
 from lmkit.run import Run
+from lmkit.system.processes import Launched
 from lmkit.tracker import NOTHING, Account, Rows
 from lmkit.wandb_logger import records
 

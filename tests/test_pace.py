@@ -6,11 +6,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lmkit import launch, threads
+from lmkit import launch
 from lmkit.estimate import Estimate, lasting
 from lmkit.pace import Pace
 from lmkit.run import Run
-from lmkit.threads import Threads
+from lmkit.system import threads
+from lmkit.system.threads import Threads
 
 
 @pytest.fixture(autouse=True)

@@ -13,8 +13,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from lmkit.check import check
 from lmkit.config import compose
 from lmkit.errors import UserError
-from lmkit.processes import Failure, Launched, launched
-from lmkit.rendezvous import cluster
+from lmkit.system.processes import Failure, Launched, launched
+from lmkit.system.rendezvous import cluster
 
 TORCHRUN = {
     **{"TORCHELASTIC_RUN_ID": "none", "RANK": "5", "WORLD_SIZE": "8"},

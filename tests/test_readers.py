@@ -21,8 +21,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from lmkit import paths, readers, records
+from lmkit import readers, records
 from lmkit.errors import UserError
+from lmkit.system import paths
 
 TEXT = st.text(st.sampled_from("ab# \n\r\té\u2028\x0c"), max_size=60)
 

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmkit import redaction
 from lmkit.allow import SLOTS, resolve_target
 from lmkit.binding import signature_keys
 from lmkit.config import compose
 from lmkit.groups import CONF
-from lmkit.redaction import (
+from lmkit.system import redaction
+from lmkit.system.redaction import (
     Redacting,
     hide,
     hide_arguments,

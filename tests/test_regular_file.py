@@ -8,8 +8,15 @@ import socket
 import pytest
 import yaml
 
-from lmkit import regular_file
-from lmkit.regular_file import DamagedError, opened, parse_row, read_bytes, read_json, read_yaml
+from lmkit.system import regular_file
+from lmkit.system.regular_file import (
+    DamagedError,
+    opened,
+    parse_row,
+    read_bytes,
+    read_json,
+    read_yaml,
+)
 
 REMEDY = "; put a sound copy in its place"
 

@@ -8,11 +8,11 @@ import threading
 
 import pytest
 
-from lmkit import rendezvous
 from lmkit.errors import UserError
-from lmkit.processes import Launched
-from lmkit.rendezvous import meet
-from lmkit.signals import Stopped, StopSignals
+from lmkit.system import rendezvous
+from lmkit.system.processes import Launched
+from lmkit.system.rendezvous import meet
+from lmkit.system.signals import Stopped, StopSignals
 
 FIRST, SECOND = (Launched("slurm", rank, 2, rank, 2) for rank in (0, 1))
 

@@ -8,8 +8,8 @@ import yaml
 from lmkit.check import check
 from lmkit.config import compose
 from lmkit.errors import UserError
-from lmkit.redaction import redact
 from lmkit.safety import anchored
+from lmkit.system.redaction import redact
 
 CANARY = "Canary-in-a-coal-mine"
 WRITTEN = (

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from lmkit import threads
-from lmkit.threads import AGAIN, BLOCK, LOOK, Threads, trial
+from lmkit.system import threads
+from lmkit.system.threads import AGAIN, BLOCK, LOOK, Threads, trial
 
 
 @pytest.fixture(autouse=True)

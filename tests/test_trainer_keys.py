@@ -13,10 +13,11 @@ from fitted import Fitted, Place, assert_same
 from lightning.pytorch.callbacks import Timer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from lmkit import hardware, kernels
+from lmkit import kernels
 from lmkit.assembly import make_data
 from lmkit.contradictions import contradictions
 from lmkit.errors import UserError
+from lmkit.system import hardware
 from lmkit.task import Task
 from lmkit.training import make_task
 

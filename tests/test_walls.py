@@ -16,8 +16,8 @@ from lmkit.dashboard import _known
 from lmkit.errors import UserError
 from lmkit.identity import recorded
 from lmkit.launch import _check, _stays
-from lmkit.regular_file import DamagedError
 from lmkit.run import Run, no_checkpoint
+from lmkit.system.regular_file import DamagedError
 from lmkit.watch import Outputs, read_rows
 
 DAMAGES = {

@@ -8,9 +8,9 @@ import pytest
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from lmkit.errors import UserError
-from lmkit.processes import Failure
 from lmkit.run import Run
-from lmkit.signals import Stopped
+from lmkit.system.processes import Failure
+from lmkit.system.signals import Stopped
 from lmkit.watchdog import Watchdog
 from lmkit.workers import WorkerError, cause
 

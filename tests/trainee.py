@@ -21,7 +21,7 @@ from lmkit.checkpoint import Checkpoint
 from lmkit.checkpoint_io import AtomicCheckpointIO, latest_checkpoint
 from lmkit.guard import StopOnNonFinite, StopOnSignal
 from lmkit.logs import JsonlLogger, Samples
-from lmkit.signals import Stopped, StopSignals
+from lmkit.system.signals import Stopped, StopSignals
 
 WINDOWS = 12  # an epoch
 HARD_LIMIT = 60.0

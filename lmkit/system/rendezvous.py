@@ -19,8 +19,8 @@ from lightning.fabric.utilities import move_data_to_device
 from torch._C._distributed_c10d import Store, TCPStore
 
 from lmkit.errors import UserError
-from lmkit.processes import Launched, number
-from lmkit.signals import Stopped
+from lmkit.system.processes import Launched, number
+from lmkit.system.signals import Stopped
 
 LIMIT = 300.0  # seconds in which all processes have to be there
 WORD = 5.0  # seconds of which nothing is said

@@ -15,9 +15,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from lmkit.atomic import write_atomically
 from lmkit.errors import UserError
-from lmkit.redaction import redacted
+from lmkit.system.atomic import write_atomically
+from lmkit.system.redaction import redacted
 
 # How other launchers name the number of processes, and the rank of one.
 OTHERS = {
