@@ -20,7 +20,7 @@ class Slot:
 
 
 SLOTS = {
-    "data": Slot("lmkit.source.Source"),
+    "data": Slot("lmkit.corpus.Source"),
     "tokenizer": Slot("lmkit.tokenizer.Tokenizer"),
     "model": Slot("lmkit.model.LanguageModel", ("vocabulary_size",)),
     "head": Slot("lmkit.head.Head", ("hidden_size", "vocabulary_size", "embedding", "init_range")),

@@ -8,13 +8,13 @@ from typing import Any
 
 from lmkit.binding import build
 from lmkit.check import split_data
+from lmkit.corpus.source import Source
 from lmkit.datamodule import DataModule
-from lmkit.encoding import Tokenizer
 from lmkit.errors import UserError
 from lmkit.head import Head
 from lmkit.model import LanguageModel
-from lmkit.source import Source
 from lmkit.stored import PreparedSource
+from lmkit.tokenizer.base import Tokenizer
 
 
 def make_source(config: Mapping[str, Any]) -> Source:

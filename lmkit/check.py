@@ -17,11 +17,11 @@ from lmkit.allow import BESIDE, SLOTS, VALUES, slot_bases
 from lmkit.binding import Group, Owners, bind, bind_node, build, unknown
 from lmkit.config import Composition, report
 from lmkit.contradictions import contradictions, remarks
+from lmkit.corpus.huggingface import HuggingFace
 from lmkit.datamodule import DataModule
 from lmkit.dry_run import attempt, dry_run
 from lmkit.errors import UserError
 from lmkit.groups import nearest
-from lmkit.hub import HuggingFace
 from lmkit.kernels import Kernels
 from lmkit.loggers import missing_packages
 from lmkit.optim import Stepping

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lmkit.encoding import Tokenizer
+from lmkit.corpus import finding
 from lmkit.errors import UserError
 from lmkit.stored import PreparedSource, is_trained
-from lmkit.system import paths
 from lmkit.system.atomic import write_atomically
 from lmkit.token_store import Prepared, TokenStore
+from lmkit.tokenizer.base import Tokenizer
 
 SUFFIX = ".ds"
 # Tokens that are checked at a time.
@@ -113,7 +113,7 @@ class Datatrove(PreparedSource):
         given = {"train": path, "valid": valid_path, "test": test_path}
         self._paths = {split: place for split, place in given.items() if place is not None}
         self._files = {
-            split: paths.find_files(
+            split: finding.find_files(
                 place, "data.path" if split == "train" else f"data.{split}_path", (SUFFIX,)
             )
             for split, place in self._paths.items()

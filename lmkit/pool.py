@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from lmkit.corpus.source import Piece, Source
 from lmkit.errors import UserError, as_user_error
 from lmkit.meter import Advance, Meter
-from lmkit.source import Piece, Source
 from lmkit.system.signals import SIGNALS, follow_parent, name_of
 
 # Seconds that a process has to clean up after itself.

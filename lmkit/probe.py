@@ -14,9 +14,9 @@ from lmkit.allow import public_name, resolve_target
 from lmkit.assembly import build_model
 from lmkit.config import report
 from lmkit.corpus import MemoryProbe
+from lmkit.corpus.memory_probe import NUM_NEEDED, needed_words, probe_distance
 from lmkit.errors import UserError
 from lmkit.model import GRU, LSTM, Elman, LanguageModel, Window
-from lmkit.probe_corpus import NUM_NEEDED, needed_words, probe_distance
 from lmkit.signatures import signature_keys
 from lmkit.store import TokenStore
 from lmkit.tokenizer import Word

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lmkit.encoding import DocumentTokenizer
 from lmkit.errors import UserError
 from lmkit.head import Head
 from lmkit.lanes import Protocol
 from lmkit.model import LanguageModel, Reader
 from lmkit.tokenizer import Tokenizer
+from lmkit.tokenizer.base import DocumentTokenizer
 
 PROMPT_POSITIONS = 1024
 

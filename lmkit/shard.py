@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lmkit.encoding import Encoded, Tokenizer
 from lmkit.errors import UserError, cannot_write
 from lmkit.system.atomic import write_atomically
 from lmkit.system.regular_file import MAX_MANIFEST, opened, read_bytes
+from lmkit.tokenizer.base import Encoded, Tokenizer
 
 FORMAT = "lmkit shard 1"
 MANIFEST = "manifest.json"

@@ -10,15 +10,15 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from lmkit.encoding import FILE, Tokenizer
+from lmkit.corpus.source import SPLITS, Document, Source
 from lmkit.errors import UserError
 from lmkit.ranges import Positive, Size
 from lmkit.shard import MANIFEST, NOT_ONE
-from lmkit.source import SPLITS, Document, Source
 from lmkit.system import paths
 from lmkit.system.regular_file import DamagedError, read_json
 from lmkit.token_store import Prepared, TokenStore
 from lmkit.tokenizer import Stored, load_tokenizer
+from lmkit.tokenizer.base import FILE, Tokenizer
 
 DATA = "data.json"
 PLAN = "plan.json"

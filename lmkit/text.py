@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Self
 
-from lmkit import readers
-from lmkit.encoding import Ids, Positions, Tokenizer
+from lmkit.corpus import reading
 from lmkit.errors import UserError
 from lmkit.system import paths
+from lmkit.tokenizer.base import Ids, Positions, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -91,4 +91,4 @@ def read_text(text: str | None, file: str | None) -> str:
         raise UserError(f"file={file} does not exist; {paths.nearby(path)}")
     if not path.is_file():
         raise UserError(f"file={file} is not a file; {paths.nearby(path / '*')}")
-    return "".join(readers.text_lines(path))
+    return "".join(reading.text_lines(path))

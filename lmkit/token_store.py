@@ -18,10 +18,10 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from lmkit.encoding import Tokenizer
 from lmkit.shard import MANIFEST, NOT_ONE, Shard, as_json, check_increasing, damaged, writing
 from lmkit.system.atomic import write_atomically
 from lmkit.system.regular_file import MAX_MANIFEST, read_bytes
+from lmkit.tokenizer.base import Tokenizer
 
 FORMAT = "lmkit split 1"
 # Files of tokens that are mapped at a time: each holds a descriptor, of which there are often 1024.

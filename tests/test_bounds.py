@@ -14,7 +14,7 @@ import pytest
 import zstandard
 from pyarrow import parquet
 
-from lmkit import bounds, readers, records
+from lmkit.corpus import cutting, reading, records
 from lmkit.errors import UserError
 from lmkit.shard import Shard
 from lmkit.token_store import TokenStore
@@ -71,12 +71,12 @@ READ = """
 import resource, sys
 from pathlib import Path
 import pyarrow.parquet
-from lmkit import readers, records
+from lmkit.corpus import cutting, records
 from lmkit.errors import UserError
 
 path = Path(sys.argv[1])
 read = {".parquet": lambda: records.parquet_column(path, "text")}.get(
-    path.suffix, lambda: readers.documents(path, readers.whole)
+    path.suffix, lambda: cutting.documents(path, cutting.whole)
 )
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
@@ -121,7 +121,7 @@ def test_a_bomb_is_refused_and_the_memory_stays_empty(tmp_path, make, name):
 def test_small_files_may_pack_as_well_as_they_can(tmp_path):
     path = tmp_path / "a.gz"
     path.write_bytes(gzip.compress(ZEROS + b"\n"))
-    assert ZEROS[:-1] in readers.text_lines(path).__next__().encode()
+    assert ZEROS[:-1] in reading.text_lines(path).__next__().encode()
     table = pyarrow.table({"text": ["the same"] * 5000})
     parquet.write_table(table, tmp_path / "a.parquet")
     found = list(records.parquet_column(tmp_path / "a.parquet", "text"))
@@ -140,27 +140,27 @@ def test_parquet_of_every_encoding_is_read_as_it_was(tmp_path, kind):
 
 
 def test_a_line_that_never_ends_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(readers, "MAX_LINE", 10)
+    monkeypatch.setattr(reading, "MAX_LINE", 10)
     path = tmp_path / "a.txt"
     path.write_text("0123456789"[:9] + "\n" + "x" * 11)
     with pytest.raises(UserError) as error:
-        list(readers.text_lines(path))
+        list(reading.text_lines(path))
     assert str(error.value) == (
         f"{path} has a line of more than 10 characters, line 2: is it text? Break its lines, or "
         "leave it out"
     )
     path.write_text("0123456789"[:9] + "\n" + "x" * 10)
-    assert len(list(readers.text_lines(path))) == 2
+    assert len(list(reading.text_lines(path))) == 2
 
 
 @pytest.mark.parametrize("unit", ["file", "paragraph", "heading"])
 def test_a_document_that_never_ends_is_refused(tmp_path, monkeypatch, unit):
-    monkeypatch.setattr(bounds, "MAX_DOCUMENT", 10)
+    monkeypatch.setattr(cutting, "MAX_DOCUMENT", 10)
     path = tmp_path / "a.txt"
     path.write_text("# a\n\n# b\nabc\nabc\n")
-    cut = readers.cutter(unit, "^#" if unit == "heading" else None)
+    cut = cutting.cutter(unit, "^#" if unit == "heading" else None)
     with pytest.raises(UserError) as error:
-        list(readers.documents(path, cut))
+        list(cutting.documents(path, cut))
     first = {"file": 1, "paragraph": 3, "heading": 3}[unit]
     assert str(error.value) == (
         f"{path} has a document of more than 10 characters, from line {first} on: cut it finer "
@@ -255,11 +255,11 @@ def test_a_row_that_never_ends_is_refused(tmp_path, monkeypatch):
 
 
 def test_xz_that_needs_much_memory_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(readers, "MAX_XZ_MEMORY", 1 << 20)
+    monkeypatch.setattr(reading, "MAX_XZ_MEMORY", 1 << 20)
     path = tmp_path / "a.txt.xz"
     path.write_bytes(lzma.compress(b"a few words", preset=9))
     with pytest.raises(UserError) as error:
-        list(readers.text_lines(path))
+        list(reading.text_lines(path))
     assert str(error.value) == (
         f"{path} is damaged (Memory usage limit exceeded): make the .xz file anew"
     )

@@ -15,8 +15,8 @@ from lmkit.cli import main
 from lmkit.datatrove_tokens import Datatrove
 from lmkit.errors import UserError
 from lmkit.store import prepare
-from lmkit.subword import Pretrained
 from lmkit.tokenizer import Bytes, Word
+from lmkit.tokenizer.subword import Pretrained
 
 pytest.importorskip("datatrove")
 
@@ -24,7 +24,7 @@ TEXTS = [f"document {n} has {'some ' * (n % 7)}words\nand a line\n" for n in ran
 
 EXECUTE = """
 import sys
-from lmkit.source import Source
+from lmkit.corpus.source import Source
 
 Source.piece_bytes = 400  # of the files' bytes: several shards
 from lmkit.cluster import shard_step
@@ -54,7 +54,7 @@ if __name__ == "__main__":
 PREPARE = """
 import sys
 from lmkit.cli import main
-from lmkit.source import Source
+from lmkit.corpus.source import Source
 
 Source.piece_bytes = 400
 sys.exit(main(["prepare", "workers=1", *sys.argv[1:]]))

@@ -20,7 +20,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from lmkit import probe_corpus
 from lmkit.corpus import (
     Csv,
     Document,
@@ -32,9 +31,10 @@ from lmkit.corpus import (
     Pydocs,
     Source,
     WikiText,
+    memory_probe,
 )
+from lmkit.corpus.source import TokenCount
 from lmkit.errors import UserError
-from lmkit.source import TokenCount
 
 TEXTS = [f"document {n} of many\nand its second line" for n in range(120)]
 
@@ -645,13 +645,13 @@ def test_a_probe_repeats_its_countries_at_the_distance_in_its_id() -> None:
     seen = Counter[int]()
     for document in source.documents("test"):
         words = document.text.split(" ")
-        distance = probe_corpus.probe_distance(document.id)
+        distance = memory_probe.probe_distance(document.id)
         seen[distance] += 1
-        needed = probe_corpus.needed_words(document.id)
+        needed = memory_probe.needed_words(document.id)
         assert needed == (len(words) - 2, len(words) - 1)
         for index in needed:
             assert words[index] == words[index - distance]
-        countries = [index for index, word in enumerate(words) if word in probe_corpus.COUNTRIES]
+        countries = [index for index, word in enumerate(words) if word in memory_probe.COUNTRIES]
         assert countries == [0, 1, *needed]
         assert words[0] != words[1]
         assert words[distance - 3 : distance] == ["the", "two", "countries"]
@@ -660,7 +660,7 @@ def test_a_probe_repeats_its_countries_at_the_distance_in_its_id() -> None:
 
 def test_train_has_a_distance_d_as_often_as_one_over_d() -> None:
     source = MemoryProbe(num_train=20_000, min_distance=6, max_distance=12)
-    seen = Counter(probe_corpus.probe_distance(d.id) for d in source.documents("train"))
+    seen = Counter(memory_probe.probe_distance(d.id) for d in source.documents("train"))
     total = sum(1 / distance for distance in range(6, 13))
     for distance in range(6, 13):
         assert seen[distance] == pytest.approx(20_000 / distance / total, rel=0.08)
@@ -677,9 +677,9 @@ def test_nothing_between_tells_of_the_countries() -> None:
         after.setdefault(words[-6], Counter())[words[-2]] += 1
     assert len(pairs) == 12
     assert all(800 < count < 1200 for count in pairs.values())
-    for filler in probe_corpus.FILLER:
+    for filler in memory_probe.FILLER:
         counts = after[filler]
-        assert all(0.15 < counts[c] / counts.total() < 0.35 for c in probe_corpus.COUNTRIES[:4])
+        assert all(0.15 < counts[c] / counts.total() < 0.35 for c in memory_probe.COUNTRIES[:4])
 
 
 def test_probe_text_is_fixed_by_its_seed() -> None:

@@ -19,7 +19,7 @@ from lmkit.system.signals import Stopped, StopSignals
 
 START = """
 import signal, sys, time
-from lmkit.signals import Stopped, StopSignals
+from lmkit.system.signals import Stopped, StopSignals
 try:
     with StopSignals():
         print("ready", flush=True)

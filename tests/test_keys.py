@@ -118,7 +118,13 @@ def test_classes_of_a_package_of_the_users(tmp_path, monkeypatch):
 def test_a_target_that_is_no_class_has_no_keys_and_is_not_imported(tmp_path, monkeypatch):
     (tmp_path / "harmful.py").write_text("raise SystemExit('imported')\n")
     monkeypatch.syspath_prepend(tmp_path)
-    for target in ("harmful.a.B", "lmkit.corpus.platform.popen", "..x", "__main__.x", "x\0.y"):
+    for target in (
+        "harmful.a.B",
+        "lmkit.corpus.pydocs.platform.popen",
+        "..x",
+        "__main__.x",
+        "x\0.y",
+    ):
         assert class_keys(target) == {}
 
 

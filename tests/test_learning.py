@@ -10,9 +10,9 @@ from torch import nn
 from lmkit.assembly import build_model
 from lmkit.binding import build as build_node
 from lmkit.config import compose
+from lmkit.corpus.pydocs import pydoc_documents
 from lmkit.head import FullSoftmax
 from lmkit.model import GRU, LSTM, Elman, Window, detached
-from lmkit.pydocs import pydoc_documents
 from lmkit.tokenizer import Word
 
 CELLS = ["lstm", "gru", "tanh", "relu", "sigmoid", "window"]

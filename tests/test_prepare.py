@@ -12,8 +12,8 @@ import pytest
 import lmkit
 from lmkit import cli
 from lmkit.cli import main
+from lmkit.corpus.source import Source
 from lmkit.errors import UserError
-from lmkit.source import Source
 from lmkit.stored import Store
 from lmkit.tokenizer import Stored, Word
 

@@ -18,10 +18,10 @@ import pytest
 from pieces import jsonl, written
 
 from lmkit.corpus import Jsonl
+from lmkit.corpus.source import Source
 from lmkit.errors import UserError
 from lmkit.meter import Meter
 from lmkit.pool import run_jobs
-from lmkit.source import Source
 from lmkit.store import prepare
 from lmkit.token_store import TokenStore
 from lmkit.tokenizer import Bytes, Characters, Word
@@ -146,7 +146,7 @@ WORKER = """
 import sys
 from pathlib import Path
 from lmkit.corpus import Jsonl
-from lmkit.signals import Stopped, StopSignals
+from lmkit.system.signals import Stopped, StopSignals
 from lmkit.store import prepare
 from lmkit.tokenizer import Word
 

@@ -21,9 +21,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from lmkit import readers, records
+from lmkit.corpus import cutting, finding, reading, records
 from lmkit.errors import UserError
-from lmkit.system import paths
 
 TEXT = st.text(st.sampled_from("ab# \n\r\té\u2028\x0c"), max_size=60)
 
@@ -51,12 +50,12 @@ def written(path: Path, data: bytes) -> Path:
 
 @given(TEXT)
 def test_a_whole_file_is_its_text(text: str) -> None:
-    assert list(readers.whole(lines_of(text))) == [(0, text)]
+    assert list(cutting.whole(lines_of(text))) == [(0, text)]
 
 
 @given(TEXT)
 def test_lines_and_their_ends_are_the_text(text: str) -> None:
-    cut = list(readers.by_line(lines_of(text)))
+    cut = list(cutting.by_line(lines_of(text)))
     assert "\n".join(line for _, line in cut) == text.removesuffix("\n")
     assert [number for number, _ in cut] == list(range(1, len(cut) + 1))
 
@@ -71,7 +70,7 @@ def test_paragraphs_are_the_runs_of_lines_that_are_not_blank(text: str) -> None:
         elif run:
             expected.append("".join(run).removesuffix("\n"))
             run = []
-    cut = list(readers.by_paragraph(lines))
+    cut = list(cutting.by_paragraph(lines))
     assert [paragraph for _, paragraph in cut] == expected
     for number, paragraph in cut:
         assert "".join(lines[number - 1 :]).startswith(paragraph)
@@ -81,7 +80,7 @@ def test_paragraphs_are_the_runs_of_lines_that_are_not_blank(text: str) -> None:
 @given(TEXT, st.sampled_from(["^# ", "#", "^a.*b$", ""]))
 def test_headed_sections_partition_the_text_at_the_headings(text: str, heading: str) -> None:
     lines = lines_of(text)
-    cut = list(readers.by_heading(lines, re.compile(heading)))
+    cut = list(cutting.by_heading(lines, re.compile(heading)))
     assert "".join(section for _, section in cut) == text
     openings = [n for n, line in enumerate(lines, 1) if re.search(heading, line)]
     assert [number for number, _ in cut] == [1, *openings[1:]]
@@ -113,7 +112,7 @@ def test_headed_sections_partition_the_text_at_the_headings(text: str, heading: 
 )
 def test_a_unit_and_its_pattern_are_checked(unit: str, heading: str | None, message: str) -> None:
     with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
-        readers.cutter(unit, heading)
+        cutting.cutter(unit, heading)
 
 
 # ---- bytes to lines
@@ -124,14 +123,14 @@ def test_lines_are_the_same_compressed_or_not(tmp_path: Path, suffix: str) -> No
     data = "\ufeffone\r\ntwo\n\n\u2028ünï\rx\r\n\ufefflast".encode()
     path = written(tmp_path / f"a.txt{suffix}", data)
     lines = ["one\n", "two\n", "\n", "\u2028ünï\rx\n", "\ufefflast"]
-    assert list(readers.text_lines(path)) == lines
+    assert list(reading.text_lines(path)) == lines
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst", ".bz2", ".xz"])
 def test_joined_compressed_files_are_read_to_the_end(tmp_path: Path, suffix: str) -> None:
     path = written(tmp_path / f"a{suffix}", b"one\n")
     path.write_bytes(path.read_bytes() + written(tmp_path / f"b{suffix}", b"two\n").read_bytes())
-    assert list(readers.text_lines(path)) == ["one\n", "two\n"]
+    assert list(reading.text_lines(path)) == ["one\n", "two\n"]
 
 
 @pytest.mark.parametrize(("suffix", "place"), [("", ""), (".gz", " of the decompressed text")])
@@ -145,7 +144,7 @@ def test_invalid_utf8_names_file_and_byte(
         "(invalid start byte); convert the file to UTF-8 or leave it out"
     )
     with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
-        list(readers.text_lines(path))
+        list(reading.text_lines(path))
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst", ".bz2", ".xz"])
@@ -160,7 +159,7 @@ def test_damaged_compression_is_an_error(tmp_path: Path, suffix: str, damage: st
     damaged["followed by garbage"] = path.read_bytes() + b"garbage"
     path.write_bytes(damaged[damage])
     with pytest.raises(UserError, match=re.escape(f"{path} is damaged (")):
-        list(readers.text_lines(path))
+        list(reading.text_lines(path))
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst", ".bz2", ".xz"])
@@ -172,9 +171,9 @@ def test_a_compressed_file_is_never_held_whole(tmp_path: Path, suffix: str) -> N
     assert path.stat().st_size < 16 << 20
     program = f"""
 import pathlib, resource, pyarrow
-from lmkit import readers
+from lmkit.corpus import reading
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-assert sum(map(len, readers.text_lines(pathlib.Path({str(path)!r})))) == {1024 * len(lines)}
+assert sum(map(len, reading.text_lines(pathlib.Path({str(path)!r})))) == {1024 * len(lines)}
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
     output = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
@@ -189,9 +188,9 @@ def padded(data: bytes) -> bytes:
 def test_padded_streams_of_xz_are_read(tmp_path: Path) -> None:
     path = tmp_path / "a.txt.xz"
     path.write_bytes(padded(b"one\n") + padded(b"") + padded(b"two\n"))
-    assert list(readers.text_lines(path)) == ["one\n", "two\n"]
+    assert list(reading.text_lines(path)) == ["one\n", "two\n"]
     path.write_bytes(b"")
-    assert list(readers.text_lines(path)) == []
+    assert list(reading.text_lines(path)) == []
 
 
 @given(
@@ -205,21 +204,21 @@ def test_an_encoding_makes_no_difference_to_lines(
     text = text.removeprefix("\ufeff")  # some encodings have it as their mark
     path = written(tmp_path_factory.mktemp("text") / f"a.txt{suffix}", text.encode(encoding))
     expected = [line.replace("\r\n", "\n") for line in lines_of(text)]
-    assert list(readers.text_lines(path, encoding)) == expected
+    assert list(reading.text_lines(path, encoding)) == expected
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "koi8_r", "shift_jis", "utf-16-be"])
 def test_long_files_of_any_encoding(tmp_path: Path, encoding: str) -> None:
     text = {"koi8_r": "слово\r\n", "shift_jis": "言葉ソ\n"}.get(encoding, "naïve çà\r\n") * 30_000
     path = written(tmp_path / "a.txt", text.encode(encoding))
-    lines = list(readers.text_lines(path, encoding))
+    lines = list(reading.text_lines(path, encoding))
     assert "".join(lines) == text.replace("\r\n", "\n")
     assert len(lines) == 30_000
 
 
 def test_the_names_of_an_encoding_are_one() -> None:
-    assert {readers.known_encoding(name) for name in ("utf8", "UTF-8", "u8")} == {"utf-8"}
-    assert readers.known_encoding("latin-1") == readers.known_encoding("iso8859_1")
+    assert {reading.known_encoding(name) for name in ("utf8", "UTF-8", "u8")} == {"utf-8"}
+    assert reading.known_encoding("latin-1") == reading.known_encoding("iso8859_1")
 
 
 @pytest.mark.parametrize(
@@ -238,7 +237,7 @@ def test_the_names_of_an_encoding_are_one() -> None:
 def test_no_encoding(encoding: str, remedy: str) -> None:
     message = f"data.encoding={encoding} is no encoding of text that Python knows; {remedy}"
     with pytest.raises(UserError, match=f"^{re.escape(message)}"):
-        readers.known_encoding(encoding)
+        reading.known_encoding(encoding)
 
 
 @pytest.mark.parametrize(
@@ -288,7 +287,7 @@ def test_the_wrong_encoding_is_named(
     path = tmp_path / "a.txt"
     path.write_bytes(data)
     with pytest.raises(UserError) as error:
-        list(readers.text_lines(path, encoding, "data.encoding"))
+        list(reading.text_lines(path, encoding, "data.encoding"))
     assert str(error.value) == f"{path} is not {message}"
 
 
@@ -490,7 +489,7 @@ def test_no_way_to_write_a_table(table: dict[str, Any], message: str) -> None:
 
 
 def names(path: Path | str, suffixes: tuple[str, ...] = ()) -> list[str]:
-    return list(paths.find_files(str(path), "data.path", suffixes))
+    return list(finding.find_files(str(path), "data.path", suffixes))
 
 
 def test_a_directory_is_searched_in_order_without_hidden_files(tmp_path: Path) -> None:
@@ -559,7 +558,7 @@ def test_a_list_is_in_its_order_each_file_once(tmp_path: Path) -> None:
         written(tmp_path / name, b"x")
 
     def listed_names(*items: str) -> list[str]:
-        return list(paths.find_files([f"{tmp_path}/{item}" for item in items], "data.path"))
+        return list(finding.find_files([f"{tmp_path}/{item}" for item in items], "data.path"))
 
     assert listed_names("b", "a.txt") == ["b/1.txt", "b/2.txt", "a.txt"]
     assert listed_names("a.txt", "b/*.txt") == ["a.txt", "b/1.txt", "b/2.txt"]
@@ -567,7 +566,7 @@ def test_a_list_is_in_its_order_each_file_once(tmp_path: Path) -> None:
     assert listed_names("a.txt", "b/../a.txt", "c/a.txt") == ["a.txt", "c/a.txt"]
     assert listed_names("b") == names(tmp_path / "b")
     with pytest.raises(UserError, match=r"^data\.path is empty: name a file"):
-        paths.find_files([], "data.path")
+        finding.find_files([], "data.path")
     with pytest.raises(UserError, match=f"^data.path={tmp_path}/d.txt does not exist; "):
         listed_names("a.txt", "d.txt")
 
@@ -593,7 +592,7 @@ def test_a_list_is_in_its_order_each_file_once(tmp_path: Path) -> None:
     ],
 )
 def test_what_split_a_name_states(name: str, split: str) -> None:
-    assert paths.split_of(name) == split
+    assert finding.split_of(name) == split
 
 
 ARCHIVE = "an archive: unpack it, and name the directory of its files"

@@ -290,7 +290,7 @@ def test_a_hostile_config_of_a_run_runs_nothing(run, tmp_path, text, message):
     [
         ("model", "os.system"),
         ("model", "torch.hub.load"),
-        ("data", "lmkit.corpus.platform.popen"),
+        ("data", "lmkit.corpus.pydocs.platform.popen"),
         ("logger.x", "subprocess.Popen"),
         ("callbacks.x", "builtins.exec"),
         ("callbacks.x.more", "os.system"),

@@ -11,8 +11,8 @@ from journey import is_running
 # A mutex that is locked twice waits for ever; a signal does not interrupt it (POSIX).
 DEAF = """
 import ctypes, os, signal, subprocess, sys, threading, time
-from lmkit import signals
-from lmkit.signals import Stopped, StopSignals, follow_parent
+from lmkit.system import signals
+from lmkit.system.signals import Stopped, StopSignals, follow_parent
 
 def deaf():
     mutex, library = ctypes.create_string_buffer(256), ctypes.CDLL(None)

@@ -17,12 +17,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmkit import encoding
+from lmkit.corpus.source import Document, Source
 from lmkit.errors import UserError
 from lmkit.shard import Shard, write_shard
-from lmkit.source import Document, Source
 from lmkit.store import Prepared, TokenStore, prepare
-from lmkit.tokenizer import ByteLevelBPE, Bytes, Characters, Tokenizer, Word
+from lmkit.tokenizer import ByteLevelBPE, Bytes, Characters, Tokenizer, Word, base
 
 
 class Texts(Source):
@@ -88,7 +87,7 @@ def test_batches_do_not_show(
     stores = []
     for length in (size, 1 << 20):
         directory = tmp_path_factory.mktemp("store")
-        batches = encoding.in_batches(zip(names, texts, strict=True), lambda d: len(d[1]), length)
+        batches = base.in_batches(zip(names, texts, strict=True), lambda d: len(d[1]), length)
         write_shard(
             directory,
             (([name for name, _ in b], Bytes().encode([text for _, text in b])) for b in batches),
@@ -304,7 +303,7 @@ def test_release_keeps_the_content(tmp_path: Path) -> None:
 WORKER = """
 import sys, time
 from pathlib import Path
-from lmkit.source import Document, Source
+from lmkit.corpus.source import Document, Source
 from lmkit.store import prepare
 from lmkit.tokenizer import Bytes
 
@@ -384,7 +383,7 @@ def test_killed_while_preparing(tmp_path: Path) -> None:
 MEMORY = """
 import resource, sys
 from pathlib import Path
-from lmkit.source import Document, Source
+from lmkit.corpus.source import Document, Source
 from lmkit.store import prepare
 from lmkit.tokenizer import Bytes, Word
 

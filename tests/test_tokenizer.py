@@ -15,7 +15,6 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmkit import encoding, subword
 from lmkit.errors import UserError
 from lmkit.text import Text
 from lmkit.tokenizer import (
@@ -26,7 +25,9 @@ from lmkit.tokenizer import (
     Pretrained,
     Tokenizer,
     Word,
+    base,
     load_tokenizer,
+    subword,
 )
 
 # Everything that str.split() cuts at, the specials, case that changes length, and the rest.
@@ -128,7 +129,7 @@ def test_word_batches_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [f"w{n % 7} w{n % 3}\u2003x \n w{n % 5}" for n in range(40)]
     whole = Word()
     whole.train(texts)
-    monkeypatch.setattr("lmkit.word.in_batches", partial(encoding.in_batches, size=20))
+    monkeypatch.setattr("lmkit.tokenizer.word.in_batches", partial(base.in_batches, size=20))
     batched = Word()
     batched.train(texts)
     assert batched.vocabulary == whole.vocabulary == slow_vocabulary(texts, 1, None, False)
@@ -260,7 +261,7 @@ def test_a_long_text_in_pieces_is_the_same_tokens(atoms: list[str]) -> None:
 
 def test_training_in_pieces_and_processes_gives_the_same_bpe() -> None:
     script = (
-        "import random; from lmkit import subword; from lmkit.tokenizer import ByteLevelBPE\n"
+        "import random; from lmkit.tokenizer import ByteLevelBPE, subword\n"
         "r = random.Random(1); t = ByteLevelBPE(400)\n"
         "t.train([' '.join(r.choices(['ab', 'ba', 'abc', 'cab', 'é'], k=300)) for _ in range(50)])"
         "\nprint(t.hash())"

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lmkit.bounds import MAX_DOCUMENT, Expansion
+from lmkit.corpus.cutting import MAX_DOCUMENT
+from lmkit.corpus.finding import compression
+from lmkit.corpus.reading import UTF8, Expansion, text_lines
 from lmkit.errors import UserError
-from lmkit.readers import UTF8, text_lines
-from lmkit.system.paths import compression, listed
+from lmkit.system.paths import listed
 
 ENCODING = "data.encoding"
 _TABS = (".tsv", ".tab")

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
-from lmkit.encoding import (
+from lmkit.tokenizer.base import (
     CountedTokenizer,
     Encoded,
     Positions,

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from lmkit.encoding import (
+from lmkit.errors import UserError
+from lmkit.tokenizer.base import (
     ByteSurfaces,
     DocumentTokenizer,
     Flat,
@@ -24,7 +25,6 @@ from lmkit.encoding import (
     at_least,
     in_batches,
 )
-from lmkit.errors import UserError
 
 if TYPE_CHECKING:
     import tokenizers

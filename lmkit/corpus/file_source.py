@@ -6,10 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from lmkit import readers
+from lmkit.corpus import finding, reading
+from lmkit.corpus.reading import UTF8
+from lmkit.corpus.source import Document, Piece, Source, TokenCount
 from lmkit.errors import UserError
-from lmkit.readers import UTF8
-from lmkit.source import Document, Piece, Source, TokenCount
 from lmkit.system import paths
 from lmkit.system.paths import Paths
 
@@ -37,19 +37,19 @@ class FileSource(Source):
         encoding: str = UTF8,
     ) -> None:
         """`given` has the path of train, and those of other splits that have one of their own."""
-        self._encoding = readers.known_encoding(encoding)
+        self._encoding = reading.known_encoding(encoding)
         # What the files were as the fingerprint was made, which is what their tokens are known by.
         self._hashed: dict[Path, tuple[int, int]] = {}
         # Left out where it is the usual one: so stores of before there was the key are found.
         encoded = {} if self._encoding == UTF8 else {"encoding": self._encoding}
         self._paths = {split: path for split, path in given.items() if path is not None}
         self._files = {
-            split: paths.find_files(path, path_key(split), self.suffixes)
+            split: finding.find_files(path, path_key(split), self.suffixes)
             for split, path in self._paths.items()
         }
         path = self._paths["train"]
         if len(self._paths) == 1 and isinstance(path, str) and paths.located(path).is_dir():
-            self._files = paths.split_files(self._files["train"], path, "data.path")
+            self._files = finding.split_files(self._files["train"], path, "data.path")
         self._check_overlap()
         super().__init__(f"data.path={paths.spelled(path)}", {**settings, **encoded}, cut)
 
@@ -120,7 +120,7 @@ class FileSource(Source):
     def remarks(self, counts: Mapping[str, TokenCount]) -> list[str]:
         """As of any source; and that names state splits which were not taken from them."""
         remarks = super().remarks(counts)
-        if self._cut and len(self._files) == 1 and (stated := paths.by_split(self._around())):
+        if self._cut and len(self._files) == 1 and (stated := finding.by_split(self._around())):
             names = [name for files in stated.values() for name in files]
             are = "are" if len(self._cut) > 1 else "is"
             remarks.append(
@@ -134,7 +134,7 @@ class FileSource(Source):
         """The files of train, or where it is one that is called so, also what lies beside it."""
         files = self._files["train"]
         file = next(iter(files.values()))
-        if len(files) > 1 or paths.split_of(file.name) != "train":
+        if len(files) > 1 or finding.split_of(file.name) != "train":
             return files
         return {each.name: each for each in file.parent.glob(f"*{file.suffix}")}
 

@@ -1,61 +1,22 @@
 """The sources of text: Python's own documents, files, datasets of the hub, the memory probe."""
 
 import itertools
-import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
-from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from lmkit import probe_corpus, pydocs, readers, records
+from lmkit.corpus import cutting, finding, records
+from lmkit.corpus.file_source import FileSource, Span
+from lmkit.corpus.records import ENCODING, Table
+from lmkit.corpus.source import SPLITS
 from lmkit.errors import UserError
-from lmkit.files import FileSource, Span
-from lmkit.hub import HuggingFace
-from lmkit.ranges import Seed, Share, Size
-from lmkit.records import ENCODING, Table
-from lmkit.source import SPLITS, Document, Source
+from lmkit.ranges import Share
 from lmkit.system import paths
-
-__all__ = [
-    "Csv",
-    "Document",
-    "Files",
-    "HuggingFace",
-    "Jsonl",
-    "MemoryProbe",
-    "Parquet",
-    "Pydocs",
-    "Source",
-    "WikiText",
-]
 
 FINER = (
     "cut files finer with data.unit=paragraph, line or heading (and data.heading=PATTERN, as ^#)"
 )
-
-
-class Pydocs(Source):
-    """The language reference and the docstrings of the Python that runs: needs no download."""
-
-    def __init__(self, *, valid_fraction: Share = 0.1, test_fraction: Share = 0.1) -> None:
-        python = f"{platform.python_implementation()} {platform.python_version()}"
-        cut = {"valid": valid_fraction, "test": test_fraction}
-        super().__init__("data=pydocs", {"python": python}, cut)
-
-    @cached_property
-    def _documents(self) -> list[Document]:
-        return [Document(id, text) for id, text in pydocs.pydoc_documents()]
-
-    def _own_splits(self) -> Iterable[str]:
-        return ("train",)
-
-    def _read(self, split: str) -> Iterator[Document]:
-        return iter(self._documents)
-
-    def _content(self) -> Iterable[object]:
-        for name, file in pydocs.source_files().items():
-            yield name, paths.sha256(file)
 
 
 class Files(FileSource):
@@ -75,7 +36,7 @@ class Files(FileSource):
     ) -> None:
         """unit: what a document is.
         heading: the pattern of the lines that open a document, with unit=heading."""
-        self._cutter = readers.cutter(unit, heading)
+        self._cutter = cutting.cutter(unit, heading)
         self.finer = FINER if unit == "file" else ""
         super().__init__(
             {"train": path, "valid": valid_path, "test": test_path},
@@ -85,12 +46,12 @@ class Files(FileSource):
         )
 
     def _records(self, span: Span) -> Iterator[tuple[int, str]]:
-        return readers.documents(span.file, self._cutter, self._encoding, ENCODING)
+        return cutting.documents(span.file, self._cutter, self._encoding, ENCODING)
 
 
 def _ends(*names: str) -> tuple[str, ...]:
     """The ends of files' names, compressed or not."""
-    return tuple(f"{name}{codec}" for name in names for codec in ("", *paths.COMPRESSED))
+    return tuple(f"{name}{codec}" for name in names for codec in ("", *finding.COMPRESSED))
 
 
 class Jsonl(FileSource):
@@ -208,7 +169,7 @@ class WikiText(FileSource):
 
     def __init__(self, path: str) -> None:
         """path: of train, valid and test as .txt, .tokens, .raw, wiki.*.tokens or wiki.*.raw."""
-        self._cutter = readers.cutter("heading", TITLE)
+        self._cutter = cutting.cutter("heading", TITLE)
         directory = paths.found_at(path, "data.path")
         if directory.is_file():
             raise UserError(
@@ -222,7 +183,7 @@ class WikiText(FileSource):
         self._where = f"data.path={path}"
 
     def _records(self, span: Span) -> Iterator[tuple[int, str]]:
-        return readers.documents(span.file, self._cutter)
+        return cutting.documents(span.file, self._cutter)
 
 
 def _wikitext_file(directory: Path, split: str) -> str:
@@ -236,56 +197,3 @@ def _wikitext_file(directory: Path, split: str) -> str:
             f"data=wikitext needs one file for {split}"
         )
     return str(directory / found[0])
-
-
-class MemoryProbe(Source):
-    """Generated documents whose last two words only a memory of the first two can predict."""
-
-    def __init__(
-        self,
-        *,
-        num_train: Size = 4000,
-        num_valid: Size = 560,
-        num_test: Size = 1120,
-        num_countries: Size = 12,
-        min_distance: Size = 5,
-        max_distance: Size = 60,
-        corpus_seed: Seed = 1,
-    ) -> None:
-        """num_train, num_valid, num_test: documents of the split.
-        num_countries: words to choose from.
-        min_distance, max_distance: words from a country to its repetition.
-        corpus_seed: of what the documents are drawn by."""
-        self._counts = {"train": num_train, "valid": num_valid, "test": num_test}
-        for split, count in self._counts.items():
-            if count < 1:
-                raise UserError(f"data.num_{split}={count} is not at least 1")
-        most = len(probe_corpus.COUNTRIES)
-        if not 2 <= num_countries <= most:
-            raise UserError(f"data.num_countries={num_countries} is not between 2 and {most}")
-        if not probe_corpus.SHORTEST <= min_distance <= max_distance:
-            raise UserError(
-                f"data.min_distance={min_distance} and data.max_distance={max_distance}: the "
-                f"distances go up, from {probe_corpus.SHORTEST} words at least"
-            )
-        self._seed, self._num_countries = corpus_seed, num_countries
-        self._distances = range(min_distance, max_distance + 1)
-        settings = {
-            **{"num_train": num_train, "num_valid": num_valid, "num_test": num_test},
-            **{"num_countries": num_countries, "corpus_seed": corpus_seed},
-            **{"min_distance": min_distance, "max_distance": max_distance},
-        }
-        super().__init__("data=memory_probe", settings, {})
-
-    def _own_splits(self) -> Iterable[str]:
-        return self._counts
-
-    def _read(self, split: str) -> Iterator[Document]:
-        pairs = probe_corpus.probe_documents(
-            split,
-            seed=self._seed,
-            num_documents=self._counts[split],
-            num_countries=self._num_countries,
-            distances=self._distances,
-        )
-        return itertools.starmap(Document, pairs)

@@ -1,12 +1,17 @@
 """The text that every CPython carries: its language reference and its library's docstrings."""
 
 import ast
+import platform
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 
+from lmkit.corpus.source import Document, Source
 from lmkit.errors import UserError
+from lmkit.ranges import Share
+from lmkit.system import paths
 
 _TOPICS = "pydoc_data.topics"
 # Tests, demonstrations and what newer versions no longer have.
@@ -58,3 +63,26 @@ def _docstrings(node: ast.AST) -> Iterator[str]:
     for block in _BLOCKS:
         for child in getattr(node, block, ()):
             yield from _docstrings(child)
+
+
+class Pydocs(Source):
+    """The language reference and the docstrings of the Python that runs: needs no download."""
+
+    def __init__(self, *, valid_fraction: Share = 0.1, test_fraction: Share = 0.1) -> None:
+        python = f"{platform.python_implementation()} {platform.python_version()}"
+        cut = {"valid": valid_fraction, "test": test_fraction}
+        super().__init__("data=pydocs", {"python": python}, cut)
+
+    @cached_property
+    def _documents(self) -> list[Document]:
+        return [Document(id, text) for id, text in pydoc_documents()]
+
+    def _own_splits(self) -> Iterable[str]:
+        return ("train",)
+
+    def _read(self, split: str) -> Iterator[Document]:
+        return iter(self._documents)
+
+    def _content(self) -> Iterable[object]:
+        for name, file in source_files().items():
+            yield name, paths.sha256(file)

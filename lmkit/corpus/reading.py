@@ -1,20 +1,25 @@
-"""Bytes on disk -> text: decompressing, decoding, cutting into documents."""
+"""Bytes on disk -> text: decompressing and decoding, within bounds."""
 
 import codecs
 import contextlib
 import difflib
 import io
-import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from encodings.aliases import aliases
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from lmkit.bounds import MAX_LINE, MAX_XZ_MEMORY, Bounded, Lines, TooLongError
+from lmkit.corpus.finding import compression
 from lmkit.errors import UserError
-from lmkit.system.paths import compression
 
+# Text packs by 3 to 10, logs and tables by up to 100; gzip can by 1,000, zstd and parquet by far
+# more. Small files may: what they become fits into memory anyway.
+MAX_EXPANSION = 200
+ALWAYS_ALLOWED = 64 << 20  # bytes
+MAX_XZ_MEMORY = 256 << 20  # bytes; xz -9 needs 65 MiB
+# A line is held in memory whole.
+MAX_LINE = 256 << 20  # characters
 # Python's own readers of .zst and .bz2 end silently where a stream is cut or garbage follows it.
 _PYARROW = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 _BUFFER = 1 << 20
@@ -171,77 +176,39 @@ def _undecodable(
     )
 
 
-Cutter = Callable[[Iterable[str]], Iterator[tuple[int, str]]]
+class Expansion:
+    """What a packed file has become so far; raises UserError when it is beyond all proportion."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.packed = path.stat().st_size
+        self.size = 0
+
+    def add(self, num_bytes: int) -> None:
+        self.size += num_bytes
+        if self.size > max(ALWAYS_ALLOWED, MAX_EXPANSION * self.packed):
+            raise UserError(
+                f"{self.path} has {self.packed:,} bytes and expands to more than {self.size:,}, "
+                f"over {MAX_EXPANSION} times as many: text does not, a bomb does; if it is meant, "
+                "decompress it yourself"
+            )
 
 
-def cutter(unit: str, heading: str | None) -> Cutter:
-    """What cuts lines into documents, each with the number of its first line."""
-    cutters: dict[str, Cutter] = {"file": whole, "paragraph": by_paragraph, "line": by_line}
-    if unit not in (*cutters, "heading"):
-        raise UserError(f"data.unit={unit} is not one of {', '.join(cutters)}, heading")
-    if unit != "heading" and heading is None:
-        return cutters[unit]
-    if unit != "heading" or heading is None:
-        raise UserError(
-            f"data.unit={unit} but data.heading={heading}: a pattern such as ^# goes with "
-            "data.unit=heading and with no other"
-        )
-    try:
-        return partial(by_heading, heading=re.compile(heading))
-    except re.error as error:
-        raise UserError(f"data.heading={heading} is not a regular expression: {error}") from None
+class Bounded(io.RawIOBase):
+    """A decompressing stream that stops where the file expands beyond all proportion."""
 
+    def __init__(self, stream: Any, path: Path) -> None:
+        self._stream = stream
+        self._expansion = Expansion(path)
 
-def whole(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
-    """All lines as one document, numbered 0."""
-    document = Lines(0)
-    for line in lines:
-        document.add(line)
-    yield 0, document.text()
+    def readable(self) -> bool:
+        return True
 
+    def readinto(self, buffer: Any) -> int:
+        num_bytes: int = self._stream.readinto(buffer)
+        self._expansion.add(num_bytes)
+        return num_bytes
 
-def by_line(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
-    """Each line without its line end."""
-    for number, line in enumerate(lines, 1):
-        yield number, line.removesuffix("\n")
-
-
-def by_paragraph(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
-    """Each run of lines between blank lines, without its last line end."""
-    kept = Lines(1)
-    for number, line in enumerate(lines, 1):
-        if not line.isspace():
-            kept.add(line)
-            continue
-        if kept.lines:
-            yield kept.first, kept.text().removesuffix("\n")
-        kept = Lines(number + 1)
-    if kept.lines:
-        yield kept.first, kept.text().removesuffix("\n")
-
-
-def by_heading(lines: Iterable[str], heading: re.Pattern[str]) -> Iterator[tuple[int, str]]:
-    """Each run of lines that a line matching `heading` opens: the documents join to the text.
-
-    Lines before the first heading belong to the first document. A heading is searched for in
-    each line: faster on 10 MB of WikiText (12 ms) than one multi-line search (35 ms).
-    """
-    kept, opened = Lines(1), False
-    for number, line in enumerate(lines, 1):
-        if heading.search(line):
-            if opened:
-                yield kept.first, kept.text()
-                kept = Lines(number)
-            opened = True
-        kept.add(line)
-    yield kept.first, kept.text()
-
-
-def documents(
-    path: Path, cut: Cutter, encoding: str = UTF8, key: str | None = None
-) -> Iterator[tuple[int, str]]:
-    """The documents that a text file is cut into, each with the number of its first line."""
-    try:
-        yield from cut(text_lines(path, encoding, key))
-    except TooLongError as error:
-        raise UserError(f"{path} {error}") from None
+    def tell(self) -> int:
+        """The number of bytes read."""
+        return self._expansion.size

@@ -5,12 +5,12 @@ from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import Any
 
-from lmkit import readers, records
+from lmkit.corpus import cutting, records
+from lmkit.corpus.finding import SPLIT_NAMES
+from lmkit.corpus.source import Document, Source
 from lmkit.errors import UserError
 from lmkit.ranges import Share
-from lmkit.source import Document, Source
 from lmkit.system import paths
-from lmkit.system.paths import SPLIT_NAMES
 
 
 class HuggingFace(Source):
@@ -44,7 +44,7 @@ class HuggingFace(Source):
         if name == "pandas":  # a builder of `datasets`, as of version 4
             raise UserError("data.name=pandas reads pickles, which run code: use another format")
         self._column = column
-        self._cutter = None if heading is None else readers.cutter("heading", heading)
+        self._cutter = None if heading is None else cutting.cutter("heading", heading)
         chosen: dict[str, object] = {"revision": revision, "data_files": data_files}
         self._request: dict[str, Any] = {"path": name, "name": subset, **chosen}
         settings = {"name": name, "subset": subset, **chosen, "column": column, "heading": heading}

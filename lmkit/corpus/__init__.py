@@ -1,0 +1,20 @@
+"""Documents by split: what a source of them is, and those there are."""
+
+from lmkit.corpus.files import Csv, Files, Jsonl, Parquet, WikiText
+from lmkit.corpus.huggingface import HuggingFace
+from lmkit.corpus.memory_probe import MemoryProbe
+from lmkit.corpus.pydocs import Pydocs
+from lmkit.corpus.source import Document, Source
+
+__all__ = [
+    "Csv",
+    "Document",
+    "Files",
+    "HuggingFace",
+    "Jsonl",
+    "MemoryProbe",
+    "Parquet",
+    "Pydocs",
+    "Source",
+    "WikiText",
+]

@@ -1,0 +1,233 @@
+"""Paths, globs and lists of them -> files by name, and the splits that their names state."""
+
+import fnmatch
+import glob
+import itertools
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from lmkit.errors import UserError
+from lmkit.system.paths import Paths, _reason, listed, located, nearby, readable
+
+# Of compressed files that are read as they are.
+COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
+
+
+# What is no text, by the ends of names, with what it is and what to do.
+_FORMATS = (
+    (
+        (".zip", ".tar", ".tgz", ".tbz", ".tbz2", ".txz", ".tzst", ".7z", ".rar"),
+        "an archive: unpack it, and name the directory of its files",
+    ),
+    (
+        (".pdf", ".doc", ".docx", ".odt", ".rtf", ".epub", ".mobi", ".ppt", ".pptx"),
+        "a formatted document: make plain text of it, as with pdftotext or pandoc",
+    ),
+    ((".xls", ".xlsx", ".ods"), "a spreadsheet: save it as .csv, and take data=csv"),
+    (
+        (".lz4", ".br", ".lz", ".lzma", ".z", ".lzo"),
+        f"compressed in a way that is not read: make it anew as one of {', '.join(COMPRESSED)}",
+    ),
+    (
+        (".arrow", ".feather", ".avro", ".orc", ".db", ".sqlite", ".sqlite3", ".pkl", ".npy"),
+        "binary data: write its text as parquet or JSON lines",
+    ),
+    (
+        (".png", ".jpg", ".jpeg", ".gif", ".webp", ".mp3", ".wav", ".mp4", ".webm"),
+        "no text but a picture or a recording: leave it out",
+    ),
+    ((".parquet",), "parquet: take data=parquet"),
+)
+
+
+_SHARD = re.compile(r"-\d+-of-\d+$")
+
+
+SPLIT_NAMES = {"train": "train", "test": "test"} | dict.fromkeys(
+    ("valid", "validation", "val", "dev"), "valid"
+)
+
+
+def find_files(path: Paths, key: str, suffixes: tuple[str, ...] = ()) -> dict[str, Path]:
+    """Name -> file of a file, directory or glob, sorted; of a list, in its order, each file once.
+
+    A path that exists is never a glob. Names are relative to the directory, or to that which all
+    files of a list share, so that they do not change when it moves. `suffixes` pick files of a
+    directory; hidden files are left out.
+    """
+    if isinstance(path, str):
+        return _found(path, key, suffixes)
+    if not path:
+        raise UserError(f"{key} is empty: name a file, a directory or a glob")
+    found = [_found(each, key, suffixes) for each in path]
+    if len(found) == 1:
+        return found[0]
+    # Of a/../b.txt and b.txt, which are one file, the same is made.
+    files = [Path(os.path.abspath(file)) for each in found for file in each.values()]  # noqa: PTH100
+    return _named(files, Path(os.path.commonpath([file.parent for file in files])))
+
+
+def _named(files: Iterable[Path], base: Path) -> dict[str, Path]:
+    """Files by their names within a directory, each once."""
+    named: dict[str, Path] = {}
+    for file in files:
+        name = readable("/".join(file.relative_to(base).parts))
+        if named.setdefault(name, file) != file:
+            raise UserError(f"{base} has two files that are called {name}: rename one of them")
+    return named
+
+
+def _found(path: str, key: str, suffixes: tuple[str, ...]) -> dict[str, Path]:
+    if not path:
+        raise UserError(f"{key} is empty: name a file, a directory or a glob")
+    try:
+        base, rest, found = _expand(located(path))
+        if found is None:
+            raise UserError(f"{key}={path} does not exist; {nearby(base / rest)}")
+        files = {
+            name: file
+            for name, file in _named(sorted(found), base).items()
+            if not file.is_dir() and (rest or _belongs(name, suffixes))
+        }
+        for file in files.values():
+            if not file.is_file():
+                which = f"names {file}," if len(files) > 1 else "names no files: it is"
+                raise UserError(f"{key}={path} {which} {_what_is(file)}")
+        if not files:
+            plain = [s for s in suffixes if s.removesuffix(compression(s)) not in {*suffixes} - {s}]
+            expected = f" that end in {' or '.join(plain)}" if suffixes and not rest else ""
+            near = nearby(base / (rest or "*"))
+            raise UserError(f"{key}={path} names no files{expected}; {near}")
+    except OSError as error:
+        raise UserError(f"{key}={path} cannot be read: {_reason(error, path)}") from error
+    _check_formats(files, f"{key}={path}", suffixes)
+    return files
+
+
+def _what_is(file: Path) -> str:
+    if file.is_symlink() and not file.exists():
+        return "a link to what is not there: mend it, or leave it out"
+    return "a pipe, socket or device: text is read more than once, so save it as a file"
+
+
+def _belongs(name: str, suffixes: tuple[str, ...]) -> bool:
+    hidden = any(part.startswith(".") for part in name.split("/"))
+    return not hidden and (not suffixes or name.endswith(suffixes))
+
+
+def _expand(path: Path) -> tuple[Path, str, list[Path] | None]:
+    """The directory that exists, what follows it, and the paths meant (None: no such path)."""
+    if path.is_dir():
+        return path, "", _files(path)
+    if path.exists():
+        return path.parent, path.name, [path]
+    base = next(parent for parent in path.parents if parent.is_dir())
+    rest = str(path.relative_to(base))
+    if not glob.has_magic(rest):
+        return base, rest, None
+    return base, rest, _globbed(base, Path(rest).parts)
+
+
+def _tree(directory: Path) -> Iterator[tuple[Path, list[str]]]:
+    """A directory and those in it, linked ones too but each once, with the names of their files.
+
+    Raises OSError for one that cannot be read. Hidden ones are left out.
+    """
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    seen = {directory.resolve(), *directory.resolve().parents}
+    for place, directories, names in os.walk(directory, onerror=fail, followlinks=True):
+        yield Path(place), names
+        known = {name: Path(place, name).resolve() for name in sorted(directories)}
+        directories.clear()
+        for name, real in known.items():
+            if real not in seen and not name.startswith("."):
+                seen.add(real)
+                directories.append(name)
+
+
+def _files(directory: Path) -> list[Path]:
+    return [place / name for place, names in _tree(directory) for name in names]
+
+
+def _globbed(base: Path, parts: Sequence[str]) -> list[Path]:
+    """The paths that a pattern matches, as Python's `glob` has them.
+
+    But it takes a directory that cannot be read for an empty one, and follows links in circles.
+    """
+    places = [base]
+    for part in parts:
+        inside = (_matches(place, part) for place in places if place.is_dir())
+        places = list(dict.fromkeys(itertools.chain.from_iterable(inside)))
+    return places
+
+
+def _matches(place: Path, part: str) -> list[Path]:
+    if part == "**":
+        return [
+            path
+            for each, names in _tree(place)
+            for path in (each, *(each / name for name in names if not name.startswith(".")))
+        ]
+    if not glob.has_magic(part):
+        return [place / part] if os.path.lexists(place / part) else []
+    names = fnmatch.filter((entry.name for entry in place.iterdir()), part)
+    return [place / name for name in names if part.startswith(".") or not name.startswith(".")]
+
+
+def _check_formats(files: Mapping[str, Path], where: str, suffixes: tuple[str, ...]) -> None:
+    """Refuse files that are no text by their names, before anything is read."""
+    kinds: dict[str, list[str]] = {}
+    for name in files:
+        ending = Path(name.lower().removesuffix(compression(name.lower()))).suffix
+        for endings, what in _FORMATS if ending not in suffixes else ():
+            if ending in endings:
+                kinds.setdefault(what, []).append(name)
+    if kinds:
+        found = "; ".join(f"{listed(names)}, {what}" for what, names in kinds.items())
+        others = len(files) > sum(map(len, kinds.values()))
+        rest = "; for the other files alone, name them by a glob or a list" if others else ""
+        raise UserError(f"{where} names {found}{rest}")
+
+
+def compression(name: str) -> str:
+    """The end of a compressed file's name, "" for any other."""
+    return next((suffix for suffix in COMPRESSED if name.endswith(suffix)), "")
+
+
+def split_of(name: str) -> str:
+    """The split that a file's name or the outermost of its directories states, or "".
+
+    `train.jsonl.gz`, `wiki.train.tokens`, `en-train.csv`, `train_10M/a.txt` and
+    `data/validation-00000-of-00002.parquet` state one: between dots, the first or last word.
+    """
+    for part in name.lower().split("/"):
+        words = [_SHARD.sub("", dotted).replace("_", "-").split("-") for dotted in part.split(".")]
+        ends = {word for each in words for word in (each[0], each[-1])}
+        stated = {SPLIT_NAMES[word] for word in ends & SPLIT_NAMES.keys()}
+        if len(stated) == 1:
+            return stated.pop()
+    return ""
+
+
+def by_split(files: Mapping[str, Path]) -> dict[str, dict[str, Path]]:
+    """Files by the split they state, "" among them; empty without train and another split."""
+    found: dict[str, dict[str, Path]] = {}
+    for name, file in files.items():
+        found.setdefault(split_of(name), {})[name] = file
+    return found if "train" in found and found.keys() & {"valid", "test"} else {}
+
+
+def split_files(files: Mapping[str, Path], path: str, key: str) -> dict[str, dict[str, Path]]:
+    """A directory's files by the splits that they state, if they do; else all are train."""
+    found = by_split(files)
+    if others := found.get(""):
+        raise UserError(
+            f"{key}={path} has its own splits but other files too ({listed(list(others))}): give "
+            f"the splits as {key}, data.valid_path and data.test_path, or all files as a glob"
+        )
+    return found or {"train": dict(files)}

@@ -1,0 +1,81 @@
+"""Documents to token ids: every tokenizer there is, and the way back from a saved one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from lmkit.errors import UserError
+from lmkit.system.regular_file import read_bytes
+from lmkit.tokenizer.base import (
+    FILE,
+    FORMAT,
+    Tokenizer,
+)
+from lmkit.tokenizer.characters import Bytes, Characters
+from lmkit.tokenizer.subword import ByteLevelBPE, Pretrained
+from lmkit.tokenizer.word import Word
+
+MAX_TOKENIZER = 1 << 30  # bytes; a vocabulary of a million words has 20 MiB
+
+
+class Stored(Tokenizer):
+    """Stands for a tokenizer that has been saved: that of prepared tokens, or `path`'s."""
+
+    name = "stored"
+    trainable = True
+    lossless = False
+
+    def __init__(self, path: str | None = None) -> None:
+        """path: a directory of `lmkit prepare`, a run, or the file there."""
+        self.path = path
+
+    def load(self) -> Tokenizer:
+        """The tokenizer that lies at `path`."""
+        if self.path is None:
+            self.train(())
+        return load_tokenizer(Path(str(self.path)).expanduser())
+
+    def train(self, texts: Iterable[str]) -> None:
+        raise UserError(
+            "tokenizer=stored: goes with data=store, whose tokens are made; for text name one with "
+            "tokenizer.path=DIR"
+        )
+
+    encode = encode_text = decode = pieces = _state = _restore = train  # type: ignore[assignment]
+
+    def settings(self) -> dict[str, Any]:
+        return {"path": self.path}
+
+
+KINDS: tuple[type[Tokenizer], ...] = (Word, ByteLevelBPE, Characters, Bytes, Pretrained)
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer that `save` wrote; path: the file or its directory."""
+    path = Path(path)
+    try:
+        path = path / FILE if path.is_dir() else path
+        state = json.loads(read_bytes(path, MAX_TOKENIZER))
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the tokenizer: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: the tokenizer is damaged: not JSON: {error}") from None
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise UserError(
+            f'{path}: not a tokenizer that lmkit saved (no "format": "{FORMAT}"); '
+            "another library's tokenizer.json is used with tokenizer=pretrained tokenizer.path=FILE"
+        )
+    kinds = {kind.name: kind for kind in KINDS}
+    if state.get("name") not in kinds:
+        raise UserError(
+            f"{path}: unknown tokenizer {state.get('name')!r}, expected one of {', '.join(kinds)}"
+        )
+    try:
+        return kinds[state["name"]]._restore(state)
+    except UserError as error:
+        raise UserError(f"{path}: the tokenizer is damaged: {error}") from None
+    except Exception as error:  # whatever the library or a missing key makes of it
+        raise UserError(f"{path}: the tokenizer is damaged: {error!r}") from None
