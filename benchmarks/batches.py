@@ -29,10 +29,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_sequence
 from turns import LMKIT, PLAIN, Settings, make_trainer, start
 
-from lmkit.datamodule import DataModule
 from lmkit.system.allocator import keep_freed_memory
 from lmkit.training import make_task
 from lmkit.windows import Window
+from lmkit.windows.datamodule import DataModule
 
 PADDED, BUCKETED, PACKED, LANES = "padded", "bucketed", "packed", "lanes"
 

@@ -27,8 +27,8 @@ TENTHS = 10
 STREAM = """
 import sys, time
 from pathlib import Path
-from lmkit.mixture import MixtureLoader
-from lmkit.token_store import TokenStore
+from lmkit.windows.mixture import MixtureLoader
+from lmkit.store.token_store import TokenStore
 from lmkit.tokenizer import load_tokenizer
 
 places = [Path(each) for each in sys.argv[1:]]

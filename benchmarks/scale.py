@@ -34,8 +34,8 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 STREAM = """
 import sys, time
 from pathlib import Path
-from lmkit.lanes import WindowLoader
-from lmkit.token_store import TokenStore
+from lmkit.windows.loader import WindowLoader
+from lmkit.store.token_store import TokenStore
 from lmkit.tokenizer import load_tokenizer
 
 directory, lanes, bptt = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])

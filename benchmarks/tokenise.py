@@ -20,10 +20,10 @@ from measure import SCRATCH, Rates, console, print_header, settings
 from omegaconf import MISSING
 
 from lmkit.corpus import WikiText
-from lmkit.lanes import WindowLoader
 from lmkit.store import prepare
-from lmkit.token_store import TokenStore
+from lmkit.store.token_store import TokenStore
 from lmkit.tokenizer import Word
+from lmkit.windows.loader import WindowLoader
 
 OPENINGS = 200
 BLOCK = 1 << 20

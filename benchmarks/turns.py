@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from lmkit.assembly import make_data
 from lmkit.check import check
 from lmkit.config import compose
-from lmkit.datamodule import DataModule
 from lmkit.logs import JsonlLogger
 from lmkit.progress import Progress
 from lmkit.system.allocator import keep_freed_memory
 from lmkit.training import build_trainer
 from lmkit.windows import Window
+from lmkit.windows.datamodule import DataModule
 
 PLAIN, PLAIN_BF16, LMKIT = "plain PyTorch", "plain PyTorch, bf16 autocast", "lmkit"
 

@@ -48,7 +48,10 @@ SLOTS = {
 
 # Classes whose keys stand in a group beside those of its object, and what the code passes them.
 BESIDE = {
-    "data": ("lmkit.datamodule.DataModule", ("source", "tokenizer", "cache", "seed", "trained")),
+    "data": (
+        "lmkit.windows.datamodule.DataModule",
+        ("source", "tokenizer", "cache", "seed", "trained"),
+    ),
     "scheduler": ("lmkit.optim.Stepping", ()),
 }
 

@@ -9,12 +9,12 @@ from typing import Any
 from lmkit.binding import build
 from lmkit.check import split_data
 from lmkit.corpus.source import Source
-from lmkit.datamodule import DataModule
 from lmkit.errors import UserError
 from lmkit.head import Head
 from lmkit.model import LanguageModel
-from lmkit.stored import PreparedSource
+from lmkit.store.prepared import PreparedSource
 from lmkit.tokenizer.base import Tokenizer
+from lmkit.windows.datamodule import DataModule
 
 
 def make_source(config: Mapping[str, Any]) -> Source:

@@ -18,7 +18,6 @@ from lmkit.binding import Group, Owners, bind, bind_node, build, unknown
 from lmkit.config import Composition, report
 from lmkit.contradictions import contradictions, remarks
 from lmkit.corpus.huggingface import HuggingFace
-from lmkit.datamodule import DataModule
 from lmkit.dry_run import attempt, dry_run
 from lmkit.errors import UserError
 from lmkit.groups import nearest
@@ -30,6 +29,7 @@ from lmkit.safety import escapes, leaks
 from lmkit.signatures import signature_keys
 from lmkit.system import hardware
 from lmkit.system.processes import launched
+from lmkit.windows.datamodule import DataModule
 
 log = logging.getLogger(__name__)
 

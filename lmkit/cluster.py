@@ -10,8 +10,8 @@ from typing import Any
 from lmkit.assembly import text_and_tokenizer
 from lmkit.check import check
 from lmkit.config import compose
-from lmkit.pool import Job, num_cores
-from lmkit.store import Encode, plan
+from lmkit.store.pool import Job, num_cores
+from lmkit.store.preparation import Encode, plan
 
 
 @dataclass(frozen=True)

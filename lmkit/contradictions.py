@@ -193,7 +193,7 @@ def _least(path: str, node: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _overfit(data: Mapping[str, Any], trainer: Mapping[str, Any]) -> Iterator[str]:
-    if trainer.get("overfit_batches") and data.get("_target_") == "lmkit.stored.Mixture":
+    if trainer.get("overfit_batches") and data.get("_target_") == "lmkit.store.Mixture":
         yield (
             f"trainer.overfit_batches={trainer['overfit_batches']} but data=mixture never reads a "
             "window again; train on one of its stores, data=store"
@@ -212,18 +212,18 @@ def _tokens(config: Mapping[str, Any]) -> Iterator[str]:
     )
     protocol = (config.get("data") or {}).get("protocol", "document")
     stored = tokenizer == "lmkit.tokenizer.Stored"
-    prepared = source in ("lmkit.stored.Store", "lmkit.stored.Mixture")
+    prepared = source in ("lmkit.store.Store", "lmkit.store.Mixture")
     named = config["tokenizer"].get("path") if stored else None
     if prepared and (not stored or named):
         yield "data=store and data=mixture have tokens of their own tokenizer: leave tokenizer out"
     elif stored and not prepared and named is None:
         yield "tokenizer=stored: name the saved tokenizer with tokenizer.path=DIR"
-    elif source == "lmkit.stored.Mixture" and protocol != "document":
+    elif source == "lmkit.store.Mixture" and protocol != "document":
         yield (
             f"data.protocol={protocol}: data=mixture reads document by document; set "
             "data.protocol=document"
         )
-    elif source == "lmkit.datatrove_tokens.Datatrove" and tokenizer.endswith(
+    elif source == "lmkit.store.Datatrove" and tokenizer.endswith(
         (".Word", ".ByteLevelBPE", ".Characters")
     ):
         yield (

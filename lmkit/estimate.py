@@ -14,7 +14,6 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from lmkit import kernels
 from lmkit.assembly import make_data
-from lmkit.datamodule import DataModule
 from lmkit.limits import in_windows
 from lmkit.system import hardware, threads
 from lmkit.system.allocator import keep_freed_memory
@@ -23,6 +22,7 @@ from lmkit.system.threads import Threads
 from lmkit.trained import any_threads
 from lmkit.trainer import build_trainer, complaints
 from lmkit.training import make_task, quiet
+from lmkit.windows.datamodule import DataModule
 
 WARM_UP = 3  # windows, or a second
 SECONDS = 3.0  # of steps with the number of threads that was chosen

@@ -15,7 +15,6 @@ from rich.table import Table
 from lmkit.assembly import make_source
 from lmkit.errors import UserError
 from lmkit.identity import recorded
-from lmkit.lanes import Protocol
 from lmkit.metrics import bits_per_byte, perplexity
 from lmkit.run import Run, no_checkpoint
 from lmkit.store import TokenStore, prepare
@@ -24,6 +23,7 @@ from lmkit.system.paths import readable
 from lmkit.text import Text, read_text
 from lmkit.tokenizer import Tokenizer
 from lmkit.trained import POSITIONS, TrainedModel
+from lmkit.windows.lanes import Protocol
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,6 @@ from rich.text import Text
 
 from lmkit.assembly import make_data
 from lmkit.checkpoint_io import latest_checkpoint, newest_manifest
-from lmkit.datamodule import DataModule
 from lmkit.errors import MachineError, UserError, as_user_error, exit_code
 from lmkit.estimate import estimate, lasting
 from lmkit.history import AFRESH, commanded, differences, last_changed
@@ -40,6 +39,7 @@ from lmkit.system.threads import Threads, counted
 from lmkit.trained import TrainedModel
 from lmkit.training import work
 from lmkit.wandb_logger import unsynced
+from lmkit.windows.datamodule import DataModule
 from lmkit.workers import log_to, work_in_processes
 
 Result = TypeVar("Result")

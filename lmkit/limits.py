@@ -11,10 +11,10 @@ import torch
 from lmkit.binding import build
 from lmkit.check import split_node
 from lmkit.config import report
-from lmkit.datamodule import DataModule
 from lmkit.errors import UserError
 from lmkit.optim import Stepping, check_length, has_end
 from lmkit.trainer import silent
+from lmkit.windows.datamodule import DataModule
 
 SPLITS = {"train": "train", "val": "valid", "test": "test"}
 

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from lmkit.errors import UserError
 from lmkit.head import Head
-from lmkit.lanes import Protocol
 from lmkit.model import LanguageModel, Reader
 from lmkit.tokenizer import Tokenizer
 from lmkit.tokenizer.base import DocumentTokenizer
+from lmkit.windows.lanes import Protocol
 
 PROMPT_POSITIONS = 1024
 

@@ -12,13 +12,13 @@ from typing import Annotated, Any
 
 from lmkit.checkpoint_io import read_manifest
 from lmkit.errors import UserError
-from lmkit.lanes import Protocol
 from lmkit.metrics import perplexity
 from lmkit.run import Run, no_checkpoint, strict_json
 from lmkit.score_page import page, said
 from lmkit.system.atomic import write_atomically
 from lmkit.text import Text, read_text
 from lmkit.trained import TokenScore, TrainedModel
+from lmkit.windows.lanes import Protocol
 
 log = logging.getLogger(__name__)
 

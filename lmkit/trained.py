@@ -16,12 +16,10 @@ from torch import Tensor, nn
 from lmkit import kernels
 from lmkit.assembly import build_model
 from lmkit.checkpoint_io import load_checkpoint, read_manifest
-from lmkit.datamodule import DataModule
 from lmkit.errors import UserError
 from lmkit.head import Head
 from lmkit.identity import check_own
 from lmkit.kernels import Kernels
-from lmkit.lanes import Protocol, WindowLoader
 from lmkit.metrics import TokenNLL, perplexity
 from lmkit.model import LanguageModel, Reader
 from lmkit.run import Run
@@ -32,6 +30,9 @@ from lmkit.system.threads import Threads
 from lmkit.text import Text
 from lmkit.tokenizer import Tokenizer, load_tokenizer
 from lmkit.windows import Tokens, Window
+from lmkit.windows.datamodule import DataModule
+from lmkit.windows.lanes import Protocol
+from lmkit.windows.loader import WindowLoader
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,6 @@ from lmkit.check import split_node
 from lmkit.checkpoint import Checkpoint
 from lmkit.checkpoint_io import AtomicCheckpointIO, load_checkpoint, read_manifest
 from lmkit.continuation import Continuation
-from lmkit.datamodule import DataModule
 from lmkit.errors import exit_code
 from lmkit.guard import StopOnSignal
 from lmkit.identity import check_own, identity, recorded
@@ -43,6 +42,7 @@ from lmkit.system.signals import StopSignals
 from lmkit.task import Task
 from lmkit.tracker import Account, Tracking
 from lmkit.trainer import build_trainer, complaints
+from lmkit.windows.datamodule import DataModule
 
 log = logging.getLogger(__name__)
 

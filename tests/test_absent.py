@@ -14,7 +14,7 @@ from lmkit.cli import main
 from lmkit.corpus import Files, Jsonl, Parquet, WikiText
 from lmkit.errors import UserError
 from lmkit.store import prepare
-from lmkit.stored import Store
+from lmkit.store.prepared import Store
 from lmkit.system import paths
 from lmkit.text import read_text
 from lmkit.tokenizer import Bytes

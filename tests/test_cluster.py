@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from lmkit.cli import main
-from lmkit.datatrove_tokens import Datatrove
 from lmkit.errors import UserError
 from lmkit.store import prepare
+from lmkit.store.datatrove import Datatrove
 from lmkit.tokenizer import Bytes, Word
 from lmkit.tokenizer.subword import Pretrained
 

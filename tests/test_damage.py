@@ -13,12 +13,12 @@ from test_walls import DAMAGES
 
 from lmkit.cli import main
 from lmkit.errors import UserError
-from lmkit.lanes import WindowLoader
 from lmkit.prepare import prepare
-from lmkit.stored import Store
-from lmkit.token_store import TokenStore
+from lmkit.store.prepared import Store
+from lmkit.store.token_store import TokenStore
+from lmkit.store.vocabulary import _load
 from lmkit.tokenizer import Bytes, Stored
-from lmkit.vocabulary import _load
+from lmkit.windows.loader import WindowLoader
 
 LINES = "the cat\nsat on the mat\n"
 

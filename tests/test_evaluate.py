@@ -12,8 +12,8 @@ from trained_run import MODELS, TEST, SlowTwin, load, make_run, real_stdout, war
 from lmkit.cli import main
 from lmkit.errors import UserError
 from lmkit.evaluate import evaluate, measure
-from lmkit.lanes import PROTOCOLS
 from lmkit.text import Text
+from lmkit.windows.lanes import PROTOCOLS
 
 DOCUMENTS = [
     " = Third = \n the cat saw a dog on the mat . \n\n",

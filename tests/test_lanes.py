@@ -9,7 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmkit.lanes import PROTOCOLS, WindowLoader, cut_stream, plan_lanes
+from lmkit.windows.lanes import PROTOCOLS, cut_stream, plan_lanes
+from lmkit.windows.loader import WindowLoader
 
 EOS = 0
 

@@ -19,7 +19,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from lmkit.corpus import Files
 from lmkit.errors import UserError
 from lmkit.store import prepare
-from lmkit.stored import Store
+from lmkit.store.prepared import Store
 from lmkit.text import Text
 from lmkit.tokenizer import ByteLevelBPE, Pretrained, Stored, Word, load_tokenizer
 

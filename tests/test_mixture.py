@@ -16,10 +16,10 @@ from lmkit.check import check
 from lmkit.checkpoint_io import load_checkpoint
 from lmkit.config import compose
 from lmkit.errors import UserError
-from lmkit.mixture import MixtureLoader, shuffled
-from lmkit.stored import Mixture
+from lmkit.store.prepared import Mixture
 from lmkit.text import Text
 from lmkit.tokenizer import Stored
+from lmkit.windows.mixture import MixtureLoader, shuffled
 
 EOS = 0
 

@@ -14,7 +14,7 @@ from lmkit import cli
 from lmkit.cli import main
 from lmkit.corpus.source import Source
 from lmkit.errors import UserError
-from lmkit.stored import Store
+from lmkit.store.prepared import Store
 from lmkit.tokenizer import Stored, Word
 
 SMALL = ["model.embedding_size=8", "model.hidden_size=8", "model.num_layers=1", "data.batch_size=4"]

@@ -20,10 +20,10 @@ from pieces import jsonl, written
 from lmkit.corpus import Jsonl
 from lmkit.corpus.source import Source
 from lmkit.errors import UserError
-from lmkit.meter import Meter
-from lmkit.pool import run_jobs
 from lmkit.store import prepare
-from lmkit.token_store import TokenStore
+from lmkit.store.meter import Meter
+from lmkit.store.pool import run_jobs
+from lmkit.store.token_store import TokenStore
 from lmkit.tokenizer import Bytes, Characters, Word
 
 

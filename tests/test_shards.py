@@ -14,10 +14,11 @@ from pyarrow import parquet
 
 from lmkit.corpus import Files, Parquet
 from lmkit.errors import UserError
-from lmkit.lanes import PROTOCOLS, WindowLoader
 from lmkit.store import prepare
-from lmkit.token_store import JoinedTokens
+from lmkit.store.token_store import JoinedTokens
 from lmkit.tokenizer import Bytes, Word
+from lmkit.windows.lanes import PROTOCOLS
+from lmkit.windows.loader import WindowLoader
 
 WORDS = ["a", "b", "cc", "<eos>", "é\u2003x", "<unk>", "The", "the\r"]
 
@@ -107,7 +108,7 @@ def num_open() -> int:
 def test_few_files_are_open_however_many_shards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lmkit.token_store.NUM_MAPPED", 3)
+    monkeypatch.setattr("lmkit.store.token_store.NUM_MAPPED", 3)
     text = written(tmp_path / "text", [[f"file {n}"] for n in range(40)])
     before = num_open()
     store = prepare(jsonl(text, 1), Bytes(), tmp_path / "cache", workers=1).stores["train"]

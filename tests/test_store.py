@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from lmkit.corpus.source import Document, Source
 from lmkit.errors import UserError
-from lmkit.shard import Shard, write_shard
 from lmkit.store import Prepared, TokenStore, prepare
+from lmkit.store.shard import Shard, write_shard
 from lmkit.tokenizer import ByteLevelBPE, Bytes, Characters, Tokenizer, Word, base
 
 

@@ -13,10 +13,10 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lmkit.guard import StopOnNonFinite
 from lmkit.head import FullSoftmax
-from lmkit.lanes import WindowLoader
 from lmkit.model import LSTM, Window
 from lmkit.optim import WarmupCosine, WarmupLinear
 from lmkit.task import Task
+from lmkit.windows.loader import WindowLoader
 
 VOCABULARY, EOS = 17, 0
 

@@ -313,7 +313,7 @@ def test_overfit_batches_also_limits_the_validation(place):
 
 
 def test_a_mixture_cannot_be_overfitted():
-    data = {"_target_": "lmkit.stored.Mixture", "batch_size": 4, "protocol": "document"}
+    data = {"_target_": "lmkit.store.Mixture", "batch_size": 4, "protocol": "document"}
     config = {
         "data": data,
         "tokenizer": {"_target_": "lmkit.tokenizer.Stored"},

@@ -15,9 +15,9 @@ import numpy.typing as npt
 
 from lmkit.corpus import finding
 from lmkit.errors import UserError
-from lmkit.stored import PreparedSource, is_trained
+from lmkit.store.prepared import PreparedSource, is_trained
+from lmkit.store.token_store import Prepared, TokenStore
 from lmkit.system.atomic import write_atomically
-from lmkit.token_store import Prepared, TokenStore
 from lmkit.tokenizer.base import Tokenizer
 
 SUFFIX = ".ds"

@@ -16,19 +16,17 @@ import numpy as np
 
 from lmkit.corpus.source import Document, Source, TokenCount
 from lmkit.errors import UserError
-from lmkit.meter import Advance, metered
-from lmkit.once import locked, make_once, set_aside
-from lmkit.pool import Job, jobs_of, num_cores, run_jobs
-from lmkit.shard import MANIFEST, Shard, damaged, write_shard, writing
-from lmkit.stored import PLAN, PreparedSource
+from lmkit.store.directories import locked, make_once, set_aside
+from lmkit.store.meter import Advance, metered
+from lmkit.store.pool import Job, jobs_of, num_cores, run_jobs
+from lmkit.store.prepared import PLAN, PreparedSource
+from lmkit.store.shard import MANIFEST, Shard, damaged, write_shard, writing
+from lmkit.store.token_store import Prepared, TokenStore, read_split, shard_name, write_split
+from lmkit.store.vocabulary import trained_tokenizer
 from lmkit.system.atomic import write_atomically
 from lmkit.system.regular_file import read_bytes
-from lmkit.token_store import Prepared, TokenStore, read_split, shard_name, write_split
 from lmkit.tokenizer import Stored, load_tokenizer
 from lmkit.tokenizer.base import FILE, Encoded, Tokenizer, in_batches
-from lmkit.vocabulary import trained_tokenizer
-
-__all__ = ["Prepared", "TokenStore", "prepare"]
 
 log = logging.getLogger(__name__)
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lmkit.cross_entropy import LinearCrossEntropy, Memory
+from lmkit.head.base import Head, Loss
+from lmkit.head.linear_cross_entropy import LinearCrossEntropy, Memory
 from lmkit.kernels import softmax
 from lmkit.kernels.matmul import fast_matmul
 from lmkit.model.embedding import Embedding, draw
@@ -17,39 +17,6 @@ from lmkit.ranges import Positive, Size
 
 # Without `chunk_size`, at least as many rows at a time as make this many logits.
 LOGITS_AT_ONCE = 12 * 2**20
-
-
-class Loss(NamedTuple):
-    """Of one window."""
-
-    loss: Tensor  # scalar float32: what training minimises
-    nll: Tensor  # scalar: the sum of -log p(target) in nats where weight is not 0, no gradient
-
-
-class Head(nn.Module):
-    """The interface that training, evaluation and scoring go by.
-
-    hidden is (batch, time, hidden_size); targets is int64 (batch, time).
-    """
-
-    # Whether on compiled kernels results are bit for bit the same with any number of threads.
-    any_threads = False
-
-    def loss(self, hidden: Tensor, targets: Tensor, weight: Tensor) -> Loss:
-        """The sum of weight * nll, or another loss, and the sum of nll itself, which is logged;
-        weight is float32 (batch, time), 0 where masked."""
-        raise NotImplementedError
-
-    def nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """-log p(target) of each position in nats, float32 (batch, time)."""
-        raise NotImplementedError
-
-    def log_prob(self, hidden: Tensor) -> Iterator[Tensor]:
-        """Chunks of log p in nats, float32 (positions, vocabulary), over hidden's positions."""
-        raise NotImplementedError
-
-    def keep_gradient(self) -> None:
-        """After an update: gradients may be taken back, to use their memory again."""
 
 
 class FullSoftmax(Head):

@@ -13,10 +13,10 @@ from typing import Any
 from lmkit.corpus.source import SPLITS, Document, Source
 from lmkit.errors import UserError
 from lmkit.ranges import Positive, Size
-from lmkit.shard import MANIFEST, NOT_ONE
+from lmkit.store.shard import MANIFEST, NOT_ONE
+from lmkit.store.token_store import Prepared, TokenStore
 from lmkit.system import paths
 from lmkit.system.regular_file import DamagedError, read_json
-from lmkit.token_store import Prepared, TokenStore
 from lmkit.tokenizer import Stored, load_tokenizer
 from lmkit.tokenizer.base import FILE, Tokenizer
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from lmkit.windows import Passes, Tokens, Window
+from lmkit.windows.window import Passes, Tokens, Window
 
 ROUNDS = 6
 MASK64 = (1 << 64) - 1

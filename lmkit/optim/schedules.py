@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from torch import Tensor, nn
-from torch.optim import SGD, Optimizer
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import (
     CyclicLR,
     LambdaLR,
@@ -133,24 +131,3 @@ def check_length(scheduler: LRScheduler, steps: float, path: str = "scheduler") 
         remedy = f"set {path}.{longer}" if path == "scheduler" else f"give it {longer}"
         ends = f"{path} ends after {scheduler.total_steps} steps"
         raise UserError(f"{ends} but the training has {known}; {remedy}")
-
-
-def is_plain_sgd(optimizer: Optimizer) -> bool:
-    """Whether a step is p -= lr * g and no more, row by row: for g sparse, and scaled by lr."""
-    return type(optimizer) is SGD and not any(
-        group[key]
-        for group in optimizer.param_groups
-        for key in ("momentum", "weight_decay", "fused", "foreach")
-    )
-
-
-def global_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """The 2-norm of all gradients together; sparse ones are coalesced."""
-    values = []
-    for parameter in parameters:
-        if (grad := parameter.grad) is not None:
-            if grad.is_sparse:
-                grad = parameter.grad = grad.coalesce()
-                grad = grad.values()
-            values.append(grad)
-    return nn.utils.get_total_norm(values)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from lmkit.errors import UserError
-from lmkit.shard import writing
+from lmkit.store.shard import writing
 from lmkit.system.atomic import sync_directory
 
 log = logging.getLogger(__name__)

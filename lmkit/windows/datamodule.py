@@ -12,12 +12,13 @@ import lightning.pytorch as pl
 import numpy as np
 
 from lmkit.corpus import Source
-from lmkit.lanes import Protocol, WindowLoader
-from lmkit.mixture import MixtureLoader
 from lmkit.ranges import Size
 from lmkit.store import Prepared, prepare
-from lmkit.stored import Mixture
+from lmkit.store.prepared import Mixture
 from lmkit.tokenizer import Tokenizer
+from lmkit.windows.lanes import Protocol
+from lmkit.windows.loader import WindowLoader
+from lmkit.windows.mixture import MixtureLoader
 
 log = logging.getLogger(__name__)
 

@@ -13,13 +13,13 @@ from pathlib import Path
 
 from lmkit.corpus.source import Document, Source
 from lmkit.errors import UserError
-from lmkit.meter import Advance, metered
-from lmkit.once import make_once
-from lmkit.pool import Job, jobs_of, run_jobs
-from lmkit.shard import damaged, writing
+from lmkit.store.directories import make_once
+from lmkit.store.meter import Advance, metered
+from lmkit.store.pool import Job, jobs_of, run_jobs
+from lmkit.store.shard import damaged, writing
+from lmkit.store.token_store import shard_name
 from lmkit.system.atomic import write_atomically
 from lmkit.system.regular_file import opened, read_bytes
-from lmkit.token_store import shard_name
 from lmkit.tokenizer import load_tokenizer
 from lmkit.tokenizer.base import FILE, CountedTokenizer, Tokenizer, add_counts
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from lmkit.corpus.source import Piece, Source
 from lmkit.errors import UserError, as_user_error
-from lmkit.meter import Advance, Meter
+from lmkit.store.meter import Advance, Meter
 from lmkit.system.signals import SIGNALS, follow_parent, name_of
 
 # Seconds that a process has to clean up after itself.

@@ -1,0 +1,6 @@
+"""Hidden vectors to the negative log-likelihood of each token."""
+
+from lmkit.head.base import Head, Loss
+from lmkit.head.full import FullSoftmax
+
+__all__ = ["FullSoftmax", "Head", "Loss"]

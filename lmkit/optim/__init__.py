@@ -1,0 +1,22 @@
+"""The update: schedules of the learning rate, and norms of gradients."""
+
+from lmkit.optim.gradients import global_norm, is_plain_sgd
+from lmkit.optim.schedules import (
+    Stepping,
+    WarmupCosine,
+    WarmupLinear,
+    check_length,
+    documented,
+    has_end,
+)
+
+__all__ = [
+    "Stepping",
+    "WarmupCosine",
+    "WarmupLinear",
+    "check_length",
+    "documented",
+    "global_norm",
+    "has_end",
+    "is_plain_sgd",
+]
