@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from types import ModuleType
 
 from lmkit.errors import UserError
+from lmkit.run.renamed import TARGETS
 
 PREFIXES = ("lmkit", "lightning", "torch", "torchmetrics")
 
@@ -84,6 +85,7 @@ def resolve_target(
     prefixes = prefixes or allowed_prefixes()
     if not isinstance(path, str) or not path:
         raise UserError(f"{path!r} is not the dotted name of a class")
+    path = TARGETS.get(path, path)
     if not _under(path, prefixes) or any(part.startswith("_") for part in path.split(".")):
         raise UserError(
             f"{path} is not allowed: a class must come from {', '.join(prefixes)}; "

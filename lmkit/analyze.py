@@ -18,8 +18,8 @@ from lmkit.errors import UserError
 from lmkit.groups import nearest
 from lmkit.launch import train
 from lmkit.probe import chance, check_config, num_correct, predictions, same_size
-from lmkit.run import Run, mint_id, strict_json
-from lmkit.system.atomic import write_atomically
+from lmkit.run import Run, mint_id
+from lmkit.system.files import strict_json, write_atomically
 from lmkit.trained import TrainedModel
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from lmkit.allow import resolve_target, slot_bases
 from lmkit.errors import UserError
 from lmkit.keys import elsewhere, option_targets, options_taking
 from lmkit.ranges import broken
-from lmkit.renamed import RENAMED
+from lmkit.run.renamed import KEYS
 from lmkit.signatures import signature_keys
 from lmkit.system.redaction import SHOWN, hide, is_secret_key, mask
 
@@ -129,7 +129,7 @@ def unknown(
         return f"{at}{name} is not supported; write the arguments as keys"
     if name in given:
         return f"{at}{name} is set by lmkit itself and cannot be configured"
-    now = RENAMED.get(called, {}).get(name)
+    now = KEYS.get(called, {}).get(name)
     near = [f"{at}{key}" for key in ([now] if now else get_close_matches(name, list(keys), n=1))]
     others = [] if now else elsewhere(whole or {}, name)
     group = at.removesuffix(".")

@@ -19,9 +19,9 @@ from annotated_types import Ge
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
-from lmkit.checkpoint_io import link, manifest_path, steps
 from lmkit.errors import UserError
 from lmkit.ranges import Size
+from lmkit.run.checkpoints import link, manifest_path, steps
 from lmkit.system.rendezvous import gather
 
 

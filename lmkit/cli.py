@@ -194,7 +194,7 @@ def _dispatch(argv: list[str]) -> None:
                 if error.result is None:
                     raise
                 failed, result = error, error.result
-            from lmkit.run import strict_json
+            from lmkit.system.files import strict_json
 
             print(strict_json(result, indent=2), file=out, flush=True)
             if failed:

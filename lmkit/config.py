@@ -33,7 +33,7 @@ from lmkit.as_typed import (
 from lmkit.errors import UserError
 from lmkit.groups import config_folders, group_options, nearest
 from lmkit.keys import node_keys
-from lmkit.renamed import renamed
+from lmkit.run.renamed import renamed, retargeted
 from lmkit.system.paths import as_list, exists, located, readable
 from lmkit.system.redaction import mask
 from lmkit.system.regular_file import DamagedError, read_yaml
@@ -101,6 +101,7 @@ def compose(
                 done.config = config(wrong)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise UserError(report([*done.mistakes, first_lines(error)])) from error
+    done.config = retargeted(done.config)  # a user's own files may have older names
     _anchor_paths(done.config)
     return done
 

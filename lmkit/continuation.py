@@ -14,8 +14,8 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from lmkit import history
 from lmkit.checkpoint import Checkpoint
+from lmkit.run import history
 from lmkit.task import Task
 
 log = logging.getLogger(__name__)

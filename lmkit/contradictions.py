@@ -9,8 +9,8 @@ from typing import Any
 
 from lmkit import kernels
 from lmkit.errors import UserError
-from lmkit.history import inner_keys
 from lmkit.run import check_name
+from lmkit.run.history import inner_keys
 from lmkit.system import hardware
 from lmkit.system.processes import launched
 from lmkit.trainer_keys import trainer_mistakes

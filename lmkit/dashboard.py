@@ -21,7 +21,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from lmkit.errors import UserError
-from lmkit.run import run_directories, strict_json
+from lmkit.run import run_directories
+from lmkit.system.files import strict_json
 from lmkit.system.paths import located
 from lmkit.watch import LINES, Outputs
 

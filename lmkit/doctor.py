@@ -17,11 +17,11 @@ from lmkit.allow import allowed_prefixes
 from lmkit.assembly import make_data
 from lmkit.check import check
 from lmkit.config import Composition
-from lmkit.environment import environment
 from lmkit.estimate import Estimate, estimate, lasting
 from lmkit.groups import CONF
 from lmkit.kernels.matmul import onednn_is_exact
 from lmkit.limits import check_limits
+from lmkit.run.environment import environment
 from lmkit.system import hardware
 from lmkit.wandb_logger import logged_in
 

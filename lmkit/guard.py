@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lmkit.checkpoint import Checkpoint
-from lmkit.checkpoint_io import newest_manifest
 from lmkit.errors import ResultError
-from lmkit.run import NON_FINITE, strict_json
-from lmkit.system.atomic import write_atomically
+from lmkit.run import NON_FINITE
+from lmkit.run.checkpoints import newest_manifest
+from lmkit.system.files import strict_json, write_atomically
 from lmkit.system.signals import Stopped, StopSignals
 from lmkit.windows import Passes
 

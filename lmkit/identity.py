@@ -8,12 +8,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lmkit import history
-from lmkit.checkpoint_io import newest_manifest, read_manifest
 from lmkit.errors import UserError
-from lmkit.renamed import renamed
-from lmkit.run import Run, strict_json
+from lmkit.run import Run, history
+from lmkit.run.checkpoints import newest_manifest, read_manifest
+from lmkit.run.renamed import renamed
 from lmkit.store import Prepared
+from lmkit.system.files import strict_json
 from lmkit.system.regular_file import DamagedError
 
 log = logging.getLogger(__name__)

@@ -22,8 +22,7 @@ from lmkit.config import spell
 from lmkit.errors import cannot_write
 from lmkit.groups import config_folders, group_options
 from lmkit.loggers import GROUP
-from lmkit.run import strict_json
-from lmkit.system.atomic import write_atomically
+from lmkit.system.files import strict_json, write_atomically
 from lmkit.system.redaction import mask
 from lmkit.system.signals import FOLLOWS, name_of
 

@@ -19,16 +19,16 @@ from rich.table import Table
 from rich.text import Text
 
 from lmkit.assembly import make_data
-from lmkit.checkpoint_io import latest_checkpoint, newest_manifest
 from lmkit.errors import MachineError, UserError, as_user_error, exit_code
 from lmkit.estimate import estimate, lasting
-from lmkit.history import AFRESH, commanded, differences, last_changed
 from lmkit.identity import check_own, check_text, warn_of_text
 from lmkit.limits import check_limits
 from lmkit.loggers import grouped
 from lmkit.pace import NAME as CHOICES
 from lmkit.pace import Pace
 from lmkit.run import Run, no_checkpoint, no_end
+from lmkit.run.checkpoints import latest_checkpoint, newest_manifest
+from lmkit.run.history import AFRESH, commanded, differences, last_changed
 from lmkit.system import hardware
 from lmkit.system.processes import Launched, launched
 from lmkit.system.redaction import redact

@@ -1,11 +1,8 @@
 """What a run writes down while it trains: the rows of its metrics, and samples of its text."""
 
-import logging
-import os
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,71 +12,10 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from lmkit.ranges import Seed, Size
-from lmkit.run import strict_json
-from lmkit.system.atomic import naming
-from lmkit.system.regular_file import MAX_ROW, opened, parse_row
+from lmkit.run.jsonl import JsonLines
 from lmkit.wandb_logger import WandbLogger as WandbLogger  # the configs of runs name it here
 
-log = logging.getLogger(__name__)
-
 Generate = Callable[[LightningModule, str, int, int], str]
-
-
-class JsonLines:
-    """Appends objects to a file, one a line; what lies beyond `length` is cut off before.
-
-    `length` in bytes starts at 0: whoever goes on with a file says where, with `go_on`.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.length = 0
-
-    def go_on(self, length: int) -> None:
-        """Go on at `length`, as a checkpoint says; after the last whole row before, with a warning,
-        where the file is not what it was then."""
-        data = b""
-        with suppress(FileNotFoundError), self.path.open("rb") as file:
-            data = file.read(length)
-        self.length = data.rfind(b"\n") + 1
-        if self.length == length or rank_zero_only.rank:  # type: ignore[attr-defined]
-            return
-        log.warning(
-            "%s is damaged: %d of its %d bytes are there in whole rows; the others are lost, and "
-            "it goes on after these",
-            *(self.path, self.length, length),
-        )
-        if data:
-            os.truncate(self.path, self.length)
-
-    def append(self, row: Mapping[str, Any]) -> None:
-        line = strict_json(row).encode() + b"\n"
-        with naming(self.path), self.path.open("ab") as file:
-            self.length = min(self.length, file.tell())
-            file.truncate(self.length)
-            file.write(line)
-        self.length += len(line)
-
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """The objects up to `length`; what is damaged is left out, with a warning."""
-        if not self.length:
-            return
-        num_damaged = 0
-        with opened(self.path) as file:
-            while file.tell() < self.length and (line := file.readline(MAX_ROW)):
-                row = parse_row(line)
-                if row is None:
-                    num_damaged += 1
-                else:
-                    yield row
-        if num_damaged:
-            log.warning("%s: %d damaged lines are left out", self.path, num_damaged)
-
-    def sync(self) -> None:
-        """Have on disk what a checkpoint is about to rely on."""
-        if self.length:
-            with self.path.open("rb") as file:
-                os.fsync(file.fileno())
 
 
 class JsonlLogger(Logger):
@@ -148,9 +84,14 @@ class JsonlLogger(Logger):
         return {"length": self._lines.length, "seconds": self.seconds}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        self._lines.go_on(state_dict["length"])
+        self._lines.go_on(state_dict["length"], writes=_is_first())
         self._seconds = state_dict["seconds"]
         self._started = time.perf_counter()
+
+
+def _is_first() -> bool:
+    """Whether this process is the one of a run that writes."""
+    return not rank_zero_only.rank  # type: ignore[attr-defined]
 
 
 def position(trainer: Trainer) -> dict[str, Any]:
@@ -201,4 +142,4 @@ class Samples(Callback):
         return {"length": self._lines.length}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._lines.go_on(state_dict["length"])
+        self._lines.go_on(state_dict["length"], writes=_is_first())

@@ -45,7 +45,7 @@ from lmkit.loggers import grouped
 from lmkit.metrics import perplexity
 from lmkit.run import Run, check_name, mint_id
 from lmkit.search import check_values
-from lmkit.system.atomic import naming
+from lmkit.system.files import naming
 from lmkit.system.processes import launched
 from lmkit.system.signals import SIGNALS, Stopped, StopSignals
 

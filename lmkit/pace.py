@@ -9,7 +9,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lmkit.logs import JsonLines, position
+from lmkit.logs import position
+from lmkit.run.jsonl import JsonLines
 from lmkit.system.threads import Threads
 
 log = logging.getLogger(__name__)

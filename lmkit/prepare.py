@@ -19,7 +19,7 @@ from lmkit.store.pool import num_cores
 from lmkit.store.prepared import DATA, Store
 from lmkit.store.shard import MANIFEST, damaged
 from lmkit.store.token_store import Prepared, TokenStore
-from lmkit.system.atomic import write_atomically
+from lmkit.system.files import write_atomically
 from lmkit.tokenizer import load_tokenizer
 from lmkit.tokenizer.base import FILE
 

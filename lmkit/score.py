@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from lmkit.checkpoint_io import read_manifest
 from lmkit.errors import UserError
 from lmkit.metrics import perplexity
-from lmkit.run import Run, no_checkpoint, strict_json
+from lmkit.run import Run, no_checkpoint
+from lmkit.run.checkpoints import read_manifest
 from lmkit.score_page import page, said
-from lmkit.system.atomic import write_atomically
+from lmkit.system.files import strict_json, write_atomically
 from lmkit.text import Text, read_text
 from lmkit.trained import TokenScore, TrainedModel
 from lmkit.windows.lanes import Protocol

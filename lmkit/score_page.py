@@ -13,7 +13,7 @@ from itertools import pairwise
 from string import Template
 from typing import Any
 
-from lmkit.run import strict_json
+from lmkit.system.files import strict_json
 from lmkit.trained import TokenScore
 
 # Where one colour ends and the next begins, in bits.

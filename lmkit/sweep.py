@@ -27,7 +27,7 @@ from lmkit.search import Search
 from lmkit.study import OUTCOMES, FrozenTrial, Pruner, Sampler, Study, Trial
 from lmkit.sweep_report import Board, Shown, draw, identity, results, run_of, show
 from lmkit.system import hardware
-from lmkit.system.atomic import write_atomically
+from lmkit.system.files import write_atomically
 from lmkit.system.processes import launched
 from lmkit.system.signals import SIGNALS, Stopped
 from lmkit.trial import TrialProcess

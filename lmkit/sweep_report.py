@@ -14,8 +14,9 @@ from rich.live import Live
 from rich.table import Table
 
 from lmkit.metrics import perplexity
-from lmkit.run import Run, strict_json
+from lmkit.run import Run
 from lmkit.study import OUTCOMES, FrozenTrial, Study, Trial, interrupted
+from lmkit.system.files import strict_json
 from lmkit.trial import TrialProcess
 
 if TYPE_CHECKING:

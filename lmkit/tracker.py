@@ -19,8 +19,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger
 
 from lmkit.logs import JsonlLogger, Samples
-from lmkit.run import strict_json
-from lmkit.system.atomic import write_atomically
+from lmkit.system.files import strict_json, write_atomically
 from lmkit.system.regular_file import DamagedError, read_json
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from lmkit import kernels
 from lmkit.assembly import build_model
-from lmkit.checkpoint_io import load_checkpoint, read_manifest
 from lmkit.errors import UserError
 from lmkit.head import Head
 from lmkit.identity import check_own
@@ -23,6 +22,7 @@ from lmkit.kernels import Kernels
 from lmkit.metrics import TokenNLL, perplexity
 from lmkit.model import LanguageModel, Reader
 from lmkit.run import Run
+from lmkit.run.checkpoints import load_checkpoint, read_manifest
 from lmkit.sampling import Sampling, sample_texts
 from lmkit.system import hardware, threads
 from lmkit.system.regular_file import listed

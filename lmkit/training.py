@@ -18,7 +18,6 @@ from lmkit.assembly import build_model, make_data
 from lmkit.binding import build
 from lmkit.check import split_node
 from lmkit.checkpoint import Checkpoint
-from lmkit.checkpoint_io import AtomicCheckpointIO, load_checkpoint, read_manifest
 from lmkit.continuation import Continuation
 from lmkit.errors import exit_code
 from lmkit.guard import StopOnSignal
@@ -31,6 +30,7 @@ from lmkit.optim import Stepping
 from lmkit.pace import Pace
 from lmkit.progress import Progress
 from lmkit.run import Run
+from lmkit.run.checkpoints import AtomicCheckpointIO, load_checkpoint, read_manifest
 from lmkit.safety import anchored
 from lmkit.sampling import Sampling, sample_texts
 from lmkit.system import hardware, threads

@@ -14,9 +14,9 @@ from typing import Any
 
 from lmkit.errors import MachineError
 from lmkit.run import DIED, Run
+from lmkit.run.jsonl import read_rows
 from lmkit.system.regular_file import DamagedError, opened
 from lmkit.system.signals import FOLLOWS, SIGNALS, name_of
-from lmkit.watch import read_rows
 
 TAIL = 4000  # bytes of a log in which to look for what went wrong
 

@@ -25,9 +25,9 @@ from rich.table import Table
 
 from lmkit import kernels
 from lmkit.assembly import make_data
-from lmkit.checkpoint_io import damage, latest_checkpoint, load_checkpoint
 from lmkit.errors import ResultError, UserError
 from lmkit.run import Run, no_checkpoint
+from lmkit.run.checkpoints import damage, latest_checkpoint, load_checkpoint
 from lmkit.system.signals import FOLLOWS
 from lmkit.text import Text
 from lmkit.trained import TrainedModel

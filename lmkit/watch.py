@@ -14,9 +14,10 @@ from zlib import crc32
 
 import yaml
 
-from lmkit.run import Run, run_directories, strict_json
+from lmkit.run import Run, run_directories
+from lmkit.run.jsonl import NO_ROWS, read_rows
+from lmkit.system.files import strict_json
 from lmkit.system.regular_file import (
-    MAX_ROW,
     MAX_SWEEP,
     DamagedError,
     opened,
@@ -27,16 +28,11 @@ from lmkit.system.regular_file import (
 
 log = logging.getLogger(__name__)
 
-NUM_BYTES = 1 << 20  # of a file's lines in one answer
 NUM_ANSWERED = 16 << 20  # bytes of all that is new in one answer, but for the last of it
-MAX_READ = 256 << 20  # bytes of a file's lines in all: some two million rows
 NUM_LAST = 1 << 16  # bytes at its end, to look for the last row in
 REACHED = ("step", "epoch", "tokens", "seconds")
-NUM_MARKED = 256  # bytes before a place that tell whether the file is still the one read
 YAML = getattr(yaml, "CBaseLoader", yaml.BaseLoader)  # every value as it is written
 LINES = ("metrics", "samples")
-# Of a file of lines that cannot be read, which is one of the problems of its run.
-NO_ROWS = {"rows": [], "place": [0, 0], "more": False, "beyond": False, "num_damaged": 0}
 
 
 class Outputs:
@@ -85,55 +81,6 @@ class Outputs:
             self._warned.add(path)
             log.warning("%s: %d damaged lines are left out", path, piece["num_damaged"])
         return piece
-
-
-def read_rows(path: Path, place: Sequence[int], num_bytes: int = NUM_BYTES) -> dict[str, Any]:
-    """The whole lines of a file that is being written, from `place` on, about `num_bytes` of them.
-
-    place: [bytes read, checksum of the last of them]; [0, 0] is the beginning. A resumed run
-    cuts off rows and writes others: where the file no longer fits `place` it is read `afresh`.
-    `beyond`: whether there is more than is ever read. Raises DamagedError for what is no file.
-    """
-    offset, mark = place
-    data = before = b""
-    afresh, beyond = offset > 0, False
-    try:
-        with opened(path) as file:
-            start = max(0, offset - NUM_MARKED)
-            file.seek(start)
-            before = file.read(max(0, offset - start))
-            if start + len(before) == offset and crc32(before) == mark:
-                afresh = False
-            else:
-                before = b""
-                offset = file.seek(0)
-            beyond = offset >= MAX_READ
-            if not beyond and (data := file.read(num_bytes)):
-                data += file.readline(MAX_ROW)
-    except FileNotFoundError:
-        offset = 0
-    read, lines = _split(data, inside=before[-1:] not in (b"", b"\n"))
-    rows = [row for row in map(parse_row, lines) if row is not None]
-    return {
-        "rows": rows,
-        "place": [offset + len(read), crc32((before + read)[-NUM_MARKED:])],
-        "afresh": afresh,
-        "more": len(read) >= num_bytes,
-        "beyond": beyond,
-        "num_damaged": len(lines) - len(rows),
-    }
-
-
-def _split(data: bytes, inside: bool) -> tuple[bytes, list[bytes]]:
-    """As much of the data as is read now, and its lines.
-
-    The last line may be half written, unless it is too long for one. inside: whether the data
-    begins in the middle of such a line, which has been counted.
-    """
-    whole, newline, rest = data.rpartition(b"\n")
-    read = data if len(rest) >= MAX_ROW else whole + newline
-    lines = read.removesuffix(b"\n").split(b"\n") if read else []
-    return read, lines[inside:]
 
 
 def last_reached(path: Path) -> dict[str, float]:

@@ -18,9 +18,9 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from lmkit.checkpoint_io import latest_checkpoint
 from lmkit.errors import MachineError, ResultError, UserError, as_user_error, exit_code
 from lmkit.run import Run
+from lmkit.run.checkpoints import latest_checkpoint
 from lmkit.system import hardware
 from lmkit.system.processes import Failure, launched
 from lmkit.system.redaction import Redacting, redacted_output

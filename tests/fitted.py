@@ -11,10 +11,10 @@ import torch
 
 from lmkit.assembly import make_data
 from lmkit.check import check
-from lmkit.checkpoint_io import latest_checkpoint
 from lmkit.config import compose
 from lmkit.limits import in_windows
 from lmkit.run import Run
+from lmkit.run.checkpoints import latest_checkpoint
 from lmkit.task import Task
 from lmkit.training import work
 

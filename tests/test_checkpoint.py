@@ -12,15 +12,15 @@ import trainee
 
 from lmkit.check import check
 from lmkit.checkpoint import random_state, set_random_state
-from lmkit.checkpoint_io import (
+from lmkit.config import compose
+from lmkit.errors import UserError
+from lmkit.run.checkpoints import (
     AtomicCheckpointIO,
     best_checkpoint,
     latest_checkpoint,
     load_checkpoint,
     read_manifest,
 )
-from lmkit.config import compose
-from lmkit.errors import UserError
 
 STEPS = 3 * trainee.WINDOWS
 

@@ -19,7 +19,8 @@ import yaml
 from lmkit.dashboard import dashboard
 from lmkit.errors import UserError
 from lmkit.run import Run
-from lmkit.watch import Outputs, last_reached, read_rows
+from lmkit.run.jsonl import read_rows
+from lmkit.watch import Outputs, last_reached
 
 pytest_plugins = ["browser"]
 

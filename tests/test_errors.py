@@ -8,7 +8,7 @@ import pytest
 
 from lmkit.errors import MachineError, UserError, as_user_error, exit_code, room
 from lmkit.run import Run
-from lmkit.system.atomic import naming, write_over
+from lmkit.system.files import naming, write_over
 
 
 def no_room(path: object = None, number: int = errno.ENOSPC) -> OSError:
@@ -75,7 +75,7 @@ def test_a_status_is_written_where_there_is_no_room_for_a_second_file(tmp_path, 
     def full(*_: object) -> None:
         raise no_room()
 
-    monkeypatch.setattr("lmkit.run.write_atomically", full)
+    monkeypatch.setattr("lmkit.run.directory.write_atomically", full)
     run.write_status("failed", "x", 2)
     run.release()
     after = (run.path / "status.json").stat()

@@ -13,8 +13,8 @@ import pytest
 import torch
 import trainee
 
-from lmkit.checkpoint_io import latest_checkpoint, load_checkpoint
 from lmkit.guard import _hint
+from lmkit.run.checkpoints import latest_checkpoint, load_checkpoint
 from lmkit.system.signals import Stopped, StopSignals
 
 START = """

@@ -10,21 +10,22 @@ import lmkit
 PACKAGE = Path(lmkit.__file__).parent
 # A module may import those before it, never those after it.
 FLOW = """
-    errors system.regular_file system.atomic ranges system.redaction renamed system.hardware
-    system.threads system.allocator system.signals system.processes system.rendezvous environment
-    system.paths corpus.finding system corpus.reading corpus.cutting corpus.records corpus.source
-    corpus.huggingface corpus.pydocs corpus.memory_probe corpus.file_source corpus.files corpus
-    tokenizer.base tokenizer.word tokenizer.subword tokenizer.characters tokenizer.saved tokenizer
-    meter pool shard once token_store vocabulary stored datatrove_tokens store windows lanes
-    mixture datamodule kernels.library kernels kernels.matmul kernels.lstm kernels.softmax
-    model.state model.embedding model.dropout model.base model.reader model.layer model.recurrent
-    model.lstm model.gru model.elman model.fixed_window model cross_entropy head metrics optim
-    task history run checkpoint_io identity checkpoint guard watchdog wandb_logger logs tracker
-    wandb_tracker tensorboard_tracker pace progress continuation groups allow keys as_typed config
-    search signatures full_config binding safety loggers trainer trainer_keys contradictions
-    dry_run check assembly sampling text trained probe limits training estimate workers launch job
-    multirun prepare cluster evaluate score_page score generate analyze watch dashboard verify
-    doctor list study trial sweep_report sweep completion usage cli __main__
+    errors system.regular_file system.files ranges system.redaction run.renamed system.hardware
+    system.threads system.allocator system.signals system.processes system.rendezvous system.paths
+    corpus.finding system run.environment run.history corpus.reading corpus.cutting corpus.records
+    corpus.source corpus.huggingface corpus.pydocs corpus.memory_probe corpus.file_source
+    corpus.files corpus tokenizer.base tokenizer.word tokenizer.subword tokenizer.characters
+    tokenizer.saved tokenizer meter pool shard once token_store vocabulary stored datatrove_tokens
+    store windows lanes mixture datamodule kernels.library kernels kernels.matmul kernels.lstm
+    kernels.softmax model.state model.embedding model.dropout model.base model.reader model.layer
+    model.recurrent model.lstm model.gru model.elman model.fixed_window model cross_entropy head
+    metrics optim task run.directory run.run run run.checkpoints identity checkpoint guard
+    watchdog wandb_logger run.jsonl logs tracker wandb_tracker tensorboard_tracker pace progress
+    continuation groups allow keys as_typed config search signatures full_config binding safety
+    loggers trainer trainer_keys contradictions dry_run check assembly sampling text trained probe
+    limits training estimate workers launch job multirun prepare cluster evaluate score_page score
+    generate analyze watch dashboard verify doctor list study trial sweep_report sweep completion
+    usage cli __main__
 """.split()  # noqa: SIM905 - a line is a stage
 FILES = {
     ".".join(file.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): file

@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch.loggers import CSVLogger
 
-from lmkit.logs import JsonLines, JsonlLogger, WandbLogger
+from lmkit.logs import JsonlLogger, WandbLogger
+from lmkit.run.jsonl import JsonLines
 from lmkit.tracker import Account, CSVTracker
 from lmkit.wandb_logger import logged_in
 

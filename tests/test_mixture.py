@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from journey import lmkit, rows
 
 from lmkit.check import check
-from lmkit.checkpoint_io import load_checkpoint
 from lmkit.config import compose
 from lmkit.errors import UserError
+from lmkit.run.checkpoints import load_checkpoint
 from lmkit.store.prepared import Mixture
 from lmkit.text import Text
 from lmkit.tokenizer import Stored

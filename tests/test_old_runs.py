@@ -20,8 +20,8 @@ from trained_run import real_stdout
 
 from lmkit import cli
 from lmkit.allow import resolve_target
-from lmkit.checkpoint_io import load_checkpoint
-from lmkit.environment import environment
+from lmkit.run.checkpoints import load_checkpoint
+from lmkit.run.environment import environment
 
 OLD = Path(__file__).parent / "fixtures" / "aef4429"
 TIMES = {"seconds", "train/tokens_per_second"}

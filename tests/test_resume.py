@@ -19,9 +19,9 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, ReduceLROnPl
 from lmkit import cli
 from lmkit.assembly import build_model
 from lmkit.checkpoint import Checkpoint
-from lmkit.checkpoint_io import load_checkpoint, read_manifest
 from lmkit.continuation import Continuation
 from lmkit.run import Run
+from lmkit.run.checkpoints import load_checkpoint, read_manifest
 from lmkit.task import Task
 
 WORDS = ["the", "a", "cat", "dog", "sat", "ran", "on", "under", "mat", "and", "then", "slept"]

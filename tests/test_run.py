@@ -17,10 +17,10 @@ import pytest
 import yaml
 
 import lmkit
-from lmkit.environment import environment, mask
 from lmkit.errors import UserError
-from lmkit.run import Run, mint_id, strict_json
-from lmkit.system.atomic import write_atomically
+from lmkit.run import Run, mint_id
+from lmkit.run.environment import environment, mask
+from lmkit.system.files import strict_json, write_atomically
 
 CONFIG = {
     "outputs": "outputs",

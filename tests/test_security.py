@@ -17,10 +17,10 @@ from journey import LIMIT
 
 import lmkit
 from lmkit import cli
-from lmkit.checkpoint_io import AtomicCheckpointIO, load_checkpoint
 from lmkit.config import compose
 from lmkit.errors import UserError
 from lmkit.run import Run
+from lmkit.run.checkpoints import AtomicCheckpointIO, load_checkpoint
 
 # Repeated, so that a file that is written in blocks holds it whole somewhere.
 CANARY = "canary" * 5
@@ -237,7 +237,7 @@ def test_a_checkpoint_that_would_unpack_is_refused_before_it_does(tmp_path):
     program = f"""
 import resource
 from lmkit import cli
-from lmkit.checkpoint_io import load_checkpoint
+from lmkit.run.checkpoints import load_checkpoint
 from lmkit.errors import UserError
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:

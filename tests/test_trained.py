@@ -12,8 +12,8 @@ from trained_run import MODELS, SlowTwin, load, make_run, save_weights, warned
 
 import lmkit
 from lmkit import trained as trained_module
-from lmkit.checkpoint_io import AtomicCheckpointIO, load_checkpoint
 from lmkit.errors import UserError
+from lmkit.run.checkpoints import AtomicCheckpointIO, load_checkpoint
 from lmkit.tokenizer import Bytes, load_tokenizer
 from lmkit.trained import TrainedModel
 

@@ -9,16 +9,17 @@ import pytest
 from test_regular_file import make_socket
 from trained_run import make_run
 
-from lmkit import history, watch
+from lmkit import watch
 from lmkit.cli import commands, main
 from lmkit.completion import complete
 from lmkit.dashboard import _known
 from lmkit.errors import UserError
 from lmkit.identity import recorded
 from lmkit.launch import _check, _stays
-from lmkit.run import Run, no_checkpoint
+from lmkit.run import Run, history, no_checkpoint
+from lmkit.run.jsonl import read_rows
 from lmkit.system.regular_file import DamagedError
-from lmkit.watch import Outputs, read_rows
+from lmkit.watch import Outputs
 
 DAMAGES = {
     "cut short": lambda path: path.write_text('{"a": ["'),

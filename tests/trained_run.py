@@ -10,9 +10,9 @@ from torch import nn
 
 from lmkit.assembly import build_model
 from lmkit.binding import build
-from lmkit.checkpoint_io import AtomicCheckpointIO, link
 from lmkit.corpus import WikiText
 from lmkit.run import Run
+from lmkit.run.checkpoints import AtomicCheckpointIO, link
 from lmkit.store import prepare
 from lmkit.trained import TrainedModel
 

@@ -18,9 +18,9 @@ import torch
 from torch import nn
 
 from lmkit.checkpoint import Checkpoint
-from lmkit.checkpoint_io import AtomicCheckpointIO, latest_checkpoint
 from lmkit.guard import StopOnNonFinite, StopOnSignal
 from lmkit.logs import JsonlLogger, Samples
+from lmkit.run.checkpoints import AtomicCheckpointIO, latest_checkpoint
 from lmkit.system.signals import Stopped, StopSignals
 
 WINDOWS = 12  # an epoch

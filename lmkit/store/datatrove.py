@@ -17,7 +17,7 @@ from lmkit.corpus import finding
 from lmkit.errors import UserError
 from lmkit.store.prepared import PreparedSource, is_trained
 from lmkit.store.token_store import Prepared, TokenStore
-from lmkit.system.atomic import write_atomically
+from lmkit.system.files import write_atomically
 from lmkit.tokenizer.base import Tokenizer
 
 SUFFIX = ".ds"

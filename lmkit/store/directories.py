@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from lmkit.errors import UserError
 from lmkit.store.shard import writing
-from lmkit.system.atomic import sync_directory
+from lmkit.system.files import sync_directory
 
 log = logging.getLogger(__name__)
 

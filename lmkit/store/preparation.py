@@ -23,7 +23,7 @@ from lmkit.store.prepared import PLAN, PreparedSource
 from lmkit.store.shard import MANIFEST, Shard, damaged, write_shard, writing
 from lmkit.store.token_store import Prepared, TokenStore, read_split, shard_name, write_split
 from lmkit.store.vocabulary import trained_tokenizer
-from lmkit.system.atomic import write_atomically
+from lmkit.system.files import write_atomically
 from lmkit.system.regular_file import read_bytes
 from lmkit.tokenizer import Stored, load_tokenizer
 from lmkit.tokenizer.base import FILE, Encoded, Tokenizer, in_batches

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lmkit.errors import UserError, cannot_write
-from lmkit.system.atomic import write_atomically
+from lmkit.system.files import write_atomically
 from lmkit.system.regular_file import MAX_MANIFEST, opened, read_bytes
 from lmkit.tokenizer.base import Encoded, Tokenizer
 

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lmkit.store.shard import MANIFEST, NOT_ONE, Shard, as_json, check_increasing, damaged, writing
-from lmkit.system.atomic import write_atomically
+from lmkit.system.files import write_atomically
 from lmkit.system.regular_file import MAX_MANIFEST, read_bytes
 from lmkit.tokenizer.base import Tokenizer
 

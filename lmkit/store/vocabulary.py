@@ -18,7 +18,7 @@ from lmkit.store.meter import Advance, metered
 from lmkit.store.pool import Job, jobs_of, run_jobs
 from lmkit.store.shard import damaged, writing
 from lmkit.store.token_store import shard_name
-from lmkit.system.atomic import write_atomically
+from lmkit.system.files import write_atomically
 from lmkit.system.regular_file import opened, read_bytes
 from lmkit.tokenizer import load_tokenizer
 from lmkit.tokenizer.base import FILE, CountedTokenizer, Tokenizer, add_counts

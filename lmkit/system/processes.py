@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from lmkit.errors import UserError
-from lmkit.system.atomic import write_atomically
+from lmkit.system.files import write_atomically
 from lmkit.system.redaction import redacted
 
 # How other launchers name the number of processes, and the rank of one.

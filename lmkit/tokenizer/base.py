@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lmkit.errors import UserError
-from lmkit.system.atomic import write_atomically
+from lmkit.system.files import write_atomically
 
 FORMAT = "lmkit tokenizer 1"
 FILE = "tokenizer.json"

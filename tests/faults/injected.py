@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 from lightning.pytorch.loggers import WandbLogger as LightningWandbLogger
 
-from lmkit import checkpoint, checkpoint_io, history
+from lmkit import checkpoint
+from lmkit.run import checkpoints, history
 from lmkit.task import Task
 
 FAULTS = "LMKIT_TEST_FAULTS"
@@ -42,7 +43,7 @@ def _raise(*_: object, **__: object) -> None:
 
 def _slow_link(name: Path, target: Path) -> None:
     time.sleep(1)
-    checkpoint_io.link(name, target)
+    checkpoints.link(name, target)
 
 
 def _clock_back() -> None:
@@ -67,15 +68,15 @@ ACTIONS = {
     "hang": lambda: time.sleep(10_000),
     "slow link": lambda: setattr(checkpoint, "link", _slow_link),
     "full disk": lambda: setattr(torch, "save", _full_disk),
-    "kill in write": lambda: setattr(checkpoint_io.os, "fsync", _kill),
-    "kill before manifest": lambda: setattr(checkpoint_io, "write_atomically", _kill),
+    "kill in write": lambda: setattr(checkpoints.os, "fsync", _kill),
+    "kill before manifest": lambda: setattr(checkpoints, "write_atomically", _kill),
 }
 
 
 def _inject(fault: dict) -> None:
     if fault["fault"] == "slow link" and os.environ.get("RANK") != str(fault["rank"]):
-        read = checkpoint_io._check_archive
-        checkpoint_io._check_archive = lambda path: (time.sleep(3), read(path))
+        read = checkpoints._check_archive
+        checkpoints._check_archive = lambda path: (time.sleep(3), read(path))
     begin, step = Task.on_train_batch_start, Task.training_step
 
     def due(task: Task) -> bool:

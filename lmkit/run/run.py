@@ -1,44 +1,31 @@
-"""The run directory: who holds it, what was asked for, where it ran and how it ended."""
+"""A run: what was asked for, where it ran, how it stands, and how one is found by its name."""
 
 from __future__ import annotations
 
-import fcntl
-import json
 import logging
-import math
 import os
 import re
 import secrets
 import socket
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
-from multiprocessing.reduction import DupFd
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import yaml
-
-from lmkit import history
-from lmkit.environment import environment
-from lmkit.errors import UserError, cannot_write
-from lmkit.renamed import renamed
-from lmkit.system.atomic import write_atomically, write_over
+from lmkit.errors import UserError
+from lmkit.run import history
+from lmkit.run.directory import Directory, as_text
+from lmkit.run.environment import environment
+from lmkit.run.renamed import renamed
+from lmkit.system.files import write_over
 from lmkit.system.paths import located
 from lmkit.system.redaction import mask, redacted
 from lmkit.system.regular_file import (
-    MAX_JSON,
-    MAX_SWEEP,
     DamagedError,
-    check_kind,
     listed,
-    read_bytes,
-    read_json,
-    read_yaml,
 )
-from lmkit.system.signals import POLL, is_alive
 
 Status = Literal["running", "finished", "failed", "stopped"]
 
@@ -51,36 +38,12 @@ EXACT = (
 )
 
 DIED = "its process died"
-MAX_HOLDER = 1000  # bytes of a lock file
-HOLDER = re.compile(r"process (?P<pid>\d+) on (?P<host>.+)")  # what `.lock` says
-ORPHANS = 120.0  # seconds in which they end, even if they only start on a machine that is busy
 
 log = logging.getLogger(__name__)
 
 
-class Run:
-    """One directory `outputs/<name>/<id>`; `start` makes this process its holder.
-
-    A process that is spawned with the object holds it too, until both have ended.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.id = path.name
-        self.name = path.parent.name
-        self.continued = False
-        self._lock: int | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A flock belongs to an open file, which is closed when the last process with it ends.
-        lock = None if self._lock is None else DupFd(self._lock)
-        return self.__dict__ | {"_lock": lock}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__ |= state
-        if state["_lock"]:
-            self._lock = state["_lock"].detach()
-            os.set_inheritable(self._lock, False)
+class Run(Directory):
+    """A directory with a config and a status, held from `start` on by the process that trains."""
 
     @classmethod
     def create(
@@ -208,46 +171,6 @@ class Run:
             self.release()
             raise
 
-    @contextmanager
-    def holding(self) -> Iterator[None]:
-        """Hold the directory, which is made where there is none, for something else than a run."""
-        try:
-            self.check_links()
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._hold()
-        except OSError as error:
-            raise self._unwritable(error) from error
-        try:
-            yield
-        finally:
-            self.release()
-
-    def release(self) -> None:
-        """Let go of the directory; the kernel does so itself when the process dies."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
-
-    def check_links(self) -> None:
-        """Raise UserError where what is written to the run would not become a file inside it: at a
-        link, at a FIFO."""
-        outputs = self.path.parents[1].resolve()
-        home = outputs / self.name / self.id
-        if (found := self.path.resolve()) != home:
-            raise UserError(
-                f"{self.path} is a link to {found}: a run writes inside {outputs} alone; "
-                "name the directory that it stands for"
-            )
-        for directory, names, files in os.walk(home):
-            for path in (Path(directory) / name for name in (*names, *files)):
-                check_kind(path)
-                target = Path(os.path.realpath(path))  # Path.resolve raises for a loop
-                if path.is_symlink() and not target.is_relative_to(home):
-                    raise UserError(
-                        f"{path} is a link to {target}, out of the run directory, where "
-                        "nothing is to be written: remove the link"
-                    )
-
     def config(self) -> dict[str, Any]:
         """The resolved config, secrets unresolved."""
         return renamed(self.read("config.yaml"))
@@ -276,7 +199,7 @@ class Run:
                 raise
             # How it ended is not to hide why; to readers a free lock says that it has ended.
             with suppress(OSError):
-                write_over(self.path / "status.json", _as_text("status.json", redacted(value)))
+                write_over(self.path / "status.json", as_text("status.json", redacted(value)))
 
     def status(self) -> dict[str, Any]:
         """status.json as it is true now: a run whose process died without a word has failed."""
@@ -304,110 +227,9 @@ class Run:
             return f"cannot be used: {error}"
         return "has lost its config.yaml" if lost else None
 
-    def held(self) -> bool:
-        """Whether some process, this one included, holds the directory."""
-        try:
-            lock = os.open(self.path / ".lock", os.O_RDONLY | os.O_NONBLOCK)
-        except FileNotFoundError:
-            return False
-        except OSError:  # somebody else's, who may hold it
-            return True
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(lock)
-        return False
-
-    def write(self, name: str, value: Any) -> None:
-        """Write a `.json` (strict) or `.yaml` file of plain values, whole or not at all.
-
-        What is hidden is redacted, but in config.yaml, which the check keeps free of it.
-        """
-        if name != "config.yaml":
-            value = redacted(value)
-        write_atomically(self.path / name, _as_text(name, value))
-
-    def add(self, name: str, value: Mapping[str, Any]) -> None:
-        """Write a `.json` record of how the run was begun; to one that is there only add."""
-        value = json.loads(strict_json(redacted(value)))
-        if not (record := self.read(name)):
-            self.write(name, value)
-        elif changed := history.changes(record, value):
-            self.write(name, history.gained(record, changed))
-
     def has_diverged(self) -> bool:
         """Whether a loss or a gradient of the run was once not finite."""
         return (self.path / NON_FINITE).is_file()
-
-    def read(self, name: str) -> dict[str, Any]:
-        """A file's mapping (the list of overrides.yaml); empty when there is no such file.
-
-        Raises DamagedError.
-        """
-        path = self.path / name
-        try:
-            if name.endswith(".json"):
-                record = read_json(path, MAX_SWEEP if name == "sweep.json" else MAX_JSON)
-                if not history.is_record(record):
-                    raise DamagedError(path, "is damaged: what resumes have added is no list of it")
-                return record
-            kind = list if name == "overrides.yaml" else dict
-            values: dict[str, Any] = read_yaml(path, kind=kind)
-            return values
-        except FileNotFoundError:
-            return {}
-
-    def before(self, name: str) -> dict[str, Any]:
-        """As `read`, of a file that is about to be written anew: damage costs a warning."""
-        try:
-            return self.read(name)
-        except DamagedError as error:
-            log.warning("%s: it is written anew", error)
-            return {}
-
-    def _unwritable(self, error: OSError) -> UserError:
-        what = f"cannot write the run directory {self.path}"
-        return cannot_write(what, self.path, error, "give another place with outputs=DIR")
-
-    def _holder(self) -> str:
-        """What the holder has written about itself, if that can be read."""
-        try:
-            return read_bytes(self.path / ".lock", MAX_HOLDER).decode("utf-8", "replace")
-        except (FileNotFoundError, DamagedError):
-            return ""
-
-    def _is_held(self, holder: str) -> UserError:
-        return UserError(
-            f"run_id={self.id} is held by {holder.strip() or 'another process'} ({self.path}): "
-            "wait for it, stop it, or choose another run_id"
-        )
-
-    def _await_orphans(self) -> None:
-        """Where the holder was killed, wait for the end of the processes that it had started."""
-        holder = HOLDER.fullmatch(self._holder().strip())
-        if holder and holder["host"] == socket.gethostname() and not is_alive(int(holder["pid"])):
-            log.warning("%s has died; waiting for the processes that it started to end", holder[0])
-            deadline = time.monotonic() + ORPHANS
-            while self.held() and time.monotonic() < deadline:
-                time.sleep(POLL)
-
-    def _hold(self) -> None:
-        lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-        for patience in range(10, -1, -1):  # somebody else's `held` takes it for a moment
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if patience:
-                    time.sleep(0.02)
-        else:
-            os.close(lock)
-            raise self._is_held(self._holder())
-        os.ftruncate(lock, 0)
-        os.write(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-        self._lock = lock
 
     def _note_overrides(self, config: Mapping[str, Any], overrides: list[str]) -> None:
         record: Any = self.read("overrides.yaml")
@@ -442,13 +264,6 @@ class Run:
             log.warning(
                 "%s began with %s: it goes on, but not to the bit", self.id, "; ".join(changes)
             )
-
-
-def _as_text(name: str, value: Any) -> bytes:
-    """Plain values as the content of a `.json` or `.yaml` file."""
-    if name.endswith(".json"):
-        return (strict_json(value, indent=2) + "\n").encode()
-    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True).encode()
 
 
 def run_directories(outputs: str | Path) -> list[Path]:
@@ -506,18 +321,3 @@ def check_name(key: str, value: str) -> None:
             f"{key}={value}: expected letters, digits and any of ._+=,@- after the first letter "
             "or digit (it names a directory inside outputs), and not `latest`"
         )
-
-
-def strict_json(value: Any, indent: int | None = None) -> str:
-    """JSON that every reader takes: a number that is not finite becomes null."""
-    return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value

@@ -15,7 +15,7 @@ import torch
 from lightning.fabric.plugins import CheckpointIO
 
 from lmkit.errors import UserError
-from lmkit.system.atomic import naming, sync_directory, write_atomically
+from lmkit.system.files import naming, sync_directory, write_atomically
 from lmkit.system.regular_file import DamagedError, check_kind, listed, opened, read_json
 
 log = logging.getLogger(__name__)

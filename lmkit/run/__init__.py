@@ -1,0 +1,25 @@
+"""What a run leaves behind: its directory, its files, and where it ran. No torch here."""
+
+from lmkit.run.directory import Directory
+from lmkit.run.run import (
+    DIED,
+    NON_FINITE,
+    Run,
+    check_name,
+    mint_id,
+    no_checkpoint,
+    no_end,
+    run_directories,
+)
+
+__all__ = [
+    "DIED",
+    "NON_FINITE",
+    "Directory",
+    "Run",
+    "check_name",
+    "mint_id",
+    "no_checkpoint",
+    "no_end",
+    "run_directories",
+]

@@ -1,0 +1,212 @@
+"""A directory that one process at a time writes to: its lock, its links, its files."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import re
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from multiprocessing.reduction import DupFd
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lmkit.errors import UserError, cannot_write
+from lmkit.run import history
+from lmkit.system.files import strict_json, write_atomically
+from lmkit.system.redaction import redacted
+from lmkit.system.regular_file import (
+    MAX_JSON,
+    MAX_SWEEP,
+    DamagedError,
+    check_kind,
+    read_bytes,
+    read_json,
+    read_yaml,
+)
+from lmkit.system.signals import POLL, is_alive
+
+MAX_HOLDER = 1000  # bytes of a lock file
+HOLDER = re.compile(r"process (?P<pid>\d+) on (?P<host>.+)")  # what `.lock` says
+ORPHANS = 120.0  # seconds in which they end, even if they only start on a machine that is busy
+
+log = logging.getLogger(__name__)
+
+
+class Directory:
+    """One directory `outputs/<name>/<id>`, written to by the process that holds it.
+
+    A process that is spawned with the object holds it too, until both have ended.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.id = path.name
+        self.name = path.parent.name
+        self.continued = False
+        self._lock: int | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A flock belongs to an open file, which is closed when the last process with it ends.
+        lock = None if self._lock is None else DupFd(self._lock)
+        return self.__dict__ | {"_lock": lock}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        if state["_lock"]:
+            self._lock = state["_lock"].detach()
+            os.set_inheritable(self._lock, False)
+
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """Hold the directory, which is made where there is none."""
+        try:
+            self.check_links()
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._hold()
+        except OSError as error:
+            raise self._unwritable(error) from error
+        try:
+            yield
+        finally:
+            self.release()
+
+    def release(self) -> None:
+        """Let go of the directory; the kernel does so itself when the process dies."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def check_links(self) -> None:
+        """Raise UserError where what is written to the run would not become a file inside it: at a
+        link, at a FIFO."""
+        outputs = self.path.parents[1].resolve()
+        home = outputs / self.name / self.id
+        if (found := self.path.resolve()) != home:
+            raise UserError(
+                f"{self.path} is a link to {found}: a run writes inside {outputs} alone; "
+                "name the directory that it stands for"
+            )
+        for directory, names, files in os.walk(home):
+            for path in (Path(directory) / name for name in (*names, *files)):
+                check_kind(path)
+                target = Path(os.path.realpath(path))  # Path.resolve raises for a loop
+                if path.is_symlink() and not target.is_relative_to(home):
+                    raise UserError(
+                        f"{path} is a link to {target}, out of the run directory, where "
+                        "nothing is to be written: remove the link"
+                    )
+
+    def held(self) -> bool:
+        """Whether some process, this one included, holds the directory."""
+        try:
+            lock = os.open(self.path / ".lock", os.O_RDONLY | os.O_NONBLOCK)
+        except FileNotFoundError:
+            return False
+        except OSError:  # somebody else's, who may hold it
+            return True
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(lock)
+        return False
+
+    def write(self, name: str, value: Any) -> None:
+        """Write a `.json` (strict) or `.yaml` file of plain values, whole or not at all.
+
+        What is hidden is redacted, but in config.yaml, which the check keeps free of it.
+        """
+        if name != "config.yaml":
+            value = redacted(value)
+        write_atomically(self.path / name, as_text(name, value))
+
+    def add(self, name: str, value: Mapping[str, Any]) -> None:
+        """Write a `.json` record of how the run was begun; to one that is there only add."""
+        value = json.loads(strict_json(redacted(value)))
+        if not (record := self.read(name)):
+            self.write(name, value)
+        elif changed := history.changes(record, value):
+            self.write(name, history.gained(record, changed))
+
+    def read(self, name: str) -> dict[str, Any]:
+        """A file's mapping (the list of overrides.yaml); empty when there is no such file.
+
+        Raises DamagedError.
+        """
+        path = self.path / name
+        try:
+            if name.endswith(".json"):
+                record = read_json(path, MAX_SWEEP if name == "sweep.json" else MAX_JSON)
+                if not history.is_record(record):
+                    raise DamagedError(path, "is damaged: what resumes have added is no list of it")
+                return record
+            kind = list if name == "overrides.yaml" else dict
+            values: dict[str, Any] = read_yaml(path, kind=kind)
+            return values
+        except FileNotFoundError:
+            return {}
+
+    def before(self, name: str) -> dict[str, Any]:
+        """As `read`, of a file that is about to be written anew: damage costs a warning."""
+        try:
+            return self.read(name)
+        except DamagedError as error:
+            log.warning("%s: it is written anew", error)
+            return {}
+
+    def _unwritable(self, error: OSError) -> UserError:
+        what = f"cannot write the run directory {self.path}"
+        return cannot_write(what, self.path, error, "give another place with outputs=DIR")
+
+    def _holder(self) -> str:
+        """What the holder has written about itself, if that can be read."""
+        try:
+            return read_bytes(self.path / ".lock", MAX_HOLDER).decode("utf-8", "replace")
+        except (FileNotFoundError, DamagedError):
+            return ""
+
+    def _is_held(self, holder: str) -> UserError:
+        return UserError(
+            f"run_id={self.id} is held by {holder.strip() or 'another process'} ({self.path}): "
+            "wait for it, stop it, or choose another run_id"
+        )
+
+    def _await_orphans(self) -> None:
+        """Where the holder was killed, wait for the end of the processes that it had started."""
+        holder = HOLDER.fullmatch(self._holder().strip())
+        if holder and holder["host"] == socket.gethostname() and not is_alive(int(holder["pid"])):
+            log.warning("%s has died; waiting for the processes that it started to end", holder[0])
+            deadline = time.monotonic() + ORPHANS
+            while self.held() and time.monotonic() < deadline:
+                time.sleep(POLL)
+
+    def _hold(self) -> None:
+        lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        for patience in range(10, -1, -1):  # somebody else's `held` takes it for a moment
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if patience:
+                    time.sleep(0.02)
+        else:
+            os.close(lock)
+            raise self._is_held(self._holder())
+        os.ftruncate(lock, 0)
+        os.write(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        self._lock = lock
+
+
+def as_text(name: str, value: Any) -> bytes:
+    """Plain values as the content of a `.json` or `.yaml` file."""
+    if name.endswith(".json"):
+        return (strict_json(value, indent=2) + "\n").encode()
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True).encode()
