@@ -19,8 +19,8 @@ from rich.table import Table
 from turns import make_trainer
 
 from lmkit.assembly import make_data
-from lmkit.check import check
-from lmkit.config import compose
+from lmkit.config.check import check
+from lmkit.config.compose import compose
 from lmkit.system.allocator import keep_freed_memory
 from lmkit.training import make_task
 

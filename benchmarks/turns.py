@@ -15,8 +15,8 @@ from omegaconf import MISSING
 from torch import Tensor, nn
 
 from lmkit.assembly import make_data
-from lmkit.check import check
-from lmkit.config import compose
+from lmkit.config.check import check
+from lmkit.config.compose import compose
 from lmkit.logs import JsonlLogger
 from lmkit.progress import Progress
 from lmkit.system.allocator import keep_freed_memory

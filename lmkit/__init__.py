@@ -46,8 +46,8 @@ def load(
     given, whatever the run was trained in: in bf16 a surprisal is off by up to 0.01 nats.
     kernels: the run's unless given. threads: PyTorch's number unless given.
     """
-    from lmkit.check import check
-    from lmkit.config import compose
+    from lmkit.config.check import check
+    from lmkit.config.compose import compose
     from lmkit.run import Run, no_checkpoint
     from lmkit.trained import TrainedModel
 

@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from lmkit.assembly import make_data
+from lmkit.config.mistakes import nearest
 from lmkit.errors import UserError
-from lmkit.groups import nearest
 from lmkit.launch import train
 from lmkit.probe import chance, check_config, num_correct, predictions, same_size
 from lmkit.run import Run, mint_id

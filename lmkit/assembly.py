@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lmkit.binding import build
-from lmkit.check import split_data
+from lmkit.config.build import build
+from lmkit.config.check import split_data
 from lmkit.corpus.source import Source
 from lmkit.errors import UserError
 from lmkit.head import Head

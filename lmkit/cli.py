@@ -178,7 +178,7 @@ def _dispatch(argv: list[str]) -> None:
 
         print(*complete(" ".join(rest), known), sep="\n")
     elif name not in known:
-        from lmkit.groups import nearest
+        from lmkit.config.mistakes import nearest
 
         raise UserError(f"lmkit {name}: no such command; {nearest(name, known)}")
     elif "--help" in rest or "-h" in rest:
@@ -205,7 +205,8 @@ def _dispatch(argv: list[str]) -> None:
 
 def _run(command: Command, argv: list[str]) -> Any:
     """Call the command with what its signature names: run, config, overrides, its own keys."""
-    from lmkit.config import parse_flags, report
+    from lmkit.config.grammar import parse_flags
+    from lmkit.config.mistakes import report
 
     try:
         Path.cwd()
@@ -245,11 +246,11 @@ def _run(command: Command, argv: list[str]) -> Any:
     function = command.load()
     config = None
     if "config" in command.positional:
-        from lmkit.check import check
+        from lmkit.config.check import check
 
         config, own = check(composition, function, trains=command.name in TRAINS)
     else:
-        from lmkit.binding import bind
+        from lmkit.config.binding import bind
 
         own = bind("", composition.own, {function: command.positional}, composition.mistakes)
         if composition.mistakes and "composition" not in command.positional:
@@ -270,7 +271,7 @@ def _run(command: Command, argv: list[str]) -> Any:
 
 def _composed(command: Command, argv: list[str], name: str, run: Any) -> Any:
     """The config of a command and its own keys; that of a run names the place where it lies."""
-    from lmkit.config import compose
+    from lmkit.config.compose import compose
 
     base = run.path / "config.yaml" if run else None
     argv = [*READS.get(command.name, ()), *argv]
@@ -310,7 +311,7 @@ def _unused(command: Command, overrides: Sequence[str]) -> Iterator[str]:
 
 def _take_words(command: Command, argv: list[str]) -> tuple[dict[str, str], list[str]]:
     """The arguments without a key that the command begins with, such as RUN, and the others."""
-    from lmkit.config import ASSIGNMENT
+    from lmkit.config.grammar import ASSIGNMENT
 
     words: dict[str, str] = {}
     for name in command.words:
@@ -334,7 +335,7 @@ def _find_run(argv: list[str], which: str, lacks: str | None) -> Any:
 
 def _config_name(words: dict[str, str]) -> str:
     """The config that a command starts from: that of its first word, or train's."""
-    from lmkit.groups import CONF
+    from lmkit.config.groups import CONF
 
     return next((word for word in words.values() if (CONF / f"{word}.yaml").is_file()), "train")
 
@@ -344,12 +345,13 @@ def _show(argv: list[str], name: str) -> None:
     its classes' defaults, and by Hydra all else."""
     import hydra
 
-    from lmkit.config import check_config_name, hydra_arguments, parse_flags
-    from lmkit.groups import CONF, config_folders
+    from lmkit.config.compose import check_config_name
+    from lmkit.config.grammar import hydra_arguments, parse_flags
+    from lmkit.config.groups import CONF, config_folders
 
     flags = parse_flags(argv)
     if flags.cfg == "job":
-        from lmkit.full_config import full_config
+        from lmkit.config.full_config import full_config
 
         print(redact(full_config(argv, name)))
         return

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from lmkit.assembly import text_and_tokenizer
-from lmkit.check import check
-from lmkit.config import compose
+from lmkit.config.check import check
+from lmkit.config.compose import compose
 from lmkit.store.pool import Job, num_cores
 from lmkit.store.preparation import Encode, plan
 

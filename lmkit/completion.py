@@ -8,10 +8,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from lmkit.allow import SLOTS
+from lmkit.config.groups import CONF, config_folders, group_options
+from lmkit.config.keys import function_keys, node_keys
+from lmkit.config.mistakes import nearest
+from lmkit.config.targets import SLOTS
 from lmkit.errors import UserError
-from lmkit.groups import CONF, config_folders, group_options, nearest
-from lmkit.keys import function_keys, node_keys
 from lmkit.run import run_directories
 from lmkit.system.regular_file import DamagedError, read_yaml
 

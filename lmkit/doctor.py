@@ -13,12 +13,12 @@ from rich.console import Console
 from rich.table import Table
 
 from lmkit import kernels
-from lmkit.allow import allowed_prefixes
 from lmkit.assembly import make_data
-from lmkit.check import check
-from lmkit.config import Composition
+from lmkit.config.check import check
+from lmkit.config.compose import Composition
+from lmkit.config.groups import CONF
+from lmkit.config.targets import allowed_prefixes
 from lmkit.estimate import Estimate, estimate, lasting
-from lmkit.groups import CONF
 from lmkit.kernels.matmul import onednn_is_exact
 from lmkit.limits import check_limits
 from lmkit.run.environment import environment

@@ -14,13 +14,13 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from lmkit import kernels
 from lmkit.assembly import make_data
+from lmkit.config.trainer import build_trainer, complaints
 from lmkit.limits import in_windows
 from lmkit.system import hardware, threads
 from lmkit.system.allocator import keep_freed_memory
 from lmkit.system.rendezvous import cluster
 from lmkit.system.threads import Threads
 from lmkit.trained import any_threads
-from lmkit.trainer import build_trainer, complaints
 from lmkit.training import make_task, quiet
 from lmkit.windows.datamodule import DataModule
 

@@ -18,9 +18,9 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from lmkit.config import spell
+from lmkit.config.grammar import spell
+from lmkit.config.groups import config_folders, group_options
 from lmkit.errors import cannot_write
-from lmkit.groups import config_folders, group_options
 from lmkit.loggers import GROUP
 from lmkit.system.files import strict_json, write_atomically
 from lmkit.system.redaction import mask

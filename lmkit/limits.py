@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from lmkit.binding import build
-from lmkit.check import split_node
-from lmkit.config import report
+from lmkit.config.build import build
+from lmkit.config.check import split_node
+from lmkit.config.mistakes import report
+from lmkit.config.trainer import silent
 from lmkit.errors import UserError
 from lmkit.optim import Stepping, check_length, has_end
-from lmkit.trainer import silent
 from lmkit.windows.datamodule import DataModule
 
 SPLITS = {"train": "train", "val": "valid", "test": "test"}

@@ -10,11 +10,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lmkit.allow import SLOTS
-from lmkit.config import compose, report
+from lmkit.config.compose import compose
+from lmkit.config.groups import config_folders, group_options, purpose
+from lmkit.config.keys import Key, node_keys, nodes
+from lmkit.config.mistakes import nearest, report
+from lmkit.config.targets import SLOTS
 from lmkit.errors import UserError
-from lmkit.groups import config_folders, group_options, nearest, purpose
-from lmkit.keys import Key, node_keys, nodes
 
 WIDTH = 120  # where no terminal says how wide it is
 LONGEST = 36  # characters of a type; the rest of a longer one is left out

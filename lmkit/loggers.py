@@ -5,18 +5,17 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterator, Mapping
-from importlib.util import find_spec
+from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
-from lmkit.allow import resolve_target, slot_bases
-from lmkit.binding import build
+from lmkit.config.build import build
+from lmkit.config.safety import anchored
+from lmkit.config.signatures import signature_keys
+from lmkit.config.targets import resolve_target
 from lmkit.errors import UserError
 from lmkit.run import Run
-from lmkit.safety import anchored
-from lmkit.signatures import signature_keys
 from lmkit.system.processes import launched
 from lmkit.system.redaction import redact
 from lmkit.tensorboard_tracker import TensorBoardTracker
@@ -27,36 +26,12 @@ log = logging.getLogger(__name__)
 
 GROUP = "LMKIT_GROUP"  # in the environment of a sweep's runs: its id
 
-# Lightning's module -> the packages one of which it needs, and what to install.
-PACKAGES = {
-    "comet": (("comet_ml",), "comet-ml"),
-    "litlogger": (("litlogger",), "litlogger"),
-    "mlflow": (("mlflow",), "mlflow-skinny"),
-    "neptune": (("neptune",), "neptune"),
-    "tensorboard": (("tensorboard", "tensorboardX"), "'lmkit[tensorboard]'"),
-    "wandb": (("wandb",), "wandb"),
-}
 
 TRACKERS: dict[type[Logger], type[Tracker]] = {
     WandbLogger: WandbTracker,
     TensorBoardLogger: TensorBoardTracker,
     CSVLogger: CSVTracker,
 }
-
-
-def missing_packages(nodes: Mapping[str, Any]) -> Iterator[str]:
-    """What the loggers of a checked config need and this environment does not have."""
-    for key, node in nodes.items():
-        if "_target_" not in node:  # a mistake that has been noted
-            continue
-        for base in resolve_target(node["_target_"], slot_bases("logger")).__mro__:
-            module = base.__module__.removeprefix("lightning.pytorch.loggers.")
-            packages, install = PACKAGES.get(module, ((), ""))
-            if packages and not any(map(find_spec, packages)):
-                yield (
-                    f"logger.{key}: {node['_target_']} needs the package {packages[0]}: "
-                    f"pip install {install}"
-                )
 
 
 def grouped(config: dict[str, Any]) -> dict[str, Any]:

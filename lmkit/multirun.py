@@ -23,22 +23,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lmkit.as_typed import as_texts, quoted, text_keys
-from lmkit.check import check
-from lmkit.config import (
-    ASSIGNMENT,
-    check_config_name,
-    compose,
-    first_lines,
-    hydra_over,
-    normalise,
-    parse_flags,
-    report,
-    reported,
-    spell,
-)
+from lmkit.config.as_typed import as_texts, quoted, text_keys
+from lmkit.config.check import check
+from lmkit.config.compose import check_config_name, compose, hydra_over
+from lmkit.config.grammar import ASSIGNMENT, normalise, parse_flags, spell
+from lmkit.config.groups import config_folders, group_options
+from lmkit.config.mistakes import first_lines, report, reported
 from lmkit.errors import ResultError, UserError
-from lmkit.groups import config_folders, group_options
 from lmkit.job import LOG, POLL, THREADS, Job, Outcome, ask_to_stop, asked_to_stop, clear
 from lmkit.launch import train
 from lmkit.loggers import grouped

@@ -10,14 +10,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lmkit.allow import public_name, resolve_target
 from lmkit.assembly import build_model
-from lmkit.config import report
+from lmkit.config.mistakes import report
+from lmkit.config.signatures import signature_keys
+from lmkit.config.targets import public_name, resolve_target
 from lmkit.corpus import MemoryProbe
 from lmkit.corpus.memory_probe import NUM_NEEDED, needed_words, probe_distance
 from lmkit.errors import UserError
 from lmkit.model import GRU, LSTM, Elman, LanguageModel, Window
-from lmkit.signatures import signature_keys
 from lmkit.store import TokenStore
 from lmkit.tokenizer import Word
 from lmkit.trained import TrainedModel

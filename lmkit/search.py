@@ -14,10 +14,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
 from hydra.errors import HydraException
 
-from lmkit.as_typed import parts
-from lmkit.config import ASSIGNMENT, first_lines, normalise, parse_flags
+from lmkit.config.as_typed import parts
+from lmkit.config.grammar import ASSIGNMENT, normalise, parse_flags
+from lmkit.config.groups import config_folders, group_options
+from lmkit.config.mistakes import first_lines, nearest
 from lmkit.errors import UserError
-from lmkit.groups import config_folders, group_options, nearest
 
 # A sweep gives each trial its own.
 NAMING = ("outputs", "name", "run_id")

@@ -17,8 +17,9 @@ from typing import Any, Literal
 import torch
 
 from lmkit.assembly import make_data
-from lmkit.check import check
-from lmkit.config import compose, report, reported
+from lmkit.config.check import check
+from lmkit.config.compose import compose
+from lmkit.config.mistakes import report, reported
 from lmkit.errors import MachineError, ResultError, UserError, exit_code
 from lmkit.launch import outputs_argument
 from lmkit.loggers import GROUP

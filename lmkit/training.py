@@ -15,9 +15,11 @@ from lightning.pytorch.loggers.logger import DummyLogger
 
 from lmkit import kernels
 from lmkit.assembly import build_model, make_data
-from lmkit.binding import build
-from lmkit.check import split_node
 from lmkit.checkpoint import Checkpoint
+from lmkit.config.build import build
+from lmkit.config.check import split_node
+from lmkit.config.safety import anchored
+from lmkit.config.trainer import build_trainer, complaints
 from lmkit.continuation import Continuation
 from lmkit.errors import exit_code
 from lmkit.guard import StopOnSignal
@@ -31,7 +33,6 @@ from lmkit.pace import Pace
 from lmkit.progress import Progress
 from lmkit.run import Run
 from lmkit.run.checkpoints import AtomicCheckpointIO, load_checkpoint, read_manifest
-from lmkit.safety import anchored
 from lmkit.sampling import Sampling, sample_texts
 from lmkit.system import hardware, threads
 from lmkit.system.allocator import keep_freed_memory
@@ -41,7 +42,6 @@ from lmkit.system.rendezvous import cluster
 from lmkit.system.signals import StopSignals
 from lmkit.task import Task
 from lmkit.tracker import Account, Tracking
-from lmkit.trainer import build_trainer, complaints
 from lmkit.windows.datamodule import DataModule
 
 log = logging.getLogger(__name__)

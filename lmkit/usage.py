@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lmkit.keys import described, function_keys
+from lmkit.config.keys import described, function_keys
 
 WIDTH = 100
 RUN = "RUN: a run directory, an id, the beginning of one, or latest"

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from lmkit.assembly import make_data
-from lmkit.check import check
-from lmkit.config import compose
+from lmkit.config.check import check
+from lmkit.config.compose import compose
 from lmkit.limits import in_windows
 from lmkit.run import Run
 from lmkit.run.checkpoints import latest_checkpoint

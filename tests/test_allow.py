@@ -7,7 +7,7 @@ import pytest
 from lightning.pytorch.callbacks import Callback
 from torch.optim import Optimizer
 
-from lmkit.allow import SLOTS, resolve_target, slot_bases
+from lmkit.config.targets import SLOTS, resolve_target, slot_bases
 from lmkit.errors import UserError
 
 
@@ -44,7 +44,7 @@ def test_a_class_is_found_where_it_is_named():
         "torch.optim",
         "lmkit.corpus.pydocs.platform.popen",
         "lmkit.corpus.finding.Path",
-        "lmkit.config.compose",
+        "lmkit.config.compose.compose.compose",
         "lmkit.cli.os.system",
         "lmkit.cli.os.PathLike",
         "lightning.pytorch.Trainer.fit",

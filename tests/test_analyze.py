@@ -15,8 +15,8 @@ from PIL import Image
 from lmkit import probe
 from lmkit.analyze import analyze, buckets, draw
 from lmkit.assembly import build_model
-from lmkit.check import check
-from lmkit.config import compose
+from lmkit.config.check import check
+from lmkit.config.compose import compose
 from lmkit.corpus import MemoryProbe
 from lmkit.errors import UserError
 from lmkit.probe import chance, check_config, num_correct, predictions, same_size

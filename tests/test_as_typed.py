@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmkit import cli
-from lmkit.as_typed import as_texts, takes_text, takes_texts, text_keys
-from lmkit.binding import assigned
-from lmkit.check import check
-from lmkit.config import compose, composed
+from lmkit.config.as_typed import as_texts, takes_text, takes_texts, text_keys
+from lmkit.config.binding import assigned
+from lmkit.config.check import check
+from lmkit.config.compose import compose, composed
 from lmkit.errors import UserError
 from lmkit.multirun import _lines
 from lmkit.run import Run

@@ -7,9 +7,10 @@ from typing import Any, Literal
 import pytest
 import torch
 
-from lmkit.binding import MisfitError, bind, bind_node, build, fit
-from lmkit.check import check
-from lmkit.config import compose
+from lmkit.config.binding import MisfitError, bind, bind_node, fit
+from lmkit.config.build import build
+from lmkit.config.check import check
+from lmkit.config.compose import compose
 from lmkit.errors import UserError
 
 

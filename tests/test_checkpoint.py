@@ -10,9 +10,9 @@ import pytest
 import torch
 import trainee
 
-from lmkit.check import check
 from lmkit.checkpoint import random_state, set_random_state
-from lmkit.config import compose
+from lmkit.config.check import check
+from lmkit.config.compose import compose
 from lmkit.errors import UserError
 from lmkit.run.checkpoints import (
     AtomicCheckpointIO,

@@ -14,9 +14,9 @@ import yaml
 from trained_run import real_stdout
 
 from lmkit import cli, usage
-from lmkit.check import check
-from lmkit.config import compose
-from lmkit.keys import function_keys
+from lmkit.config.check import check
+from lmkit.config.compose import compose
+from lmkit.config.keys import function_keys
 from lmkit.run import Run
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -7,11 +7,11 @@ import pytest
 import yaml
 
 from lmkit import loggers
-from lmkit.allow import SLOTS
-from lmkit.check import Root, check
-from lmkit.config import compose
+from lmkit.config.check import Root, check
+from lmkit.config.compose import compose
+from lmkit.config.groups import CONF, group_options, purpose
+from lmkit.config.targets import SLOTS
 from lmkit.corpus import Files
-from lmkit.groups import CONF, group_options, purpose
 from lmkit.store import prepare
 from lmkit.system import hardware
 from lmkit.tokenizer import Bytes

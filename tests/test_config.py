@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from lmkit.check import check, split_data
-from lmkit.config import Composition, compose, hydra_arguments
+from lmkit.config.check import check, split_data
+from lmkit.config.compose import Composition, compose
+from lmkit.config.grammar import hydra_arguments
 from lmkit.errors import UserError
 from lmkit.run import Run
 from lmkit.system import hardware
@@ -439,8 +440,8 @@ def test_threads_are_shared_by_the_processes_and_written_down(monkeypatch):
 
 def test_whoever_started_the_processes_knows_their_number(monkeypatch):
     place = Launched("torchrun", 5, 8, 1, 4)
-    monkeypatch.setattr("lmkit.check.launched", lambda: place)
-    monkeypatch.setattr("lmkit.contradictions.launched", lambda: place)
+    monkeypatch.setattr("lmkit.config.check.launched", lambda: place)
+    monkeypatch.setattr("lmkit.config.contradictions.launched", lambda: place)
     trainer = checked("trainer=ddp_cpu", "data.batch_size=16", "data.eval_batch_size=8")["trainer"]
     assert (trainer["devices"], trainer["num_nodes"]) == (4, 2)
 

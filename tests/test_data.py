@@ -17,8 +17,8 @@ import zstandard
 from pyarrow import parquet
 
 from lmkit.assembly import text_and_tokenizer
-from lmkit.check import check
-from lmkit.config import compose
+from lmkit.config.check import check
+from lmkit.config.compose import compose
 from lmkit.store import prepare
 
 DOCS = (Path(__file__).resolve().parents[1] / "docs" / "data.md").read_text()

@@ -11,14 +11,14 @@ import lightning.pytorch as pl
 import pytest
 
 import lmkit
-from lmkit.allow import BESIDE, SLOTS, slot_bases
-from lmkit.binding import bind
-from lmkit.check import Root, check
-from lmkit.config import compose
-from lmkit.dry_run import attempt
+from lmkit.config.binding import bind
+from lmkit.config.check import Root, check
+from lmkit.config.compose import compose
+from lmkit.config.dry_run import attempt
+from lmkit.config.signatures import signature_keys
+from lmkit.config.targets import BESIDE, SLOTS, slot_bases
+from lmkit.config.trainer import complaints
 from lmkit.errors import UserError
-from lmkit.signatures import signature_keys
-from lmkit.trainer import complaints
 
 for each in pkgutil.iter_modules(lmkit.__path__):
     if each.name not in ("__main__", "cluster"):  # which runs, and whose package is an extra

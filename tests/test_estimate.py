@@ -2,8 +2,8 @@
 
 import pytest
 
-from lmkit.check import check
-from lmkit.config import compose
+from lmkit.config.check import check
+from lmkit.config.compose import compose
 from lmkit.estimate import estimate
 
 

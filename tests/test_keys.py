@@ -10,11 +10,11 @@ import pytest
 import yaml
 from lightning.pytorch import loggers
 
-from lmkit.allow import BESIDE, SLOTS, resolve_target, slot_bases
-from lmkit.binding import signature_keys
-from lmkit.config import compose
-from lmkit.groups import CONF, group_options
-from lmkit.keys import ROOT, class_keys, described, google, node_keys, nodes
+from lmkit.config.binding import signature_keys
+from lmkit.config.compose import compose
+from lmkit.config.groups import CONF, group_options
+from lmkit.config.keys import ROOT, class_keys, described, google, node_keys, nodes
+from lmkit.config.targets import BESIDE, SLOTS, resolve_target, slot_bases
 
 TARGETS = {
     node["_target_"]: group
@@ -130,7 +130,7 @@ def test_a_target_that_is_no_class_has_no_keys_and_is_not_imported(tmp_path, mon
 
 def test_nothing_is_imported():
     code = (
-        "import sys; from lmkit.keys import class_keys\n"
+        "import sys; from lmkit.config.keys import class_keys\n"
         f"for target in {list(TARGETS)}: assert class_keys(target) or 'Bytes' in target, target\n"
         "assert not {'torch', 'lightning', 'hydra'} & set(sys.modules)"
     )

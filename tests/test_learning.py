@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from lmkit.assembly import build_model
-from lmkit.binding import build as build_node
-from lmkit.config import compose
+from lmkit.config.build import build as build_node
+from lmkit.config.compose import compose
 from lmkit.corpus.pydocs import pydoc_documents
 from lmkit.head import FullSoftmax
 from lmkit.model import GRU, LSTM, Elman, Window, detached

@@ -7,9 +7,9 @@ import yaml
 from trained_run import real_stdout
 
 from lmkit import cli
-from lmkit.config import compose
-from lmkit.full_config import full_config
-from lmkit.keys import node_keys, nodes
+from lmkit.config.compose import compose
+from lmkit.config.full_config import full_config
+from lmkit.config.keys import node_keys, nodes
 
 
 @pytest.fixture

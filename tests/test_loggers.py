@@ -18,8 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from journey import LIMIT
 
-from lmkit.check import check
-from lmkit.config import compose
+from lmkit.config.check import check
+from lmkit.config.compose import compose
 from lmkit.errors import UserError
 from lmkit.loggers import GROUP, grouped, make_trackers
 from lmkit.logs import JsonlLogger

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from journey import lmkit, rows
 
-from lmkit.check import check
-from lmkit.config import compose
+from lmkit.config.check import check
+from lmkit.config.compose import compose
 from lmkit.errors import UserError
 from lmkit.run.checkpoints import load_checkpoint
 from lmkit.store.prepared import Mixture

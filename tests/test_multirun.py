@@ -20,8 +20,8 @@ from trained_run import real_stdout
 
 from lmkit import cli, multirun
 from lmkit import job as job_module
-from lmkit.config import normalise, spell
-from lmkit.groups import CONF, group_options
+from lmkit.config.grammar import normalise, spell
+from lmkit.config.groups import CONF, group_options
 from lmkit.job import Job, Outcome, ask_to_stop
 from lmkit.run import Run
 

@@ -19,7 +19,7 @@ import torch
 from trained_run import real_stdout
 
 from lmkit import cli
-from lmkit.allow import resolve_target
+from lmkit.config.targets import resolve_target
 from lmkit.run.checkpoints import load_checkpoint
 from lmkit.run.environment import environment
 

@@ -39,7 +39,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_wheel_brings_its_config_groups_and_pages(installed: Path, tmp_path: Path) -> None:
     python = installed.with_name("python")
-    names = "import lmkit.groups, lmkit; print(lmkit.groups.CONF, *sorted(lmkit.__path__))"
+    names = "import lmkit; from lmkit.config.groups import CONF; print(CONF, *lmkit.__path__)"
     conf, package = run(python, "-c", names, cwd=tmp_path).split()
     assert Path(conf) == Path(package) / "conf"
     assert REPOSITORY not in Path(package).parents

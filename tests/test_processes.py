@@ -10,8 +10,8 @@ import pytest
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
-from lmkit.check import check
-from lmkit.config import compose
+from lmkit.config.check import check
+from lmkit.config.compose import compose
 from lmkit.errors import UserError
 from lmkit.system.processes import Failure, Launched, launched
 from lmkit.system.rendezvous import cluster

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmkit.allow import SLOTS, resolve_target
-from lmkit.binding import signature_keys
-from lmkit.config import compose
-from lmkit.groups import CONF
+from lmkit.config.binding import signature_keys
+from lmkit.config.compose import compose
+from lmkit.config.groups import CONF
+from lmkit.config.targets import SLOTS, resolve_target
 from lmkit.system import redaction
 from lmkit.system.redaction import (
     Redacting,

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lmkit.check import check
-from lmkit.config import compose
+from lmkit.config.check import check
+from lmkit.config.compose import compose
+from lmkit.config.safety import anchored
 from lmkit.errors import UserError
-from lmkit.safety import anchored
 from lmkit.system.redaction import redact
 
 CANARY = "Canary-in-a-coal-mine"

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmkit.config import compose
+from lmkit.config.compose import compose
+from lmkit.config.groups import CONF, group_options
 from lmkit.errors import UserError
-from lmkit.groups import CONF, group_options
 from lmkit.search import Dimension, split
 
 OWN = ("num_trials", "sampler")

@@ -17,7 +17,7 @@ from journey import LIMIT
 
 import lmkit
 from lmkit import cli
-from lmkit.config import compose
+from lmkit.config.compose import compose
 from lmkit.errors import UserError
 from lmkit.run import Run
 from lmkit.run.checkpoints import AtomicCheckpointIO, load_checkpoint

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from lmkit import cli
-from lmkit.check import check
-from lmkit.config import compose
+from lmkit.config.check import check
+from lmkit.config.compose import compose
 from lmkit.head import FullSoftmax, Loss
 
 WORDS = ["the", "of", "and", "to", "in", "is", "that", "it", "was", "for", "on", "as", "with"]

@@ -15,11 +15,12 @@ from torch import optim
 from torch.optim import lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
-from lmkit.allow import slot_bases
-from lmkit.binding import bind_node, build
+from lmkit.config.binding import bind_node
+from lmkit.config.build import build
+from lmkit.config.signatures import signature_keys
+from lmkit.config.targets import slot_bases
 from lmkit.errors import UserError
 from lmkit.optim import Stepping, WarmupCosine, WarmupLinear, check_length, documented, has_end
-from lmkit.signatures import signature_keys
 
 
 def classes(module: Any, base: type) -> list[type]:

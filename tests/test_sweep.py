@@ -11,8 +11,8 @@ import yaml
 from journey import LIMIT, lmkit, rows, start
 from test_walls import DAMAGES
 
-from lmkit.check import check
-from lmkit.config import compose
+from lmkit.config.check import check
+from lmkit.config.compose import compose
 from lmkit.errors import UserError
 from lmkit.run import Run
 from lmkit.search import split

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lmkit import kernels
 from lmkit.assembly import make_data
-from lmkit.contradictions import contradictions
+from lmkit.config.contradictions import contradictions
 from lmkit.errors import UserError
 from lmkit.system import hardware
 from lmkit.task import Task

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lmkit.assembly import build_model
-from lmkit.binding import build
+from lmkit.config.build import build
 from lmkit.corpus import WikiText
 from lmkit.run import Run
 from lmkit.run.checkpoints import AtomicCheckpointIO, link

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from lmkit.errors import UserError
-from lmkit.system.paths import Paths, _reason, listed, located, nearby, readable
+from lmkit.system.paths import Paths, listed, located, nearby, readable, reason
 
 # Of compressed files that are read as they are.
 COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
@@ -101,7 +101,7 @@ def _found(path: str, key: str, suffixes: tuple[str, ...]) -> dict[str, Path]:
             near = nearby(base / (rest or "*"))
             raise UserError(f"{key}={path} names no files{expected}; {near}")
     except OSError as error:
-        raise UserError(f"{key}={path} cannot be read: {_reason(error, path)}") from error
+        raise UserError(f"{key}={path} cannot be read: {reason(error, path)}") from error
     _check_formats(files, f"{key}={path}", suffixes)
     return files
 

@@ -23,7 +23,7 @@ def nearby(path: Path) -> str:
         parent = next(p for p in path.absolute().parents if p.is_dir())
         names = sorted(entry.name for entry in parent.iterdir() if not entry.name.startswith("."))
     except OSError as error:
-        return f"what is there cannot be read: {_reason(error)}"
+        return f"what is there cannot be read: {reason(error)}"
     missing = path.absolute().relative_to(parent).parts[0]
     near = difflib.get_close_matches(missing, names, n=3, cutoff=0.6)
     return f"{parent} has {listed(near or names)}"
@@ -81,13 +81,13 @@ def found_at(path: str, key: str) -> Path:
     try:
         place.stat()
     except PermissionError as error:
-        raise UserError(f"{key}={path} cannot be read: {_reason(error)}") from None
+        raise UserError(f"{key}={path} cannot be read: {reason(error)}") from None
     except (OSError, ValueError):
         pass  # it is not there
     return place
 
 
-def _reason(error: OSError, path: str = "") -> str:
+def reason(error: OSError, path: str = "") -> str:
     """Why, and of what, if that is not the path itself."""
     place = "" if error.filename in (None, path) else f"{error.filename}: "
     return f"{place}{error.strerror}"

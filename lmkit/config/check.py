@@ -13,20 +13,21 @@ from typing import Any
 import torch
 
 from lmkit import kernels
-from lmkit.allow import BESIDE, SLOTS, VALUES, slot_bases
-from lmkit.binding import Group, Owners, bind, bind_node, build, unknown
-from lmkit.config import Composition, report
-from lmkit.contradictions import contradictions, remarks
+from lmkit.config.binding import Group, Owners, bind, bind_node, unknown
+from lmkit.config.build import build
+from lmkit.config.compose import Composition
+from lmkit.config.contradictions import contradictions, remarks
+from lmkit.config.dry_run import attempt, dry_run
+from lmkit.config.logger_packages import missing_packages
+from lmkit.config.mistakes import nearest, report
+from lmkit.config.safety import escapes, leaks
+from lmkit.config.signatures import signature_keys
+from lmkit.config.targets import BESIDE, SLOTS, VALUES, slot_bases
 from lmkit.corpus.huggingface import HuggingFace
-from lmkit.dry_run import attempt, dry_run
 from lmkit.errors import UserError
-from lmkit.groups import nearest
 from lmkit.kernels import Kernels
-from lmkit.loggers import missing_packages
 from lmkit.optim import Stepping
 from lmkit.ranges import Count, Seed, Size
-from lmkit.safety import escapes, leaks
-from lmkit.signatures import signature_keys
 from lmkit.system import hardware
 from lmkit.system.processes import launched
 from lmkit.windows.datamodule import DataModule

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, get_type_hints
 
-from lmkit.allow import FORWARDED
+from lmkit.config.targets import FORWARDED
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.profilers import Profiler
 
-from lmkit.allow import resolve_target
-from lmkit.binding import build
+from lmkit.config.build import build
+from lmkit.config.safety import anchored
+from lmkit.config.signatures import signature_keys
+from lmkit.config.targets import resolve_target
 from lmkit.errors import UserError, as_user_error
-from lmkit.safety import anchored
-from lmkit.signatures import signature_keys
 from lmkit.system.redaction import redact
 
 # What these raise themselves is about how they were set up, or about what they were given.

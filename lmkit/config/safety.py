@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lmkit.allow import PREFIXES
-from lmkit.binding import SECRET
+from lmkit.config.targets import PREFIXES
+from lmkit.errors import UserError
 from lmkit.system.redaction import (
     SHORTEST,
     USER_INFO,
@@ -24,6 +24,8 @@ READS = ("data", "tokenizer")
 WRITES = ("logger", "callbacks", "trainer")
 # Keys of lightning's classes that name a directory, which is taken from the current one.
 DIRECTORIES = ("dirpath", "dir", "root_dir", "exclude_batches_path", "artifact_location")
+# A secret is written as the variable of the environment that holds it.
+SECRET = re.compile(r"\$\{oc\.env:\s*(?P<name>[^,}\s]+)\s*(?:,(?P<default>[^}]*))?\}")
 # As os.path.expandvars has it, which lightning calls.
 VARIABLE = re.compile(r"\$(\w|\{(?!oc\.env:))", re.ASCII)
 OUTSIDE = re.compile(r"[/\\~]|\w:[/\\]|file:|(.*[/\\])?\.\.([/\\]|$)", re.IGNORECASE | re.DOTALL)
@@ -127,3 +129,18 @@ def _hide_literal(text: str) -> None:
 def _holds_user(variable: str) -> bool:
     value = os.environ.get(variable, "")
     return len(value) >= SHORTEST and bool(USER_INFO.search(value))
+
+
+def reveal(text: str) -> str:
+    """`text` with every `${oc.env:NAME}` replaced; raises UserError for one that is not set."""
+
+    def read(match: re.Match[str]) -> str:
+        name, default = match["name"], match["default"]
+        if name in os.environ:
+            hide(os.environ[name], f"${{oc.env:{name}}}")
+            return os.environ[name]
+        if default is None:
+            raise UserError(f"the environment variable {name} is not set")
+        return default
+
+    return SECRET.sub(read, text)

@@ -9,9 +9,10 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
-from lmkit.config import composed, parse_flags, resolved
+from lmkit.config.compose import composed, resolved
+from lmkit.config.grammar import parse_flags
+from lmkit.config.keys import Key, node_keys, nodes
 from lmkit.errors import UserError
-from lmkit.keys import Key, node_keys, nodes
 
 BY_DEFAULT = "# by default"
 

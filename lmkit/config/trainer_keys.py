@@ -9,9 +9,9 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 
-from lmkit.allow import resolve_target
-from lmkit.groups import nearest
-from lmkit.trainer import PROFILERS
+from lmkit.config.mistakes import nearest
+from lmkit.config.targets import resolve_target
+from lmkit.config.trainer import PROFILERS
 
 LEAST = {
     "accumulate_grad_batches": 1,

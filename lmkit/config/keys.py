@@ -17,10 +17,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lmkit.allow import BESIDE, FORWARDED, SLOTS, VALUES
-from lmkit.groups import CONF
+from lmkit.config.groups import CONF
+from lmkit.config.targets import BESIDE, FORWARDED, SLOTS, VALUES
 
-ROOT = "lmkit.check.Root"
+ROOT = "lmkit.config.check.Root"
 TARGET = re.compile(r"^_target_: *(\S+)", re.MULTILINE)
 NAMED = ("logger", "callbacks")  # groups that hold objects by a name for each
 

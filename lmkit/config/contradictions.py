@@ -8,12 +8,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lmkit import kernels
+from lmkit.config.trainer_keys import trainer_mistakes
 from lmkit.errors import UserError
 from lmkit.run import check_name
 from lmkit.run.history import inner_keys
 from lmkit.system import hardware
 from lmkit.system.processes import launched
-from lmkit.trainer_keys import trainer_mistakes
 
 THREADS = 16  # of a processor, at most
 

@@ -12,20 +12,22 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 from torch.optim import SGD
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from lmkit.allow import SLOTS, resolve_target
-from lmkit.binding import build
+from lmkit.config.build import build
+from lmkit.config.safety import anchored
+from lmkit.config.signatures import Key, signature_keys
+from lmkit.config.targets import SLOTS, resolve_target
+from lmkit.config.trainer import LIBRARIES, build_trainer, said, silent
 from lmkit.errors import UserError
-from lmkit.loggers import TRACKERS
 from lmkit.optim import Stepping, check_length
-from lmkit.safety import anchored
-from lmkit.signatures import Key, signature_keys
 from lmkit.system.redaction import mask, redact
 from lmkit.system.rendezvous import cluster
-from lmkit.trainer import LIBRARIES, build_trainer, said, silent
+
+LOCAL = (CSVLogger, TensorBoardLogger, WandbLogger)  # loggers that are made without a service
 
 Node = Mapping[str, Any]
 Make = Callable[[dict[str, Any]], Any]
@@ -192,5 +194,5 @@ def _callbacks(config: Node, place: Path, mistakes: list[str]) -> Iterator[tuple
             yield f"callbacks.{key}", made
     make = _simply("logger", save_dir=place, version="0", run_name="0")
     for key, node in (config.get("logger") or {}).items():
-        if node and issubclass(resolve_target(node["_target_"]), tuple(TRACKERS)):
+        if node and issubclass(resolve_target(node["_target_"]), LOCAL):
             attempt(f"logger.{key}", anchored(node, place), make, mistakes)

@@ -1,14 +1,13 @@
 """The config groups on disk, lmkit's own and the user's, without what composes them."""
 
-from collections.abc import Collection, Sequence
-from difflib import get_close_matches
+from collections.abc import Sequence
 from pathlib import Path
 
 from lmkit.errors import UserError
 
 CONF = next(
     directory
-    for directory in (Path(__file__).parent / "conf", Path(__file__).parents[1] / "conf")
+    for directory in (Path(__file__).parents[1] / "conf", Path(__file__).parents[2] / "conf")
     if directory.is_dir()
 )
 
@@ -29,12 +28,6 @@ def group_options(folders: Sequence[Path]) -> dict[str, list[str]]:
         for file in folder.glob("*/**/*.yaml"):
             found.setdefault(file.parent.relative_to(folder).as_posix(), set()).add(file.stem)
     return {group: sorted(found[group]) for group in sorted(found)}
-
-
-def nearest(name: str, names: Collection[str]) -> str:
-    """`; did you mean ...?`, or the list of what there is."""
-    close = get_close_matches(name, list(names), n=1)
-    return f"did you mean {close[0]}?" if close else f"there are: {', '.join(sorted(names))}"
 
 
 def purpose(folders: Sequence[Path], group: str, option: str) -> str:

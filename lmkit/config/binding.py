@@ -2,7 +2,6 @@
 
 import inspect
 import math
-import os
 import re
 import shlex
 import sys
@@ -14,15 +13,15 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from lmkit.allow import resolve_target, slot_bases
+from lmkit.config.keys import elsewhere, option_targets, options_taking
+from lmkit.config.safety import reveal
+from lmkit.config.signatures import signature_keys
+from lmkit.config.targets import resolve_target
 from lmkit.errors import UserError
-from lmkit.keys import elsewhere, option_targets, options_taking
 from lmkit.ranges import broken
 from lmkit.run.renamed import KEYS
-from lmkit.signatures import signature_keys
-from lmkit.system.redaction import SHOWN, hide, is_secret_key, mask
+from lmkit.system.redaction import SHOWN, is_secret_key, mask
 
-SECRET = re.compile(r"\$\{oc\.env:\s*(?P<name>[^,}\s]+)\s*(?:,(?P<default>[^}]*))?\}")
 # Callables whose keys a node holds, each with the arguments that the code passes itself.
 Owners = Mapping[Callable[..., Any], Collection[str]]
 
@@ -232,56 +231,6 @@ def describe(hint: Any) -> str:
     return str(getattr(hint, "__name__", hint))
 
 
-def build(slot: str, node: Mapping[str, Any], **given: Any) -> Any:
-    """Call the class that a checked node of a slot names, nested nodes first and secrets filled in.
-
-    Of `given`, the class gets what its signature has: a scheduler need not take `num_steps`.
-    Raises UserError where the allowlist forbids the class, or it is none of the slot's.
-    """
-    return _build(node, slot_bases(slot), given)
-
-
-def _build(node: Mapping[str, Any], bases: tuple[type, ...], given: Mapping[str, Any]) -> Any:
-    target = resolve_target(node["_target_"], bases)
-    keys = signature_keys(target)
-    arguments = {
-        name: _value(value, keys[name].hint if name in keys else Any, given)
-        for name, value in node.items()
-        if name != "_target_"
-    }
-    return target(**arguments, **{name: given[name] for name in given if name in keys})
-
-
-def reveal(text: str) -> str:
-    """`text` with every `${oc.env:NAME}` replaced; raises UserError for one that is not set."""
-
-    def read(match: re.Match[str]) -> str:
-        name, default = match["name"], match["default"]
-        if name in os.environ:
-            hide(os.environ[name], f"${{oc.env:{name}}}")
-            return os.environ[name]
-        if default is None:
-            raise UserError(f"the environment variable {name} is not set")
-        return default
-
-    return SECRET.sub(read, text)
-
-
-def _value(value: Any, hint: Any, given: Mapping[str, Any]) -> Any:
-    arms = (hint, *get_args(hint))
-    if isinstance(value, Mapping):
-        if "_target_" in value:
-            if bases := _object_bases(hint):
-                return _build(value, bases, given)
-            raise UserError(f"expected a plain value, found a {value['_target_']}")
-        plain = {key: _value(inner, Any, given) for key, inner in value.items()}
-        record = next((arm for arm in arms if arm is timedelta or is_dataclass(arm)), None)
-        return record(**plain) if isinstance(record, type) else plain
-    if isinstance(value, list):
-        return [_value(inner, _item_hint(hint) or Any, given) for inner in value]
-    return reveal(value) if isinstance(value, str) else value
-
-
 def _fit_noting(
     path: str, value: Any, hint: Any, mistakes: list[str], given: Collection[str] = ()
 ) -> Any:
@@ -291,11 +240,11 @@ def _fit_noting(
     if isinstance(value, Mapping) and record:
         return bind(path, value, {record: ()}, mistakes)
     if isinstance(value, Mapping) and "_target_" in value and Group not in arms:
-        if bases := _object_bases(hint):
+        if bases := object_bases(hint):
             return bind_node(path, value, bases, mistakes, given)
         mistakes.append(f"{path}: expected {describe(hint)}, found an object with a _target_")
         return value
-    if isinstance(value, list) and _holds_object(value) and (item := _item_hint(hint)):
+    if isinstance(value, list) and _holds_object(value) and (item := item_hint(hint)):
         return [
             _fit_noting(f"{path}.{number}", each, item, mistakes, given)
             for number, each in enumerate(value)
@@ -319,10 +268,10 @@ def _fit_noting(
     return value
 
 
-def _item_hint(hint: Any) -> Any:
+def item_hint(hint: Any) -> Any:
     """What a list of objects is a list of; None where the annotation has none in a list."""
     for arm in (hint, *get_args(hint)):
-        if get_origin(arm) in (list, Sequence, Iterable) and _object_bases(arm):
+        if get_origin(arm) in (list, Sequence, Iterable) and object_bases(arm):
             return get_args(arm)[0]
     return None
 
@@ -395,9 +344,9 @@ def _options(hint: Any) -> list[str]:
     return [option for argument in get_args(hint) for option in _options(argument)]
 
 
-def _object_bases(hint: Any) -> tuple[type, ...]:
+def object_bases(hint: Any) -> tuple[type, ...]:
     """The classes an annotation names that a config can only write as an object."""
-    inner = [base for argument in get_args(hint) for base in _object_bases(argument)]
+    inner = [base for argument in get_args(hint) for base in object_bases(argument)]
     return tuple([hint, *inner] if _is_object(hint) else inner)
 
 

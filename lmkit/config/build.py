@@ -1,0 +1,47 @@
+"""Nodes of a checked config to objects."""
+
+from collections.abc import Mapping
+from dataclasses import is_dataclass
+from datetime import timedelta
+from typing import Any, get_args
+
+from lmkit.config.binding import item_hint, object_bases
+from lmkit.config.safety import reveal
+from lmkit.config.signatures import signature_keys
+from lmkit.config.targets import resolve_target, slot_bases
+from lmkit.errors import UserError
+
+
+def build(slot: str, node: Mapping[str, Any], **given: Any) -> Any:
+    """Call the class that a checked node of a slot names, nested nodes first and secrets filled in.
+
+    Of `given`, the class gets what its signature has: a scheduler need not take `num_steps`.
+    Raises UserError where the allowlist forbids the class, or it is none of the slot's.
+    """
+    return _build(node, slot_bases(slot), given)
+
+
+def _build(node: Mapping[str, Any], bases: tuple[type, ...], given: Mapping[str, Any]) -> Any:
+    target = resolve_target(node["_target_"], bases)
+    keys = signature_keys(target)
+    arguments = {
+        name: _value(value, keys[name].hint if name in keys else Any, given)
+        for name, value in node.items()
+        if name != "_target_"
+    }
+    return target(**arguments, **{name: given[name] for name in given if name in keys})
+
+
+def _value(value: Any, hint: Any, given: Mapping[str, Any]) -> Any:
+    arms = (hint, *get_args(hint))
+    if isinstance(value, Mapping):
+        if "_target_" in value:
+            if bases := object_bases(hint):
+                return _build(value, bases, given)
+            raise UserError(f"expected a plain value, found a {value['_target_']}")
+        plain = {key: _value(inner, Any, given) for key, inner in value.items()}
+        record = next((arm for arm in arms if arm is timedelta or is_dataclass(arm)), None)
+        return record(**plain) if isinstance(record, type) else plain
+    if isinstance(value, list):
+        return [_value(inner, item_hint(hint) or Any, given) for inner in value]
+    return reveal(value) if isinstance(value, str) else value

@@ -1,0 +1,34 @@
+"""The packages that loggers need."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
+from typing import Any
+
+from lmkit.config.targets import resolve_target, slot_bases
+
+# Lightning's module -> the packages one of which it needs, and what to install.
+PACKAGES = {
+    "comet": (("comet_ml",), "comet-ml"),
+    "litlogger": (("litlogger",), "litlogger"),
+    "mlflow": (("mlflow",), "mlflow-skinny"),
+    "neptune": (("neptune",), "neptune"),
+    "tensorboard": (("tensorboard", "tensorboardX"), "'lmkit[tensorboard]'"),
+    "wandb": (("wandb",), "wandb"),
+}
+
+
+def missing_packages(nodes: Mapping[str, Any]) -> Iterator[str]:
+    """What the loggers of a checked config need and this environment does not have."""
+    for key, node in nodes.items():
+        if "_target_" not in node:  # a mistake that has been noted
+            continue
+        for base in resolve_target(node["_target_"], slot_bases("logger")).__mro__:
+            module = base.__module__.removeprefix("lightning.pytorch.loggers.")
+            packages, install = PACKAGES.get(module, ((), ""))
+            if packages and not any(map(find_spec, packages)):
+                yield (
+                    f"logger.{key}: {node['_target_']} needs the package {packages[0]}: "
+                    f"pip install {install}"
+                )
