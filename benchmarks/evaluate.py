@@ -19,7 +19,7 @@ from measure import Rates, console, print_header, settings
 from turns import Settings, start
 
 from lmkit.assembly import build_model
-from lmkit.trained import POSITIONS, TrainedModel
+from lmkit.inference.trained import POSITIONS, TrainedModel
 from lmkit.windows.lanes import Protocol
 
 LANES, EXAMPLE_LANES, BPTT = 64, 10, 35

@@ -21,8 +21,8 @@ from turns import LMKIT, Settings, TurnAbout, make_trainer, start
 
 from lmkit.model import detached
 from lmkit.optim import global_norm
-from lmkit.task import Task
-from lmkit.training import make_task
+from lmkit.training.fit import make_task
+from lmkit.training.task import Task
 from lmkit.windows import Window
 
 BARE = "the bare loop"

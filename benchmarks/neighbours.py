@@ -33,8 +33,8 @@ from rich.table import Table
 from turns import Settings, composed
 
 from lmkit.assembly import build_model, make_data
-from lmkit.estimate import estimate
-from lmkit.trained import TrainedModel
+from lmkit.inference.trained import TrainedModel
+from lmkit.training.estimate import estimate
 
 WAITING = 0.3  # seconds for a neighbour to start, or to be gone
 PLAIN = "plain loop"

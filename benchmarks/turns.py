@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from lmkit.assembly import make_data
 from lmkit.config.check import check
 from lmkit.config.compose import compose
-from lmkit.logs import JsonlLogger
-from lmkit.progress import Progress
 from lmkit.system.allocator import keep_freed_memory
-from lmkit.training import build_trainer
+from lmkit.training.callbacks.progress import Progress
+from lmkit.training.fit import build_trainer
+from lmkit.training.loggers.jsonl import JsonlLogger
 from lmkit.windows import Window
 from lmkit.windows.datamodule import DataModule
 

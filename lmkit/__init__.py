@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from os import PathLike
 
-    from lmkit.trained import TrainedModel
+    from lmkit.inference.trained import TrainedModel
 
     __version__: str
 
@@ -48,8 +48,8 @@ def load(
     """
     from lmkit.config.check import check
     from lmkit.config.compose import compose
+    from lmkit.inference.trained import TrainedModel
     from lmkit.run import Run, no_checkpoint
-    from lmkit.trained import TrainedModel
 
     found = Run.find(str(outputs), str(run), no_checkpoint)
     given = [f"trainer.precision={precision}", f"threads={'null' if threads is None else threads}"]

@@ -12,11 +12,11 @@ import torch
 from lmkit.assembly import make_data
 from lmkit.config.check import check
 from lmkit.config.compose import compose
-from lmkit.limits import in_windows
 from lmkit.run import Run
 from lmkit.run.checkpoints import latest_checkpoint
-from lmkit.task import Task
-from lmkit.training import work
+from lmkit.training.fit import work
+from lmkit.training.limits import in_windows
+from lmkit.training.task import Task
 
 CLOCK = ("seconds", "train/tokens_per_second")
 

@@ -13,10 +13,10 @@ import pytest
 from lmkit.cli import main
 from lmkit.corpus import Files, Jsonl, Parquet, WikiText
 from lmkit.errors import UserError
+from lmkit.inference.text import read_text
 from lmkit.store import prepare
 from lmkit.store.prepared import Store
 from lmkit.system import paths
-from lmkit.text import read_text
 from lmkit.tokenizer import Bytes
 
 READ_ALL = 1 << 1 | 1 << 2  # CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH, which root has

@@ -39,7 +39,7 @@ def test_a_class_is_found_where_it_is_named():
         "torch.utils.data.IterableDataset",
         "torch.package.PackageImporter",
         "lightning.pytorch.cli.LightningCLI",
-        "lmkit.system.processes.Failure.take",
+        "lmkit.training.failure.Failure.take",
         "torch",
         "torch.optim",
         "lmkit.corpus.pydocs.platform.popen",

@@ -12,18 +12,19 @@ import pytest
 import torch
 from PIL import Image
 
-from lmkit import probe
-from lmkit.analyze import analyze, buckets, draw
+from lmkit.analysis import memory_probe
+from lmkit.analysis.memory_probe import chance, check_config, num_correct, predictions, same_size
+from lmkit.analysis.memory_probe_picture import buckets, draw
 from lmkit.assembly import build_model
+from lmkit.commands.analyze import analyze
 from lmkit.config.check import check
 from lmkit.config.compose import compose
 from lmkit.corpus import MemoryProbe
 from lmkit.errors import UserError
-from lmkit.probe import chance, check_config, num_correct, predictions, same_size
+from lmkit.inference.trained import TrainedModel
 from lmkit.run import Run
 from lmkit.store import prepare
 from lmkit.tokenizer import Word
-from lmkit.trained import TrainedModel
 
 KINDS = ["window", "elman", "gru", "lstm"]
 SMALL = ["data.max_distance=14", "data.num_train=200", "data.num_valid=20", "data.num_test=150"]
@@ -56,7 +57,7 @@ def configs(prepared):
 
 
 def test_a_place_that_cannot_be_written_is_told_before_any_training(tmp_path, monkeypatch):
-    monkeypatch.setattr("lmkit.analyze._train_and_measure", None)
+    monkeypatch.setattr("lmkit.commands.analyze._train_and_measure", None)
     file = tmp_path / "memory_probe" / "p-probe" / "probe.png"
     file.mkdir(parents=True)
     with pytest.raises(UserError, match=f"^{file} is a directory, not a file; remove it$"):
@@ -110,14 +111,14 @@ def test_what_counts_is_the_last_two_words_of_every_document(source, prepared):
 
 def test_models_are_as_big_as_the_lstm_and_set_like_it(configs, prepared):
     size = prepared.tokenizer.vocabulary_size
-    most = probe.num_parameters(configs["lstm"], size)
+    most = memory_probe.num_parameters(configs["lstm"], size)
     assert list(configs) == KINDS
     for config in configs.values():
         parts = build_model(config, size)
         count = sum(p.numel() for part in parts for p in part.parameters())
-        assert probe.num_parameters(config, size) == count <= most
+        assert memory_probe.num_parameters(config, size) == count <= most
         wider = {**config["model"], "hidden_size": config["model"]["hidden_size"] + 1}
-        assert probe.num_parameters({**config, "model": wider}, size) > most
+        assert memory_probe.num_parameters({**config, "model": wider}, size) > most
         assert {key: config[key] for key in config if key != "model"} == {
             key: configs["lstm"][key] for key in config if key != "model"
         }

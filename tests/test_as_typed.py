@@ -8,14 +8,14 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmkit import cli
+from lmkit.command import commands
 from lmkit.config.as_typed import as_texts, takes_text, takes_texts, text_keys
 from lmkit.config.binding import assigned
 from lmkit.config.check import check
 from lmkit.config.compose import compose, composed
 from lmkit.errors import UserError
-from lmkit.multirun import _lines
 from lmkit.run import Run
+from lmkit.sweep.multirun import _lines
 
 # What one of the two reads as a number, a truth value, a date, a list, a mapping or nothing.
 ODD = [
@@ -135,7 +135,7 @@ def test_a_commands_own_keys():
     own = compose(["checkpoint=12e3", "split=[a", "num_lanes=1e2"], own=types).own
     assert own == {"checkpoint": "12e3", "split": "[a", "num_lanes": 100.0}
     assert compose(["split=null"], own=types).own == {"split": None}
-    assert cli.commands()["evaluate"].own["checkpoint"][0] == "str"
+    assert commands()["evaluate"].own["checkpoint"][0] == "str"
 
 
 def test_types_that_are_text():

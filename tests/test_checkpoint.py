@@ -10,7 +10,6 @@ import pytest
 import torch
 import trainee
 
-from lmkit.checkpoint import random_state, set_random_state
 from lmkit.config.check import check
 from lmkit.config.compose import compose
 from lmkit.errors import UserError
@@ -21,6 +20,7 @@ from lmkit.run.checkpoints import (
     load_checkpoint,
     read_manifest,
 )
+from lmkit.training.random_state import random_state, set_random_state
 
 STEPS = 3 * trainee.WINDOWS
 

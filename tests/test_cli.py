@@ -14,6 +14,7 @@ import yaml
 from trained_run import real_stdout
 
 from lmkit import cli, usage
+from lmkit.command import MODULES, Command, commands
 from lmkit.config.check import check
 from lmkit.config.compose import compose
 from lmkit.config.keys import function_keys
@@ -30,7 +31,7 @@ def lmkit(*argv: str, cwd: Path | None = None) -> subprocess.CompletedProcess[st
 
 def python(code: str, **options: object) -> subprocess.Popen[str]:
     """A process that runs `code`, with `main` and a replaceable command `list` at hand."""
-    head = "import os, subprocess, sys, time, lmkit.list; from lmkit.cli import main\n"
+    head = "import os, subprocess, sys, time, lmkit.commands.list; from lmkit.cli import main\n"
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen([sys.executable, "-c", head + code], **pipes, **options)
 
@@ -53,7 +54,7 @@ def test_help_and_list_import_nothing_heavy():
         ["--version"],
         ["list"],
         ["list", "data=files", "trainer"],
-        *([name, "--help"] for name in cli.MODULES),
+        *([name, "--help"] for name in MODULES),
     ]
     code = f"""
 for argv in {asked}:
@@ -69,7 +70,7 @@ assert not heavy, heavy
 def test_the_overview_has_a_line_for_every_command(capsys):
     assert cli.main(["--help"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    for name, command in cli.commands().items():
+    for name, command in commands().items():
         (line,) = [line for line in lines if line.split()[:1] == [name]]
         assert command.purpose in line
         assert len(line) <= 100
@@ -84,9 +85,9 @@ def test_help_shows_a_commands_own_keys_as_its_signature_has_them(capsys):
     assert "--cfg" not in out.splitlines()[-1]  # it composes no config
 
 
-@pytest.mark.parametrize("name", cli.MODULES)
+@pytest.mark.parametrize("name", MODULES)
 def test_help_has_a_line_for_each_key_and_only_the_flags_that_are_taken(name, capsys):
-    command = cli.commands()[name]
+    command = commands()[name]
     assert cli.main([name, "--help"]) == 0
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 100
@@ -101,14 +102,14 @@ def test_help_has_a_line_for_each_key_and_only_the_flags_that_are_taken(name, ca
 
 EXAMPLES = [
     example
-    for command in cli.commands().values()
+    for command in commands().values()
     for example in usage.examples(command)
     if example.startswith("lmkit ")
 ]
 
 
 def test_every_command_has_an_example():
-    assert {example.split()[1] for example in EXAMPLES} == {*cli.MODULES} - {"completion"}
+    assert {example.split()[1] for example in EXAMPLES} == {*MODULES} - {"completion"}
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
@@ -127,9 +128,9 @@ def test_the_examples_of_help_are_understood(example, run, tmp_path, monkeypatch
 
         return stub
 
-    load_really = cli.Command.load
-    monkeypatch.setattr(cli.Command, "load", load)
-    monkeypatch.setattr("lmkit.multirun.multirun", lambda argv: called.append("train"))
+    load_really = Command.load
+    monkeypatch.setattr(Command, "load", load)
+    monkeypatch.setattr("lmkit.sweep.multirun.multirun", lambda argv: called.append("train"))
     assert cli.main(shlex.split(example)[1:]) == 0
     assert called == [example.split()[1]]
 
@@ -139,7 +140,7 @@ def test_list_shows_every_option_with_its_purpose(capsys):
     out = capsys.readouterr().out
     assert "\nmodel=\n" in out
     assert "\n  gru                        Gated recurrent units (Cho et al. 2014)\n" in out
-    assert f"\n  {'doctor':<25}  {cli.commands()['doctor'].purpose}\n" in out
+    assert f"\n  {'doctor':<25}  {commands()['doctor'].purpose}\n" in out
 
 
 @pytest.mark.parametrize(
@@ -226,7 +227,7 @@ def test_a_signal_ends_a_command_with_its_exit_code(number, code):
         "def wait(selected, commands, config_dir=None):\n"
         "    print('ready', flush=True)\n"
         "    time.sleep(60)\n"
-        "lmkit.list.list = wait\n"
+        "lmkit.commands.list.list = wait\n"
         "sys.exit(main(['list']))"
     ) as process:
         assert process.stdout.readline() == "ready\n"
@@ -239,7 +240,7 @@ def test_a_signal_ends_a_command_with_its_exit_code(number, code):
 def test_a_defect_shows_its_traceback_and_exits_with_1():
     process = python(
         "def fail(selected, commands, config_dir=None): raise RuntimeError('a defect')\n"
-        "lmkit.list.list = fail\n"
+        "lmkit.commands.list.list = fail\n"
         "sys.exit(main(['list']))"
     )
     _, error = process.communicate(timeout=20)
@@ -254,7 +255,7 @@ def test_json_is_all_there_is_on_stdout():
         "    subprocess.run(['echo', 'from a child'])\n"
         "    os.write(1, b'from below')\n"
         "    return {'nll': float('nan'), 'words': 'ü'}\n"
-        "lmkit.list.list = chatter\n"
+        "lmkit.commands.list.list = chatter\n"
         "sys.exit(main(['list', 'format=json']))"
     )
     out, error = process.communicate(timeout=20)
@@ -275,7 +276,7 @@ def test_a_command_gets_its_run_its_config_and_its_own_keys(run, monkeypatch, tm
     def fake(run, config, *, prompt: str = "", num_tokens: int = 50, seed: int = 1) -> None:
         called.update(run=run.path, config=config, prompt=prompt, num_tokens=num_tokens, seed=seed)
 
-    monkeypatch.setattr("lmkit.generate.generate", fake)
+    monkeypatch.setattr("lmkit.commands.generate.generate", fake)
     argv = ["prompt=It's, [so]", "num_tokens=1e1", "seed=7", "kernels=torch", "format=text"]
     for which, places in (
         ("latest", [f"outputs={tmp_path / 'outputs'}"]),
@@ -302,7 +303,7 @@ def test_latest_is_the_newest_run_that_the_command_can_use(run, monkeypatch, tmp
     for command in ("generate.generate", "evaluate.evaluate", "score.score", "verify.verify"):
         monkeypatch.setattr(f"lmkit.{command}", lambda run, config: fake(run, config))
         assert cli.main([command.partition(".")[0], "latest", f"outputs={outputs}"]) == 0
-    monkeypatch.setattr("lmkit.launch.resume", fake)
+    monkeypatch.setattr("lmkit.commands.train.resume", fake)
     caplog.set_level("INFO", "lmkit")
     assert cli.main(["resume", "latest", f"outputs={outputs}"]) == 0  # b2 is held by this process
     assert found == ["a1"] * 5
@@ -327,13 +328,15 @@ def test_a_run_in_a_directory_named_like_a_key(run, monkeypatch, tmp_path):
     run.rename(place)
     monkeypatch.chdir(tmp_path)
     found = []
-    monkeypatch.setattr("lmkit.generate.generate", lambda run, config: found.append(run.path))
+    monkeypatch.setattr(
+        "lmkit.commands.generate.generate", lambda run, config: found.append(run.path)
+    )
     assert cli.main(["generate", "lr=20"]) == 0
     assert found == [place]
 
 
 def test_doctors_numbers_are_numbers_in_json(capfd, tmp_path, monkeypatch):
-    monkeypatch.setattr("lmkit.estimate.SECONDS", 0.0)
+    monkeypatch.setattr("lmkit.training.estimate.SECONDS", 0.0)
     with real_stdout():
         assert cli.main(["doctor", f"outputs={tmp_path}", "format=json"]) == 0
     training = json.loads(capfd.readouterr().out)["training"]
@@ -343,7 +346,7 @@ def test_doctors_numbers_are_numbers_in_json(capfd, tmp_path, monkeypatch):
 
 
 def test_doctor_reports_and_fails_with_the_mistakes(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr("lmkit.estimate.SECONDS", 0.0)
+    monkeypatch.setattr("lmkit.training.estimate.SECONDS", 0.0)
     assert cli.main(["doctor", f"outputs={tmp_path}"]) == 0
     out = capsys.readouterr().out
     for word in ("torch", "num_cpus", "precision", "logged in", "writable", "processes"):

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from lmkit import cli
-from lmkit.completion import complete
+from lmkit.command import commands
+from lmkit.commands.completion import complete
 
 HEAVY = {"torch", "lightning", "hydra", "wandb", "rich"}
 
@@ -69,7 +70,7 @@ def place(tmp_path, monkeypatch) -> Path:
     ],
 )
 def test_words(line, words, place):
-    assert complete(line, cli.commands()) == words
+    assert complete(line, commands()) == words
 
 
 def test_it_imports_nothing_heavy():

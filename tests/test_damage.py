@@ -12,8 +12,8 @@ import pytest
 from test_walls import DAMAGES
 
 from lmkit.cli import main
+from lmkit.commands.prepare import prepare
 from lmkit.errors import UserError
-from lmkit.prepare import prepare
 from lmkit.store.prepared import Store
 from lmkit.store.token_store import TokenStore
 from lmkit.store.vocabulary import _load

@@ -16,11 +16,11 @@ from contextlib import contextmanager
 import pytest
 import yaml
 
-from lmkit.dashboard import dashboard
+from lmkit.commands.dashboard import dashboard
 from lmkit.errors import UserError
+from lmkit.pages.feed import Outputs, last_reached
 from lmkit.run import Run
 from lmkit.run.jsonl import read_rows
-from lmkit.watch import Outputs, last_reached
 
 pytest_plugins = ["browser"]
 
@@ -285,7 +285,10 @@ def test_a_run_that_is_not_ticked_still_counts_its_steps(browser, tmp_path):
 
 def test_keys_of_differences_are_read_whole_on_a_narrow_page(browser, tmp_path):
     for number in range(4):
-        long = {"every_n_train_steps": number, "_target_": f"lmkit.checkpoint.Checkpoint{number}"}
+        long = {
+            "every_n_train_steps": number,
+            "_target_": f"lmkit.training.callbacks.checkpoint.Checkpoint{number}",
+        }
         config = {"callbacks": {"checkpoint": long, f"x{'y' * 60}": number}}
         make_run(tmp_path, "a", f"run-{number}", rows=metrics(10, 50), summary={}, config=config)
     with serving(tmp_path) as (_, url), page_of(browser, url) as page:
@@ -543,20 +546,21 @@ def test_is_for_this_machine_alone(tmp_path):
 
 
 def test_imports_no_torch_and_no_outside_client():
-    code = "import sys, lmkit.dashboard; print({'torch', 'wandb', 'trackio'} & set(sys.modules))"
+    imports = "import sys, lmkit.commands.dashboard, lmkit.pages.dashboard"
+    code = f"{imports}; print({{'torch', 'wandb', 'trackio'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
 
 
 def test_a_taken_port_gives_way_to_the_next(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("lmkit.dashboard.Server.serve_forever", lambda self: None)
+    monkeypatch.setattr("lmkit.pages.dashboard.Server.serve_forever", lambda self: None)
     make_run(tmp_path, "a", "one", summary={})
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         dashboard(outputs=str(tmp_path), port=port, open_browser=False)
         found = int(re.search(r":(\d+)/", capsys.readouterr().out)[1])
         assert port < found < port + 20
-        monkeypatch.setattr("lmkit.dashboard.NUM_PORTS", 1)
+        monkeypatch.setattr("lmkit.pages.dashboard.NUM_PORTS", 1)
         with pytest.raises(UserError) as error:
             dashboard(outputs=str(tmp_path), port=port, open_browser=False)
     assert str(error.value) == (f"ports {port} to {port} are all taken; port=0 takes any free one")
@@ -572,7 +576,7 @@ def test_mistakes_are_told(tmp_path):
 
 def test_opens_a_browser_only_where_there_is_a_screen(tmp_path, monkeypatch):
     opened = []
-    monkeypatch.setattr("lmkit.dashboard.Server.serve_forever", lambda self: None)
+    monkeypatch.setattr("lmkit.pages.dashboard.Server.serve_forever", lambda self: None)
     monkeypatch.setattr("webbrowser.open", opened.append)
     monkeypatch.setattr("sys.platform", "linux")
     monkeypatch.delenv("DISPLAY", raising=False)

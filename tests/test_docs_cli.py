@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lmkit import cli
+from lmkit.command import Command
 from lmkit.system.signals import SIGNALS
 
 TEXT = (Path(__file__).parents[1] / "docs" / "cli.md").read_text()
@@ -25,15 +26,15 @@ def test_its_commands_are_understood(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = shlex.split(command, comments=True)[1:]
     called = []
-    load = cli.Command.load
+    load = Command.load
 
     def stub(command):
         function = load(command)
         return functools.wraps(function)(lambda **keys: called.append(keys))
 
     if "--cfg" not in words and words[0] != "list":
-        monkeypatch.setattr(cli.Command, "load", stub)
-        monkeypatch.setattr("lmkit.multirun.multirun", called.append)
+        monkeypatch.setattr(Command, "load", stub)
+        monkeypatch.setattr("lmkit.sweep.multirun.multirun", called.append)
     assert cli.main(words) == 0
     if "--config-name" in words:
         assert called[0]["composition"].config["model"]["hidden_size"] == 100

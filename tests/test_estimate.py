@@ -4,11 +4,11 @@ import pytest
 
 from lmkit.config.check import check
 from lmkit.config.compose import compose
-from lmkit.estimate import estimate
+from lmkit.training.estimate import estimate
 
 
 def test_an_estimate_is_of_the_config_that_is_given(text, monkeypatch, tmp_path):
-    monkeypatch.setattr("lmkit.estimate.SECONDS", 0.1)
+    monkeypatch.setattr("lmkit.training.estimate.SECONDS", 0.1)
     monkeypatch.chdir(tmp_path)
     arguments = [
         "data=files",

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from trained_run import MODELS, TEST, SlowTwin, load, make_run, real_stdout, warned
 
 from lmkit.cli import main
+from lmkit.commands.evaluate import evaluate
 from lmkit.errors import UserError
-from lmkit.evaluate import evaluate, measure
-from lmkit.text import Text
+from lmkit.inference.evaluation import measure
+from lmkit.inference.text import Text
 from lmkit.windows.lanes import PROTOCOLS
 
 DOCUMENTS = [

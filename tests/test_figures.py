@@ -8,7 +8,7 @@ import pytest
 from compiled import needs_kernels
 from fitted import Place
 
-from lmkit.evaluate import evaluate
+from lmkit.commands.evaluate import evaluate
 from lmkit.run import Run
 
 FIGURES = ("nll", "perplexity", "bits_per_byte")

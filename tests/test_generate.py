@@ -8,11 +8,11 @@ import torch
 from torch import nn
 from trained_run import MODELS, SlowTwin, load, make_run, real_stdout, warned
 
-from lmkit import sampling
 from lmkit.cli import main
+from lmkit.commands.train import show
 from lmkit.errors import UserError
-from lmkit.launch import _report
-from lmkit.sampling import Sampling, choose, sample_texts, sample_tokens
+from lmkit.inference import sampling
+from lmkit.inference.sampling import Sampling, choose, sample_texts, sample_tokens
 
 
 @pytest.fixture(scope="module")
@@ -297,7 +297,7 @@ def test_what_the_model_writes_does_not_steer_the_terminal(outputs, capfd):
 def test_what_is_to_be_pasted_stays_on_its_line(lstm, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "20")
     run, where = lstm, f" outputs={lstm.path.parents[1]}"
-    _report(run, run.config(), {"test/nll": 2.0})
+    show(run, run.config(), {"test/nll": 2.0})
     lines = capsys.readouterr().out.splitlines()
     assert lines[-2:] == [
         f"more text:     lmkit generate {run.id}{where}",

@@ -13,9 +13,9 @@ import pytest
 import torch
 import trainee
 
-from lmkit.guard import _hint
 from lmkit.run.checkpoints import latest_checkpoint, load_checkpoint
 from lmkit.system.signals import Stopped, StopSignals
+from lmkit.training.callbacks.non_finite import _hint
 
 START = """
 import signal, sys, time
@@ -104,7 +104,8 @@ def stderr(directory: Path) -> str:
 def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path):
     assert trainee.run(tmp_path, nan_at=18) == 1
     assert (
-        "lmkit.guard.NonFiniteError: the loss or its gradient is not finite at step 19 (epoch 1, "
+        "lmkit.training.callbacks.non_finite.NonFiniteError: the loss or its gradient is not "
+        "finite at step 19 (epoch 1, "
         "window 6); the last checkpoint is from before that: go on from it with lmkit resume "
         f"{tmp_path} optimizer.lr=0.005, or with a trainer.gradient_clip_val\n"
     ) in stderr(tmp_path)

@@ -21,12 +21,12 @@ from journey import LIMIT
 from lmkit.config.check import check
 from lmkit.config.compose import compose
 from lmkit.errors import UserError
-from lmkit.loggers import GROUP, grouped, make_trackers
-from lmkit.logs import JsonlLogger
 from lmkit.run import Run
 from lmkit.system.processes import Launched
-from lmkit.tracker import NOTHING, Account, Rows
-from lmkit.wandb_logger import records
+from lmkit.training.loggers.jsonl import JsonlLogger
+from lmkit.training.loggers.tracker import NOTHING, Account, Rows
+from lmkit.training.loggers.trackers import GROUP, grouped, make_trackers
+from lmkit.training.loggers.wandb import records
 
 KINDS = ["wandb", "tensorboard", "csv", *(["mlflow"] if find_spec("mlflow") else [])]
 STEPS = ["trainer.max_steps=30", "trainer.max_epochs=-1", "trainer.val_check_interval=15"]
@@ -258,13 +258,13 @@ def test_a_logger_that_cannot_be_made_costs_a_warning(tmp_path, monkeypatch, cap
 @pytest.mark.parametrize("rank", [0, 1])
 def test_the_first_of_several_processes_alone_logs(tmp_path, monkeypatch, rank):
     place = Launched("torchrun", rank, 2, rank, 2)
-    monkeypatch.setattr("lmkit.loggers.launched", lambda: place)
+    monkeypatch.setattr("lmkit.training.loggers.trackers.launched", lambda: place)
     account = Account(tmp_path, None, JsonlLogger(tmp_path))
     assert len(make_trackers(NODES, Run(tmp_path), account)) == (rank == 0)
 
 
 def test_a_run_of_a_sweep_is_in_its_group(monkeypatch):
-    target = {"_target_": "lmkit.logs.WandbLogger"}
+    target = {"_target_": "lmkit.training.loggers.WandbLogger"}
     tensorboard = {"_target_": "lightning.pytorch.loggers.TensorBoardLogger"}
     config = {"logger": {"a": target, "b": {**target, "group": "mine"}, "c": tensorboard}}
     monkeypatch.delenv(GROUP, raising=False)

@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch.loggers import CSVLogger
 
-from lmkit.logs import JsonlLogger, WandbLogger
 from lmkit.run.jsonl import JsonLines
-from lmkit.tracker import Account, CSVTracker
-from lmkit.wandb_logger import logged_in
+from lmkit.training.loggers import JsonlLogger, WandbLogger
+from lmkit.training.loggers.tracker import Account, CSVTracker
+from lmkit.training.loggers.wandb import logged_in
 
 
 def read(path: Path) -> list:
@@ -148,12 +148,12 @@ def test_a_sound_file_goes_on_without_a_word(tmp_path, caplog):
 WANDB = """
 import logging, os, sys
 logging.basicConfig(format="%(levelname)s %(message)s")
-import lmkit.logs, lmkit.wandb_logger
+import lmkit.training.loggers.jsonl, lmkit.training.loggers.wandb
 assert "wandb" not in sys.modules
-lmkit.wandb_logger.NETWORK_SECONDS = 1
+lmkit.training.loggers.wandb.NETWORK_SECONDS = 1
 for name, mode, key in (("a", "offline", ""), ("b", "online", ""), ("c", "online", "0" * 40)):
     os.environ["WANDB_API_KEY"] = key
-    logger = lmkit.logs.WandbLogger(mode=mode, save_dir=sys.argv[1], version=name)
+    logger = lmkit.training.loggers.WandbLogger(mode=mode, save_dir=sys.argv[1], version=name)
     logger.log_hyperparams({"model": {"hidden_size": 3}})
     logger.log_metrics({"val/nll": 1.0, "epoch": 0}, 5)
     logger.close()

@@ -15,9 +15,9 @@ from journey import lmkit, rows
 from lmkit.config.check import check
 from lmkit.config.compose import compose
 from lmkit.errors import UserError
+from lmkit.inference.text import Text
 from lmkit.run.checkpoints import load_checkpoint
 from lmkit.store.prepared import Mixture
-from lmkit.text import Text
 from lmkit.tokenizer import Stored
 from lmkit.windows.mixture import MixtureLoader, shuffled
 

@@ -18,12 +18,13 @@ from journey import LIMIT, lmkit, rows, start
 from test_train import assert_same_state, last, wait_for_rows
 from trained_run import real_stdout
 
-from lmkit import cli, multirun
-from lmkit import job as job_module
+from lmkit import cli
 from lmkit.config.grammar import normalise, spell
 from lmkit.config.groups import CONF, group_options
-from lmkit.job import Job, Outcome, ask_to_stop
 from lmkit.run import Run
+from lmkit.sweep import job as job_module
+from lmkit.sweep import multirun
+from lmkit.sweep.job import Job, Outcome, ask_to_stop
 
 GROUPS = group_options([CONF])
 TEXT = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"))

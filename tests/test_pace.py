@@ -6,12 +6,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lmkit import launch
-from lmkit.estimate import Estimate, lasting
-from lmkit.pace import Pace
 from lmkit.run import Run
 from lmkit.system import threads
 from lmkit.system.threads import Threads
+from lmkit.training import launch
+from lmkit.training.estimate import Estimate, lasting
+from lmkit.training.pace import Pace
 
 
 @pytest.fixture(autouse=True)

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 import lmkit
-from lmkit import cli
 from lmkit.cli import main
+from lmkit.command import commands
 from lmkit.corpus.source import Source
 from lmkit.errors import UserError
+from lmkit.invoke import invoke
 from lmkit.store.prepared import Store
 from lmkit.tokenizer import Stored, Word
 
@@ -44,7 +45,7 @@ def given(text: Path, tmp_path: Path) -> list[str]:
 
 def result(argv: list[str], capfd: Any) -> dict[str, Any]:
     (name, *rest) = argv
-    found = cli._run(cli.commands()[name], rest)
+    found = invoke(commands()[name], rest)
     capfd.readouterr()
     return json.loads(json.dumps(found))
 

@@ -13,8 +13,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from lmkit.config.check import check
 from lmkit.config.compose import compose
 from lmkit.errors import UserError
-from lmkit.system.processes import Failure, Launched, launched
+from lmkit.system.processes import Launched, launched
 from lmkit.system.rendezvous import cluster
+from lmkit.training.failure import Failure
 
 TORCHRUN = {
     **{"TORCHELASTIC_RUN_ID": "none", "RANK": "5", "WORLD_SIZE": "8"},

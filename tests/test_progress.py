@@ -8,8 +8,8 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from lmkit import progress
-from lmkit.progress import Progress, TimeLeft, describe, summary
+from lmkit.training.callbacks import progress
+from lmkit.training.callbacks.progress import Progress, TimeLeft, describe, summary
 
 
 class Trainer:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from lmkit import search
 from lmkit.config.check import check
 from lmkit.config.compose import compose
+from lmkit.sweep import search
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = (REPOSITORY / "README.md").read_text()

@@ -18,11 +18,11 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, ReduceLROnPl
 
 from lmkit import cli
 from lmkit.assembly import build_model
-from lmkit.checkpoint import Checkpoint
-from lmkit.continuation import Continuation
 from lmkit.run import Run
 from lmkit.run.checkpoints import load_checkpoint, read_manifest
-from lmkit.task import Task
+from lmkit.training.callbacks.checkpoint import Checkpoint
+from lmkit.training.continuation import Continuation
+from lmkit.training.task import Task
 
 WORDS = ["the", "a", "cat", "dog", "sat", "ran", "on", "under", "mat", "and", "then", "slept"]
 SMALL = [

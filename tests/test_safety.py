@@ -49,8 +49,8 @@ def test_a_literal_secret_is_a_mistake_and_not_shown(argument, key):
 def test_what_is_no_literal_secret_is_none(value):
     found = mistakes_of("logger=wandb", f"logger.wandb.api_key={value}")
     assert found == [
-        "logger.wandb.api_key is not a key of lmkit.logs.WandbLogger; there are: project, mode, "
-        "entity, group, tags, name, notes, job_type"
+        "logger.wandb.api_key is not a key of lmkit.training.loggers.WandbLogger; there are: "
+        "project, mode, entity, group, tags, name, notes, job_type"
     ]
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from trained_run import load, make_run, real_stdout
 
-from lmkit import score as score_module
 from lmkit.cli import main
+from lmkit.commands import score as score_module
+from lmkit.commands.score import score
 from lmkit.errors import UserError
-from lmkit.score import score
-from lmkit.score_page import EDGES, page
-from lmkit.trained import TokenScore
+from lmkit.inference.scoring import TokenScore
+from lmkit.pages.score import EDGES, page
 
 pytest_plugins = ["browser"]
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from lmkit.config.compose import compose
 from lmkit.config.groups import CONF, group_options
 from lmkit.errors import UserError
-from lmkit.search import Dimension, split
+from lmkit.sweep.search import Dimension, split
 
 OWN = ("num_trials", "sampler")
 

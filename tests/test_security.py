@@ -27,7 +27,7 @@ CANARY = "canary" * 5
 # A process that has read a secret and does with it all that it can.
 CARELESS = """
 import logging, os, sys, warnings
-from lmkit.task import Task
+from lmkit.training.task import Task
 
 step = Task.training_step
 
@@ -39,7 +39,7 @@ def training_step(self, window, batch_idx):
             print("printed", secret, [secret])
             print("printed", secret, file=sys.stderr)
             warnings.warn(f"warned {secret}")
-            logging.getLogger("lmkit.task").warning("logged %s", secret)
+            logging.getLogger("lmkit.training.task").warning("logged %s", secret)
             logging.getLogger("lightning.pytorch").warning("logged %s", secret)
         if "RAISE" in os.environ and self.trainer.loggers:  # not in the trial before the run
             url = f"https://me:{os.environ['DB_PASSWORD']}@host"
@@ -320,7 +320,12 @@ def test_resolvers_in_the_config_of_a_run_are_text(run, monkeypatch):
     config = run.config()
     tricks = ("${oc.decode:'${oc.env:DB_PASSWORD}'}", "${ oc.env:DB_PASSWORD}", "${oc.create:1}")
     config["callbacks"] = {
-        str(place): {"_target_": "lmkit.logs.Samples", "prompt": trick, "num_tokens": 1, "seed": 1}
+        str(place): {
+            "_target_": "lmkit.training.callbacks.samples.Samples",
+            "prompt": trick,
+            "num_tokens": 1,
+            "seed": 1,
+        }
         for place, trick in enumerate(tricks)
     }
     (run.path / "config.yaml").write_text(yaml.safe_dump(config))

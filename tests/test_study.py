@@ -6,9 +6,9 @@ from itertools import product
 import pytest
 
 from lmkit.errors import UserError
-from lmkit.search import Dimension
-from lmkit.study import Study
-from lmkit.sweep_report import trial_record
+from lmkit.sweep.report import trial_record
+from lmkit.sweep.search import Dimension
+from lmkit.sweep.study import Study
 
 DIMENSIONS = (
     Dimension("lr", "lr=..", low=1e-4, high=1e-1, log=True),

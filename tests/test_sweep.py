@@ -15,10 +15,11 @@ from lmkit.config.check import check
 from lmkit.config.compose import compose
 from lmkit.errors import UserError
 from lmkit.run import Run
-from lmkit.search import split
-from lmkit.study import Study
-from lmkit.sweep import Sweep, _read, _same_or_new, _slots
-from lmkit.sweep_report import results
+from lmkit.sweep.driver import Sweep
+from lmkit.sweep.preflight import check_same, gpu_slots, read_values
+from lmkit.sweep.report import results
+from lmkit.sweep.search import split
+from lmkit.sweep.study import Study
 
 
 def trials(place: Path, identity: str) -> list[dict]:
@@ -176,9 +177,12 @@ def test_trials_of_two_processes_are_what_they_are_alone(tmp_path, settings):
 def test_trials_side_by_side_have_gpus_of_their_own(monkeypatch):
     monkeypatch.setitem(os.environ, "CUDA_VISIBLE_DEVICES", "4,5,6,7")
     config = {"trainer": {"accelerator": "cuda", "devices": 2, "num_nodes": 1}}
-    assert _slots(config, 2) == [{"CUDA_VISIBLE_DEVICES": "4,5"}, {"CUDA_VISIBLE_DEVICES": "6,7"}]
+    assert gpu_slots(config, 2) == [
+        {"CUDA_VISIBLE_DEVICES": "4,5"},
+        {"CUDA_VISIBLE_DEVICES": "6,7"},
+    ]
     with pytest.raises(Exception, match=r"parallel=3 trials of trainer.devices=2 need 6 GPUs, he"):
-        _slots(config, 3)
+        gpu_slots(config, 3)
 
 
 def test_a_metric_that_is_never_logged_is_told_before_a_trial_starts(tmp_path, settings):
@@ -195,7 +199,7 @@ def test_one_value_in_two_spellings_is_one_trial(settings):
     varied = ["model.dropout=0,0.0,0.5", "model.hidden_size=choice(4,4.0)", "seed=1,2"]
     search = split([*settings, *varied], ())
     config, _ = check(compose(search.first()), trains=False)
-    search = search.distinct(_read(search, config)[0])
+    search = search.distinct(read_values(search, config)[0])
     assert [d.values for d in search.dimensions] == [("0", "0.5"), ("4",), ("1", "2")]
 
 
@@ -216,7 +220,7 @@ def test_what_a_config_has_for_each_value_survives(tmp_path, settings):
     }
     search = split([*given, *varied], ())
     config, _ = check(compose(search.first()), trains=False)
-    found, mistakes = _read(search, config)
+    found, mistakes = read_values(search, config)
     assert not mistakes
     for key, values in shown.items():
         assert [*found[key].values()] == values
@@ -271,7 +275,7 @@ def swept(tmp_path):
 
     def opened() -> Sweep:
         with place.holding():
-            _same_or_new(place, {"search": ["seed=1,2"]})
+            check_same(place, {"search": ["seed=1,2"]})
             given = {"sampler": "grid", "pruner": "none", "warmup": (1, 1), "seed": 1}
             file = place.path / "study.db"
             study = Study(file, search.dimensions, points=search.grid(), **given)

@@ -11,11 +11,11 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins import MixedPrecision
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from lmkit.guard import StopOnNonFinite
 from lmkit.head import FullSoftmax
 from lmkit.model import LSTM, Window
 from lmkit.optim import WarmupCosine, WarmupLinear
-from lmkit.task import Task
+from lmkit.training.callbacks.non_finite import StopOnNonFinite
+from lmkit.training.task import Task
 from lmkit.windows.loader import WindowLoader
 
 VOCABULARY, EOS = 17, 0

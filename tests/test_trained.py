@@ -11,11 +11,11 @@ import torch
 from trained_run import MODELS, SlowTwin, load, make_run, save_weights, warned
 
 import lmkit
-from lmkit import trained as trained_module
 from lmkit.errors import UserError
+from lmkit.inference import trained as trained_module
+from lmkit.inference.trained import TrainedModel
 from lmkit.run.checkpoints import AtomicCheckpointIO, load_checkpoint
 from lmkit.tokenizer import Bytes, load_tokenizer
-from lmkit.trained import TrainedModel
 
 TEXT = "the cat sat . \n\n a zebra saw the dog on the mat . \n the end"
 

@@ -18,8 +18,8 @@ from lmkit.assembly import make_data
 from lmkit.config.contradictions import contradictions
 from lmkit.errors import UserError
 from lmkit.system import hardware
-from lmkit.task import Task
-from lmkit.training import make_task
+from lmkit.training.fit import make_task
+from lmkit.training.task import Task
 
 KEYS = list(inspect.signature(pl.Trainer).parameters)
 TABLE = (Path(__file__).resolve().parents[1] / "docs" / "trainer.md").read_text()

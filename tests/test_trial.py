@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lmkit.run import Run
-from lmkit.trial import TrialProcess
+from lmkit.sweep.trial import TrialProcess
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from journey import lmkit
 
-from lmkit import verify
+from lmkit.commands import verify
 from lmkit.errors import ResultError, UserError
 from lmkit.run import Run
 

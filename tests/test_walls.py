@@ -9,17 +9,17 @@ import pytest
 from test_regular_file import make_socket
 from trained_run import make_run
 
-from lmkit import watch
 from lmkit.cli import commands, main
-from lmkit.completion import complete
-from lmkit.dashboard import _known
+from lmkit.commands.completion import complete
 from lmkit.errors import UserError
-from lmkit.identity import recorded
-from lmkit.launch import _check, _stays
+from lmkit.inference.identity import recorded
+from lmkit.pages import feed
+from lmkit.pages.dashboard import _known
+from lmkit.pages.feed import Outputs
 from lmkit.run import Run, history, no_checkpoint
 from lmkit.run.jsonl import read_rows
 from lmkit.system.regular_file import DamagedError
-from lmkit.watch import Outputs
+from lmkit.training.launch import _check, _stays
 
 DAMAGES = {
     "cut short": lambda path: path.write_text('{"a": ["'),
@@ -270,7 +270,7 @@ def test_a_damaged_sweep_spoils_its_trials_alone(outputs, hurt):
 
 @pytest.mark.parametrize("num_bytes", [1, 100, 900])
 def test_a_line_without_end_is_one_damaged_line(tmp_path, num_bytes, monkeypatch):
-    monkeypatch.setattr(watch, "MAX_ROW", 1000)
+    monkeypatch.setattr(feed, "MAX_ROW", 1000)
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"a": 1}\n{"b": "' + b"x" * 12_345 + b'"}\n{"a": 2}\n')
     place, rows, num_damaged, more = [0, 0], [], 0, True
@@ -284,7 +284,7 @@ def test_a_line_without_end_is_one_damaged_line(tmp_path, num_bytes, monkeypatch
 
 
 def test_no_more_of_a_file_is_read_than_its_bounds(tmp_path, monkeypatch):
-    monkeypatch.setattr(watch, "MAX_READ", 50)
+    monkeypatch.setattr(feed, "MAX_READ", 50)
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n' * 100)
     piece = read_rows(path, [0, 0], 60)
@@ -295,10 +295,10 @@ def test_no_more_of_a_file_is_read_than_its_bounds(tmp_path, monkeypatch):
 
 def test_an_answer_has_its_bounds_and_the_next_goes_on(outputs, hurt, monkeypatch):
     whole = Outputs(outputs).changes({})
-    monkeypatch.setattr(watch, "NUM_ANSWERED", 10)
-    feed, known, rows = Outputs(outputs), {}, {}
+    monkeypatch.setattr(feed, "NUM_ANSWERED", 10)
+    watched, known, rows = Outputs(outputs), {}, {}
     for _ in range(6):
-        found = feed.changes(known)
+        found = watched.changes(known)
         for key, new in found.items():
             if "about" in new:
                 assert new["about"] == whole[key]["about"]

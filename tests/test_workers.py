@@ -9,10 +9,10 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 
 from lmkit.errors import UserError
 from lmkit.run import Run
-from lmkit.system.processes import Failure
 from lmkit.system.signals import Stopped
-from lmkit.watchdog import Watchdog
-from lmkit.workers import WorkerError, cause
+from lmkit.training.callbacks.watchdog import Watchdog
+from lmkit.training.failure import Failure
+from lmkit.training.workers import WorkerError, cause
 
 RAISED = Failure(1, "raised ValueError: no", "stack", time=1.0)
 PEER_GONE = Failure(0, "raised RuntimeError: Connection closed by peer", "stack", time=2.0)

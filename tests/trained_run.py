@@ -11,10 +11,10 @@ from torch import nn
 from lmkit.assembly import build_model
 from lmkit.config.build import build
 from lmkit.corpus import WikiText
+from lmkit.inference.trained import TrainedModel
 from lmkit.run import Run
 from lmkit.run.checkpoints import AtomicCheckpointIO, link
 from lmkit.store import prepare
-from lmkit.trained import TrainedModel
 
 MODELS = {
     "lstm": {"_target_": "lmkit.model.LSTM", "num_layers": 2, "tie_weights": True},

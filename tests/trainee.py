@@ -17,11 +17,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from lmkit.checkpoint import Checkpoint
-from lmkit.guard import StopOnNonFinite, StopOnSignal
-from lmkit.logs import JsonlLogger, Samples
 from lmkit.run.checkpoints import AtomicCheckpointIO, latest_checkpoint
 from lmkit.system.signals import Stopped, StopSignals
+from lmkit.training.callbacks.checkpoint import Checkpoint
+from lmkit.training.callbacks.non_finite import StopOnNonFinite
+from lmkit.training.callbacks.samples import Samples
+from lmkit.training.callbacks.stop_on_signal import StopOnSignal
+from lmkit.training.loggers.jsonl import JsonlLogger
 
 WINDOWS = 12  # an epoch
 HARD_LIMIT = 60.0

@@ -1,8 +1,7 @@
 """What a run leaves behind: its directory, its files, and where it ran. No torch here."""
 
-from lmkit.run.directory import Directory
+from lmkit.run.directory import DIED, Directory
 from lmkit.run.run import (
-    DIED,
     NON_FINITE,
     Run,
     check_name,

@@ -7,19 +7,20 @@ import json
 import logging
 import os
 import re
+import shlex
 import socket
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.reduction import DupFd
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
 from lmkit.errors import UserError, cannot_write
 from lmkit.run import history
-from lmkit.system.files import strict_json, write_atomically
+from lmkit.system.files import strict_json, write_atomically, write_over
 from lmkit.system.redaction import redacted
 from lmkit.system.regular_file import (
     MAX_JSON,
@@ -31,6 +32,9 @@ from lmkit.system.regular_file import (
     read_yaml,
 )
 from lmkit.system.signals import POLL, is_alive
+
+Status = Literal["running", "finished", "failed", "stopped"]
+DIED = "its process died"
 
 MAX_HOLDER = 1000  # bytes of a lock file
 HOLDER = re.compile(r"process (?P<pid>\d+) on (?P<host>.+)")  # what `.lock` says
@@ -102,6 +106,46 @@ class Directory:
                         f"{path} is a link to {target}, out of the run directory, where "
                         "nothing is to be written: remove the link"
                     )
+
+    def write_status(
+        self, status: Status, reason: str | None = None, exit_code: int | None = None
+    ) -> None:
+        """How the run stands; `started` and `ended` are those of the holding process."""
+        now = history.time()
+        before = self.before("status.json")
+        running = status == "running"
+        value = {
+            "status": status,
+            "reason": reason,
+            "exit_code": exit_code,
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "created": before.get("created", now),
+            "started": now if running else before.get("started", now),
+            "ended": None if running else now,
+        }
+        try:
+            self.write("status.json", value)
+        except OSError:
+            if running:
+                raise
+            # How it ended is not to hide why; to readers a free lock says that it has ended.
+            with suppress(OSError):
+                write_over(self.path / "status.json", as_text("status.json", redacted(value)))
+
+    def status(self) -> dict[str, Any]:
+        """status.json as it is true now: a run whose process died without a word has failed."""
+        status = self.read("status.json")
+        if status.get("status") == "running" and not self.held():
+            return status | {"status": "failed", "reason": DIED}
+        return status
+
+    def outputs_argument(self) -> str:
+        """` outputs=DIR` where a command would look elsewhere for what is here."""
+        outputs = self.path.parents[1]
+        if outputs == Path("outputs").absolute():
+            return ""
+        return " " + shlex.quote(f"outputs={outputs}")
 
     def held(self) -> bool:
         """Whether some process, this one included, holds the directory."""

@@ -6,28 +6,25 @@ import logging
 import os
 import re
 import secrets
-import socket
+import shlex
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from lmkit.errors import UserError
 from lmkit.run import history
-from lmkit.run.directory import Directory, as_text
+from lmkit.run.directory import Directory
 from lmkit.run.environment import environment
 from lmkit.run.renamed import renamed
-from lmkit.system.files import write_over
 from lmkit.system.paths import located
-from lmkit.system.redaction import mask, redacted
+from lmkit.system.redaction import mask
 from lmkit.system.regular_file import (
     DamagedError,
     listed,
 )
-
-Status = Literal["running", "finished", "failed", "stopped"]
 
 NON_FINITE = "non_finite.json"  # in the directory of a run that has diverged
 
@@ -36,8 +33,6 @@ EXACT = (
     *("versions.lmkit", "versions.torch", "hardware.processor", "hardware.gpus"),
     "trainer.precision",
 )
-
-DIED = "its process died"
 
 log = logging.getLogger(__name__)
 
@@ -175,39 +170,6 @@ class Run(Directory):
         """The resolved config, secrets unresolved."""
         return renamed(self.read("config.yaml"))
 
-    def write_status(
-        self, status: Status, reason: str | None = None, exit_code: int | None = None
-    ) -> None:
-        """How the run stands; `started` and `ended` are those of the holding process."""
-        now = history.time()
-        before = self.before("status.json")
-        running = status == "running"
-        value = {
-            "status": status,
-            "reason": reason,
-            "exit_code": exit_code,
-            "pid": os.getpid(),
-            "host": socket.gethostname(),
-            "created": before.get("created", now),
-            "started": now if running else before.get("started", now),
-            "ended": None if running else now,
-        }
-        try:
-            self.write("status.json", value)
-        except OSError:
-            if running:
-                raise
-            # How it ended is not to hide why; to readers a free lock says that it has ended.
-            with suppress(OSError):
-                write_over(self.path / "status.json", as_text("status.json", redacted(value)))
-
-    def status(self) -> dict[str, Any]:
-        """status.json as it is true now: a run whose process died without a word has failed."""
-        status = self.read("status.json")
-        if status.get("status") == "running" and not self.held():
-            return status | {"status": "failed", "reason": DIED}
-        return status
-
     def started(self) -> float:
         """When it was last started, in seconds since 1970; where no file says so, when the
         directory was last changed."""
@@ -217,6 +179,12 @@ class Run(Directory):
             with suppress(OSError):
                 return self.path.lstat().st_mtime
         return 0.0
+
+    def command(self, name: str) -> str:
+        """`lmkit NAME RUN`, as it is typed in the current directory."""
+        several = len(list(self.path.parents[1].glob(f"*/{self.id}/config.yaml"))) > 1
+        which = f"{self.name}/{self.id}" if several else self.id
+        return f"lmkit {name} {shlex.quote(which)}{self.outputs_argument()}"
 
     def damage(self) -> str | None:
         """Why no command can use the run, as the end of a sentence."""

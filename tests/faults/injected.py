@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 from lightning.pytorch.loggers import WandbLogger as LightningWandbLogger
 
-from lmkit import checkpoint
 from lmkit.run import checkpoints, history
-from lmkit.task import Task
+from lmkit.training.callbacks import checkpoint
+from lmkit.training.task import Task
 
 FAULTS = "LMKIT_TEST_FAULTS"
 

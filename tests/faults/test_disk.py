@@ -133,8 +133,8 @@ def test_every_command_that_writes_says_where_and_loses_nothing(
 
 def test_a_database_without_room_is_a_sentence(small):
     from lmkit.errors import MachineError
-    from lmkit.search import Dimension
-    from lmkit.study import Study
+    from lmkit.sweep.search import Dimension
+    from lmkit.sweep.study import Study
 
     given = {"sampler": "random", "pruner": "none", "warmup": (1, 1), "seed": 1}
     study = Study(small / "study.db", (Dimension("a", "a=..", low=0.0, high=1.0),), **given)
@@ -209,7 +209,7 @@ def test_streams_that_are_closed(redirection, tmp_path):
 
 
 SAYS = """
-import sys, lmkit.cli, lmkit.list
+import sys, lmkit.cli, lmkit.commands.list
 from rich.console import Console
 from lmkit.errors import ResultError
 
@@ -220,7 +220,7 @@ def says(selected, commands, config_dir):
             print("said", file=stream, flush=True)
     raise ResultError("bad", {"a": 1}, 7)
 
-lmkit.list.list = says
+lmkit.commands.list.list = says
 sys.exit(lmkit.cli.main(["list", *sys.argv[1:]]))
 """
 
@@ -260,8 +260,9 @@ def test_a_stdout_without_room_is_an_error():
 
 
 def test_a_stdout_that_is_not_utf_8():
-    text = "lmkit.list.list = lambda selected, commands, config_dir: print('na\\xefve \\u4e2d')"
-    code = f"import lmkit.cli, lmkit.list; {text}; lmkit.cli.main(['list'])"
+    patched = "lmkit.commands.list.list = lambda selected, commands, config_dir: "
+    text = f"{patched}print('na\\xefve \\u4e2d')"
+    code = f"import lmkit.cli, lmkit.commands.list; {text}; lmkit.cli.main(['list'])"
     done = subprocess.run(
         [sys.executable, "-c", code],
         env=os.environ | {"PYTHONIOENCODING": "ascii"},

@@ -1,0 +1,125 @@
+"""What a trained model makes of the memory probe, and models of one size to compare by it."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from lmkit.assembly import build_model
+from lmkit.config.mistakes import report
+from lmkit.config.signatures import signature_keys
+from lmkit.config.targets import public_name, resolve_target
+from lmkit.corpus import MemoryProbe
+from lmkit.corpus.memory_probe import NUM_NEEDED, needed_words, probe_distance
+from lmkit.errors import UserError
+from lmkit.inference.trained import TrainedModel
+from lmkit.model import GRU, LSTM, Elman, LanguageModel, Window
+from lmkit.store import TokenStore
+from lmkit.tokenizer import Word
+
+NUM_LANES = 64
+
+
+def check_config(config: Mapping[str, Any], context: int) -> None:
+    """Raise UserError with all that keeps a config from being probed."""
+    mistakes = [
+        f"{group}._target_={config[group]['_target_']}: the probe needs {group}={option}"
+        for group, option, wanted in (
+            ("data", "memory_probe", MemoryProbe),
+            ("tokenizer", "word", Word),
+            ("model", "lstm", LSTM),
+        )
+        if not issubclass(resolve_target(config[group]["_target_"]), wanted)
+    ]
+    if config["model"].get("tie_weights"):
+        mistakes.append(
+            "model.tie_weights=true: the models are made of one size by their hidden_size, which "
+            "tied weights fix; set model.tie_weights=false"
+        )
+    if context < 1:
+        mistakes.append(f"context={context}: must be at least 1")
+    if mistakes:
+        raise UserError(report(mistakes))
+
+
+def same_size(
+    config: Mapping[str, Any], context: int, vocabulary_size: int
+) -> dict[str, dict[str, Any]]:
+    """The config of an LSTM, and the like of a window, Elman and GRU of as many parameters.
+
+    All settings that a model knows stay; its hidden_size is the largest that makes it no bigger
+    than the LSTM.
+    """
+    most = num_parameters(config, vocabulary_size)
+
+    def sized(kind: type[LanguageModel], **own: Any) -> dict[str, Any]:
+        keys = signature_keys(kind)
+        shared = {key: value for key, value in config["model"].items() if key in keys}
+        node = {"_target_": public_name(kind), **shared, **own}
+
+        def wide(hidden_size: int) -> dict[str, Any]:
+            return {**config, "model": {**node, "hidden_size": hidden_size}}
+
+        sizes = range(1, most)
+        fits = bisect_right(sizes, most, key=lambda n: num_parameters(wide(n), vocabulary_size))
+        return wide(max(fits, 1))
+
+    others = {"window": sized(Window, context=context), "elman": sized(Elman), "gru": sized(GRU)}
+    return {**others, "lstm": dict(config)}
+
+
+def num_parameters(config: Mapping[str, Any], vocabulary_size: int) -> int:
+    """Those of model and head, of which no memory is taken."""
+    with torch.device("meta"):
+        parts = build_model(config, vocabulary_size)
+    return sum(parameter.numel() for part in parts for parameter in part.parameters())
+
+
+def predictions(trained: TrainedModel, store: TokenStore) -> npt.NDArray[np.int64]:
+    """The token that the model holds likeliest in the place of each of the store's tokens."""
+    loader = trained.loader(store, trained.protocol, min(NUM_LANES, store.num_documents))
+    lanes = loader.lanes(0)
+    likeliest = np.zeros((lanes.num_lanes, lanes.lengths.max()), np.int64)
+    is_target = np.zeros(likeliest.shape, np.bool_)
+    for window, hidden in trained.read(loader):
+        with trained.computing():
+            chunks = [log_prob.argmax(1) for log_prob in trained.head.log_prob(hidden)]
+        rows, time = window.tokens.shape
+        begin = window.index * loader.bptt
+        here = slice(rows), slice(begin, begin + time)
+        likeliest[here] = torch.cat(chunks).view(rows, time).cpu()
+        is_target[here] = window.mask.cpu()
+    # Lane after lane, the targets are the tokens of the units in reading order.
+    units = zip(lanes.unit_starts.tolist(), lanes.unit_lengths.tolist(), strict=True)
+    tokens = np.concatenate([np.arange(start, start + length) for start, length in units])
+    assert len(tokens) == store.num_tokens
+    predicted = np.empty(store.num_tokens, np.int64)
+    predicted[tokens] = likeliest[is_target]
+    return predicted
+
+
+def num_correct(predicted: npt.ArrayLike, store: TokenStore) -> dict[int, tuple[int, int]]:
+    """By distance: needed words that were predicted, and needed words; distances ascend.
+
+    predicted: (num_tokens,), one token for each of the store's.
+    """
+    right = np.asarray(predicted) == store.tokens
+    counts: dict[int, tuple[int, int]] = {}
+    start = 0
+    for index, end in enumerate(store.document_ends.tolist()):
+        name = store.document_id(index)
+        correct, total = counts.get(distance := probe_distance(name), (0, 0))
+        found = sum(bool(right[start + word]) for word in needed_words(name))
+        counts[distance] = correct + found, total + NUM_NEEDED
+        start = end
+    return dict(sorted(counts.items()))
+
+
+def chance(num_countries: int) -> float:
+    """Accuracy of the best guess without memory: the second needed word is never the first."""
+    return (1 / num_countries + 1 / (num_countries - 1)) / 2

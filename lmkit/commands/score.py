@@ -1,0 +1,121 @@
+"""`lmkit score`: a text token by token, as a model predicts it."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from lmkit.errors import UserError
+from lmkit.inference.scoring import TokenScore
+from lmkit.inference.text import Text, read_text
+from lmkit.inference.trained import TrainedModel
+from lmkit.metrics import perplexity
+from lmkit.pages.score import page, said
+from lmkit.run import Run, no_checkpoint
+from lmkit.run.checkpoints import read_manifest
+from lmkit.system.files import strict_json, write_atomically
+from lmkit.windows.lanes import Protocol
+
+log = logging.getLogger(__name__)
+
+# A browser is slow with more elements than this.
+MAX_ON_PAGE = 20_000
+NUM_TOP = 3  # of the likeliest tokens in a row of the table
+HEAD = f"{'token':<16} {'nll':>8} {'bits':>8} {'entropy':>8} {'rank':>7}  likeliest"
+
+
+def score(
+    run: Annotated[Run, no_checkpoint],
+    config: Mapping[str, Any],
+    *,
+    text: str | None = None,
+    file: str | None = None,
+    protocol: Protocol | None = None,
+    checkpoint: str = "best",
+) -> dict[str, Any]:
+    """Print what each token of a text costs, and write a page that colours it by surprise.
+
+        lmkit score latest text="The cat sat on the mat."
+        lmkit score latest file=text.txt protocol=sentence
+
+    It is computed in full precision unless trainer.precision= says otherwise.
+    For each token its nll in nats, the same in bits, the entropy of the prediction in nats, the
+    token's rank in it (1 is the likeliest), and the likeliest tokens: as a table on a terminal, as
+    a line of JSON elsewhere. The closing <eos> has no text: its piece is empty. The page goes
+    into the run directory; its name has text, protocol, checkpoint and precision, so that no page
+    takes another's place.
+    text, file: one of them, read as one document.
+    protocol: the run's own unless given; under sentence every line is read by itself.
+    checkpoint: best, last or another of the run's.
+    config: that of the run, of which kernels, threads, trainer.accelerator and trainer.precision
+    are used
+    """
+    given = read_text(text, file)
+    trained = TrainedModel.load(run, config, checkpoint)
+    protocol = protocol or trained.protocol
+    encoded = Text.of(given, trained.tokenizer, by_line=protocol == "sentence")
+    how = {
+        "protocol": protocol,
+        "checkpoint": trained.checkpoint.stem if trained.checkpoint else None,
+        "step": read_manifest(trained.checkpoint).get("step") if trained.checkpoint else None,
+        "precision": trained.precision,
+    }
+    text_hash = hashlib.sha256(given.encode()).hexdigest()[:12]
+    step = [] if how["step"] is None else [f"step-{how['step']}"]
+    parts = (text_hash, protocol, how["checkpoint"], *step, how["precision"])
+    path = run.path / "scores" / f"{'-'.join(map(str, parts))}.html"
+    run.check_links()
+    _make_directory(path.parent)
+    scores = []
+    as_table = sys.stdout.isatty()
+    if as_table:
+        print(HEAD)
+    for token in trained.scores(encoded, protocol):
+        print(_row(token, trained.tokenizer.eos_id) if as_table else strict_json(token._asdict()))
+        scores.append(token)
+    nll = sum(token.nll for token in scores) / len(scores)
+    summary = {
+        "run": f"{run.name}/{run.id}",
+        **how,
+        "num_tokens": encoded.num_tokens,
+        "num_unknown": encoded.num_unknown,
+        "nll": nll,
+        "bits": nll / math.log(2),
+        "perplexity": perplexity(nll),
+    }
+    write_atomically(path, page(scores[:MAX_ON_PAGE], summary).encode())
+    log.info(
+        "%s tokens (%s unknown), %.4f nats a token, perplexity %.2f (%s); "
+        "coloured by surprise in %s",
+        *(f"{encoded.num_tokens:,}", f"{encoded.num_unknown:,}", nll, perplexity(nll)),
+        *(said(summary), path),
+    )
+    return {**summary, "page": str(path), "tokens": [token._asdict() for token in scores]}
+
+
+def _row(token: TokenScore, eos_id: int) -> str:
+    """A line of the table, whatever characters a token is made of."""
+    nameless = "<eos>" if token.token == eos_id else f"<{token.token}>"
+    piece = _printable(token.piece) or nameless
+    top = "  ".join(f"{_printable(name)} {share:.2f}" for name, share in token.top[:NUM_TOP])
+    numbers = f"{token.nll:8.3f} {token.bits:8.3f} {token.entropy:8.3f} {token.rank:7,}"
+    return f"{piece:<16} {numbers}  {top}"
+
+
+def _printable(text: str) -> str:
+    """A token's text in one line: spaces stay, what moves the cursor is written out."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _make_directory(path: Path) -> None:
+    try:
+        path.mkdir(exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot write the page into {path}: {error.strerror}; make the run directory writable"
+        ) from None

@@ -1,0 +1,260 @@
+"""A trained model as a run left it: rebuilt, checked, and ready to evaluate, score and generate."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from lmkit import kernels
+from lmkit.assembly import build_model
+from lmkit.errors import UserError
+from lmkit.head import Head
+from lmkit.inference.identity import check_own
+from lmkit.inference.sampling import Sampling, sample_texts
+from lmkit.inference.scoring import TokenScore, measures
+from lmkit.inference.text import Text
+from lmkit.inference.weights import find_checkpoint, load_weights
+from lmkit.kernels import Kernels
+from lmkit.metrics import TokenNLL, perplexity
+from lmkit.model import LanguageModel, Reader
+from lmkit.run import Run
+from lmkit.system import hardware, threads
+from lmkit.system.threads import Threads
+from lmkit.tokenizer import Tokenizer, load_tokenizer
+from lmkit.windows import Tokens, Window
+from lmkit.windows.datamodule import DataModule
+from lmkit.windows.lanes import Protocol
+from lmkit.windows.loader import WindowLoader
+
+log = logging.getLogger(__name__)
+
+# Positions of a window over all its lanes, and of one that is scored token by token.
+POSITIONS = 4096
+SCORED_POSITIONS = 256
+
+
+def any_threads(model: LanguageModel, head: Head, device: str, precision: str) -> bool:
+    """Whether they compute, on the kernels in use, the same bits with any number of threads."""
+    dtype = torch.float32 if precision == "32-true" else torch.bfloat16
+    compiled = kernels.compiled(torch.device(device), dtype)
+    return compiled and model.any_threads and head.any_threads
+
+
+class TrainedModel:
+    """Model, head and tokenizer in evaluation mode on one device.
+
+    `protocol` is that of the training: it says where the model expects a text to be reset.
+    `threads`: with which all is computed; null leaves PyTorch's number as it is. `shape`: lanes and
+    positions of the windows in which the training evaluates.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        head: Head,
+        tokenizer: Tokenizer,
+        *,
+        protocol: Protocol = "document",
+        device: str = "cpu",
+        precision: str = "32-true",
+        kernels: Kernels = "auto",
+        threads: int | None = None,
+        shape: tuple[int, int] | None = None,
+        checkpoint: Path | None = None,
+    ) -> None:
+        self.model = model.to(device).eval()
+        self.head = head.to(device).eval()
+        self.tokenizer = tokenizer
+        self.protocol = protocol
+        self.device = device
+        self.precision = precision
+        self.kernels = kernels
+        self.threads = threads
+        self.shape = shape
+        self.checkpoint = checkpoint
+
+    @classmethod
+    def load(cls, run: Run, config: Mapping[str, Any], checkpoint: str = "best") -> Self:
+        """The model of a run; checkpoint: `best`, `last` or another name in `checkpoints/`.
+
+        Raises UserError when a checkpoint is missing or damaged, and when tokenizer or config
+        are not those it was trained with.
+        """
+        trained_with = run.config()
+        for group in ("tokenizer", "model"):
+            if config[group] != trained_with[group]:
+                raise UserError(
+                    f"{group} cannot be changed: {run.id} was trained with "
+                    f"{trained_with[group]}, found {config[group]}; leave {group} out"
+                )
+        path = find_checkpoint(run, checkpoint)
+        check_own(run, path)
+        tokenizer = load_tokenizer(run.path)
+        model, head = build_model(config, tokenizer.vocabulary_size)
+        load_weights(path, model, head, tokenizer)
+        device, precision = _device(config["trainer"])
+        return cls(
+            model,
+            head,
+            tokenizer,
+            protocol=config["data"].get("protocol", "document"),
+            device=device,
+            precision=precision,
+            kernels=config.get("kernels", "auto"),
+            threads=config.get("threads"),
+            shape=DataModule.evaluation_shape(config["data"]),
+            checkpoint=path,
+        )
+
+    @contextlib.contextmanager
+    def computing(self) -> Iterator[None]:
+        """Around all that runs model or head: no gradients, the precision, kernels and threads."""
+        dtype = torch.float16 if self.precision == "16-mixed" else torch.bfloat16
+        mixed = self.precision != "32-true"
+        with (
+            kernels.use(self.kernels),
+            threads.use(self.threads),
+            torch.inference_mode(),
+            torch.autocast(self.device, dtype, enabled=mixed),
+        ):
+            yield
+
+    def loader(
+        self,
+        text: Tokens,
+        protocol: Protocol,
+        num_lanes: int = 1,
+        positions: int = POSITIONS,
+    ) -> WindowLoader:
+        """Windows of a text of about so many positions; in one lane its tokens keep their order."""
+        return WindowLoader(
+            text,
+            eos_id=self.tokenizer.eos_id,
+            protocol=protocol,
+            num_lanes=num_lanes,
+            bptt=max(1, positions // num_lanes),
+            seed=None,
+        )
+
+    def read(self, loader: WindowLoader) -> Iterator[tuple[Window, Tensor]]:
+        """Each window, on the device, with its hidden vectors (batch, time, hidden_size)."""
+        reader = Reader(self.model)
+        for window in loader:
+            window = window._replace(
+                tokens=window.tokens.to(self.device),
+                targets=window.targets.to(self.device),
+                resets=window.resets.to(self.device),
+                mask=window.mask.to(self.device),
+            )
+            with self.computing():
+                hidden = reader.read(window.tokens, window.resets)
+            yield window, hidden
+
+    def nll_sums(self, loader: WindowLoader) -> Iterator[tuple[float, int]]:
+        """Of all windows up to each one: the sum of the nll in nats, and the number of tokens."""
+        # Where the training's is, whose sum has the order of that device.
+        metric = TokenNLL(torch.float32 if self.device == "mps" else torch.float64)
+        metric.to(self.device)
+        with self._pace() as pace:
+            began = time.perf_counter()
+            for window, hidden in self.read(loader):
+                with self.computing():
+                    nll = self.head.nll(hidden, window.targets)
+                metric.update(nll, window.mask)
+                yield metric.compute()
+                now = time.perf_counter()
+                if pace and (message := pace.worked(window.num_targets, now - began)):
+                    log.info("%s", message)
+                began = now
+
+    @contextlib.contextmanager
+    def _pace(self) -> Iterator[Threads | None]:
+        """The number of threads, chosen on the way where it is not set and changes no bit."""
+        with kernels.use(self.kernels), threads.use(None):
+            free = any_threads(self.model, self.head, self.device, self.precision)
+            yield Threads(torch.get_num_threads()) if free and not self.threads else None
+
+    def nll(self, text: str, *, protocol: Protocol | None = None) -> float:
+        """Mean nll in nats of the text's tokens, its closing `<eos>` among them."""
+        protocol = protocol or self.protocol
+        loader = self.loader(Text.of(text, self.tokenizer, protocol == "sentence"), protocol)
+        *_, (nll_sum, num_tokens) = self.nll_sums(loader)
+        return nll_sum / num_tokens
+
+    def perplexity(self, text: str, *, protocol: Protocol | None = None) -> float:
+        """exp of the mean nll."""
+        return perplexity(self.nll(text, protocol=protocol))
+
+    def score(self, text: str, *, protocol: Protocol | None = None) -> list[TokenScore]:
+        """Each token of the text, its closing `<eos>` among them, and how it was predicted."""
+        protocol = protocol or self.protocol
+        read = Text.of(text, self.tokenizer, by_line=protocol == "sentence")
+        return list(self.scores(read, protocol))
+
+    def scores(
+        self, text: Text, protocol: Protocol | None = None, num_top: int = 5
+    ) -> Iterator[TokenScore]:
+        """As `score`, window by window."""
+        pieces = enumerate(text.pieces(self.tokenizer))
+        loader = self.loader(text, protocol or self.protocol, positions=SCORED_POSITIONS)
+        for window, hidden in self.read(loader):
+            rows: list[tuple[Any, ...]] = []
+            with self.computing():
+                targets = window.targets[window.mask]
+                for log_prob in self.head.log_prob(hidden[window.mask][None]):
+                    rows += measures(log_prob, targets[len(rows) :], num_top)
+            for token, nll, entropy, rank, probabilities, ids in rows:
+                top = tuple(zip(map(self._name, ids), probabilities, strict=True))
+                place, piece = next(pieces)
+                measured = (nll, nll / math.log(2), entropy, rank, top)
+                yield TokenScore(token, piece, *measured, place in text.unknown)
+
+    def generate(
+        self,
+        prompt: str = "",
+        *,
+        num_tokens: int = 50,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        num_samples: int = 1,
+        seed: int = 1,
+        stop: str | None = None,
+    ) -> list[str]:
+        """Texts that begin with the prompt; the settings are those of `sampling.Sampling`."""
+        sampling = Sampling(num_tokens, temperature, top_k, top_p, num_samples, seed, stop)
+        given = self.tokenizer.encode_text(prompt)
+        if unknown := sum(token == self.tokenizer.unk_id for token in given):
+            log.warning(
+                "%d of the prompt's %d tokens are not in the vocabulary: <unk> stands for them",
+                *(unknown, len(given)),
+            )
+        with self.computing():
+            texts = sample_texts(
+                self.model, self.head, self.tokenizer, prompt, sampling, self.protocol
+            )
+        return [prompt + text for text in texts]
+
+    def _name(self, token: int) -> str:
+        return "".join(self.tokenizer.pieces([token])) or (
+            "<eos>" if token == self.tokenizer.eos_id else f"<{token}>"
+        )
+
+
+def _device(trainer: Mapping[str, Any]) -> tuple[str, str]:
+    """Where a run's model computes here, and in which precision."""
+    name, precision = hardware.accelerator(trainer["accelerator"]), trainer["precision"]
+    if not hardware.is_available(name):
+        log.warning("trainer.accelerator=%s is not to be had here: computing on the cpu", name)
+        name = "cpu"
+    if precision == "auto" or (name, precision) == ("cpu", "16-mixed"):
+        precision = hardware.precision(name)
+    return name, precision

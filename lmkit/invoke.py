@@ -1,0 +1,189 @@
+"""A command line to the call of its command: with which run, config and keys."""
+
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from lmkit.command import Command, commands
+from lmkit.errors import UserError
+from lmkit.system.redaction import redact
+
+# These start from a config that must fit this machine; the others only read a run.
+TRAINS = ("train", "resume", "sweep", "analyze")
+# What a command that reads a run sets before its command line does: the number of threads of the
+# training is its own, and surprisals are wanted in full precision whatever it was in.
+READS = {
+    "evaluate": ("threads=null",),
+    "generate": ("threads=null",),
+    "score": ("threads=null", "trainer.precision=32-true"),
+}
+# What else of a run's config they read; model and tokenizer they refuse to see changed themselves.
+USED = ("kernels", "threads", "trainer.accelerator", "trainer.precision")
+USES = {"evaluate": ("data", *USED), "generate": USED, "score": USED}
+HYDRA_FLAGS = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--shell-completion", "-sc")
+
+
+def invoke(command: Command, argv: list[str]) -> Any:
+    """Call the command with what its signature names: run, config, overrides, its own keys."""
+    from lmkit.config.grammar import parse_flags
+    from lmkit.config.mistakes import report
+
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise UserError(
+            f"the working directory is gone ({error.strerror}): go to one that exists"
+        ) from error
+    words, argv = _take_words(command, argv)
+    run = _find_run(argv, words.pop("run"), command.run_lacks) if "run" in words else None
+    if run and "outputs" not in command.own:
+        argv = [argument for argument in argv if not argument.startswith("outputs=")]
+    name = _config_name(words)
+    if command.takes_config:
+        from lmkit.system.processes import launched
+
+        launched()  # raises what is odd about its variables, before Lightning does
+    if any(argument.partition("=")[0] in HYDRA_FLAGS for argument in argv):
+        if run or not command.takes_config:
+            raise UserError(f"lmkit {command.name} composes no config for Hydra's flags to show")
+        return _show(argv, name)
+    if command.name == "train" and parse_flags(argv, multirun=True).multirun:
+        from lmkit.sweep.multirun import multirun
+
+        return multirun(argv)
+    selected: list[str] = []
+    if "selected" in command.positional:
+        flags = parse_flags(argv)
+        selected = flags.overrides
+        argv = [argument for argument in argv if argument not in selected]
+    search = None
+    if "search" in command.positional:
+        from lmkit.sweep.search import split
+
+        search = split(argv, command.own)
+        argv = [*search.first(), *search.own]
+    composition = _composed(command, argv, name, run)
+    function = command.load()
+    config = None
+    if "config" in command.positional:
+        from lmkit.config.check import check
+
+        config, own = check(composition, function, trains=command.name in TRAINS)
+    else:
+        from lmkit.config.binding import bind
+
+        own = bind("", composition.own, {function: command.positional}, composition.mistakes)
+        if composition.mistakes and "composition" not in command.positional:
+            raise UserError(report(composition.mistakes))
+    given = {
+        "run": run,
+        "config": config,
+        "composition": composition,
+        "search": search,
+        "selected": selected,
+        "overrides": composition.overrides,
+        "config_dir": parse_flags(argv).config_dir,
+        "commands": {name: known.purpose for name, known in commands().items()},
+        **words,
+    }
+    return function(**{name: given[name] for name in command.positional}, **own)
+
+
+def _composed(command: Command, argv: list[str], name: str, run: Any) -> Any:
+    """The config of a command and its own keys; that of a run names the place where it lies."""
+    from lmkit.config.compose import compose
+
+    base = run.path / "config.yaml" if run else None
+    argv = [*READS.get(command.name, ()), *argv]
+    types = {key: hint for key, (hint, _) in command.own.items()}
+    composition = compose(argv, base, types if command.takes_config else None, name)
+    composition.mistakes += _unused(command, composition.overrides)
+    if run and composition.config:  # it may say where the run was before it was moved
+        composition.mistakes += _renaming(run, composition.overrides)
+        place = {"outputs": str(run.path.parents[1]), "name": run.name, "run_id": run.id}
+        known = composition.config
+        known |= {key: value for key, value in place.items() if known.get(key) is not None}
+    return composition
+
+
+def _key(argument: str) -> str:
+    """`a.b` of `++a.b=c`."""
+    return argument.partition("=")[0].lstrip("+~")
+
+
+def _renaming(run: Any, overrides: Sequence[str]) -> Iterator[str]:
+    """The mistakes of keys that would give a run that there is another name."""
+    for argument in overrides:
+        if _key(argument) in ("name", "run_id"):
+            yield f"{redact(argument)}: the run stays {run.name}/{run.id}; leave it out"
+
+
+def _unused(command: Command, overrides: Sequence[str]) -> Iterator[str]:
+    """The mistakes of keys that a command which only reads a run makes nothing of."""
+    uses = USES.get(command.name, ())
+    others = ("model", "tokenizer", "outputs", *command.own)
+    for argument in overrides if uses else ():
+        key = _key(argument)
+        within = (f"{key}.".startswith(f"{used}.") for used in (*uses, *others))
+        if not any(within) and not any(used.startswith(f"{key}.") for used in uses):
+            yield f"{redact(argument)}: lmkit {command.name} reads {', '.join(uses)} of the config"
+
+
+def _take_words(command: Command, argv: list[str]) -> tuple[dict[str, str], list[str]]:
+    """The arguments without a key that the command begins with, such as RUN, and the others."""
+    from lmkit.config.grammar import ASSIGNMENT
+
+    words: dict[str, str] = {}
+    for name in command.words:
+        first = argv[0] if argv else "-"
+        if first.startswith("-") or (ASSIGNMENT.match(first) and not Path(first).is_dir()):
+            from lmkit.usage import RUN
+
+            raise UserError(f"lmkit {command.name} needs a {RUN if name == 'run' else name}")
+        words[name], argv = first, argv[1:]
+    return words, argv
+
+
+def _find_run(argv: list[str], which: str, lacks: str | None) -> Any:
+    """The run that RUN names, sought under `outputs=`; lacks: the name of a function of `run`."""
+    from lmkit import run
+
+    places = [argument for argument in argv if argument.startswith("outputs=")]
+    outputs = places[-1].partition("=")[2] if places else "outputs"
+    return run.Run.find(outputs, which, getattr(run, lacks) if lacks else None)
+
+
+def _config_name(words: dict[str, str]) -> str:
+    """The config that a command starts from: that of its first word, or train's."""
+    from lmkit.config.groups import CONF
+
+    return next((word for word in words.values() if (CONF / f"{word}.yaml").is_file()), "train")
+
+
+def _show(argv: list[str], name: str) -> None:
+    """Answer Hydra's flags, over the same command line that would be composed: the config with
+    its classes' defaults, and by Hydra all else."""
+    import hydra
+
+    from lmkit.config.compose import check_config_name
+    from lmkit.config.grammar import hydra_arguments, parse_flags
+    from lmkit.config.groups import CONF, config_folders
+
+    flags = parse_flags(argv)
+    if flags.cfg == "job":
+        from lmkit.config.full_config import full_config
+
+        print(redact(full_config(argv, name)))
+        return
+    check_config_name(flags.config_name or name, config_folders(flags.config_dir))
+    logging.getLogger().handlers.clear()  # Hydra brings its own
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns where there is no home
+    logging.raiseExceptions = False  # `| head` has seen enough
+    sys.argv = ["lmkit", *hydra_arguments(argv)]
+    hydra.main(config_path=str(CONF), config_name=name, version_base="1.3")(_nothing)()
+
+
+def _nothing(config: Any) -> None:
+    """Hydra's flags only show; there is nothing to run."""

@@ -1,0 +1,1 @@
+"""HTML: the dashboard, and the page of scored tokens."""

@@ -1,0 +1,101 @@
+"""Scored tokens to one HTML page that needs nothing else: the text, coloured by surprise."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import re
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from itertools import pairwise
+from string import Template
+from typing import Any
+
+from lmkit.inference.scoring import TokenScore
+from lmkit.system.files import strict_json
+
+# Where one colour ends and the next begins, in bits.
+EDGES = (1, 2, 3, 5, 7, 9, 12)
+UNKNOWN = " What is marked &lt;unk&gt; is not in the vocabulary."
+# Control characters, and those that turn round the direction of what follows.
+UNSHOWN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+def page(tokens: Sequence[TokenScore], summary: Mapping[str, Any]) -> str:
+    """The page of a scored text; what is in the text is only ever shown as text.
+
+    tokens: the first or all of the summary's `num_tokens`.
+    """
+    template = (files("lmkit.pages") / "score.html").read_text(encoding="utf-8")
+    last = summary["num_tokens"] - 1
+    spans = [
+        f"<span{_class(token)}>{html.escape(_shown(token.piece, place == last))}</span>"
+        for place, token in enumerate(tokens)
+    ]
+    data = [
+        [
+            *(round(number, 4) for number in (token.nll, token.bits, token.entropy)),
+            token.rank,
+            [[_shown(piece, False), round(share, 4)] for piece, share in token.top],
+        ]
+        for token in tokens
+    ]
+    line = (
+        f"{said(summary)}: {summary['num_tokens']:,} tokens, "
+        f"{summary['num_unknown']:,} unknown, {summary['bits']:.2f} bits "
+        f"({summary['nll']:.4f} nats) a token, perplexity {summary['perplexity']:,.2f}"
+    )
+    if len(tokens) <= last:
+        line += f"; the first {len(tokens):,} tokens are shown"
+    return Template(template).substitute(
+        policy=_policy(template),
+        title=html.escape(summary["run"]),
+        summary=html.escape(line),
+        legend=_legend(),
+        unknown=UNKNOWN if summary["num_unknown"] else "",
+        text="".join(spans),
+        # Inside <script> only "<" could end the data.
+        data=strict_json(data).replace("<", "\\u003c"),
+    )
+
+
+def _shown(piece: str, is_last: bool) -> str:
+    """A token's text with a sign where nothing would be seen."""
+    if not piece:  # the end of the document, or bytes that are not yet a character
+        return "∎" if is_last else "·"
+    return UNSHOWN.sub("\N{REPLACEMENT CHARACTER}", piece).replace("\n", "↵\n")
+
+
+def said(summary: Mapping[str, Any]) -> str:
+    """How a text was scored, in a few words."""
+    step = "" if summary["step"] is None else f" of step {summary['step']:,}"
+    return (
+        f"checkpoint {summary['checkpoint']}{step}, protocol {summary['protocol']}, "
+        f"precision {summary['precision']}"
+    )
+
+
+def _class(token: TokenScore) -> str:
+    level = bisect_right(EDGES, token.bits)
+    names = [*([f"s{level}"] if level else []), *(["unknown"] if token.unknown else [])]
+    return f' class="{" ".join(names)}"' if names else ""
+
+
+def _legend() -> str:
+    names = [
+        f"0 to {EDGES[0]}",
+        *(f"{low} to {high}" for low, high in pairwise(EDGES)),
+        f"{EDGES[-1]} and more",
+    ]
+    return "".join(f'<span class="s{level}">{name}</span>' for level, name in enumerate(names))
+
+
+def _policy(template: str) -> str:
+    """What may run in the page, by hash: its own style and script."""
+    hashes = [
+        base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        for content in re.findall(r"<(?:style|script)>(.*?)</", template, re.DOTALL)
+    ]
+    return "style-src 'sha256-{}'; script-src 'sha256-{}'".format(*hashes)

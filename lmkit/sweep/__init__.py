@@ -1,0 +1,1 @@
+"""Many runs: searches, and the combinations of a multirun."""

@@ -1,0 +1,235 @@
+"""What a person sees of a sweep: a board while it runs, then a table, a picture and numbers."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from lmkit.metrics import perplexity
+from lmkit.run import Directory, Run
+from lmkit.sweep.study import OUTCOMES, FrozenTrial, Study, Trial, interrupted
+from lmkit.sweep.trial import TrialProcess
+from lmkit.system.files import strict_json
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NUM_SHOWN = 10
+FEW = 6  # values of which each has its mark on an axis
+COLOURS = {"finished": "#0072B2", "pruned": "#E69F00", "failed": "#D55E00"}
+# Of each key of a list, by what stands on the command line, the value that the config has.
+Shown = Mapping[str, Mapping[str, Any]]
+
+
+class Board:
+    """On a terminal, trials that run and the best so far; elsewhere a line for each that ends."""
+
+    def __init__(self, study: Study, total: int, metric: str, shown: Shown) -> None:
+        self.study = study
+        self.shown = shown
+        self.total = total
+        self.metric = metric
+        self.console = Console(stderr=True)
+        self._live = Live(console=self.console, auto_refresh=False, transient=True)
+        self._began = time.monotonic()
+        self._ended_before = num_ended(study)
+        if self.console.is_terminal:
+            self._live.start()
+
+    def close(self) -> None:
+        """Leave the terminal to others."""
+        self._live.stop()
+
+    def ended(self, number: int) -> None:
+        """Say what a trial came to."""
+        trial = trial_record(self.study.trials()[number], self.shown)
+        came_to = trial["why"]
+        if trial["outcome"] == "finished":
+            came_to = f"{value_name(self.metric)} {value_text(trial['value'], self.metric)}"
+        parts = (
+            f"{num_ended(self.study)}/{self.total}",
+            f"trial {number} {trial['outcome']}",
+            values_text(trial["values"]),
+            came_to,
+        )
+        self.console.print("  ".join(parts), highlight=False, soft_wrap=True, markup=False)
+
+    def show(self, running: Sequence[tuple[Trial, TrialProcess]]) -> None:
+        """Draw the board anew."""
+        if not self.console.is_terminal:
+            return
+        ended = num_ended(self.study)
+        each = (time.monotonic() - self._began) / max(ended - self._ended_before, 1)
+        left = f", {each * (self.total - ended):,.0f} s left" if ended > self._ended_before else ""
+        table = Table("trial", "values", "step", "epoch", "last", "best", box=None)
+        table.title = f"{ended} of {self.total} trials{left}"
+        table.title_justify = "left"
+        for trial, process in running:
+            last = process.values[-1] if process.values else math.nan
+            row = process.row
+            cells = (value_text(v, self.metric) for v in (last, process.best or math.nan))
+            place = (str(row.get("step", "")), str(row.get("epoch", "")))
+            table.add_row(
+                str(trial.number), values_text(typed(trial.params, self.shown)), *place, *cells
+            )
+        self._live.update(table, refresh=True)
+
+
+def num_ended(study: Study) -> int:
+    return sum(OUTCOMES[trial.state] in COLOURS for trial in study.trials())
+
+
+def typed(params: Mapping[str, Any], shown: Shown) -> dict[str, Any]:
+    """Drawn values as the config has them."""
+    return {key: shown.get(key, {}).get(value, value) for key, value in params.items()}
+
+
+def trial_record(trial: FrozenTrial, shown: Shown) -> dict[str, Any]:
+    """A trial in plain values: its validations in their order, its value if finished."""
+    return {
+        "number": trial.number,
+        "outcome": "interrupted" if interrupted(trial) else OUTCOMES[trial.state],
+        "value": trial.value,
+        "values": typed(trial.params, shown),
+        "validations": [trial.intermediate_values[i] for i in sorted(trial.intermediate_values)],
+        "why": trial.user_attrs.get("why", ""),
+    }
+
+
+def identity(place: Directory) -> str:
+    """The id of the sweep whose directory is `place`."""
+    return place.id.removesuffix("-sweep")
+
+
+def run_of(place: Directory, number: int) -> Run:
+    """The run of a trial."""
+    return Run(place.path.parent / f"{identity(place)}-{number:03d}")
+
+
+def results(study: Study, place: Directory, metric: str, shown: Shown) -> dict[str, Any]:
+    """All that a sweep came to, trials by number and their runs."""
+    trials = [
+        {"run": f"{place.name}/{run_of(place, trial.number).id}", **trial_record(trial, shown)}
+        for trial in study.trials()
+        if OUTCOMES[trial.state] != "waiting"
+    ]
+    finished = [trial for trial in trials if trial["outcome"] == "finished"]
+    return {
+        "sweep": str(place.path),
+        "metric": metric,
+        "counts": dict(Counter(trial["outcome"] for trial in trials)),
+        "best": min(finished, key=lambda trial: trial["value"], default=None),
+        "trials": trials,
+    }
+
+
+def show(found: Mapping[str, Any]) -> None:
+    """Print the best trials, what became of the others, and what to type next."""
+    console = Console()
+    metric, trials = found["metric"], found["trials"]
+    finished = sorted(
+        (trial for trial in trials if trial["outcome"] == "finished"), key=lambda t: t["value"]
+    )
+    keys = list(trials[0]["values"]) if trials else []
+    table = Table("trial", value_name(metric), *keys, box=None)
+    for trial in finished[:NUM_SHOWN]:
+        values = (short(value) for value in trial["values"].values())
+        table.add_row(f"{trial['number']:03d}", value_text(trial["value"], metric), *values)
+    console.print(table)
+    counts = ", ".join(f"{n} {outcome}" for outcome, n in found["counts"].items())
+    console.print(f"{len(trials)} trials: {counts}", highlight=False)
+    reasons = Counter((trial["outcome"], trial["why"]) for trial in trials if trial["why"])
+    for (outcome, why), count in reasons.most_common(NUM_SHOWN):
+        if outcome != "pruned":
+            said = f"{count} {outcome}: {why}"
+            console.print(said, highlight=False, markup=False, soft_wrap=True)
+
+
+def draw(found: Mapping[str, Any]) -> Figure:
+    """The value of each trial against each key that was varied, one panel a key."""
+    from matplotlib.figure import Figure
+
+    keys = list(found["trials"][0]["values"])
+    columns = min(len(keys), 3)
+    rows = -(-len(keys) // columns)
+    figure = Figure(figsize=(4 * columns, 3.2 * rows), dpi=150, layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).flat
+    for key, axes in zip(keys, panels, strict=False):
+        _panel(axes, key, found)
+    for axes in list(figure.axes)[len(keys) :]:
+        axes.remove()
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper right", ncols=len(labels), frameon=False)
+    return figure
+
+
+def _panel(axes: Any, key: str, found: Mapping[str, Any]) -> None:
+    shown = [(trial, lowest(trial)) for trial in found["trials"] if lowest(trial) is not None]
+    values = [trial["values"][key] for trial, _ in shown]
+    places = [number(value) for value in values]
+    if any(map(math.isnan, places)):
+        names = sorted(set(map(short, values)))
+        places = [names.index(short(value)) for value in values]
+        axes.set_xticks(range(len(names)), names)
+    elif places and min(places) > 0 and max(places) >= 30 * min(places):
+        axes.set_xscale("log")
+    elif _few(marks := sorted(set(places))):
+        axes.set_xticks(marks, list(map(short, marks)))
+    for outcome, colour in COLOURS.items():
+        points = [
+            (place, value)
+            for place, (trial, value) in zip(places, shown, strict=True)
+            if trial["outcome"] == outcome
+        ]
+        if points:
+            axes.scatter(*zip(*points, strict=True), s=22, color=colour, label=outcome, alpha=0.8)
+    axes.set(xlabel=key, ylabel=found["metric"])
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _few(marks: Sequence[float]) -> bool:
+    """Whether there is room for a mark at each."""
+    gaps = [after - before for before, after in pairwise(marks)]
+    return len(marks) <= FEW and all(gap >= sum(gaps) / 12 for gap in gaps)
+
+
+def lowest(trial: Mapping[str, Any]) -> float | None:
+    """A trial's value, or the lowest of its validations."""
+    seen = [value for value in trial["validations"] if value is not None and math.isfinite(value)]
+    return trial["value"] if trial["value"] is not None else min(seen, default=None)
+
+
+def number(value: object) -> float:
+    """A drawn value as a number; NaN where it is none."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number and math.isfinite(value) else math.nan  # type: ignore
+
+
+def short(value: object) -> str:
+    """A drawn value in few digits, as a command line would have it."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return value if isinstance(value, str) else strict_json(value)
+
+
+def values_text(values: Mapping[str, Any]) -> str:
+    return " ".join(f"{key}={short(value)}" for key, value in values.items())
+
+
+def value_name(metric: str) -> str:
+    return "val/perplexity" if metric == "val/nll" else metric
+
+
+def value_text(value: float, metric: str) -> str:
+    """A perplexity for a nll, as everywhere else."""
+    if not math.isfinite(value):
+        return ""
+    return f"{perplexity(value):,.2f}" if metric == "val/nll" else f"{value:.4f}"

@@ -1,0 +1,1 @@
+"""A checked config to a run that has ended."""

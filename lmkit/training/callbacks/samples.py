@@ -1,0 +1,56 @@
+"""Text that the model writes while it learns."""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.seed import isolate_rng
+
+from lmkit.ranges import Seed, Size
+from lmkit.run.jsonl import JsonLines
+from lmkit.training.loggers.jsonl import is_first, position
+
+Generate = Callable[[LightningModule, str, int, int], str]
+
+
+class Samples(Callback):
+    """Continues a prompt after every validation and writes `samples.jsonl`.
+
+    `generate(task, prompt, num_tokens, seed) -> text`; training's random numbers are left alone.
+    """
+
+    def __init__(
+        self, generate: Generate, path: Path, prompt: str, num_tokens: Size, seed: Seed
+    ) -> None:
+        """prompt: the text to continue. num_tokens: of the continuation, at most.
+        seed: of its random draws; the same every time."""
+        self.generate = generate
+        self.prompt = prompt
+        self.num_tokens = num_tokens
+        self.seed = seed
+        self.followers: list[Callable[[Mapping[str, Any]], None]] = []
+        self._lines = JsonLines(path)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        with isolate_rng():
+            text = self.generate(pl_module, self.prompt, self.num_tokens, self.seed)
+        row = position(trainer)
+        del row["tokens"]
+        row |= {"prompt": self.prompt, "text": text}
+        self._lines.append(row)
+        for follower in self.followers:
+            follower(row)
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """What is written so far, of a resumed run that up to its checkpoint."""
+        return self._lines.rows()
+
+    def state_dict(self) -> dict[str, Any]:
+        self._lines.sync()
+        return {"length": self._lines.length}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._lines.go_on(state_dict["length"], writes=is_first())

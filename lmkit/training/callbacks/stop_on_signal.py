@@ -1,0 +1,69 @@
+"""Callbacks that end training in order: on a signal, and before a loss that is not a number."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+
+from lmkit.system.signals import Stopped, StopSignals
+from lmkit.training.callbacks.checkpoint import Checkpoint
+
+
+class StopOnSignal(Callback):
+    """Stops all processes between the same two steps, saved there, by raising `Stopped`.
+
+    One process stops between two batches of a validation too; the run then continues with that
+    validation. Not `trainer.should_stop`, which would validate and log off schedule first.
+    """
+
+    def __init__(self, signals: StopSignals) -> None:
+        self.signals = signals
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.signals.install()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.signals.install()
+        self.signals.deferred = True
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if batch_idx % trainer.accumulate_grad_batches == 0:
+            self._stop_if_asked(trainer)
+
+    def on_validation_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        # Processes validate different numbers of windows: they only meet between two steps.
+        if fitting and trainer.world_size == 1 and not trainer.fit_loop._should_accumulate():
+            self._stop_if_asked(trainer)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.signals.deferred = False
+        if self.signals.received is not None:  # in the last step, and saved
+            raise Stopped(self.signals.received)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        self.signals.deferred = False
+
+    def _stop_if_asked(self, trainer: Trainer) -> None:
+        received = self.signals.received or 0
+        if trainer.world_size > 1:
+            here = torch.tensor(received, device=trainer.strategy.root_device)
+            received = int(trainer.strategy.reduce(here, reduce_op="max"))
+        if received:
+            self.signals.received = received  # on whatever process: there is only one stop
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, Checkpoint):
+                    callback.save(trainer)
+            raise Stopped(received)

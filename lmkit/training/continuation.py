@@ -1,0 +1,126 @@
+"""What a run that goes on does not take over from its checkpoint as it was."""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from lmkit.run import history
+from lmkit.training.callbacks.checkpoint import Checkpoint
+from lmkit.training.task import Task
+
+log = logging.getLogger(__name__)
+
+# What the learning rate of a step depends on, and what says how long a schedule of torch's is.
+RATES = re.compile(r"optimizer\.|scheduler\.|trainer\.max_(epochs|steps)$")
+LENGTHS = ("T_max", "total_steps", "epochs", "total_iters", "max_iters", "milestones")
+
+
+class Continuation(Callback):
+    """Lets the state of a checkpoint fit what has changed since it was written.
+
+    A schedule is put where one of this length would be by now, and with it the optimiser's rate.
+    What was best on other validation text is forgotten. Training that early stopping has ended
+    stays ended. Goes before the other callbacks.
+    """
+
+    def __init__(self, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+        """then: the manifest of the checkpoint, empty without one. now: the run's identity."""
+        self.then = then
+        self.now = now
+        before = then.get("config")
+        known = before if isinstance(before, Mapping) else now["config"]  # older ones have a hash
+        self.changed = history.differences(known, now["config"])
+        self.may_have_changed = bool(then) and known is not before
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """The states of the other callbacks are restored from `checkpoint` after this."""
+        then, now = self.then.get("splits", {}), self.now["splits"]
+        if then and then.get("valid") != now.get("valid"):
+            self._forget_validations(trainer, checkpoint)
+            if isinstance(pl_module, Task):  # which has taken its own state over already
+                pl_module.forget_validations()
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            state = checkpoint["callbacks"].get(callback.state_key)
+            if isinstance(callback, EarlyStopping) and state:
+                state["patience"] = callback.patience  # the old one would come back
+                again = any(key.startswith("callbacks.early_stopping.") for key in self.changed)
+                if again and state["wait_count"] < callback.patience:
+                    state["stopping_reason"] = EarlyStoppingReason.NOT_STOPPED.value
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, EarlyStopping) and callback.stopping_reason.value:
+                trainer.should_stop = True  # as it was when the checkpoint was written
+                log.info("early stopping has ended the training; with more patience it goes on")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.may_have_changed or any(RATES.match(key) for key in self.changed):
+            assert isinstance(pl_module, Task)
+            self._reschedule(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The last state is written before an average of the weights takes their place."""
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Checkpoint):
+                callback.on_train_end(trainer, pl_module)
+
+    def _forget_validations(self, trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            state = checkpoint["callbacks"].get(callback.state_key)
+            if not state or not str(getattr(callback, "monitor", None)).startswith("val/"):
+                continue
+            if isinstance(callback, Checkpoint):
+                state["best_score"] = None  # its file stays until there is one to take its place
+            else:
+                checkpoint["callbacks"][callback.state_key] = callback.state_dict()
+        for state in checkpoint["lr_schedulers"]:
+            if "mode_worse" in state:  # ReduceLROnPlateau
+                state |= {"best": state["mode_worse"], "num_bad_epochs": 0}
+
+    def _reschedule(self, trainer: Trainer, task: Task) -> None:
+        """Make the steps of the schedule again, on an optimiser that has nothing to train."""
+        trial = task.make_optimizer([torch.nn.Parameter(torch.zeros(1))])
+        restored = [config.scheduler for config in trainer.lr_scheduler_configs]
+        follows = restored and not isinstance(restored[0], ReduceLROnPlateau)
+        if follows:
+            schedule = task.make_scheduler(trial, trainer.estimated_stepping_batches)
+            assert schedule is not None
+            done = getattr(restored[0], "last_epoch", None)
+            if done is None:  # ChainedScheduler
+                done = restored[0]._schedulers[0].last_epoch  # type: ignore[attr-defined]
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that the optimiser has made no step
+                for _ in range(done):
+                    schedule.step()
+            restored[0].load_state_dict(schedule.state_dict())
+            self._warn_of_lengths()
+        if follows or "optimizer.lr" in self.changed:
+            now = {key: value for key, value in trial.param_groups[0].items() if key != "params"}
+            for group in trainer.optimizers[0].param_groups:
+                group.update(now)
+
+    def _warn_of_lengths(self) -> None:
+        """A schedule with a length of its own does not follow the training's."""
+        inner = history.inner_keys("scheduler", self.now["config"]["scheduler"])
+        own = {path: value for path, key, value in inner if key in LENGTHS}
+        longer = {key: pair for key, pair in self.changed.items() if key.startswith("trainer.max_")}
+        if longer and own and not any(key.startswith("scheduler.") for key in self.changed):
+            lengths = ", ".join(
+                f"{key}={now} ({then} before)" for key, (then, now) in longer.items()
+            )
+            stays = " and ".join(f"{key}={length}" for key, length in own.items())
+            several = "are as they were: set them too if they are to follow"
+            one = "is as it was: set it too if it is to follow"
+            log.warning("%s, but %s %s", lengths, stays, one if len(own) == 1 else several)
