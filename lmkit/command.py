@@ -69,7 +69,7 @@ class Command:
 
     def load(self) -> Any:
         """The function itself."""
-        return getattr(importlib.import_module(f"lmkit.commands.{self.module}"), self.name)
+        return getattr(importlib.import_module(self.module), self.name)
 
 
 def commands() -> dict[str, Command]:
@@ -88,7 +88,9 @@ def _read(name: str, file: Path) -> Command:
         own[argument.arg] = (hint, ast.unparse(default) if default else None)
     positional = tuple(argument.arg for argument in arguments.args)
     doc = ast.get_docstring(function) or ""
-    return Command(name, file.stem, positional, own, doc, _run_lacks(arguments.args))
+    return Command(
+        name, f"lmkit.commands.{file.stem}", positional, own, doc, _run_lacks(arguments.args)
+    )
 
 
 def _run_lacks(arguments: Sequence[ast.arg]) -> str | None:

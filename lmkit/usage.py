@@ -42,7 +42,7 @@ def overview(known: Mapping[str, Any]) -> str:
 
 def usage(command: Any) -> str:
     """What a command does and takes, and nothing that it does not."""
-    keys = function_keys(f"lmkit.{command.module}", command.name)
+    keys = function_keys(command.module, command.name)
     words = "".join(f" {word.upper()}" for word in command.words)
     arguments = " [GROUP[=OPTION] ...]" if "selected" in command.positional else ""
     if keys or command.takes_config:

@@ -91,7 +91,7 @@ def test_help_has_a_line_for_each_key_and_only_the_flags_that_are_taken(name, ca
     assert cli.main([name, "--help"]) == 0
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 100
-    for key, found in function_keys(f"lmkit.{command.module}", name).items():
+    for key, found in function_keys(command.module, name).items():
         assert found.line, key
         assert f"\n  {key}=" in out
     composes = command.takes_config and "run" not in command.words

@@ -14,13 +14,13 @@ from rich.table import Table
 from lmkit.analysis.memory_probe import chance, check_config, num_correct, predictions, same_size
 from lmkit.analysis.memory_probe_picture import STYLES, buckets, draw
 from lmkit.assembly import make_data
+from lmkit.config.loggers import grouped
 from lmkit.config.mistakes import nearest
 from lmkit.errors import UserError
 from lmkit.inference.trained import TrainedModel
 from lmkit.run import Directory, Run, mint_id
 from lmkit.system.files import strict_json, write_atomically
 from lmkit.training.launch import launch
-from lmkit.training.loggers.trackers import grouped
 
 
 def analyze(

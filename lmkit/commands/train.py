@@ -11,10 +11,10 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from lmkit.config.loggers import grouped
 from lmkit.inference.trained import TrainedModel
 from lmkit.run import Run, no_checkpoint, no_end
 from lmkit.training.launch import launch
-from lmkit.training.loggers.trackers import grouped
 
 SAMPLE_TOKENS = 60
 

@@ -18,7 +18,7 @@ from lmkit.config.build import build
 from lmkit.config.compose import Composition
 from lmkit.config.contradictions import contradictions, remarks
 from lmkit.config.dry_run import attempt, dry_run
-from lmkit.config.logger_packages import missing_packages
+from lmkit.config.loggers import missing_packages
 from lmkit.config.mistakes import nearest, report
 from lmkit.config.safety import escapes, leaks
 from lmkit.config.signatures import signature_keys

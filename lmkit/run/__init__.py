@@ -2,6 +2,7 @@
 
 from lmkit.run.directory import DIED, Directory
 from lmkit.run.run import (
+    GROUP,
     NON_FINITE,
     Run,
     check_name,
@@ -13,6 +14,7 @@ from lmkit.run.run import (
 
 __all__ = [
     "DIED",
+    "GROUP",
     "NON_FINITE",
     "Directory",
     "Run",

@@ -26,6 +26,7 @@ from lmkit.system.regular_file import (
     listed,
 )
 
+GROUP = "LMKIT_GROUP"  # in the environment of a sweep's runs: its id
 NON_FINITE = "non_finite.json"  # in the directory of a run that has diverged
 
 # What bits depend on, beside the config.

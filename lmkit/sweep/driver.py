@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 
 from lmkit.errors import MachineError, ResultError, UserError, exit_code
-from lmkit.run import Directory
+from lmkit.run import GROUP, Directory
 from lmkit.sweep.report import Board, Shown, draw, identity, results, run_of, show
 from lmkit.sweep.search import Search
 from lmkit.sweep.study import OUTCOMES, FrozenTrial, Study, Trial
@@ -24,7 +24,6 @@ from lmkit.sweep.trial import TrialProcess
 from lmkit.system import hardware
 from lmkit.system.files import write_atomically
 from lmkit.system.signals import SIGNALS, Stopped
-from lmkit.training.loggers.trackers import GROUP
 
 Metric = Literal["val/nll", "val/bits_per_byte"]
 POLL_SECONDS = 0.2

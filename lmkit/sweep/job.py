@@ -21,10 +21,10 @@ from omegaconf import OmegaConf
 from lmkit.config.grammar import spell
 from lmkit.config.groups import config_folders, group_options
 from lmkit.errors import cannot_write
+from lmkit.run import GROUP
 from lmkit.system.files import strict_json, write_atomically
 from lmkit.system.redaction import mask
 from lmkit.system.signals import FOLLOWS, name_of
-from lmkit.training.loggers.trackers import GROUP
 
 POLL = 0.2  # seconds
 LOG = "log.txt"

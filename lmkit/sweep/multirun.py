@@ -28,6 +28,7 @@ from lmkit.config.check import check
 from lmkit.config.compose import check_config_name, compose, hydra_over
 from lmkit.config.grammar import ASSIGNMENT, normalise, parse_flags, spell
 from lmkit.config.groups import config_folders, group_options
+from lmkit.config.loggers import grouped
 from lmkit.config.mistakes import first_lines, report, reported
 from lmkit.errors import ResultError, UserError
 from lmkit.metrics import perplexity
@@ -37,7 +38,6 @@ from lmkit.sweep.search import check_values
 from lmkit.system.files import naming
 from lmkit.system.processes import launched
 from lmkit.system.signals import SIGNALS, Stopped, StopSignals
-from lmkit.training.loggers.trackers import grouped
 
 log = logging.getLogger(__name__)
 

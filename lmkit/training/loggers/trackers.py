@@ -24,26 +24,12 @@ from lmkit.training.loggers.wandb_tracker import WandbTracker
 
 log = logging.getLogger(__name__)
 
-GROUP = "LMKIT_GROUP"  # in the environment of a sweep's runs: its id
-
 
 TRACKERS: dict[type[Logger], type[Tracker]] = {
     WandbLogger: WandbTracker,
     TensorBoardLogger: TensorBoardTracker,
     CSVLogger: CSVTracker,
 }
-
-
-def grouped(config: dict[str, Any]) -> dict[str, Any]:
-    """The config of a sweep's run: a logger that has a group, and none set, gets the sweep's id."""
-    if not (group := os.environ.get(GROUP)):
-        return config
-    nodes = {}
-    for key, node in config["logger"].items():
-        has_group = "group" in signature_keys(resolve_target(node["_target_"]))
-        unset = has_group and node.get("group") is None
-        nodes[key] = {**node, "group": group} if unset else node
-    return {**config, "logger": nodes}
 
 
 def make_trackers(nodes: Mapping[str, Any], run: Run, account: Account) -> list[Tracker]:

@@ -1,12 +1,15 @@
-"""The packages that loggers need."""
+"""What the loggers of a config need, and the group that those of a sweep belong to."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from typing import Any
 
+from lmkit.config.signatures import signature_keys
 from lmkit.config.targets import resolve_target, slot_bases
+from lmkit.run import GROUP
 
 # Lightning's module -> the packages one of which it needs, and what to install.
 PACKAGES = {
@@ -32,3 +35,15 @@ def missing_packages(nodes: Mapping[str, Any]) -> Iterator[str]:
                     f"logger.{key}: {node['_target_']} needs the package {packages[0]}: "
                     f"pip install {install}"
                 )
+
+
+def grouped(config: dict[str, Any]) -> dict[str, Any]:
+    """The config of a sweep's run: a logger that has a group, and none set, gets the sweep's id."""
+    if not (group := os.environ.get(GROUP)):
+        return config
+    nodes = {}
+    for key, node in config["logger"].items():
+        has_group = "group" in signature_keys(resolve_target(node["_target_"]))
+        unset = has_group and node.get("group") is None
+        nodes[key] = {**node, "group": group} if unset else node
+    return {**config, "logger": nodes}
