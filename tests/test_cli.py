@@ -301,7 +301,7 @@ def test_latest_is_the_newest_run_that_the_command_can_use(run, monkeypatch, tmp
         found.append(run.id)
 
     for command in ("generate.generate", "evaluate.evaluate", "score.score", "verify.verify"):
-        monkeypatch.setattr(f"lmkit.{command}", lambda run, config: fake(run, config))
+        monkeypatch.setattr(f"lmkit.commands.{command}", lambda run, config: fake(run, config))
         assert cli.main([command.partition(".")[0], "latest", f"outputs={outputs}"]) == 0
     monkeypatch.setattr("lmkit.commands.train.resume", fake)
     caplog.set_level("INFO", "lmkit")

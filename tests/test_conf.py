@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lmkit.config import loggers
 from lmkit.config.check import Root, check
 from lmkit.config.compose import compose
 from lmkit.config.groups import CONF, group_options, purpose
@@ -14,7 +15,6 @@ from lmkit.corpus import Files
 from lmkit.store import prepare
 from lmkit.system import hardware
 from lmkit.tokenizer import Bytes
-from lmkit.training.loggers import trackers
 
 GROUPS = group_options([CONF])
 # What `lmkit sweep` has presets of is no part of a run: see test_search.py.
@@ -27,7 +27,7 @@ EXPERIMENTS = group_options([CONF])["experiment"]
 def every_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "is_available", lambda name: True)
     monkeypatch.setattr(hardware, "num_here", lambda name: 2)
-    monkeypatch.setattr(trackers, "find_spec", lambda name: True)  # with every package
+    monkeypatch.setattr(loggers, "find_spec", lambda name: True)  # with every package
 
 
 @pytest.fixture

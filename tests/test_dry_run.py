@@ -20,9 +20,12 @@ from lmkit.config.targets import BESIDE, SLOTS, slot_bases
 from lmkit.config.trainer import complaints
 from lmkit.errors import UserError
 
-for each in pkgutil.iter_modules(lmkit.__path__):
-    if each.name not in ("__main__", "cluster"):  # which runs, and whose package is an extra
-        importlib.import_module(f"lmkit.{each.name}")
+for each in pkgutil.walk_packages(lmkit.__path__, "lmkit."):
+    if each.name not in (
+        "lmkit.__main__",
+        "lmkit.cluster",
+    ):  # which runs; whose package is an extra
+        importlib.import_module(each.name)
 
 
 def mistakes_of(*argv: str) -> list[str]:

@@ -16,7 +16,7 @@ from lmkit.inference.identity import recorded
 from lmkit.pages import feed
 from lmkit.pages.dashboard import _known
 from lmkit.pages.feed import Outputs
-from lmkit.run import Run, history, no_checkpoint
+from lmkit.run import Run, history, jsonl, no_checkpoint
 from lmkit.run.jsonl import read_rows
 from lmkit.system.regular_file import DamagedError
 from lmkit.training.launch import _check, _stays
@@ -270,7 +270,7 @@ def test_a_damaged_sweep_spoils_its_trials_alone(outputs, hurt):
 
 @pytest.mark.parametrize("num_bytes", [1, 100, 900])
 def test_a_line_without_end_is_one_damaged_line(tmp_path, num_bytes, monkeypatch):
-    monkeypatch.setattr(feed, "MAX_ROW", 1000)
+    monkeypatch.setattr(jsonl, "MAX_ROW", 1000)
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"a": 1}\n{"b": "' + b"x" * 12_345 + b'"}\n{"a": 2}\n')
     place, rows, num_damaged, more = [0, 0], [], 0, True
@@ -284,7 +284,7 @@ def test_a_line_without_end_is_one_damaged_line(tmp_path, num_bytes, monkeypatch
 
 
 def test_no_more_of_a_file_is_read_than_its_bounds(tmp_path, monkeypatch):
-    monkeypatch.setattr(feed, "MAX_READ", 50)
+    monkeypatch.setattr(jsonl, "MAX_READ", 50)
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n' * 100)
     piece = read_rows(path, [0, 0], 60)
