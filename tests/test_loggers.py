@@ -20,11 +20,13 @@ from journey import LIMIT
 
 from lmkit.config.check import check
 from lmkit.config.compose import compose
+from lmkit.config.loggers import grouped
 from lmkit.errors import UserError
-from lmkit.run import GROUP, Run, grouped, make_trackers
+from lmkit.run import GROUP, Run
 from lmkit.system.processes import Launched
 from lmkit.training.loggers.jsonl import JsonlLogger
 from lmkit.training.loggers.tracker import NOTHING, Account, Rows
+from lmkit.training.loggers.trackers import make_trackers
 from lmkit.training.loggers.wandb import records
 
 KINDS = ["wandb", "tensorboard", "csv", *(["mlflow"] if find_spec("mlflow") else [])]
