@@ -31,8 +31,7 @@ from turns import LMKIT, PLAIN, Settings, make_trainer, start
 
 from lmkit.system.allocator import keep_freed_memory
 from lmkit.training.fit import make_task
-from lmkit.windows import Window
-from lmkit.windows.datamodule import DataModule
+from lmkit.windows import DataModule, Window
 
 PADDED, BUCKETED, PACKED, LANES = "padded", "bucketed", "packed", "lanes"
 

@@ -19,7 +19,8 @@ from measure import Rates, console, print_header, settings
 from turns import Settings, start
 
 from lmkit.assembly import build_model
-from lmkit.inference.trained import POSITIONS, TrainedModel
+from lmkit.inference import TrainedModel
+from lmkit.inference.trained import POSITIONS
 from lmkit.windows.lanes import Protocol
 
 LANES, EXAMPLE_LANES, BPTT = 64, 10, 35

@@ -19,7 +19,7 @@ from measure import Rates, console, default_allocator, print_header, settings
 from turns import LMKIT, PLAIN, Settings, start
 
 from lmkit.assembly import build_model
-from lmkit.inference.trained import TrainedModel
+from lmkit.inference import TrainedModel
 
 
 @dataclass

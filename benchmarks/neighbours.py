@@ -33,7 +33,7 @@ from rich.table import Table
 from turns import Settings, composed
 
 from lmkit.assembly import build_model, make_data
-from lmkit.inference.trained import TrainedModel
+from lmkit.inference import TrainedModel
 from lmkit.training.estimate import estimate
 
 WAITING = 0.3  # seconds for a neighbour to start, or to be gone

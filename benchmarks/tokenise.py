@@ -20,10 +20,9 @@ from measure import SCRATCH, Rates, console, print_header, settings
 from omegaconf import MISSING
 
 from lmkit.corpus import WikiText
-from lmkit.store import prepare
-from lmkit.store.token_store import TokenStore
+from lmkit.store import TokenStore, prepare
 from lmkit.tokenizer import Word
-from lmkit.windows.loader import WindowLoader
+from lmkit.windows import WindowLoader
 
 OPENINGS = 200
 BLOCK = 1 << 20

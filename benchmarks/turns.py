@@ -20,9 +20,8 @@ from lmkit.config.compose import compose
 from lmkit.system.allocator import keep_freed_memory
 from lmkit.training.callbacks.progress import Progress
 from lmkit.training.fit import build_trainer
-from lmkit.training.loggers.jsonl import JsonlLogger
-from lmkit.windows import Window
-from lmkit.windows.datamodule import DataModule
+from lmkit.training.loggers import JsonlLogger
+from lmkit.windows import DataModule, Window
 
 PLAIN, PLAIN_BF16, LMKIT = "plain PyTorch", "plain PyTorch, bf16 autocast", "lmkit"
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from os import PathLike
 
-    from lmkit.inference.trained import TrainedModel
+    from lmkit.inference import TrainedModel
 
     __version__: str
 
@@ -48,7 +48,7 @@ def load(
     """
     from lmkit.config.check import check
     from lmkit.config.compose import compose
-    from lmkit.inference.trained import TrainedModel
+    from lmkit.inference import TrainedModel
     from lmkit.run import Run, no_checkpoint
 
     found = Run.find(str(outputs), str(run), no_checkpoint)

@@ -8,13 +8,13 @@ from typing import Any
 
 from lmkit.config.build import build
 from lmkit.config.check import split_data
-from lmkit.corpus.source import Source
+from lmkit.corpus import Source
 from lmkit.errors import UserError
 from lmkit.head import Head
 from lmkit.model import LanguageModel
 from lmkit.store.prepared import PreparedSource
-from lmkit.tokenizer.base import Tokenizer
-from lmkit.windows.datamodule import DataModule
+from lmkit.tokenizer import Tokenizer
+from lmkit.windows import DataModule
 
 
 def make_source(config: Mapping[str, Any]) -> Source:

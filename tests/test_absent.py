@@ -14,8 +14,7 @@ from lmkit.cli import main
 from lmkit.corpus import Files, Jsonl, Parquet, WikiText
 from lmkit.errors import UserError
 from lmkit.inference.text import read_text
-from lmkit.store import prepare
-from lmkit.store.prepared import Store
+from lmkit.store import Store, prepare
 from lmkit.system import paths
 from lmkit.tokenizer import Bytes
 

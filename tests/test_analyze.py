@@ -21,7 +21,7 @@ from lmkit.config.check import check
 from lmkit.config.compose import compose
 from lmkit.corpus import MemoryProbe
 from lmkit.errors import UserError
-from lmkit.inference.trained import TrainedModel
+from lmkit.inference import TrainedModel
 from lmkit.run import Run
 from lmkit.store import prepare
 from lmkit.tokenizer import Word

@@ -16,8 +16,8 @@ from pyarrow import parquet
 
 from lmkit.corpus import cutting, reading, records
 from lmkit.errors import UserError
+from lmkit.store import TokenStore
 from lmkit.store.shard import Shard
-from lmkit.store.token_store import TokenStore
 from lmkit.tokenizer import load_tokenizer
 
 SIZE = 512 << 20  # of what each would become, at least

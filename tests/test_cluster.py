@@ -13,10 +13,8 @@ import pytest
 
 from lmkit.cli import main
 from lmkit.errors import UserError
-from lmkit.store import prepare
-from lmkit.store.datatrove import Datatrove
-from lmkit.tokenizer import Bytes, Word
-from lmkit.tokenizer.subword import Pretrained
+from lmkit.store import Datatrove, prepare
+from lmkit.tokenizer import Bytes, Pretrained, Word
 
 pytest.importorskip("datatrove")
 

@@ -14,11 +14,10 @@ from test_walls import DAMAGES
 from lmkit.cli import main
 from lmkit.commands.prepare import prepare
 from lmkit.errors import UserError
-from lmkit.store.prepared import Store
-from lmkit.store.token_store import TokenStore
+from lmkit.store import Store, TokenStore
 from lmkit.store.vocabulary import _load
 from lmkit.tokenizer import Bytes, Stored
-from lmkit.windows.loader import WindowLoader
+from lmkit.windows import WindowLoader
 
 LINES = "the cat\nsat on the mat\n"
 

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from lmkit.head import FullSoftmax
-from lmkit.model.embedding import Embedding
+from lmkit.model import Embedding
 
 
 def test_shared_embedding_sums_both_gradients_also_again_and_alone():

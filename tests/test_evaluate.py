@@ -12,8 +12,8 @@ from trained_run import MODELS, TEST, SlowTwin, load, make_run, real_stdout, war
 from lmkit.cli import main
 from lmkit.commands.evaluate import evaluate
 from lmkit.errors import UserError
+from lmkit.inference import Text
 from lmkit.inference.evaluation import measure
-from lmkit.inference.text import Text
 from lmkit.windows.lanes import PROTOCOLS
 
 DOCUMENTS = [

@@ -8,7 +8,7 @@ from torch import nn
 
 from lmkit import kernels
 from lmkit.head import FullSoftmax
-from lmkit.model.embedding import Embedding
+from lmkit.model import Embedding
 
 
 def plain_loss(head, hidden, targets, weight):

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmkit.windows.lanes import PROTOCOLS, cut_stream, plan_lanes
-from lmkit.windows.loader import WindowLoader
+from lmkit.windows import WindowLoader, cut_stream, plan_lanes
+from lmkit.windows.lanes import PROTOCOLS
 
 EOS = 0
 

@@ -18,9 +18,8 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 
 from lmkit.corpus import Files
 from lmkit.errors import UserError
-from lmkit.inference.text import Text
-from lmkit.store import prepare
-from lmkit.store.prepared import Store
+from lmkit.inference import Text
+from lmkit.store import Store, prepare
 from lmkit.tokenizer import ByteLevelBPE, Pretrained, Stored, Word, load_tokenizer
 
 TRAINING = [

@@ -24,7 +24,7 @@ from lmkit.config.loggers import grouped
 from lmkit.errors import UserError
 from lmkit.run import GROUP, Run
 from lmkit.system.processes import Launched
-from lmkit.training.loggers.jsonl import JsonlLogger
+from lmkit.training.loggers import JsonlLogger
 from lmkit.training.loggers.tracker import NOTHING, Account, Rows
 from lmkit.training.loggers.trackers import make_trackers
 from lmkit.training.loggers.wandb import records

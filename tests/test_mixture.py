@@ -15,11 +15,12 @@ from journey import lmkit, rows
 from lmkit.config.check import check
 from lmkit.config.compose import compose
 from lmkit.errors import UserError
-from lmkit.inference.text import Text
+from lmkit.inference import Text
 from lmkit.run.checkpoints import load_checkpoint
-from lmkit.store.prepared import Mixture
+from lmkit.store import Mixture
 from lmkit.tokenizer import Stored
-from lmkit.windows.mixture import MixtureLoader, shuffled
+from lmkit.windows import MixtureLoader
+from lmkit.windows.mixture import shuffled
 
 EOS = 0
 

@@ -12,10 +12,10 @@ import pytest
 import lmkit
 from lmkit.cli import main
 from lmkit.command import commands
-from lmkit.corpus.source import Source
+from lmkit.corpus import Source
 from lmkit.errors import UserError
 from lmkit.invoke import invoke
-from lmkit.store.prepared import Store
+from lmkit.store import Store
 from lmkit.tokenizer import Stored, Word
 
 SMALL = ["model.embedding_size=8", "model.hidden_size=8", "model.num_layers=1", "data.batch_size=4"]

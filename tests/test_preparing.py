@@ -17,13 +17,11 @@ import numpy as np
 import pytest
 from pieces import jsonl, written
 
-from lmkit.corpus import Jsonl
-from lmkit.corpus.source import Source
+from lmkit.corpus import Jsonl, Source
 from lmkit.errors import UserError
-from lmkit.store import prepare
+from lmkit.store import TokenStore, prepare
 from lmkit.store.meter import Meter
 from lmkit.store.pool import run_jobs
-from lmkit.store.token_store import TokenStore
 from lmkit.tokenizer import Bytes, Characters, Word
 
 

@@ -20,7 +20,7 @@ from lmkit import cli
 from lmkit.assembly import build_model
 from lmkit.run import Run
 from lmkit.run.checkpoints import load_checkpoint, read_manifest
-from lmkit.training.callbacks.checkpoint import Checkpoint
+from lmkit.training.callbacks import Checkpoint
 from lmkit.training.continuation import Continuation
 from lmkit.training.task import Task
 

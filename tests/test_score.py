@@ -12,7 +12,7 @@ from lmkit.cli import main
 from lmkit.commands import score as score_module
 from lmkit.commands.score import score
 from lmkit.errors import UserError
-from lmkit.inference.scoring import TokenScore
+from lmkit.inference import TokenScore
 from lmkit.pages.score import EDGES, page
 
 pytest_plugins = ["browser"]

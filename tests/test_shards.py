@@ -17,8 +17,8 @@ from lmkit.errors import UserError
 from lmkit.store import prepare
 from lmkit.store.token_store import JoinedTokens
 from lmkit.tokenizer import Bytes, Word
+from lmkit.windows import WindowLoader
 from lmkit.windows.lanes import PROTOCOLS
-from lmkit.windows.loader import WindowLoader
 
 WORDS = ["a", "b", "cc", "<eos>", "é\u2003x", "<unk>", "The", "the\r"]
 

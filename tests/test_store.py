@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmkit.corpus.source import Document, Source
+from lmkit.corpus import Document, Source
 from lmkit.errors import UserError
 from lmkit.store import Prepared, TokenStore, prepare
 from lmkit.store.shard import Shard, write_shard

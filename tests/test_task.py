@@ -14,9 +14,9 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from lmkit.head import FullSoftmax
 from lmkit.model import LSTM, Window
 from lmkit.optim import WarmupCosine, WarmupLinear
-from lmkit.training.callbacks.non_finite import StopOnNonFinite
+from lmkit.training.callbacks import StopOnNonFinite
 from lmkit.training.task import Task
-from lmkit.windows.loader import WindowLoader
+from lmkit.windows import WindowLoader
 
 VOCABULARY, EOS = 17, 0
 

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmkit.errors import UserError
-from lmkit.inference.text import Text
+from lmkit.inference import Text
 from lmkit.tokenizer import (
     ByteLevelBPE,
     Bytes,

@@ -12,8 +12,8 @@ from trained_run import MODELS, SlowTwin, load, make_run, save_weights, warned
 
 import lmkit
 from lmkit.errors import UserError
+from lmkit.inference import TrainedModel
 from lmkit.inference import trained as trained_module
-from lmkit.inference.trained import TrainedModel
 from lmkit.run.checkpoints import AtomicCheckpointIO, load_checkpoint
 from lmkit.tokenizer import Bytes, load_tokenizer
 

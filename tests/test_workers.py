@@ -10,7 +10,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from lmkit.errors import UserError
 from lmkit.run import Run
 from lmkit.system.signals import Stopped
-from lmkit.training.callbacks.watchdog import Watchdog
+from lmkit.training.callbacks import Watchdog
 from lmkit.training.failure import Failure
 from lmkit.training.workers import WorkerError, cause
 

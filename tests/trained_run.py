@@ -11,7 +11,7 @@ from torch import nn
 from lmkit.assembly import build_model
 from lmkit.config.build import build
 from lmkit.corpus import WikiText
-from lmkit.inference.trained import TrainedModel
+from lmkit.inference import TrainedModel
 from lmkit.run import Run
 from lmkit.run.checkpoints import AtomicCheckpointIO, link
 from lmkit.store import prepare

@@ -19,11 +19,8 @@ from torch import nn
 
 from lmkit.run.checkpoints import AtomicCheckpointIO, latest_checkpoint
 from lmkit.system.signals import Stopped, StopSignals
-from lmkit.training.callbacks.checkpoint import Checkpoint
-from lmkit.training.callbacks.non_finite import StopOnNonFinite
-from lmkit.training.callbacks.samples import Samples
-from lmkit.training.callbacks.stop_on_signal import StopOnSignal
-from lmkit.training.loggers.jsonl import JsonlLogger
+from lmkit.training.callbacks import Checkpoint, Samples, StopOnNonFinite, StopOnSignal
+from lmkit.training.loggers import JsonlLogger
 
 WINDOWS = 12  # an epoch
 HARD_LIMIT = 60.0

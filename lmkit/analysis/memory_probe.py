@@ -17,7 +17,7 @@ from lmkit.config.targets import public_name, resolve_target
 from lmkit.corpus import MemoryProbe
 from lmkit.corpus.memory_probe import NUM_NEEDED, needed_words, probe_distance
 from lmkit.errors import UserError
-from lmkit.inference.trained import TrainedModel
+from lmkit.inference import TrainedModel
 from lmkit.model import GRU, LSTM, Elman, LanguageModel, Window
 from lmkit.store import TokenStore
 from lmkit.tokenizer import Word

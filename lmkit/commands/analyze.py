@@ -1,4 +1,4 @@
-"""`lmkit analyze probe`: how far back models remember, as one picture of what they were seen do."""
+"""`lmkit analyze probe`: how far back each kind of model remembers, as one picture."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lmkit.assembly import make_data
 from lmkit.config.loggers import grouped
 from lmkit.config.mistakes import nearest
 from lmkit.errors import UserError
-from lmkit.inference.trained import TrainedModel
+from lmkit.inference import TrainedModel
 from lmkit.run import Directory, Run, mint_id
 from lmkit.system.files import strict_json, write_atomically
 from lmkit.training.launch import launch

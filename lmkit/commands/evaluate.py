@@ -12,10 +12,10 @@ from rich.table import Table
 
 from lmkit.assembly import make_source
 from lmkit.errors import UserError
+from lmkit.inference import Text, TrainedModel
 from lmkit.inference.evaluation import measure
 from lmkit.inference.identity import recorded
-from lmkit.inference.text import Text, read_text
-from lmkit.inference.trained import TrainedModel
+from lmkit.inference.text import read_text
 from lmkit.run import Run, no_checkpoint
 from lmkit.store import TokenStore, prepare
 from lmkit.system.allocator import keep_freed_memory

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from rich.console import Console
 from rich.text import Text
 
-from lmkit.inference.trained import TrainedModel
+from lmkit.inference import TrainedModel
 from lmkit.run import Run, no_checkpoint
 
 CONTROL = {*range(0x20), *range(0x7F, 0xA0)} - {ord("\n"), ord("\t")}

@@ -14,11 +14,11 @@ from rich.table import Table
 from lmkit.assembly import text_and_tokenizer
 from lmkit.corpus.source import SPLITS
 from lmkit.errors import UserError
+from lmkit.store import Prepared, Store, TokenStore
 from lmkit.store import prepare as prepare_stores
 from lmkit.store.pool import num_cores
-from lmkit.store.prepared import DATA, Store
+from lmkit.store.prepared import DATA
 from lmkit.store.shard import MANIFEST, damaged
-from lmkit.store.token_store import Prepared, TokenStore
 from lmkit.system.files import write_atomically
 from lmkit.tokenizer import load_tokenizer
 from lmkit.tokenizer.base import FILE

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from lmkit.errors import UserError
-from lmkit.inference.scoring import TokenScore
-from lmkit.inference.text import Text, read_text
-from lmkit.inference.trained import TrainedModel
+from lmkit.inference import Text, TokenScore, TrainedModel
+from lmkit.inference.text import read_text
 from lmkit.metrics import perplexity
 from lmkit.pages.score import page, said
 from lmkit.run import Run, no_checkpoint

@@ -1,4 +1,4 @@
-"""`lmkit train` and `lmkit resume`."""
+"""`lmkit train` and `lmkit resume`: a run, and what it came to."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lmkit.config.loggers import grouped
-from lmkit.inference.trained import TrainedModel
+from lmkit.inference import TrainedModel
 from lmkit.run import Run, no_checkpoint, no_end
 from lmkit.training.launch import launch
 

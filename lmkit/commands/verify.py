@@ -26,8 +26,7 @@ from rich.table import Table
 from lmkit import kernels
 from lmkit.assembly import make_data
 from lmkit.errors import ResultError, UserError
-from lmkit.inference.text import Text
-from lmkit.inference.trained import TrainedModel
+from lmkit.inference import Text, TrainedModel
 from lmkit.run import Run, no_checkpoint
 from lmkit.run.checkpoints import damage, latest_checkpoint, load_checkpoint
 from lmkit.system.signals import FOLLOWS

@@ -23,14 +23,14 @@ from lmkit.config.mistakes import nearest, report
 from lmkit.config.safety import escapes, leaks
 from lmkit.config.signatures import signature_keys
 from lmkit.config.targets import BESIDE, SLOTS, VALUES, slot_bases
-from lmkit.corpus.huggingface import HuggingFace
+from lmkit.corpus import HuggingFace
 from lmkit.errors import UserError
 from lmkit.kernels import Kernels
 from lmkit.optim import Stepping
 from lmkit.ranges import Count, Seed, Size
 from lmkit.system import hardware
 from lmkit.system.processes import launched
-from lmkit.windows.datamodule import DataModule
+from lmkit.windows import DataModule
 
 log = logging.getLogger(__name__)
 

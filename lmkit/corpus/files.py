@@ -1,4 +1,4 @@
-"""The sources of text: Python's own documents, files, datasets of the hub, the memory probe."""
+"""Sources that are files on disk: text, JSON lines, CSV, parquet, WikiText."""
 
 import itertools
 from collections.abc import Iterator

@@ -13,8 +13,6 @@ from lmkit.system.paths import Paths, listed, located, nearby, readable, reason
 
 # Of compressed files that are read as they are.
 COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
-
-
 # What is no text, by the ends of names, with what it is and what to do.
 _FORMATS = (
     (
@@ -40,11 +38,7 @@ _FORMATS = (
     ),
     ((".parquet",), "parquet: take data=parquet"),
 )
-
-
 _SHARD = re.compile(r"-\d+-of-\d+$")
-
-
 SPLIT_NAMES = {"train": "train", "test": "test"} | dict.fromkeys(
     ("valid", "validation", "val", "dev"), "valid"
 )

@@ -1,4 +1,4 @@
-"""From hidden vectors to per-token negative log-likelihood, never holding all the logits."""
+"""The softmax over the whole vocabulary, never holding all the logits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from lmkit.head.base import Head, Loss
 from lmkit.head.linear_cross_entropy import LinearCrossEntropy, Memory
 from lmkit.kernels import softmax
 from lmkit.kernels.matmul import fast_matmul
-from lmkit.model.embedding import Embedding, draw
+from lmkit.model import Embedding
+from lmkit.model.embedding import draw
 from lmkit.ranges import Positive, Size
 
 # Without `chunk_size`, at least as many rows at a time as make this many logits.

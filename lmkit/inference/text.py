@@ -9,7 +9,8 @@ from typing import Self
 from lmkit.corpus import reading
 from lmkit.errors import UserError
 from lmkit.system import paths
-from lmkit.tokenizer.base import Ids, Positions, Tokenizer
+from lmkit.tokenizer import Tokenizer
+from lmkit.tokenizer.base import Ids, Positions
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A trained model as a run left it: rebuilt, checked, and ready to evaluate, score and generate."""
+"""A trained model as a run left it: rebuilt, ready to evaluate, score and generate."""
 
 from __future__ import annotations
 
@@ -29,10 +29,8 @@ from lmkit.run import Run
 from lmkit.system import hardware, threads
 from lmkit.system.threads import Threads
 from lmkit.tokenizer import Tokenizer, load_tokenizer
-from lmkit.windows import Tokens, Window
-from lmkit.windows.datamodule import DataModule
+from lmkit.windows import DataModule, Tokens, Window, WindowLoader
 from lmkit.windows.lanes import Protocol
-from lmkit.windows.loader import WindowLoader
 
 log = logging.getLogger(__name__)
 

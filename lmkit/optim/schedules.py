@@ -1,4 +1,4 @@
-"""Learning-rate schedules by step, and what clipping asks of gradients and optimisers."""
+"""Schedules of the learning rate, by step or by epoch."""
 
 from __future__ import annotations
 

@@ -20,14 +20,8 @@ from lmkit.system.files import strict_json
 log = logging.getLogger(__name__)
 
 HOST = "127.0.0.1"
-
-
 NUM_PORTS = 20
-
-
 METHODS = {"/": "GET", "/changes": "POST"}
-
-
 MAX_BODY = 16 << 20  # bytes of a question, which has some 100 for a run
 
 

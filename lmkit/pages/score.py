@@ -13,7 +13,7 @@ from itertools import pairwise
 from string import Template
 from typing import Any
 
-from lmkit.inference.scoring import TokenScore
+from lmkit.inference import TokenScore
 from lmkit.system.files import strict_json
 
 # Where one colour ends and the next begins, in bits.

@@ -18,7 +18,7 @@ from lmkit.errors import UserError
 from lmkit.store.prepared import PreparedSource, is_trained
 from lmkit.store.token_store import Prepared, TokenStore
 from lmkit.system.files import write_atomically
-from lmkit.tokenizer.base import Tokenizer
+from lmkit.tokenizer import Tokenizer
 
 SUFFIX = ".ds"
 # Tokens that are checked at a time.

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from lmkit.corpus.source import Piece, Source
+from lmkit.corpus import Source
+from lmkit.corpus.source import Piece
 from lmkit.errors import UserError, as_user_error
 from lmkit.store.meter import Advance, Meter
 from lmkit.system.signals import SIGNALS, follow_parent, name_of

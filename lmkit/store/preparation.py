@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lmkit.corpus.source import Document, Source, TokenCount
+from lmkit.corpus import Document, Source
+from lmkit.corpus.source import TokenCount
 from lmkit.errors import UserError
 from lmkit.store.directories import locked, make_once, set_aside
 from lmkit.store.meter import Advance, metered
@@ -25,8 +26,8 @@ from lmkit.store.token_store import Prepared, TokenStore, read_split, shard_name
 from lmkit.store.vocabulary import trained_tokenizer
 from lmkit.system.files import write_atomically
 from lmkit.system.regular_file import read_bytes
-from lmkit.tokenizer import Stored, load_tokenizer
-from lmkit.tokenizer.base import FILE, Encoded, Tokenizer, in_batches
+from lmkit.tokenizer import Encoded, Stored, Tokenizer, load_tokenizer
+from lmkit.tokenizer.base import FILE, in_batches
 
 log = logging.getLogger(__name__)
 

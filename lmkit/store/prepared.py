@@ -10,15 +10,16 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from lmkit.corpus.source import SPLITS, Document, Source
+from lmkit.corpus import Document, Source
+from lmkit.corpus.source import SPLITS
 from lmkit.errors import UserError
 from lmkit.ranges import Positive, Size
 from lmkit.store.shard import MANIFEST, NOT_ONE
 from lmkit.store.token_store import Prepared, TokenStore
 from lmkit.system import paths
 from lmkit.system.regular_file import DamagedError, read_json
-from lmkit.tokenizer import Stored, load_tokenizer
-from lmkit.tokenizer.base import FILE, Tokenizer
+from lmkit.tokenizer import Stored, Tokenizer, load_tokenizer
+from lmkit.tokenizer.base import FILE
 
 DATA = "data.json"
 PLAN = "plan.json"

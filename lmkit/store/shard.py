@@ -17,7 +17,7 @@ import numpy.typing as npt
 from lmkit.errors import UserError, cannot_write
 from lmkit.system.files import write_atomically
 from lmkit.system.regular_file import MAX_MANIFEST, opened, read_bytes
-from lmkit.tokenizer.base import Encoded, Tokenizer
+from lmkit.tokenizer import Encoded, Tokenizer
 
 FORMAT = "lmkit shard 1"
 MANIFEST = "manifest.json"

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from lmkit.store.shard import MANIFEST, NOT_ONE, Shard, as_json, check_increasing, damaged, writing
 from lmkit.system.files import write_atomically
 from lmkit.system.regular_file import MAX_MANIFEST, read_bytes
-from lmkit.tokenizer.base import Tokenizer
+from lmkit.tokenizer import Tokenizer
 
 FORMAT = "lmkit split 1"
 # Files of tokens that are mapped at a time: each holds a descriptor, of which there are often 1024.

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from lmkit.corpus.source import Document, Source
+from lmkit.corpus import Document, Source
 from lmkit.errors import UserError
 from lmkit.store.directories import make_once
 from lmkit.store.meter import Advance, metered
@@ -20,8 +20,8 @@ from lmkit.store.shard import damaged, writing
 from lmkit.store.token_store import shard_name
 from lmkit.system.files import write_atomically
 from lmkit.system.regular_file import opened, read_bytes
-from lmkit.tokenizer import load_tokenizer
-from lmkit.tokenizer.base import FILE, CountedTokenizer, Tokenizer, add_counts
+from lmkit.tokenizer import Tokenizer, load_tokenizer
+from lmkit.tokenizer.base import FILE, CountedTokenizer, add_counts
 
 COUNTS = "counts.json"
 

@@ -1,4 +1,4 @@
-"""`lmkit sweep`: trainings over keys with several values, each a run like any other."""
+"""A sweep while it runs: trials started, followed, pruned, and told of."""
 
 from __future__ import annotations
 

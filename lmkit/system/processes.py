@@ -1,4 +1,4 @@
-"""Which of a run's processes this one is, and how one ended.
+"""Which of a run's processes this one is, by what its launcher says.
 
 No torch: Lightning reads these variables as it is imported, so they are looked at before.
 """

@@ -1,4 +1,4 @@
-"""Documents to token ids: every tokenizer there is, and the way back from a saved one."""
+"""A tokenizer out of the file that it was saved to."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lmkit.run import history
-from lmkit.training.callbacks.checkpoint import Checkpoint
+from lmkit.training.callbacks import Checkpoint
 from lmkit.training.task import Task
 
 log = logging.getLogger(__name__)

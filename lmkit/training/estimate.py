@@ -22,7 +22,7 @@ from lmkit.system.rendezvous import cluster
 from lmkit.system.threads import Threads
 from lmkit.training.fit import make_task, quiet
 from lmkit.training.limits import in_windows
-from lmkit.windows.datamodule import DataModule
+from lmkit.windows import DataModule
 
 WARM_UP = 3  # windows, or a second
 SECONDS = 3.0  # of steps with the number of threads that was chosen

@@ -32,18 +32,16 @@ from lmkit.system.processes import launched
 from lmkit.system.redaction import redacted
 from lmkit.system.rendezvous import cluster
 from lmkit.system.signals import StopSignals
-from lmkit.training.callbacks.checkpoint import Checkpoint
+from lmkit.training.callbacks import Checkpoint, Samples, StopOnSignal
 from lmkit.training.callbacks.progress import Progress
-from lmkit.training.callbacks.samples import Samples
-from lmkit.training.callbacks.stop_on_signal import StopOnSignal
 from lmkit.training.continuation import Continuation
 from lmkit.training.limits import in_windows
-from lmkit.training.loggers.jsonl import JsonlLogger
+from lmkit.training.loggers import JsonlLogger
 from lmkit.training.loggers.tracker import Account, Tracking
 from lmkit.training.loggers.trackers import make_trackers
 from lmkit.training.pace import Pace
 from lmkit.training.task import Task
-from lmkit.windows.datamodule import DataModule
+from lmkit.windows import DataModule
 
 log = logging.getLogger(__name__)
 

@@ -33,7 +33,7 @@ from lmkit.training.loggers.wandb import unsynced
 from lmkit.training.pace import NAME as CHOICES
 from lmkit.training.pace import Pace
 from lmkit.training.workers import log_to, work_in_processes
-from lmkit.windows.datamodule import DataModule
+from lmkit.windows import DataModule
 
 Result = TypeVar("Result")
 TRIAL_SECONDS = 0.5  # of steps with the threads that a trial has chosen

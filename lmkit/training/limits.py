@@ -14,7 +14,7 @@ from lmkit.config.mistakes import report
 from lmkit.config.trainer import silent
 from lmkit.errors import UserError
 from lmkit.optim import Stepping, check_length, has_end
-from lmkit.windows.datamodule import DataModule
+from lmkit.windows import DataModule
 
 SPLITS = {"train": "train", "val": "valid", "test": "test"}
 

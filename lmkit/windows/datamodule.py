@@ -13,8 +13,7 @@ import numpy as np
 
 from lmkit.corpus import Source
 from lmkit.ranges import Size
-from lmkit.store import Prepared, prepare
-from lmkit.store.prepared import Mixture
+from lmkit.store import Mixture, Prepared, prepare
 from lmkit.tokenizer import Tokenizer
 from lmkit.windows.lanes import Protocol
 from lmkit.windows.loader import WindowLoader

@@ -10,8 +10,8 @@ from typing import Protocol as Interface
 import numpy.typing as npt
 from torch import Tensor
 
+from lmkit.store import TokenStore
 from lmkit.store.shard import MANIFEST, damaged
-from lmkit.store.token_store import TokenStore
 
 # Tokens read before a memory map is asked to give its pages back: each document begins with 64 KiB
 # or more of them, whatever its length.

@@ -1,4 +1,4 @@
-"""Callbacks that end training in order: on a signal, and before a loss that is not a number."""
+"""Ends a training in order on Ctrl-C, SIGTERM or SIGUSR1: between two steps, with a checkpoint."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What a run writes down while it trains: the rows of its metrics, and samples of its text."""
+"""The rows of metrics.jsonl."""
 
 import time
 from argparse import Namespace

@@ -20,7 +20,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 
 from lmkit.system.files import strict_json, write_atomically
 from lmkit.system.regular_file import DamagedError, read_json
-from lmkit.training.callbacks.samples import Samples
+from lmkit.training.callbacks import Samples
 from lmkit.training.loggers.jsonl import JsonlLogger
 
 log = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""The loggers of a config: whether their packages are here, and each with what tracks it."""
+"""The loggers of a config, each with what tracks it."""
 
 from __future__ import annotations
 
