@@ -15,15 +15,14 @@ from lmkit.system import redaction
 # also in the processes that the tests start.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-pytest_plugins = ["journey"]
+pytest_plugins = ["journey", "preparing", "faulty"]
 
 settings.register_profile("lmkit", deadline=None)  # time is never asserted
 settings.load_profile("lmkit")
 
 # A module that imports one of these starts processes.
-PROCESSES = re.compile(
-    r"^(from|import) (browser|injected|journey|multiprocessing|subprocess|trainee)\b", re.MULTILINE
-)
+STARTS = "browser|faulty|injected|journey|multiprocessing|preparing|subprocess|trainee"
+PROCESSES = re.compile(rf"^(from|import) ({STARTS})\b", re.MULTILINE)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

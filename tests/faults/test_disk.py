@@ -10,11 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from journey import LIMIT, lmkit, start
-from test_train import wait_for_rows
+from faulty import assert_same_run, end
+from journey import LIMIT, lmkit, start, wait_for_rows
 
-from faults.test_files import assert_same_run
-from faults.test_processes import end
 from lmkit.cli import main
 
 pytestmark = pytest.mark.faults

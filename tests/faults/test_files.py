@@ -6,20 +6,12 @@ import shutil
 import signal
 from pathlib import Path
 
+import injected
 import pytest
-from journey import LIMIT, lmkit, rows
-from test_train import assert_same_state, last, wait_for_rows
-
-from faults import injected
-from faults.test_processes import SLOW, begin, end
+from faulty import assert_same_run, begin, end
+from journey import LIMIT, last, lmkit, rows, wait_for_rows
 
 pytestmark = pytest.mark.faults
-
-
-def assert_same_run(run: Path, whole: Path) -> None:
-    assert rows(run) == rows(whole)
-    assert_same_state(last(run), last(whole))
-    assert (run / "samples.jsonl").read_text() == (whole / "samples.jsonl").read_text()
 
 
 def interrupted(fault: str, step: int, settings, place: Path, code: int) -> tuple[Path, str]:
@@ -77,7 +69,12 @@ def empty(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "harm", [pytest.param(truncate, marks=SLOW), flip_a_bit, pytest.param(empty, marks=SLOW)]
+    "harm",
+    [
+        pytest.param(truncate, marks=pytest.mark.slow),
+        flip_a_bit,
+        pytest.param(empty, marks=pytest.mark.slow),
+    ],
 )
 def test_a_damaged_newest_checkpoint_is_set_aside(finished, settings, tmp_path, harm):
     run, _ = interrupted("kill", 37, settings, tmp_path, -signal.SIGKILL)

@@ -13,12 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from faulty import TWO, assert_same_run, nobody_writes_with, workers
 from journey import LIMIT, TIMES, is_running, start
-from test_preparing import children, large, sums, undisturbed  # noqa: F401 - fixtures
-from test_preparing import start as start_preparing
+from preparing import children, start_preparing, sums
 
-from faults.test_files import assert_same_run
-from faults.test_processes import TWO, nobody_writes_with, workers
 from lmkit.run import Run
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1200)]
@@ -99,7 +97,7 @@ def test_two_processes_and_their_parent(lived, tmp_path, seed):
 @pytest.mark.parametrize(
     "seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, 20))]
 )
-def test_a_preparation(large, tmp_path, undisturbed, seed):  # noqa: F811 - fixtures
+def test_a_preparation(large, tmp_path, undisturbed, seed):
     draw = random.Random(seed)
     place = tmp_path / "store"
     process = start_preparing(large, place)

@@ -10,11 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
-from journey import LIMIT, is_running, rows
-from test_preparing import children
-from test_train import last, wait_for_rows
+from faulty import TWO, end
+from journey import LIMIT, is_running, last, rows, wait_for_rows
+from preparing import children
 
-from faults.test_processes import TWO, end, two  # noqa: F401 - a fixture
 from lmkit.run import Run
 
 pytestmark = pytest.mark.faults
@@ -33,7 +32,7 @@ def torchrun(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
     )
 
 
-def test_under_torchrun_it_is_one_run(two, settings, tmp_path):  # noqa: F811
+def test_under_torchrun_it_is_one_run(two, settings, tmp_path):
     process = torchrun("train", *settings, *TWO, cwd=tmp_path)
     out, err = process.communicate(timeout=LIMIT)
     assert process.returncode == 0, err
@@ -98,7 +97,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def test_under_slurm_it_is_one_run_and_goes_on_when_requeued(two, settings, tmp_path):  # noqa: F811
+def test_under_slurm_it_is_one_run_and_goes_on_when_requeued(two, settings, tmp_path):
     def tasks() -> list[subprocess.Popen[str]]:
         port = free_port()
         return [slurm(rank, port, "train", *settings, *TWO, cwd=tmp_path) for rank in (0, 1)]

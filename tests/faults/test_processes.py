@@ -3,60 +3,16 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
+import injected
 import pytest
 import torch
-from journey import LIMIT, is_running, lmkit, rows
-from test_train import assert_same_state, last, wait_for_rows
-
-from faults import injected
+from faulty import TWO, begin, end, nobody_writes_with, workers
+from journey import LIMIT, assert_same_state, last, lmkit, rows, wait_for_rows
 
 pytestmark = pytest.mark.faults
 SLOW = pytest.mark.slow
-TWO = ("trainer=ddp_cpu", "trainer.devices=2")
-
-
-def begin(*arguments: str, cwd: Path, **environment: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, injected.__file__, *arguments],
-        cwd=cwd,
-        env={**os.environ, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def end(process: subprocess.Popen[str], code: int) -> str:
-    _, err = process.communicate(timeout=LIMIT)
-    assert process.returncode == code, err
-    return err
-
-
-def workers(process: subprocess.Popen[str]) -> list[int]:
-    """Process ids by rank of a run in several processes."""
-    found = {}
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
-            environment = (path / "environ").read_bytes()
-        except (OSError, ValueError):
-            continue
-        if parent == process.pid and b"multiprocessing.spawn" in (path / "cmdline").read_bytes():
-            found[int(path.name)] = environment
-    return sorted(found)
-
-
-@pytest.fixture(scope="module")
-def two(settings, tmp_path_factory) -> Path:
-    """An undisturbed run of two processes."""
-    place = tmp_path_factory.mktemp("two")
-    lmkit("train", *settings, *TWO, "run_id=whole", cwd=place)
-    return place / "outputs" / "tiny" / "whole"
 
 
 def test_a_process_that_is_killed_is_started_again_and_nothing_is_lost(two, settings, tmp_path):
@@ -135,14 +91,6 @@ def test_a_signal_to_the_parent_stops_all(two, settings, tmp_path, signum, code)
     lmkit("resume", "cut", cwd=tmp_path)
     assert rows(run) == rows(two)
     assert_same_state(last(run), last(two))
-
-
-def nobody_writes_with(process: subprocess.Popen[str], run: Path, orphans: list[int]) -> None:
-    """Wait until `process` holds the run, or has ended; by then no orphan may be running."""
-    lock, holder = run / ".lock", f"process {process.pid} on"
-    while process.poll() is None and not (lock.exists() and holder in lock.read_text()):
-        time.sleep(0.005)
-    assert not [pid for pid in orphans if is_running(pid)]
 
 
 @pytest.mark.parametrize("started", [False, True])

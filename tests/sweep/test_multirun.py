@@ -14,8 +14,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import example, given
 from hypothesis import strategies as st
-from journey import LIMIT, lmkit, rows, start
-from test_train import assert_same_state, last, wait_for_rows
+from journey import LIMIT, assert_same_state, last, lmkit, rows, start, wait_for_rows
 from trained_run import real_stdout
 
 from lmkit import cli

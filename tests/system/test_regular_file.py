@@ -1,12 +1,11 @@
 """Files that hold anything: one error that says what and where, without waiting or end."""
 
-import contextlib
 import os
 import re
-import socket
 
 import pytest
 import yaml
+from damages import make_socket
 
 from lmkit.system import regular_file
 from lmkit.system.regular_file import (
@@ -19,11 +18,6 @@ from lmkit.system.regular_file import (
 )
 
 REMEDY = "; put a sound copy in its place"
-
-
-def make_socket(path):
-    with contextlib.chdir(path.parent), socket.socket(socket.AF_UNIX) as made:
-        made.bind(path.name)  # of at most 107 bytes
 
 
 KINDS = {

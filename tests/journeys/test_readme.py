@@ -13,7 +13,7 @@ from lmkit.config.check import check
 from lmkit.config.compose import compose
 from lmkit.sweep import search
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 README = (REPOSITORY / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
 COMMANDS = [

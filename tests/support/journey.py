@@ -5,9 +5,11 @@ import random
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import torch
 
 LIMIT = 120  # seconds for any one process
 TIMES = re.compile(r"seconds|tokens_per_second")
@@ -80,3 +82,27 @@ def finished(tmp_path_factory, settings) -> tuple[Path, subprocess.CompletedProc
     place = tmp_path_factory.mktemp("finished")
     done = lmkit("train", *settings, "run_id=whole", cwd=place)
     return place / "outputs" / "tiny" / "whole", done
+
+
+def last(run: Path) -> dict:
+    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def wait_for_rows(process: subprocess.Popen[str], run: Path, number: int) -> None:
+    """Until the process has written more rows of metrics than this."""
+    deadline = time.monotonic() + LIMIT
+    metrics = run / "metrics.jsonl"
+    while not (metrics.exists() and metrics.read_bytes().count(b"\n") > number):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def assert_same_state(one: dict, other: dict) -> None:
+    for name, tensor in one["state_dict"].items():
+        assert torch.equal(tensor, other["state_dict"][name]), name
+    for key, state in one["optimizer_states"][0]["state"].items():
+        for name, value in state.items():
+            assert torch.equal(value, other["optimizer_states"][0]["state"][key][name])
+    assert one["lr_schedulers"] == other["lr_schedulers"]
+    assert one["lmkit_task"]["tokens_seen"] == other["lmkit_task"]["tokens_seen"]

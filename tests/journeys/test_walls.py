@@ -6,7 +6,7 @@ import os
 import shutil
 
 import pytest
-from test_regular_file import make_socket
+from damages import DAMAGES
 from trained_run import make_run
 
 from lmkit.cli import commands, main
@@ -21,21 +21,6 @@ from lmkit.run.jsonl import read_rows
 from lmkit.system.regular_file import DamagedError
 from lmkit.training.launch import _check, _stays
 
-DAMAGES = {
-    "cut short": lambda path: path.write_text('{"a": ["'),
-    "a list": lambda path: path.write_text("[1, 2]\n"),
-    "nested": lambda path: path.write_text("[" * 10_000),
-    "other values": lambda path: path.write_text(
-        '{"status": [1], "started": {"a": 1}, "step": "x", "format": [], "bytes": 1e999}'
-    ),
-    "not UTF-8": lambda path: path.write_bytes(b"\xff\0\n"),
-    "600 MB": lambda path: os.truncate(path, 600 << 20),
-    "a FIFO": lambda path: (path.unlink(), os.mkfifo(path)),
-    "a directory": lambda path: (path.unlink(), path.mkdir()),
-    "a socket": lambda path: (path.unlink(), make_socket(path)),
-    "a loop": lambda path: (path.unlink(), path.symlink_to(path.name)),
-    "endless": lambda path: (path.unlink(), path.symlink_to("/dev/zero")),
-}
 FILES = (
     *("status.json", "config.yaml", "summary.json", "metrics.jsonl", "samples.jsonl"),
     *("data.json", "tokenizer.json", ".lock", "checkpoints/step-000000007.json"),

@@ -10,10 +10,10 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import injected
 import numpy as np
 import pytest
 import yaml
-from faults import injected
 from hypothesis import given
 from hypothesis import strategies as st
 from journey import LIMIT

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from damages import DAMAGES
 from journey import LIMIT, lmkit, rows, start
-from test_walls import DAMAGES
 
 from lmkit.config.check import check
 from lmkit.config.compose import compose

@@ -12,7 +12,7 @@ from lmkit import cli
 from lmkit.command import Command
 from lmkit.system.signals import SIGNALS
 
-TEXT = (Path(__file__).parents[1] / "docs" / "cli.md").read_text()
+TEXT = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
 BLOCKS = re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL)
 COMMANDS = [line for block in BLOCKS for line in block.splitlines() if line.startswith("lmkit ")]
 

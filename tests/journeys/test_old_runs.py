@@ -23,7 +23,7 @@ from lmkit.config.targets import resolve_target
 from lmkit.run.checkpoints import load_checkpoint
 from lmkit.run.environment import environment
 
-OLD = Path(__file__).parent / "fixtures" / "aef4429"
+OLD = Path(__file__).parents[1] / "fixtures" / "aef4429"
 TIMES = {"seconds", "train/tokens_per_second"}
 TARGETS = {
     "corpus": ["Pydocs", "Files", "Jsonl", "Parquet", "WikiText", "HuggingFace", "MemoryProbe"],

@@ -3,22 +3,15 @@
 import json
 import shutil
 import signal
-import subprocess
-import time
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 from compiled import needs_kernels
-from journey import LIMIT, lmkit, rows, start
+from journey import LIMIT, assert_same_state, last, lmkit, rows, start, wait_for_rows
 
 from lmkit import cli
 from lmkit.run import Run
-
-
-def last(run: Path) -> dict:
-    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
 
 
 def test_a_run_leaves_its_directory_and_says_what_to_type_next(finished):
@@ -91,26 +84,6 @@ def test_an_lstm_goes_on_bit_for_bit_with_another_number_of_threads(finished, se
     assert "with 2 threads" in resumed.stderr
     assert rows(run) == rows(whole)
     assert_same_state(last(run), last(whole))
-
-
-def wait_for_rows(process: subprocess.Popen[str], run: Path, number: int) -> None:
-    """Until the process has written more rows of metrics than this."""
-    deadline = time.monotonic() + LIMIT
-    metrics = run / "metrics.jsonl"
-    while not (metrics.exists() and metrics.read_bytes().count(b"\n") > number):
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
-def assert_same_state(one: dict, other: dict) -> None:
-    for name, tensor in one["state_dict"].items():
-        assert torch.equal(tensor, other["state_dict"][name]), name
-    for key, state in one["optimizer_states"][0]["state"].items():
-        for name, value in state.items():
-            assert torch.equal(value, other["optimizer_states"][0]["state"][key][name])
-    assert one["lr_schedulers"] == other["lr_schedulers"]
-    assert one["lmkit_task"]["tokens_seen"] == other["lmkit_task"]["tokens_seen"]
 
 
 def test_sigterm_saves_says_how_to_go_on_and_exits_143(finished, settings, tmp_path):

@@ -21,7 +21,7 @@ from lmkit.config.check import check
 from lmkit.config.compose import compose
 from lmkit.store import prepare
 
-DOCS = (Path(__file__).resolve().parents[1] / "docs" / "data.md").read_text()
+DOCS = (Path(__file__).resolve().parents[2] / "docs" / "data.md").read_text()
 COMMANDS = [
     line for block in re.findall(r"```sh\n(.*?)```", DOCS, re.DOTALL) for line in block.splitlines()
 ]

@@ -1,13 +1,8 @@
-"""Preparation in several processes: what one would make, exactly once, killed and resumed.
-
-No torch: the processes import this file.
-"""
+"""Preparation in several processes: what one would make, exactly once, killed and resumed."""
 
 import contextlib
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,19 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 from pieces import jsonl, written
+from preparing import children, start_preparing, sums
+from spawned import Dies, Mark, Mistaken, Raises, mark
 
-from lmkit.corpus import Jsonl, Source
+from lmkit.corpus import Source
 from lmkit.errors import UserError
 from lmkit.store import TokenStore, prepare
 from lmkit.store.meter import Meter
 from lmkit.store.pool import run_jobs
 from lmkit.tokenizer import Bytes, Characters, Word
-
-
-def sums(directory: Path) -> dict[str, str]:
-    """What a preparation comes to."""
-    files = sorted(directory.rglob("manifest.json"))
-    return {str(file.relative_to(directory)): file.read_text() for file in files}
 
 
 @pytest.fixture(scope="module")
@@ -59,32 +50,6 @@ def test_processes_give_what_one_does(many: Path, tmp_path: Path, make: Callable
         np.testing.assert_array_equal(store.tokens, two.stores[split].tokens)
     assert not list(tmp_path.rglob("counts"))
     assert not list(tmp_path.rglob("*.tmp"))
-
-
-class Bad(Jsonl):
-    """Does what `how` says at a file."""
-
-    how: Callable[[], None]
-
-    def _records(self, span: Any) -> Any:
-        if span.name == "007.jsonl":
-            type(self).how()
-        return super()._records(span)
-
-
-class Dies(Bad):
-    def how() -> None:  # type: ignore[misc]
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-class Raises(Bad):
-    def how() -> None:  # type: ignore[misc]
-        raise ZeroDivisionError("a defect")
-
-
-class Mistaken(Bad):
-    def how() -> None:  # type: ignore[misc]
-        raise UserError("007.jsonl: the text is wrong")
 
 
 @pytest.mark.parametrize(
@@ -125,69 +90,11 @@ def test_jobs_are_done_once_each(tmp_path: Path) -> None:
     assert (meter.amount, meter.done_bytes) == (9 * 5, 9)
 
 
-class Mark:
-    """A job."""
-
-    def __init__(self, file: Path, num_bytes: int) -> None:
-        self.file, self.num_bytes = file, num_bytes
-
-
-def mark(job: Mark, advance: Callable[[int], None]) -> None:
-    with job.file.open("a") as file:
-        file.write("once")
-    advance(5)
-
-
 # ---- real processes, killed
-
-WORKER = """
-import sys
-from pathlib import Path
-from lmkit.corpus import Jsonl
-from lmkit.system.signals import Stopped, StopSignals
-from lmkit.store import prepare
-from lmkit.tokenizer import Word
-
-text, place, workers = sys.argv[1:]
-source = Jsonl(text, valid_fraction=0, test_fraction=0)
-source.piece_bytes = 1
-try:
-    with StopSignals():
-        places = {"store": Path(place), "cache": Path(f"{place}.cache")}
-        print(prepare(source, Word(), **places, workers=int(workers)).hash)
-except Stopped as stopped:
-    sys.exit(stopped.exit_code)
-"""
-
-
-def start(text: Path, place: Path, workers: int = 2) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", WORKER, str(text), str(place), str(workers)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def children(pid: int) -> list[int]:
-    with contextlib.suppress(OSError):
-        return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
-    return []
 
 
 def whole_shards(place: Path) -> list[Path]:
     return list(place.glob("train/[0-9]*[0-9]/manifest.json"))
-
-
-@pytest.fixture(scope="module")
-def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    line = "some words of no great interest, over and over again \n"
-    rows = [[f"{n} {k} {line * 400}" for k in range(40)] for n in range(16)]
-    return written(tmp_path_factory.mktemp("large") / "text", rows)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(large: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    place = tmp_path_factory.mktemp("undisturbed") / "store"
-    out, err = start(large, place, workers=1).communicate(timeout=120)
-    assert err == ""
-    return sums(place) | {"hash": out}
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
@@ -195,7 +102,7 @@ def test_ended_on_the_way_and_resumed(
     large: Path, tmp_path: Path, undisturbed: dict[str, str], how: signal.Signals
 ) -> None:
     place = tmp_path / "store"
-    process = start(large, place)
+    process = start_preparing(large, place)
     while len(whole_shards(place)) < 3:
         assert process.poll() is None, process.communicate()
         time.sleep(0.005)
@@ -215,7 +122,7 @@ def test_ended_on_the_way_and_resumed(
     assert 3 <= len(kept) < 16
     if how != signal.SIGKILL:
         assert not list(place.rglob("*.tmp"))
-    again = start(large, place)
+    again = start_preparing(large, place)
     out, err = again.communicate(timeout=120)
     assert again.returncode == 0, err
     assert {file: file.stat().st_mtime_ns for file in kept} == kept
@@ -225,7 +132,7 @@ def test_ended_on_the_way_and_resumed(
 
 def test_workers_end_with_a_parent_that_is_killed(large: Path, tmp_path: Path) -> None:
     place = tmp_path / "store"
-    process = start(large, place)
+    process = start_preparing(large, place)
     while not whole_shards(place):
         assert process.poll() is None, process.communicate()
         time.sleep(0.005)
@@ -241,14 +148,14 @@ def test_workers_end_with_a_parent_that_is_killed(large: Path, tmp_path: Path) -
 
 def test_two_preparations_at_once(large: Path, tmp_path: Path, undisturbed: dict[str, str]) -> None:
     place = tmp_path / "store"
-    first = start(large, place)
+    first = start_preparing(large, place)
     while not whole_shards(place):
         assert first.poll() is None, first.communicate()
         time.sleep(0.005)
     held = [first.pid, *children(first.pid)]
     for pid in held:
         os.kill(pid, signal.SIGSTOP)
-    second = start(large, place)
+    second = start_preparing(large, place)
     assert second.stderr is not None
     assert second.stderr.readline() == f"{place}: another process prepares it; waiting\n"
     for pid in held:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_walls import DAMAGES
+from damages import DAMAGES
 
 from lmkit.cli import main
 from lmkit.commands.prepare import prepare

@@ -20,7 +20,7 @@ from lmkit.config.compose import compose
 from lmkit.config.keys import function_keys
 from lmkit.run import Run
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 HEAVY = {"torch", "lightning", "wandb", "trackio", "datasets", "tokenizers", "pyarrow"}
 
 

@@ -10,11 +10,11 @@ import sys
 import threading
 import time
 from importlib.metadata import version
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 import yaml
+from spawned import stay
 
 import lmkit
 from lmkit.errors import UserError
@@ -43,12 +43,6 @@ def changed(**changes) -> dict:
 
 def create(outputs: Path, run_id: str | None = "one", config: dict = CONFIG, **more) -> Run:
     return Run.create(outputs, "lm", run_id, config, **more)
-
-
-def stay(run: Run, connection: Connection) -> None:
-    """A process that a holder has started."""
-    connection.send(run.path)
-    connection.poll(60)
 
 
 def test_processes_that_the_holder_has_started_hold_it_too(tmp_path, caplog):

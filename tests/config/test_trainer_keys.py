@@ -22,7 +22,7 @@ from lmkit.training.fit import make_task
 from lmkit.training.task import Task
 
 KEYS = list(inspect.signature(pl.Trainer).parameters)
-TABLE = (Path(__file__).resolve().parents[1] / "docs" / "trainer.md").read_text()
+TABLE = (Path(__file__).resolve().parents[2] / "docs" / "trainer.md").read_text()
 
 OFTEN = "callbacks.checkpoint.every_n_train_steps=4"
 WORSE = ("optimizer.maximize=true", "optimizer.lr=0.01")  # every validation is worse than the first
