@@ -16,11 +16,10 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from torch.optim import SGD
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from lmkit.allow import SLOTS, resolve_target
+from lmkit.allow import SLOTS, beside, resolve_target
 from lmkit.binding import build
 from lmkit.errors import UserError
 from lmkit.loggers import TRACKERS
-from lmkit.optim import Stepping, check_length
 from lmkit.redaction import mask, redact
 from lmkit.rendezvous import cluster
 from lmkit.safety import anchored
@@ -145,9 +144,9 @@ def _schedule(config: Node, stepping: Node, mistakes: list[str]) -> None:
         # What is wrong with a schedule is told also where its optimiser cannot be had.
         steps = optimizer or SGD(parameters, lr=0.1)
         scheduler = build("scheduler", node, optimizer=steps, num_steps=1)
-        by_step = Stepping(**stepping).settings(scheduler)["interval"] == "step"
-        length = (config.get("trainer") or {}).get("max_steps" if by_step else "max_epochs")
-        check_length(scheduler, length or -1)
+        limits = config.get("trainer") or {}
+        updates, epochs = limits.get("max_steps") or -1, limits.get("max_epochs") or -1
+        beside("scheduler")[0](**stepping).check_length(scheduler, updates=updates, epochs=epochs)
         steps.step(loss)
         scheduler.step(*((0.0,) if isinstance(scheduler, ReduceLROnPlateau) else ()))
         return scheduler

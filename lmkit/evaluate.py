@@ -149,7 +149,7 @@ def _text(
     if split not in source.splits:
         raise UserError(f"split={split}: the data has {', '.join(source.splits)}")
     cache = run.path.parents[1] / ".cache"
-    prepared = prepare(source, tokenizer, cache, splits=[split], trained=True, by_line=by_line)
+    prepared = prepare(source, tokenizer, cache, splits=[split], by_line=by_line)
     store = prepared.stores[split]
     splits = recorded(run).get("splits", {})
     then = splits.get(split, {}).get("sha256", store.sha256)

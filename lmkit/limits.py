@@ -13,7 +13,7 @@ from lmkit.check import split_node
 from lmkit.config import report
 from lmkit.datamodule import DataModule
 from lmkit.errors import UserError
-from lmkit.optim import Stepping, check_length, has_end
+from lmkit.optim import Stepping, has_end
 from lmkit.trainer import silent
 
 SPLITS = {"train": "train", "val": "valid", "test": "test"}
@@ -85,9 +85,8 @@ def check_schedule(config: Mapping[str, Any], data: DataModule) -> None:
     epochs = math.inf if epochs in (None, -1) else epochs
     updates, each = math.inf if most == -1 else most, _updates(trainer, data)
     epochs, updates = min(epochs, updates / each), min(updates, epochs * each)
-    by_step = Stepping(**stepping).settings(scheduler)["interval"] == "step"
     # A last epoch that is cut short is not stepped after.
-    check_length(scheduler, updates if by_step else epochs // 1)
+    Stepping(**stepping).check_length(scheduler, updates=updates, epochs=epochs // 1)
 
 
 def _limits(

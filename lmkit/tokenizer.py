@@ -13,6 +13,7 @@ import numpy as np
 from lmkit.encoding import (
     FILE,
     FORMAT,
+    AnyTokenizer,
     ByteSurfaces,
     CountedTokenizer,
     DocumentTokenizer,
@@ -150,33 +151,17 @@ class Characters(DocumentTokenizer, CountedTokenizer):
         return tokenizer
 
 
-class Stored(Tokenizer):
-    """Stands for a tokenizer that has been saved: that of prepared tokens, or `path`'s."""
+class Stored(AnyTokenizer):
+    """A tokenizer that has been saved: that of prepared tokens, or `path`'s."""
 
-    name = "stored"
-    trainable = True
-    lossless = False
+    is_saved = True
 
     def __init__(self, path: str | None = None) -> None:
         """path: a directory of `lmkit prepare`, a run, or the file there."""
         self.path = path
 
-    def load(self) -> Tokenizer:
-        """The tokenizer that lies at `path`."""
-        if self.path is None:
-            self.train(())
-        return load_tokenizer(Path(str(self.path)).expanduser())
-
-    def train(self, texts: Iterable[str]) -> None:
-        raise UserError(
-            "tokenizer=stored: goes with data=store, whose tokens are made; for text name one with "
-            "tokenizer.path=DIR"
-        )
-
-    encode = encode_text = decode = pieces = _state = _restore = train  # type: ignore[assignment]
-
-    def settings(self) -> dict[str, Any]:
-        return {"path": self.path}
+    def resolved(self) -> Tokenizer | None:
+        return None if self.path is None else load_tokenizer(Path(self.path).expanduser())
 
 
 KINDS: tuple[type[Tokenizer], ...] = (Word, ByteLevelBPE, Characters, Bytes, Pretrained)

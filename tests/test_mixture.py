@@ -19,7 +19,6 @@ from lmkit.errors import UserError
 from lmkit.mixture import MixtureLoader, shuffled
 from lmkit.stored import Mixture
 from lmkit.text import Text
-from lmkit.tokenizer import Stored
 
 EOS = 0
 
@@ -276,4 +275,4 @@ def test_mistakes(two_stores, arguments, message):
 def test_stores_of_two_tokenizers_cannot_be_mixed(two_stores):
     mixture = Mixture({name: str(two_stores / name) for name in "AC"})
     with pytest.raises(UserError, match=r"data.paths.C has tokens of another tokenizer than data"):
-        mixture.prepared(Stored(), two_stores, None)
+        mixture.prepared(None, two_stores, None)

@@ -15,7 +15,7 @@ from lmkit.cli import main
 from lmkit.errors import UserError
 from lmkit.source import Source
 from lmkit.stored import Store
-from lmkit.tokenizer import Stored, Word
+from lmkit.tokenizer import Word
 
 SMALL = ["model.embedding_size=8", "model.hidden_size=8", "model.num_layers=1", "data.batch_size=4"]
 
@@ -182,9 +182,8 @@ def test_a_store_has_its_own_tokenizer_and_splits(tmp_path: Path, store: Path, c
     for tokenizer in (other, Word()):
         with pytest.raises(UserError, match=r"has tokens of another tokenizer \(word, "):
             Store(str(store)).prepared(tokenizer, tmp_path, None)
-    assert Store(str(store)).prepared(Stored(), tmp_path, ["test"]).stores.keys() == {"test"}
-    with pytest.raises(UserError, match="has tokens, no text"):
-        list(Store(str(store)).documents("train"))
+    assert Store(str(store)).prepared(None, tmp_path, ["test"]).stores.keys() == {"test"}
+    assert not isinstance(Store(str(store)), Source)  # tokens, no documents
     shutil.rmtree(store / "valid")
     assert refused([*argv, "scheduler=plateau"], capfd) == (
         "scheduler watches val/nll but data has no valid split (it has train, test); validate, "
@@ -196,4 +195,4 @@ def test_a_store_has_its_own_tokenizer_and_splits(tmp_path: Path, store: Path, c
     )
     (store / "tokenizer.json").write_text(json.dumps({"format": "lmkit tokenizer 1"}))
     with pytest.raises(UserError, match="unknown tokenizer None"):
-        Store(str(store)).prepared(Stored(), tmp_path, None)
+        Store(str(store)).prepared(None, tmp_path, None)
