@@ -20,7 +20,7 @@ from lmkit.config import Composition
 from lmkit.environment import environment
 from lmkit.estimate import Estimate, estimate, lasting
 from lmkit.groups import CONF
-from lmkit.kernels.matmul import onednn_is_exact
+from lmkit.kernels.matmul import fp32_products
 from lmkit.limits import check_limits
 from lmkit.wandb_logger import logged_in
 
@@ -70,7 +70,7 @@ def diagnosis(outputs: Path, wanted: str = "auto") -> dict[str, dict[str, Any]]:
             "accelerator": name,
             "precision": hardware.precision(name),
             "kernels": "compiled" if library else f"torch: {reason}",
-            "fp32 products": "oneDNN" if onednn_is_exact() else "PyTorch's default",
+            "fp32 products": fp32_products(),
         },
         "wandb": {"logged in": logged_in(), "mode": os.environ.get("WANDB_MODE", "offline")},
         "outputs": {"path": str(outputs), "writable": _writable(outputs)},

@@ -10,14 +10,13 @@ from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities.seed import isolate_rng
 
 from lmkit import hardware, kernels, threads
-from lmkit.allocator import keep_freed_memory
 from lmkit.assembly import make_data
 from lmkit.datamodule import DataModule
 from lmkit.limits import in_windows
 from lmkit.rendezvous import cluster
+from lmkit.switches import restored
 from lmkit.threads import Threads
 from lmkit.trained import any_threads
 from lmkit.trainer import build_trainer, complaints
@@ -133,9 +132,9 @@ def estimate(
     data = data or make_data(config)
     stores = data.prepared.stores
     hardware.forget_peak_memory()
-    quiet()
     fixed = config["threads"] is not None or config["trainer"]["accelerator"] != "cpu"
-    with kernels.use(config["kernels"]), threads.use(None), isolate_rng():
+    with restored(), kernels.use(config["kernels"]), threads.use(None):
+        quiet()
         chosen = Threads(config["threads"] or torch.get_num_threads(), fixed=fixed)
         pl.seed_everything(config["seed"], verbose=False)
         # A schedule may have no more steps than the training, or watch what is not validated here.
@@ -148,7 +147,6 @@ def estimate(
         free = any_threads(
             task.model, task.head, config["trainer"]["accelerator"], config["trainer"]["precision"]
         )
-        keep_freed_memory()
         with complaints():
             trainer.fit(task, datamodule=data)
             if "valid" in stores:

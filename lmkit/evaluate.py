@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from lmkit.allocator import keep_freed_memory
 from lmkit.assembly import make_source
 from lmkit.errors import UserError
 from lmkit.identity import recorded
@@ -67,7 +66,6 @@ def evaluate(
         name: _text(run, config, trained.tokenizer, split, file, text, name) for name in protocols
     }
     where, store = texts[protocols[0]]
-    keep_freed_memory()
     result = {
         "run": f"{run.name}/{run.id}",
         "checkpoint": trained.checkpoint.stem if trained.checkpoint else None,

@@ -18,7 +18,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from lmkit import hardware
+from lmkit import hardware, threads
 from lmkit.assembly import make_data
 from lmkit.checkpoint_io import latest_checkpoint, newest_manifest
 from lmkit.datamodule import DataModule
@@ -94,11 +94,16 @@ def _start(run: Run, config: dict[str, Any], overrides: list[str]) -> dict[str, 
     if hardware.num_processes(config["trainer"]) > 1:
         run.start(config, overrides, sys.argv)
         return _hold(run, config, lambda: work_in_processes(run, config))
-    pace = _pace(run, config, overrides, data)
-    config = {**config, "threads": pace.threads.number}
-    run.start(config, overrides, sys.argv)
-    checkpoints = run.path / "checkpoints"
-    return _hold(run, config, lambda: work(run, config, latest_checkpoint(checkpoints), data, pace))
+    with threads.use(None):  # `pace` sets the number, which it changes on the way
+        pace = _pace(run, config, overrides, data)
+        config = {**config, "threads": pace.threads.number}
+        run.start(config, overrides, sys.argv)
+        checkpoints = run.path / "checkpoints"
+
+        def do() -> None:
+            work(run, config, latest_checkpoint(checkpoints), data, pace)
+
+        return _hold(run, config, do)
 
 
 def _check(run: Run, config: dict[str, Any]) -> None:

@@ -14,7 +14,6 @@ import torch
 from lightning.pytorch.loggers.logger import DummyLogger
 
 from lmkit import hardware, kernels, threads
-from lmkit.allocator import keep_freed_memory
 from lmkit.assembly import build_model, make_data
 from lmkit.binding import build
 from lmkit.check import split_node
@@ -39,6 +38,7 @@ from lmkit.run import Run
 from lmkit.safety import anchored
 from lmkit.sampling import Sampling, sample_texts
 from lmkit.signals import StopSignals
+from lmkit.switches import restored
 from lmkit.task import Task
 from lmkit.tracker import Account, Tracking
 from lmkit.trainer import build_trainer, complaints
@@ -58,8 +58,13 @@ def work(
     data: that of the config, where this process has opened it already. pace: what watches its
     speed.
     """
-    quiet()
-    with StopSignals() as signals, kernels.use(config["kernels"]), threads.use(config["threads"]):
+    with (
+        restored(),
+        StopSignals() as signals,
+        kernels.use(config["kernels"]),
+        threads.use(config["threads"]),
+    ):
+        quiet()
         if config["trainer"]["accelerator"] == "cuda":  # sums in one order, for the same bits again
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True, warn_only=True)
@@ -76,7 +81,6 @@ def work(
         if trainer.is_global_zero:
             _describe_data(run, data)
             account.config = _about(run, config, task)
-        keep_freed_memory()
         summary: dict[str, float] = {}
         code = 1
         try:
@@ -239,7 +243,7 @@ def _effort(task: Task, seconds: float) -> dict[str, float]:
 
 
 def quiet() -> None:
-    """Leave out what Lightning says about itself and what its user cannot mend."""
+    """Leave out what Lightning says about itself and what its user cannot mend, `restored()`."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     logging.getLogger("lightning.pytorch.loggers.mlflow").setLevel(logging.ERROR)

@@ -19,6 +19,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from lmkit import hardware
+from lmkit.allocator import keep_freed_memory
 from lmkit.checkpoint_io import latest_checkpoint
 from lmkit.errors import MachineError, ResultError, UserError, as_user_error, exit_code
 from lmkit.processes import Failure, launched
@@ -26,6 +27,7 @@ from lmkit.redaction import Redacting, redacted_output
 from lmkit.rendezvous import meet
 from lmkit.run import Run
 from lmkit.signals import SIGNALS, Stopped, StopSignals, follow_parent, name_of
+from lmkit.switches import restored
 from lmkit.training import work
 
 log = logging.getLogger(__name__)
@@ -50,6 +52,11 @@ def work_in_processes(run: Run, config: dict[str, Any]) -> None:
     When a process dies, as by a signal, all are started again from the last checkpoint,
     `config["restarts"]` times. An exception would come again, and ends the run.
     """
+    with restored():
+        _launch(run, config)
+
+
+def _launch(run: Run, config: dict[str, Any]) -> None:
     # Lightning's own launcher would execute the command line once more in every process.
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ",".join(s.name for s in SIGNALS)
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
@@ -91,6 +98,7 @@ def _worker(run: Run, config: dict[str, Any], newest: Path | None) -> None:
     assert place
     follow_parent(parent.pid)
     rank, logs = place.rank, run.path / "logs"
+    keep_freed_memory()
     with redacted_output():
         stream = log_to(run.path, rank)
         try:

@@ -10,8 +10,8 @@ import lmkit
 PACKAGE = Path(lmkit.__file__).parent
 # A module may import those before it, never those after it.
 FLOW = """
-    errors regular_file atomic ranges redaction renamed hardware threads allocator signals processes
-    rendezvous environment
+    errors regular_file atomic ranges redaction renamed hardware threads switches allocator signals
+    processes rendezvous environment
     pydocs bounds paths readers records probe_corpus source hub files corpus
     encoding word subword tokenizer
     meter pool shard once token_store vocabulary stored datatrove_tokens store
