@@ -85,7 +85,7 @@ def contradictions(
         *_tokens(config),
         *_lanes(data, trainer),
         *_monitors(trainer, scheduler, callbacks, splits),
-        *_never_logged(config, lossless),
+        *never_logged(config, lossless),
         *_modes(config),
         *_callbacks(callbacks),
         *_epoch_ends(trainer, callbacks),
@@ -284,7 +284,7 @@ def _modes(config: Mapping[str, Any]) -> Iterator[str]:
             yield f"{path}.mode=max but {monitor} is the better the lower; set {path}.mode=min"
 
 
-def _never_logged(config: Mapping[str, Any], lossless: bool) -> Iterator[str]:
+def never_logged(config: Mapping[str, Any], lossless: bool) -> Iterator[str]:
     """Monitors of values that no validation has; classes of the user's may log some more."""
     callbacks, trainer = config.get("callbacks") or {}, config.get("trainer") or {}
     modules = [named_class("callbacks", node).__module__ for node in callbacks.values()]

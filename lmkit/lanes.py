@@ -15,7 +15,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,6 @@ import torch
 from lmkit.windows import Passes, Tokens, Window
 
 Protocol = Literal["document", "sentence", "stream"]
-PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 
 Integers = npt.NDArray[np.int64]
 

@@ -11,6 +11,7 @@ import torch
 from lmkit.binding import build
 from lmkit.check import split_node
 from lmkit.config import report
+from lmkit.contradictions import never_logged
 from lmkit.datamodule import DataModule
 from lmkit.errors import UserError
 from lmkit.optim import Stepping, has_end
@@ -63,6 +64,10 @@ def check_size(data: DataModule) -> None:
 def check_limits(config: Mapping[str, Any], data: DataModule) -> None:
     """Raise UserError where a checked config does not fit its prepared data."""
     check_size(data)
+    valid = data.prepared.stores.get("valid")
+    lossless = data.tokenizer.lossless and bool(valid and valid.num_bytes)
+    if mistakes := list(never_logged(config, lossless)):  # of a saved tokenizer it is known now
+        raise UserError(report(mistakes))
     check_schedule({**config, "trainer": in_windows(config["trainer"], data)}, data)
 
 

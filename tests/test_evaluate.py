@@ -3,6 +3,7 @@
 import json
 import math
 from itertools import chain
+from typing import get_args
 
 import pytest
 from hypothesis import given
@@ -12,7 +13,7 @@ from trained_run import MODELS, TEST, SlowTwin, load, make_run, real_stdout, war
 from lmkit.cli import main
 from lmkit.errors import UserError
 from lmkit.evaluate import evaluate, measure
-from lmkit.lanes import PROTOCOLS
+from lmkit.lanes import Protocol
 from lmkit.text import Text
 
 DOCUMENTS = [
@@ -116,7 +117,7 @@ texts = st.lists(
 
 @given(
     documents=texts,
-    protocol=st.sampled_from(PROTOCOLS),
+    protocol=st.sampled_from(get_args(Protocol)),
     num_lanes=st.integers(1, 6),
     positions=st.integers(1, 40),
     kind=st.sampled_from(["lstm", "tanh", "window"]),

@@ -196,3 +196,21 @@ def test_a_store_has_its_own_tokenizer_and_splits(tmp_path: Path, store: Path, c
     (store / "tokenizer.json").write_text(json.dumps({"format": "lmkit tokenizer 1"}))
     with pytest.raises(UserError, match="unknown tokenizer None"):
         Store(str(store)).prepared(None, tmp_path, None)
+
+
+def test_bits_per_byte_of_a_store_are_watched_where_its_tokenizer_loses_nothing(
+    text: Path, tmp_path: Path, store: Path, capfd: Any
+) -> None:
+    bits = ["callbacks=early_stopping", "callbacks.early_stopping.monitor=val/bits_per_byte"]
+    outputs = f"outputs={tmp_path / 'outputs'}"
+    few = [*SMALL, "trainer.max_epochs=1", "trainer.limit_train_batches=1", "threads=1", outputs]
+    argv = ["train", "data=store", f"data.path={store}", *bits, *few]
+    assert refused(argv, capfd) == (
+        "callbacks.early_stopping.monitor=val/bits_per_byte: never logged; there are: val/nll, "
+        "val/perplexity"
+    )
+    assert not (tmp_path / "outputs" / "quick").exists()
+    whole = tmp_path / "whole"
+    prepared = ["prepare", *given(text, tmp_path), "tokenizer=bytes", f"store={whole}"]
+    assert main([*prepared, "workers=1"]) == 0
+    assert main(["train", "data=store", f"data.path={whole}", *bits, *few]) == 0
