@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmkit.lanes import PROTOCOLS, WindowLoader, cut_stream, plan_lanes
+from lmkit.lanes import Protocol, WindowLoader, cut_stream, plan_lanes
 
 EOS = 0
 
@@ -35,7 +36,7 @@ texts = st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=4), min_size=1
 )
 layouts = st.fixed_dictionaries(
     {
-        "protocol": st.sampled_from(PROTOCOLS),
+        "protocol": st.sampled_from(get_args(Protocol)),
         "num_lanes": st.sampled_from([1, 2, 4, 6]),
         "bptt": st.integers(1, 11),
     }

@@ -65,3 +65,11 @@ def test_imports_go_up_the_flow(module):
 @pytest.mark.parametrize("module", MODULES)
 def test_a_module_says_what_it_is_for(module):
     assert ast.get_docstring(ast.parse(FILES[module].read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("module", FLOW[FLOW.index("groups") : FLOW.index("check") + 1])
+def test_a_config_is_checked_without_what_it_configures(module):
+    """From text to schedules all is reached by the names of classes alone."""
+    between = FLOW[FLOW.index("pydocs") : FLOW.index("task") + 1]
+    configured = {name for name in between if not name.startswith(("kernels", "paths"))}
+    assert not imports(module) & configured

@@ -191,3 +191,15 @@ def test_a_class_of_its_own_says_what_contradicts(own: str) -> None:
     with pytest.raises(UserError) as error:
         check(compose([f"model._target_={own}.Halved", "model.hidden_size=7"]))
     assert str(error.value) == "1 mistake:\n  model.hidden_size=7: must be even"
+
+
+def test_a_class_of_a_group_of_the_users(
+    own: str, places: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    group = tmp_path / "conf" / "data"
+    group.mkdir(parents=True)
+    (group / "mine.yaml").write_text(f"_target_: {own}.MyStore\npath: {places['store']}\n")
+    argv = ["train", "--config-dir", str(tmp_path / "conf"), "data=mine", "tokenizer=bytes"]
+    assert main([*argv, f"outputs={tmp_path / 'outputs'}"]) == 2
+    assert "leave tokenizer out" in capsys.readouterr().err
+    assert not (tmp_path / "outputs").exists()
