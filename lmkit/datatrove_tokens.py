@@ -112,6 +112,7 @@ class Datatrove(PreparedSource):
     def __init__(
         self, path: str, *, valid_path: str | None = None, test_path: str | None = None
     ) -> None:
+        """path: a directory, glob or file, of train. valid_path, test_path: of the other splits."""
         given = {"train": path, "valid": valid_path, "test": test_path}
         self._paths = {split: place for split, place in given.items() if place is not None}
         self._files = {
