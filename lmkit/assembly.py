@@ -8,33 +8,35 @@ from typing import Any
 
 from lmkit.config.build import build
 from lmkit.config.check import split_data
-from lmkit.corpus import Source
+from lmkit.corpus import Corpus, Source
 from lmkit.errors import UserError
 from lmkit.head import Head
 from lmkit.model import LanguageModel
-from lmkit.store.prepared import PreparedSource
-from lmkit.tokenizer import Tokenizer
+from lmkit.store.preparation import NO_TOKENIZER
+from lmkit.tokenizer import AnyTokenizer, Tokenizer
 from lmkit.windows import DataModule
 
 
-def make_source(config: Mapping[str, Any]) -> Source:
+def make_source(config: Mapping[str, Any]) -> Corpus:
     """What documents or tokens are read from."""
-    source: Source = build("data", split_data(config["data"])[0])
+    source: Corpus = build("data", split_data(config["data"])[0])
     return source
 
 
-def make_tokenizer(config: Mapping[str, Any]) -> Tokenizer:
-    """The tokenizer, not trained yet where it is one that is."""
-    tokenizer: Tokenizer = build("tokenizer", config["tokenizer"])
-    return tokenizer
+def make_tokenizer(config: Mapping[str, Any]) -> Tokenizer | None:
+    """The tokenizer, not trained yet where it is one that is; None: that of the data's tokens."""
+    tokenizer: AnyTokenizer = build("tokenizer", config["tokenizer"])
+    return tokenizer.resolved()
 
 
 def text_and_tokenizer(config: Mapping[str, Any]) -> tuple[Source, Tokenizer]:
     """Source and tokenizer; raises UserError where the source has tokens and no text."""
-    source = make_source(config)
-    if isinstance(source, PreparedSource):
+    source, tokenizer = make_source(config), make_tokenizer(config)
+    if not isinstance(source, Source):
         raise UserError("data has tokens that are prepared already: give the text")
-    return source, make_tokenizer(config)
+    if tokenizer is None:
+        raise UserError(NO_TOKENIZER)
+    return source, tokenizer
 
 
 def make_data(config: Mapping[str, Any]) -> DataModule:

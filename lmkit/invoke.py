@@ -12,6 +12,8 @@ from lmkit.system.redaction import redact
 
 # These start from a config that must fit this machine; the others only read a run.
 TRAINS = ("train", "resume", "sweep", "analyze")
+# These compute in this process, which is theirs alone.
+COMPUTES = ("train", "resume", "analyze", "evaluate", "doctor")
 # What a command that reads a run sets before its command line does: the number of threads of the
 # training is its own, and surprisals are wanted in full precision whatever it was in.
 READS = {
@@ -88,6 +90,10 @@ def invoke(command: Command, argv: list[str]) -> Any:
         "commands": {name: known.purpose for name, known in commands().items()},
         **words,
     }
+    if command.name in COMPUTES:
+        from lmkit.system.allocator import keep_freed_memory
+
+        keep_freed_memory()
     return function(**{name: given[name] for name in command.positional}, **own)
 
 
@@ -181,8 +187,11 @@ def _show(argv: list[str], name: str) -> None:
     logging.getLogger().handlers.clear()  # Hydra brings its own
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns where there is no home
     logging.raiseExceptions = False  # `| head` has seen enough
-    sys.argv = ["lmkit", *hydra_arguments(argv)]
-    hydra.main(config_path=str(CONF), config_name=name, version_base="1.3")(_nothing)()
+    before, sys.argv = sys.argv, ["lmkit", *hydra_arguments(argv)]
+    try:
+        hydra.main(config_path=str(CONF), config_name=name, version_base="1.3")(_nothing)()
+    finally:
+        sys.argv = before
 
 
 def _nothing(config: Any) -> None:

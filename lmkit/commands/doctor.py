@@ -18,7 +18,7 @@ from lmkit.config.check import check
 from lmkit.config.compose import Composition
 from lmkit.config.groups import CONF
 from lmkit.config.targets import allowed_prefixes
-from lmkit.kernels.matmul import onednn_is_exact
+from lmkit.kernels.matmul import fp32_products
 from lmkit.run.environment import environment
 from lmkit.system import hardware
 from lmkit.training.estimate import Estimate, estimate, lasting
@@ -71,7 +71,7 @@ def diagnosis(outputs: Path, wanted: str = "auto") -> dict[str, dict[str, Any]]:
             "accelerator": name,
             "precision": hardware.precision(name),
             "kernels": "compiled" if library else f"torch: {reason}",
-            "fp32 products": "oneDNN" if onednn_is_exact() else "PyTorch's default",
+            "fp32 products": fp32_products(),
         },
         "wandb": {"logged in": logged_in(), "mode": os.environ.get("WANDB_MODE", "offline")},
         "outputs": {"path": str(outputs), "writable": _writable(outputs)},

@@ -18,7 +18,6 @@ from lmkit.inference.identity import recorded
 from lmkit.inference.text import read_text
 from lmkit.run import Run, no_checkpoint
 from lmkit.store import TokenStore, prepare
-from lmkit.system.allocator import keep_freed_memory
 from lmkit.system.paths import readable
 from lmkit.tokenizer import Tokenizer
 from lmkit.windows.lanes import Protocol
@@ -63,7 +62,6 @@ def evaluate(
         name: _text(run, config, trained.tokenizer, split, file, text, name) for name in protocols
     }
     where, store = texts[protocols[0]]
-    keep_freed_memory()
     result = {
         "run": f"{run.name}/{run.id}",
         "checkpoint": trained.checkpoint.stem if trained.checkpoint else None,
@@ -109,7 +107,7 @@ def _text(
     if split not in source.splits:
         raise UserError(f"split={split}: the data has {', '.join(source.splits)}")
     cache = run.path.parents[1] / ".cache"
-    prepared = prepare(source, tokenizer, cache, splits=[split], trained=True, by_line=by_line)
+    prepared = prepare(source, tokenizer, cache, splits=[split], by_line=by_line)
     store = prepared.stores[split]
     splits = recorded(run).get("splits", {})
     then = splits.get(split, {}).get("sha256", store.sha256)

@@ -2,7 +2,6 @@
 
 import inspect
 import math
-import re
 import shlex
 import sys
 import types
@@ -11,7 +10,16 @@ from dataclasses import is_dataclass
 from datetime import timedelta
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    Protocol,
+    Union,
+    get_args,
+    get_origin,
+    runtime_checkable,
+)
 
 from lmkit.config.keys import elsewhere, option_targets, options_taking
 from lmkit.config.safety import reveal
@@ -28,6 +36,19 @@ Owners = Mapping[Callable[..., Any], Collection[str]]
 
 class Group(dict[str, Any]):
     """An annotation: a mapping that is checked elsewhere, against its own classes."""
+
+
+@runtime_checkable
+class Checked(Protocol):
+    """A class of a config whose values can contradict each other."""
+
+    @staticmethod
+    def mistakes(config: Mapping[str, Any], at: str) -> list[str]:
+        """What is wrong with values that fit one by one, a sentence each, `{at}.key=value: ...`.
+
+        config: every key of the class, with its default where it is not set. at: the path of its
+        node, as `model`.
+        """
 
 
 class MisfitError(Exception):
@@ -79,7 +100,7 @@ def bind(
     """`values` fitted to the keys of `owners`, `called` so in messages.
 
     Unknown, missing and misfitting keys are noted and left out; where there are none of the
-    last two, the owners' own `check(**values) -> list of mistakes` is asked too.
+    last two, those of the owners that are `Checked` are asked too.
     """
     keys = {
         name: key
@@ -326,15 +347,13 @@ def _fit_items(value: Sequence[Any], origin: Any, hints: tuple[Any, ...]) -> lis
 def _impossible_values(
     path: str, owner: Callable[..., Any], fitted: Mapping[str, Any], given: Collection[str]
 ) -> list[str]:
-    """What `owner.check` says of the values, each key written with its path."""
-    check = getattr(owner, "check", None)
-    if check is None:
+    """What a `Checked` owner says of the values together."""
+    if not (isinstance(owner, type) and issubclass(owner, Checked)):
         return []
     keys = {name: key for name, key in signature_keys(owner).items() if name not in given}
     values = {name: key.default for name, key in keys.items() if not key.required}
     values |= {name: value for name, value in fitted.items() if name in keys}
-    names = re.compile(rf"(?<![\w.])({'|'.join(keys)})(?==)")
-    return [names.sub(rf"{path}.\1", mistake) for mistake in check(**values)]
+    return owner.mistakes(values, path)
 
 
 def _options(hint: Any) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from lmkit import kernels
-from lmkit.config.binding import Group, Owners, bind, bind_node, unknown
+from lmkit.config.binding import Group, bind, bind_node, unknown
 from lmkit.config.build import build
 from lmkit.config.compose import Composition
 from lmkit.config.contradictions import contradictions, remarks
@@ -22,26 +22,18 @@ from lmkit.config.loggers import missing_packages
 from lmkit.config.mistakes import nearest, report
 from lmkit.config.safety import escapes, leaks
 from lmkit.config.signatures import signature_keys
-from lmkit.config.targets import BESIDE, SLOTS, VALUES, slot_bases
-from lmkit.corpus import HuggingFace
+from lmkit.config.targets import BESIDE, SLOTS, VALUES, beside, slot_bases
 from lmkit.errors import UserError
 from lmkit.kernels import Kernels
-from lmkit.optim import Stepping
 from lmkit.ranges import Count, Seed, Size
 from lmkit.system import hardware
 from lmkit.system.processes import launched
-from lmkit.windows import DataModule
 
 log = logging.getLogger(__name__)
 
 PRECISIONS = VALUES["trainer.precision"]
 # Lightning's other names of them.
 SHORT_PRECISIONS = {"None": "32-true", "32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}
-# Classes whose keys stand in a group beside those of its object.
-BESIDE_OBJECT: dict[str, Owners] = {
-    "data": {DataModule: frozenset(BESIDE["data"][1])},
-    "scheduler": {Stepping: frozenset(BESIDE["scheduler"][1])},
-}
 
 
 @dataclass
@@ -100,7 +92,7 @@ def check(
         config = _bind_config(config, mistakes)
         if trains:
             mistakes += missing_packages(config["logger"])
-            parts = {name: split_node(name, config.get(name) or {}) for name in BESIDE_OBJECT}
+            parts = {name: split_node(name, config.get(name) or {}) for name in BESIDE}
             source, tokenizer = (
                 attempt(name, node, partial(build, name), mistakes)
                 for name, node in (
@@ -108,14 +100,14 @@ def check(
                     ("tokenizer", config.get("tokenizer")),
                 )
             )
-            # What the hub has, it is asked when data is: not now.
-            local = source if not isinstance(source, HuggingFace) else None
+            # A service is asked for its splits when its data is: not now.
+            splits = None if source is None or source.is_remote else source.splits
             lossless = getattr(tokenizer, "lossless", True)
             # What a key that is a mistake would contradict is not known: it has its default here.
             noted = [f"{mistake.partition('=')[0]}=" for mistake in mistakes if "=" in mistake]
             mistakes += [
                 contradiction
-                for contradiction in contradictions(config, local and local.splits, lossless)
+                for contradiction in contradictions(config, splits, lossless)
                 if not any(key in contradiction for key in noted)
             ]
             schedule, stepping = parts["scheduler"]
@@ -136,10 +128,12 @@ def split_data(node: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]
 
 def split_node(group: str, node: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """A group as its object's node and the keys of the class beside it."""
-    owners = BESIDE_OBJECT.get(group, {})
-    beside = {key for owner, given in owners.items() for key in _keys(owner) - set(given)}
-    own = {key: value for key, value in node.items() if key not in beside}
-    return own, {key: value for key, value in node.items() if key in beside}
+    keys: set[str] = set()
+    if group in BESIDE:
+        owner, given = beside(group)
+        keys = _keys(owner) - given
+    own = {key: value for key, value in node.items() if key not in keys}
+    return own, {key: value for key, value in node.items() if key in keys}
 
 
 def _keys(target: Callable[..., Any] | None) -> set[str]:
@@ -202,6 +196,6 @@ def _bind_config(composed: Mapping[str, Any], mistakes: list[str]) -> dict[str, 
         elif name in config:
             config[name] = bind_node(
                 *(name, node, slot_bases(name), mistakes, slot.given),
-                *(BESIDE_OBJECT.get(name), composed),
+                *(dict([beside(name)]) if name in BESIDE else None, composed),
             )
     return config

@@ -15,8 +15,8 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.basecontainer import BaseContainer
 from omegaconf.errors import OmegaConfBaseException
-from omegaconf.resolvers import oc
 
 from lmkit.config.as_typed import (
     AsTyped,
@@ -202,11 +202,13 @@ def _merge(config: DictConfig, overrides: list[Override]) -> DictConfig:
 
 def resolved(config: DictConfig) -> dict[str, Any]:
     """Plain containers with every interpolation resolved except secrets (`${oc.env:...}`)."""
+    resolvers = BaseContainer._resolvers  # OmegaConf has no public way to put one back
+    before = resolvers["oc.env"]
     OmegaConf.register_new_resolver("oc.env", _kept, replace=True)
     try:
         plain = OmegaConf.to_container(config, resolve=True)
     finally:
-        OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)
+        resolvers["oc.env"] = before
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
 

@@ -7,7 +7,11 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from torch.optim.lr_scheduler import CyclicLR, OneCycleLR, ReduceLROnPlateau
+
 from lmkit import kernels
+from lmkit.config.signatures import signature_keys
+from lmkit.config.targets import named_class
 from lmkit.config.trainer_keys import trainer_mistakes
 from lmkit.errors import UserError
 from lmkit.run import check_name
@@ -28,7 +32,7 @@ LEAST = dict.fromkeys(("gamma", "factor", "eta_min", "min_lr", "base_lr", "max_l
 
 LOSSES = ("val/nll", "val/perplexity", "val/bits_per_byte", "train/nll", "train/perplexity")
 
-# Callbacks of Lightning that cannot do their work here, and why.
+# Callbacks of Lightning that cannot do their work here, nor what is derived from them, and why.
 REFUSED = {
     "BackboneFinetuning": "asks for a module `backbone`, which no model here has",
     "BaseFinetuning": "is a base of others, of classes of your own",
@@ -82,7 +86,7 @@ def contradictions(
         *_tokens(config),
         *_lanes(data, trainer),
         *_monitors(trainer, scheduler, callbacks, splits),
-        *_never_logged(config, lossless),
+        *never_logged(config, lossless),
         *_modes(config),
         *_callbacks(callbacks),
         *_epoch_ends(trainer, callbacks),
@@ -93,7 +97,7 @@ def remarks(config: Mapping[str, Any]) -> Iterator[str]:
     """What of a checked config is right and without effect."""
     model, scheduler = config["model"], config["scheduler"] or {}
     # These set rates of their own.
-    sets_rates = str(scheduler.get("_target_")).endswith(("OneCycleLR", "CyclicLR"))
+    sets_rates = issubclass(named_class("scheduler", scheduler), (OneCycleLR, CyclicLR))
     if config["optimizer"].get("lr") == 0 and not sets_rates:
         yield "optimizer.lr=0: nothing is learnt"
     hidden, embedding = model.get("hidden_size"), model.get("embedding_size")
@@ -173,7 +177,7 @@ def _length(trainer: Mapping[str, Any], scheduler: Mapping[str, Any]) -> Iterato
             "training would never end; set one of them, or trainer.max_time"
         )
     warmup = scheduler.get("warmup_steps", 0)
-    if endless and "warmup_steps" in scheduler:
+    if endless and "num_steps" in signature_keys(named_class("scheduler", scheduler)):
         yield (
             "scheduler decays over the whole run but only trainer.max_time ends it: set "
             "trainer.max_steps or trainer.max_epochs too, or scheduler=constant"
@@ -193,7 +197,7 @@ def _least(path: str, node: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _overfit(data: Mapping[str, Any], trainer: Mapping[str, Any]) -> Iterator[str]:
-    if trainer.get("overfit_batches") and data.get("_target_") == "lmkit.store.Mixture":
+    if trainer.get("overfit_batches") and not named_class("data", data).repeats:
         yield (
             f"trainer.overfit_batches={trainer['overfit_batches']} but data=mixture never reads a "
             "window again; train on one of its stores, data=store"
@@ -207,25 +211,16 @@ def _splits(splits: tuple[str, ...] | None) -> Iterator[str]:
 
 def _tokens(config: Mapping[str, Any]) -> Iterator[str]:
     """Tokens that are there already have their tokenizer, and text needs one that is for text."""
-    source, tokenizer = (
-        str((config.get(name) or {}).get("_target_", "")) for name in ("data", "tokenizer")
-    )
+    source, tokenizer = (named_class(name, config.get(name)) for name in ("data", "tokenizer"))
     protocol = (config.get("data") or {}).get("protocol", "document")
-    stored = tokenizer == "lmkit.tokenizer.Stored"
-    prepared = source in ("lmkit.store.Store", "lmkit.store.Mixture")
-    named = config["tokenizer"].get("path") if stored else None
-    if prepared and (not stored or named):
+    named = config["tokenizer"].get("path") if tokenizer.is_saved else None
+    if source.has_tokenizer and (not tokenizer.is_saved or named):
         yield "data=store and data=mixture have tokens of their own tokenizer: leave tokenizer out"
-    elif stored and not prepared and named is None:
+    elif tokenizer.is_saved and not source.has_tokenizer and named is None:
         yield "tokenizer=stored: name the saved tokenizer with tokenizer.path=DIR"
-    elif source == "lmkit.store.Mixture" and protocol != "document":
-        yield (
-            f"data.protocol={protocol}: data=mixture reads document by document; set "
-            "data.protocol=document"
-        )
-    elif source == "lmkit.store.Datatrove" and tokenizer.endswith(
-        (".Word", ".ByteLevelBPE", ".Characters")
-    ):
+    if protocol in source.refused:
+        yield f"data.protocol={protocol}: {source.refused[protocol]}"
+    if not source.has_text and not source.has_tokenizer and tokenizer.trainable:
         yield (
             "data=datatrove has tokens, no text to train a tokenizer on: give the one they were "
             "made with, tokenizer=pretrained tokenizer.path=tokenizer.json"
@@ -262,12 +257,12 @@ def _monitors(
         why = f"data has no valid split (it has {', '.join(splits)})"
     else:
         return
-    if scheduler.get("_target_", "").endswith("ReduceLROnPlateau"):
+    if issubclass(named_class("scheduler", scheduler), ReduceLROnPlateau):
         watched = scheduler.get("monitor") or "val/nll"
         yield f"scheduler watches {watched} but {why}; validate, or set scheduler=constant"
     for key, node in callbacks.items():
         monitor = node.get("monitor")
-        if node.get("_target_", "").startswith("lmkit."):  # these do without
+        if getattr(named_class("callbacks", node), "does_without_validation", False):
             continue
         if isinstance(monitor, str) and monitor.startswith("val/"):
             yield (
@@ -290,17 +285,17 @@ def _modes(config: Mapping[str, Any]) -> Iterator[str]:
             yield f"{path}.mode=max but {monitor} is the better the lower; set {path}.mode=min"
 
 
-def _never_logged(config: Mapping[str, Any], lossless: bool) -> Iterator[str]:
+def never_logged(config: Mapping[str, Any], lossless: bool) -> Iterator[str]:
     """Monitors of values that no validation has; classes of the user's may log some more."""
     callbacks, trainer = config.get("callbacks") or {}, config.get("trainer") or {}
-    targets = [str(node.get("_target_", "")) for node in callbacks.values()]
+    modules = [named_class("callbacks", node).__module__ for node in callbacks.values()]
     if trainer.get("fast_dev_run") or not all(
-        t.startswith(("lmkit.", "lightning.")) for t in targets
+        name.startswith(("lmkit.", "lightning.")) for name in modules
     ):
         return
     logged = ["val/nll", "val/perplexity"]
-    datatrove = str((config.get("data") or {}).get("_target_")).endswith(".Datatrove")
-    if lossless and not datatrove and trainer.get("limit_val_batches") in (None, 1.0):
+    has_bytes = named_class("data", config.get("data")).has_bytes
+    if lossless and has_bytes and trainer.get("limit_val_batches") in (None, 1.0):
         logged.append("val/bits_per_byte")
     for path, node in _watching(config).items():
         monitor = node.get("monitor")
@@ -324,6 +319,8 @@ def _epoch_ends(trainer: Mapping[str, Any], callbacks: Mapping[str, Any]) -> Ite
 def _callbacks(callbacks: Mapping[str, Any]) -> Iterator[str]:
     """Those that cannot do their work here."""
     for key, node in callbacks.items():
-        kind = str(node.get("_target_")).rpartition(".")[2]
-        if kind in REFUSED:
+        named = named_class("callbacks", node)
+        bases = [each for each in named.__mro__ if each.__module__.startswith("lightning.")]
+        kind = next((each.__name__ for each in bases if each.__name__ in REFUSED), None)
+        if kind and (kind != "BaseFinetuning" or named is bases[0]):  # which others may be made of
             yield f"callbacks.{key}: {kind} {REFUSED[kind]}; leave it out"

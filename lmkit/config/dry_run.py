@@ -20,10 +20,9 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from lmkit.config.build import build
 from lmkit.config.safety import anchored
 from lmkit.config.signatures import Key, signature_keys
-from lmkit.config.targets import SLOTS, resolve_target
+from lmkit.config.targets import SLOTS, beside, resolve_target
 from lmkit.config.trainer import LIBRARIES, build_trainer, said, silent
 from lmkit.errors import UserError
-from lmkit.optim import Stepping, check_length
 from lmkit.system.redaction import mask, redact
 from lmkit.system.rendezvous import cluster
 
@@ -147,9 +146,9 @@ def _schedule(config: Node, stepping: Node, mistakes: list[str]) -> None:
         # What is wrong with a schedule is told also where its optimiser cannot be had.
         steps = optimizer or SGD(parameters, lr=0.1)
         scheduler = build("scheduler", node, optimizer=steps, num_steps=1)
-        by_step = Stepping(**stepping).settings(scheduler)["interval"] == "step"
-        length = (config.get("trainer") or {}).get("max_steps" if by_step else "max_epochs")
-        check_length(scheduler, length or -1)
+        limits = config.get("trainer") or {}
+        updates, epochs = limits.get("max_steps") or -1, limits.get("max_epochs") or -1
+        beside("scheduler")[0](**stepping).check_length(scheduler, updates=updates, epochs=epochs)
         steps.step(loss)
         scheduler.step(*((0.0,) if isinstance(scheduler, ReduceLROnPlateau) else ()))
         return scheduler

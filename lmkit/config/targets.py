@@ -3,8 +3,10 @@
 import importlib
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 from lmkit.errors import UserError
 from lmkit.run.renamed import TARGETS
@@ -21,8 +23,8 @@ class Slot:
 
 
 SLOTS = {
-    "data": Slot("lmkit.corpus.Source"),
-    "tokenizer": Slot("lmkit.tokenizer.Tokenizer"),
+    "data": Slot("lmkit.corpus.Corpus"),
+    "tokenizer": Slot("lmkit.tokenizer.AnyTokenizer"),
     "model": Slot("lmkit.model.LanguageModel", ("vocabulary_size",)),
     "head": Slot("lmkit.head.Head", ("hidden_size", "vocabulary_size", "embedding", "init_range")),
     "optimizer": Slot("torch.optim.Optimizer", ("params",)),
@@ -49,10 +51,7 @@ SLOTS = {
 
 # Classes whose keys stand in a group beside those of its object, and what the code passes them.
 BESIDE = {
-    "data": (
-        "lmkit.windows.datamodule.DataModule",
-        ("source", "tokenizer", "cache", "seed", "trained"),
-    ),
+    "data": ("lmkit.windows.DataModule", ("source", "tokenizer", "cache", "seed")),
     "scheduler": ("lmkit.optim.Stepping", ()),
 }
 
@@ -107,6 +106,19 @@ def slot_bases(slot: str) -> tuple[type, ...]:
     base = _look_up(SLOTS[slot].base)
     assert isinstance(base, type)
     return (base,)
+
+
+def named_class(slot: str, node: Mapping[str, Any] | None) -> Any:
+    """The class that a checked node of a slot names, or the slot's base where it names none."""
+    if node and "_target_" in node:
+        return resolve_target(node["_target_"], slot_bases(slot))
+    return slot_bases(slot)[0]
+
+
+def beside(group: str) -> tuple[Any, frozenset[str]]:
+    """The class whose keys stand in a group beside those of its object, and what it is passed."""
+    name, given = BESIDE[group]
+    return _look_up(name), frozenset(given)
 
 
 def public_name(found: type) -> str:

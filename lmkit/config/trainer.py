@@ -19,6 +19,7 @@ from lmkit.config.signatures import signature_keys
 from lmkit.config.targets import resolve_target
 from lmkit.errors import UserError, as_user_error
 from lmkit.system.redaction import redact
+from lmkit.system.switches import restored
 
 # What these raise themselves is about how they were set up, or about what they were given.
 LIBRARIES = ("lightning.", "torch.optim.")
@@ -87,13 +88,8 @@ def said(error: Exception) -> str:
 def silent() -> Iterator[None]:
     """Nothing is warned of or told of what is built only to see whether it can be."""
     loggers = [logging.getLogger(f"lightning.{name}") for name in ("pytorch", "fabric")]
-    levels = [each.level for each in loggers]
-    with warnings.catch_warnings():
+    with restored():
         warnings.simplefilter("ignore")
         for each in loggers:
             each.setLevel(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            for each, level in zip(loggers, levels, strict=True):
-                each.setLevel(level)
+        yield

@@ -4,9 +4,10 @@ from lmkit.corpus.files import Csv, Files, Jsonl, Parquet, WikiText
 from lmkit.corpus.huggingface import HuggingFace
 from lmkit.corpus.memory_probe import MemoryProbe
 from lmkit.corpus.pydocs import Pydocs
-from lmkit.corpus.source import Document, Source
+from lmkit.corpus.source import Corpus, Document, Source
 
 __all__ = [
+    "Corpus",
     "Csv",
     "Document",
     "Files",

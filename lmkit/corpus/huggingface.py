@@ -20,6 +20,8 @@ class HuggingFace(Source):
     a document.
     """
 
+    is_remote = True
+
     def __init__(
         self,
         name: str,

@@ -1,5 +1,5 @@
-"""What a source of text is: documents by split, in pieces that can be read on their own, with a
-fingerprint of what it will yield."""
+"""What a model can be trained on, by split and with a fingerprint of what it will yield; and what a
+source of text is: documents, in pieces that can be read on their own."""
 
 import hashlib
 import json
@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 from lmkit.errors import UserError
@@ -53,11 +54,77 @@ class TokenCount:
     most: int
 
 
-class Source(ABC):
-    """Documents by split; the constructor's arguments are the keys of the config group `data`.
+class Corpus(ABC):
+    """What the config group `data` may name: text (`Source`), or tokens that are there already
+    (`PreparedSource`); the constructor's arguments are the group's keys.
 
-    piece_bytes: how large the pieces are that files are read in, on disk. finer: how its documents
-    can be made smaller, for messages.
+    A class says of itself, before anything is read:
+    has_text: whether a tokenizer can be trained on it.
+    has_tokenizer: whether its tokens come with the one that they were made with.
+    is_remote: whether its splits are known only after asking a service.
+    refused: the protocols by which it cannot be read, each with why and what to do.
+    repeats: whether a window can be trained on again and again
+    (`trainer.overfit_batches`). has_bytes: whether the bytes of its text are known, and so its bits
+    per byte.
+    finer: how its documents can be made smaller, for messages.
+    """
+
+    has_text = True
+    has_tokenizer = False
+    is_remote = False
+    refused: Mapping[str, str] = MappingProxyType({})
+    repeats = True
+    has_bytes = True
+    finer = ""
+
+    def __init__(self, where: str, settings: Mapping[str, object]) -> None:
+        """`where` names it in messages."""
+        self._where = where
+        self._settings = {"source": type(self).__name__, **settings}
+
+    @property
+    def _cut(self) -> Mapping[str, float]:
+        """The splits that are cut out of train."""
+        return {}
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits there are, of train, valid and test."""
+        return tuple(name for name in SPLITS if name in {*self._own_splits(), *self._cut})
+
+    @abstractmethod
+    def _own_splits(self) -> Iterable[str]: ...
+
+    def _content(self) -> Iterable[object]:
+        """JSON values that change whenever what is read does."""
+        return ()
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of content and settings: equal where the same is read."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        settings = {"format": _FORMAT, "cut": self._cut, **self._settings}
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+        for value in self._content():
+            digest.update(json.dumps(value).encode() + b"\n")
+        return digest.hexdigest()
+
+    def describe(self) -> dict[str, object]:
+        """What was read, for the run's record: plain values."""
+        return {
+            **self._settings,
+            "splits": list(self.splits),
+            "cut_by_hash": dict(self._cut),
+            "fingerprint": self.fingerprint(),
+        }
+
+
+class Source(Corpus):
+    """Documents by split.
+
+    piece_bytes: how large the pieces are that files are read in, on disk.
 
     Keys that several sources have:
     path: a file, directory, glob or list of them; of train, or of all splits told by their names.
@@ -68,14 +135,13 @@ class Source(ABC):
     """
 
     piece_bytes = 1 << 28
-    finer = ""
     # Whether a split's text can be named with its own path.
     _by_path = False
 
     def __init__(
         self, where: str, settings: Mapping[str, object], cut: Mapping[str, float]
     ) -> None:
-        """`where` names the source in messages; `cut` the fractions for splits it lacks."""
+        """As `Corpus`; `cut` has the fractions for splits it lacks."""
         for split, fraction in cut.items():
             if not 0 <= fraction < 1:
                 raise UserError(f"data.{split}_fraction={fraction} is not in [0, 1)")
@@ -84,8 +150,7 @@ class Source(ABC):
                 " and ".join(f"data.{split}_fraction={part}" for split, part in cut.items())
                 + " leave nothing to train on: lower them"
             )
-        self._where = where
-        self._settings = {"source": type(self).__name__, **settings}
+        super().__init__(where, settings)
         self._fractions = cut
         self._warned: set[str] = set()
 
@@ -98,11 +163,6 @@ class Source(ABC):
             for split, part in sorted(self._fractions.items())
             if part and split not in own
         }
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """The splits there are, of train, valid and test."""
-        return tuple(name for name in SPLITS if name in {*self._own_splits(), *self._cut})
 
     def documents(self, split: str) -> Iterator[Document]:
         """The split's documents in their order, without the empty ones, which are counted."""
@@ -200,9 +260,6 @@ class Source(ABC):
         return f"set {without} to go without{own}"
 
     @abstractmethod
-    def _own_splits(self) -> Iterable[str]: ...
-
-    @abstractmethod
     def _read(self, split: str) -> Iterator[Document]:
         """Every document of one of the source's own splits, before any cut."""
 
@@ -213,31 +270,9 @@ class Source(ABC):
         return self._read(piece.part)
 
     def _content(self) -> Iterable[object]:
-        """JSON values that change whenever the documents do."""
         for split in self._own_splits():
             for document in self._read(split):
                 yield split, document.id, hashlib.sha256(document.text.encode()).hexdigest()
-
-    def fingerprint(self) -> str:
-        """SHA-256 (hex) of content and settings: equal where `documents` yields the same."""
-        return self._fingerprint
-
-    @cached_property
-    def _fingerprint(self) -> str:
-        settings = {"format": _FORMAT, "cut": self._cut, **self._settings}
-        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-        for value in self._content():
-            digest.update(json.dumps(value).encode() + b"\n")
-        return digest.hexdigest()
-
-    def describe(self) -> dict[str, object]:
-        """What was read, for the run's record: plain values."""
-        return {
-            **self._settings,
-            "splits": list(self.splits),
-            "cut_by_hash": dict(self._cut),
-            "fingerprint": self.fingerprint(),
-        }
 
 
 def _home(text: str, cut: Mapping[str, float]) -> str:

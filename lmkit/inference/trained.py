@@ -78,6 +78,7 @@ class TrainedModel:
         self.threads = threads
         self.shape = shape
         self.checkpoint = checkpoint
+        self._pace: Threads | None = None  # chosen on the way, within `nll_sums`
 
     @classmethod
     def load(cls, run: Run, config: Mapping[str, Any], checkpoint: str = "best") -> Self:
@@ -96,7 +97,8 @@ class TrainedModel:
         path = find_checkpoint(run, checkpoint)
         check_own(run, path)
         tokenizer = load_tokenizer(run.path)
-        model, head = build_model(config, tokenizer.vocabulary_size)
+        with torch.random.fork_rng(devices=[]):  # their fresh weights are not what counts
+            model, head = build_model(config, tokenizer.vocabulary_size)
         load_weights(path, model, head, tokenizer)
         device, precision = _device(config["trainer"])
         return cls(
@@ -117,9 +119,10 @@ class TrainedModel:
         """Around all that runs model or head: no gradients, the precision, kernels and threads."""
         dtype = torch.float16 if self.precision == "16-mixed" else torch.bfloat16
         mixed = self.precision != "32-true"
+        number = self._pace.number if self._pace else self.threads
         with (
             kernels.use(self.kernels),
-            threads.use(self.threads),
+            threads.use(number),
             torch.inference_mode(),
             torch.autocast(self.device, dtype, enabled=mixed),
         ):
@@ -161,24 +164,30 @@ class TrainedModel:
         # Where the training's is, whose sum has the order of that device.
         metric = TokenNLL(torch.float32 if self.device == "mps" else torch.float64)
         metric.to(self.device)
-        with self._pace() as pace:
-            began = time.perf_counter()
+        self._pace = self._chosen_threads()
+        try:
+            began = time.perf_counter()  # what is done between two windows elsewhere is not counted
             for window, hidden in self.read(loader):
                 with self.computing():
                     nll = self.head.nll(hidden, window.targets)
                 metric.update(nll, window.mask)
+                self._note(window.num_targets, time.perf_counter() - began)
                 yield metric.compute()
-                now = time.perf_counter()
-                if pace and (message := pace.worked(window.num_targets, now - began)):
-                    log.info("%s", message)
-                began = now
+                began = time.perf_counter()
+        finally:
+            self._pace = None
 
-    @contextlib.contextmanager
-    def _pace(self) -> Iterator[Threads | None]:
+    def _chosen_threads(self) -> Threads | None:
         """The number of threads, chosen on the way where it is not set and changes no bit."""
         with kernels.use(self.kernels), threads.use(None):
             free = any_threads(self.model, self.head, self.device, self.precision)
-            yield Threads(torch.get_num_threads()) if free and not self.threads else None
+            return Threads(torch.get_num_threads()) if free and not self.threads else None
+
+    def _note(self, num_tokens: int, seconds: float) -> None:
+        """What a window took, after which another number of threads may be chosen."""
+        with threads.use(None):
+            if self._pace and (message := self._pace.worked(num_tokens, seconds)):
+                log.info("%s", message)
 
     def nll(self, text: str, *, protocol: Protocol | None = None) -> float:
         """Mean nll in nats of the text's tokens, its closing `<eos>` among them."""

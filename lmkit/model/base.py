@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor, nn
 
 from lmkit.model.embedding import Embedding
@@ -35,11 +33,6 @@ class LanguageModel(nn.Module):
         self.tie_weights = tie_weights
         self.init_range = init_range
         self.embedding = Embedding(vocabulary_size, embedding_size, init_range, tie_weights)
-
-    @staticmethod
-    def check(**config: Any) -> list[str]:
-        """Mistakes that only the values together show."""
-        return []
 
     def initial_state(self, num_lanes: int) -> States:
         """The zero state h_0: a tuple per layer of tensors whose dimension 0 is the lane."""

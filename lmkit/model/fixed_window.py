@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -47,13 +48,13 @@ class Window(LanguageModel):
         self.projection = nn.Linear(context * embedding_size, hidden_size)
 
     @staticmethod
-    def check(**config: Any) -> list[str]:
+    def mistakes(config: Mapping[str, Any], at: str) -> list[str]:
         """Mistakes that only the values together show."""
         if config["tie_weights"] and config["hidden_size"] != config["embedding_size"]:
             return [
-                f"model.hidden_size={config['hidden_size']} but model.embedding_size="
+                f"{at}.hidden_size={config['hidden_size']} but {at}.embedding_size="
                 f"{config['embedding_size']}: tied weights need them equal; set "
-                "model.tie_weights=false or make them equal"
+                f"{at}.tie_weights=false or make them equal"
             ]
         return []
 

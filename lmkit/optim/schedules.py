@@ -26,6 +26,8 @@ class _Warmup(LambdaLR):
     reached. min_ratio: what the rate ends at, as a share of the optimiser's.
     """
 
+    steps_by = "step"
+
     def __init__(
         self,
         optimizer: Optimizer,
@@ -91,9 +93,15 @@ class Stepping:
         watched = {"monitor": self.monitor or "val/nll", "strict": False}
         return found | watched if plateau else found
 
+    def check_length(self, scheduler: LRScheduler, *, updates: float, epochs: float) -> None:
+        """Raises UserError where a schedule ends before a training of so many updates or epochs."""
+        by_step = self.settings(scheduler)["interval"] == "step"
+        check_length(scheduler, updates if by_step else epochs)
+
 
 def documented(scheduler: LRScheduler) -> Interval:
-    """After what a schedule steps by its own documentation, or by those that it is made of."""
+    """After what a schedule steps: what its class says as `steps_by`, or its documentation, or
+    those that it is made of."""
     parts = getattr(scheduler, "_schedulers", [])  # of SequentialLR and ChainedScheduler
     each = {documented(part) for part in parts}
     if len(each) > 1:
@@ -101,8 +109,9 @@ def documented(scheduler: LRScheduler) -> Interval:
             "scheduler: of its schedules one steps after each update and one after each epoch; "
             "set scheduler.interval=step or scheduler.interval=epoch for all of them"
         )
-    by_update = isinstance(scheduler, _Warmup | OneCycleLR | CyclicLR)
-    return each.pop() if each else "step" if by_update else "epoch"
+    usual: Interval = "step" if isinstance(scheduler, OneCycleLR | CyclicLR) else "epoch"
+    found: Interval = each.pop() if each else getattr(scheduler, "steps_by", usual)
+    return found
 
 
 def has_end(scheduler: LRScheduler) -> bool:

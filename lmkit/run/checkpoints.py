@@ -241,14 +241,6 @@ def latest_checkpoint(directory: Path) -> Path | None:
     return None
 
 
-def best_checkpoint(directory: Path) -> Path:
-    """The one to use in a run's `checkpoints/`: the best, or the last where none was judged."""
-    for name in ("best.ckpt", "last.ckpt"):
-        if (directory / name).is_file():
-            return directory / name
-    raise UserError(f"{directory} holds no checkpoint: train the run first")
-
-
 def steps(directory: Path) -> list[Path]:
     """The checkpoints of a run by step, oldest first."""
     return listed(directory, "step-*.ckpt")

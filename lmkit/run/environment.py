@@ -28,6 +28,9 @@ def environment(command: Sequence[str]) -> dict[str, Any]:
         threads["torch"] = torch.get_num_threads()
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         hardware["gpus"] = [torch.cuda.get_device_name(i) for i in range(count)]
+    # So that it is not imported for this: whoever trains has done so.
+    if matmul := sys.modules.get("lmkit.kernels.matmul"):
+        hardware["fp32_products"] = matmul.fp32_products()
     return {
         "versions": {"python": platform.python_version()} | dict(_versions()),
         "git": checkout(Path.cwd()),

@@ -32,7 +32,7 @@ NON_FINITE = "non_finite.json"  # in the directory of a run that has diverged
 # What bits depend on, beside the config.
 EXACT = (
     *("versions.lmkit", "versions.torch", "hardware.processor", "hardware.gpus"),
-    "trainer.precision",
+    *("hardware.fp32_products", "trainer.precision"),
 )
 
 log = logging.getLogger(__name__)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,13 @@ import numpy.typing as npt
 
 from lmkit.corpus import finding
 from lmkit.errors import UserError
-from lmkit.store.prepared import PreparedSource, is_trained
+from lmkit.store.prepared import PreparedSource
 from lmkit.store.token_store import Prepared, TokenStore
 from lmkit.system.files import write_atomically
 from lmkit.tokenizer import Tokenizer
 
 SUFFIX = ".ds"
+INSTEAD = "take data.protocol=document or stream, or prepare the text with lmkit prepare"
 # Tokens that are checked at a time.
 CHUNK = 1 << 22
 
@@ -73,10 +75,7 @@ class DatatrovePart:
 
     def map(self, name: str) -> npt.NDArray[Any]:
         if name in ("line_ends", "document_bytes"):
-            raise UserError(
-                f"data=datatrove has no {name.replace('_', ' ')}: take data.protocol=document or "
-                "stream, or prepare the text with lmkit prepare"
-            )
+            raise UserError(f"data=datatrove has no {name.replace('_', ' ')}: {INSTEAD}")
         file, dtype = (
             (self.index, np.dtype("<u8")) if name == "document_ends" else (self.file, self.dtype)
         )
@@ -85,7 +84,7 @@ class DatatrovePart:
     def document_id(self, index: int) -> str:
         return f"{self.name}:{index + 1}"
 
-    def check(self, eos_id: int) -> dict[str, Any]:
+    def measure(self, eos_id: int) -> dict[str, Any]:
         """SHA-256 of the tokens, the highest, and how many documents do not end with `<eos>`."""
         ends = np.asarray(self.map("document_ends"), np.int64)
         if len(ends) and not (np.diff(ends, prepend=0) > 0).all():
@@ -107,9 +106,13 @@ class Datatrove(PreparedSource):
     All tokens are read once, to check them; the result is kept by the files' sizes and times.
     """
 
+    refused = MappingProxyType({"sentence": f"data=datatrove has no line ends: {INSTEAD}"})
+    has_bytes = False
+
     def __init__(
         self, path: str, *, valid_path: str | None = None, test_path: str | None = None
     ) -> None:
+        """path: a directory, glob or file, of train. valid_path, test_path: of the other splits."""
         given = {"train": path, "valid": valid_path, "test": test_path}
         self._paths = {split: place for split, place in given.items() if place is not None}
         self._files = {
@@ -119,7 +122,7 @@ class Datatrove(PreparedSource):
             for split, place in self._paths.items()
         }
         self._check_lost()
-        super().__init__(f"data.path={path}", {}, {})
+        super().__init__(f"data.path={path}", {})
 
     def _check_lost(self) -> None:
         """Raise UserError where an index has lost its tokens."""
@@ -143,8 +146,10 @@ class Datatrove(PreparedSource):
         num_files = {split: len(files) for split, files in self._files.items()}
         return {**super().describe(), "paths": dict(self._paths), "num_files": num_files}
 
-    def prepared(self, tokenizer: Tokenizer, cache: Path, splits: Sequence[str] | None) -> Prepared:
-        if not is_trained(tokenizer):
+    def prepared(
+        self, tokenizer: Tokenizer | None, cache: Path, splits: Sequence[str] | None
+    ) -> Prepared:
+        if not (tokenizer and tokenizer.is_trained):
             raise UserError(
                 f"{self._where} has tokens, no text to train a tokenizer on: give the one they "
                 "were made with, tokenizer=pretrained tokenizer.path=tokenizer.json"
@@ -176,7 +181,9 @@ class Datatrove(PreparedSource):
         file = cache / hashlib.sha256("\n".join(key).encode()).hexdigest()[:32] / "datatrove.json"
         if not file.exists():
             with ThreadPoolExecutor() as pool:
-                found = list(pool.map(partial(DatatrovePart.check, eos_id=tokenizer.eos_id), parts))
+                found = list(
+                    pool.map(partial(DatatrovePart.measure, eos_id=tokenizer.eos_id), parts)
+                )
             self._report(split, parts, found, tokenizer)
             file.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(file, json.dumps([each["sha256"] for each in found]).encode())

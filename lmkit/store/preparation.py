@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lmkit.corpus import Document, Source
+from lmkit.corpus import Corpus, Document, Source
 from lmkit.corpus.source import TokenCount
 from lmkit.errors import UserError
 from lmkit.store.directories import locked, make_once, set_aside
@@ -26,43 +26,46 @@ from lmkit.store.token_store import Prepared, TokenStore, read_split, shard_name
 from lmkit.store.vocabulary import trained_tokenizer
 from lmkit.system.files import write_atomically
 from lmkit.system.regular_file import read_bytes
-from lmkit.tokenizer import Encoded, Stored, Tokenizer, load_tokenizer
+from lmkit.tokenizer import Encoded, Tokenizer, load_tokenizer
 from lmkit.tokenizer.base import FILE, in_batches
 
 log = logging.getLogger(__name__)
 
+NO_TOKENIZER = (
+    "tokenizer=stored: goes with data=store, whose tokens are made; for text name one with "
+    "tokenizer.path=DIR"
+)
 # Part of every cache key: raise it when the same text gives other tokens or files.
 _FORMAT = 2
 
 
 def prepare(
-    source: Source,
-    tokenizer: Tokenizer,
+    source: Corpus,
+    tokenizer: Tokenizer | None,
     cache: Path,
     *,
     splits: Sequence[str] | None = None,
-    trained: bool = False,
     progress: bool = True,
     workers: int | None = None,
     store: Path | None = None,
     by_line: bool = False,
 ) -> Prepared:
-    """Train the tokenizer on the train split unless it is `trained`, encode the splits, keep both.
+    """Train the tokenizer on the train split where it is not trained, encode the splits, keep both.
 
-    The result's tokenizer is the one to use: the one given is left untrained where the cache
-    holds its like. splits: all of the source's unless given. workers: processes that encode, as
-    many as there are cores unless given. store: where the shards go, in the cache unless given.
-    by_line: the lines of a document encoded each by itself, as protocol `sentence` reads them.
+    The result's tokenizer is the one to use: the one given is left as it is. tokenizer: None for
+    the one that tokens come with. splits: all of the source's unless given. workers: processes
+    that encode, as many as there are cores unless given. store: where the shards go, in the cache
+    unless given. by_line: the lines of a document encoded each by itself, as protocol `sentence`
+    reads them.
     """
     if isinstance(source, PreparedSource):
         return _as_read(source.prepared(tokenizer, Path(cache), splits), by_line)
-    if isinstance(tokenizer, Stored):
-        tokenizer, trained = tokenizer.load(), True
+    assert isinstance(source, Source)
+    if tokenizer is None:
+        raise UserError(NO_TOKENIZER)
     workers = num_cores() if workers is None else workers
     wanted = tuple(source.splits if splits is None else splits)
-    encode = _encoder(
-        source, tokenizer, Path(cache), wanted, trained, progress, workers, store, by_line
-    )
+    encode = _encoder(source, tokenizer, Path(cache), wanted, progress, workers, store, by_line)
     directory = encode.directory
     stores = {split: found for split in wanted if (found := _find(directory / split))}
     made: dict[str, tuple[int, float]] = {}
@@ -93,7 +96,7 @@ def plan(
     Afterwards `prepare` finds the shards and ends the work.
     """
     splits = source.splits
-    encode = _encoder(source, tokenizer, cache, splits, False, True, workers, store, by_line)
+    encode = _encoder(source, tokenizer, cache, splits, True, workers, store, by_line)
     return encode, [job for split in splits for job in jobs_of(source, split)]
 
 
@@ -102,14 +105,13 @@ def _encoder(
     tokenizer: Tokenizer,
     cache: Path,
     splits: Sequence[str],
-    trained: bool,
     progress: bool,
     workers: int,
     store: Path | None,
     by_line: bool,
 ) -> Encode:
     """The tokenizer, trained if need be, and where the shards go."""
-    untrained = tokenizer.trainable and not trained
+    untrained = not tokenizer.is_trained
     for split in (*splits, "train") if untrained else splits:
         if split not in source.splits:
             need = " (the tokenizer is trained on train)" if split not in splits else ""

@@ -5,40 +5,41 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from shlex import quote
+from types import MappingProxyType
 from typing import Any
 
-from lmkit.corpus import Document, Source
+from lmkit.corpus import Corpus
 from lmkit.corpus.source import SPLITS
 from lmkit.errors import UserError
 from lmkit.ranges import Positive, Size
 from lmkit.store.shard import MANIFEST, NOT_ONE
-from lmkit.store.token_store import Prepared, TokenStore
+from lmkit.store.token_store import Mixed, Prepared, TokenStore
 from lmkit.system import paths
 from lmkit.system.regular_file import DamagedError, read_json
-from lmkit.tokenizer import Stored, Tokenizer, load_tokenizer
+from lmkit.tokenizer import Tokenizer, load_tokenizer
 from lmkit.tokenizer.base import FILE
 
 DATA = "data.json"
 PLAN = "plan.json"
+BY_DOCUMENT = "data=mixture reads document by document; set data.protocol=document"
 
 
-def is_trained(tokenizer: Tokenizer) -> bool:
-    """Whether a tokenizer has its vocabulary."""
-    return hasattr(tokenizer, "vocabulary_size")
+class PreparedSource(Corpus):
+    """Tokens by split, without the text that they were made of."""
 
-
-class PreparedSource(Source):
-    """A source of tokens, which has no text."""
+    has_text = False
 
     @abstractmethod
-    def prepared(self, tokenizer: Tokenizer, cache: Path, splits: Sequence[str] | None) -> Prepared:
-        """The tokens, where they are those of the tokenizer; UserError where they are not."""
+    def prepared(
+        self, tokenizer: Tokenizer | None, cache: Path, splits: Sequence[str] | None
+    ) -> Prepared:
+        """The tokens, where they are those of the tokenizer; UserError where they are not.
 
-    def _read(self, split: str) -> Iterator[Document]:
-        raise UserError(f"{self._where} has tokens, no text: take the data they were made of")
+        tokenizer: None for the one that they come with.
+        """
 
     def _wanted(self, splits: Sequence[str] | None) -> tuple[str, ...]:
         for split in splits or ():
@@ -50,6 +51,7 @@ class PreparedSource(Source):
 class Store(PreparedSource):
     """A directory that `lmkit prepare store=DIR` made: its sizes are checked, not its text."""
 
+    has_tokenizer = True
     _key = "data.path"  # which names it
 
     def __init__(self, path: str) -> None:
@@ -77,7 +79,7 @@ class Store(PreparedSource):
             what = "is damaged: it is not what lmkit prepare writes"
             remedy = "make it anew with the command that prepared it"
             raise DamagedError(self._directory / DATA, what, remedy) from None
-        super().__init__(where, {}, {})
+        super().__init__(where, {})
 
     def _own_splits(self) -> Iterable[str]:
         return [name for name in SPLITS if (self._directory / name / MANIFEST).exists()]
@@ -104,7 +106,9 @@ class Store(PreparedSource):
     def describe(self) -> dict[str, object]:
         return {**self._described, "prepared": str(self._directory.absolute())}
 
-    def prepared(self, tokenizer: Tokenizer, cache: Path, splits: Sequence[str] | None) -> Prepared:
+    def prepared(
+        self, tokenizer: Tokenizer | None, cache: Path, splits: Sequence[str] | None
+    ) -> Prepared:
         own = load_tokenizer(self._directory)
         if splits is None:
             self.check_splits()
@@ -114,8 +118,7 @@ class Store(PreparedSource):
                 f"{self._directory / FILE} is not that of the tokens: found SHA-256 {found}, "
                 f"expected {expected}"
             )
-        trained = not isinstance(tokenizer, Stored)
-        if trained and (not is_trained(tokenizer) or tokenizer.hash() != found):
+        if tokenizer and not (tokenizer.is_trained and tokenizer.hash() == found):
             raise UserError(
                 f"{self._where} has tokens of another tokenizer ({own.name}, {found[:12]}): take "
                 "the model that was trained on it, or data=store with its own tokenizer"
@@ -149,6 +152,10 @@ class Mixture(PreparedSource):
     Training reads of each its share of the tokens; what is evaluated is all of each.
     """
 
+    has_tokenizer = True
+    refused = MappingProxyType(dict.fromkeys(("sentence", "stream"), BY_DOCUMENT))
+    repeats = False
+
     def __init__(
         self,
         paths: Mapping[str, str],
@@ -161,17 +168,18 @@ class Mixture(PreparedSource):
         the first of them has been read once."""
         self._stores = {name: _Part(path, name) for name, path in paths.items()}
         self._weights = weights
-        self.epoch_tokens = epoch_tokens
-        super().__init__("data=mixture", {}, {})
+        self._epoch_tokens = epoch_tokens
+        super().__init__("data=mixture", {})
 
     @staticmethod
-    def check(**config: Any) -> list[str]:
+    def mistakes(config: Mapping[str, Any], at: str) -> list[str]:
         """Weights that are not those of the paths."""
         paths, weights = config["paths"], config["weights"]
-        mistakes = [] if paths else ["paths={}: name at least one, paths.NAME=DIR"]
+        mistakes = [] if paths else [f"{at}.paths={{}}: name at least one, {at}.paths.NAME=DIR"]
         if weights is not None and set(weights) != set(paths):
             mistakes.append(
-                f"weights={', '.join(weights)}: expected one for each of paths ({', '.join(paths)})"
+                f"{at}.weights={', '.join(weights)}: expected one for each of paths "
+                f"({', '.join(paths)})"
             )
         return mistakes
 
@@ -185,7 +193,9 @@ class Mixture(PreparedSource):
     def describe(self) -> dict[str, object]:
         return {name: store.describe() for name, store in self._stores.items()}
 
-    def prepared(self, tokenizer: Tokenizer, cache: Path, splits: Sequence[str] | None) -> Prepared:
+    def prepared(
+        self, tokenizer: Tokenizer | None, cache: Path, splits: Sequence[str] | None
+    ) -> Prepared:
         wanted = self._wanted(splits)
         parts = {
             name: store.prepared(tokenizer, cache, [s for s in wanted if s in store.splits])
@@ -203,17 +213,16 @@ class Mixture(PreparedSource):
             split: _joined([p.stores[split] for p in parts.values() if split in p.stores])
             for split in wanted
         }
-        mixture = [
-            (part.stores["train"], self._weights[name] if self._weights else store.num_tokens)
-            for name, part in parts.items()
-            if (store := part.stores.get("train"))
-        ]
+        trained_on = {n: p.stores["train"] for n, p in parts.items() if "train" in p.stores}
+        weights = self._weights or {name: s.num_tokens for name, s in trained_on.items()}
+        shares = [weights[name] for name in trained_on]
+        mixed = Mixed([*trained_on.values()], shares, self._epoch_tokens) if trained_on else None
         described = json.dumps(
             [[n, p.hash, (self._weights or {}).get(n)] for n, p in parts.items()]
         )
         digest = hashlib.sha256(described.encode()).hexdigest()[:32]
         place = one.directory
-        return Prepared(one.tokenizer, stores, place, digest, self.describe(), {}, mixture)
+        return Prepared(one.tokenizer, stores, place, digest, self.describe(), {}, mixed)
 
 
 def _joined(stores: Sequence[TokenStore]) -> TokenStore:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -221,13 +221,24 @@ def _split_manifest(shards: Sequence[Shard]) -> dict[str, Any]:
     }
 
 
+class Mixed(NamedTuple):
+    """Several stores that are trained on together.
+
+    weights: the share of each. epoch_tokens: of an epoch, about; None: as many as until the first
+    of them has been read once.
+    """
+
+    stores: Sequence[TokenStore]
+    weights: Sequence[float]
+    epoch_tokens: int | None
+
+
 @dataclass(frozen=True)
 class Prepared:
     """A trained tokenizer, a store for each split, their common hash, the source described.
 
     made: tokens encoded for it just now, not found, and the seconds that took, of each split.
-    mixture: what training reads instead of the train store, where that is several, each with its
-    share of the tokens.
+    mixed: what training reads instead of the train store, where that is several.
     """
 
     tokenizer: Tokenizer
@@ -236,7 +247,7 @@ class Prepared:
     hash: str
     source: dict[str, object]
     made: dict[str, tuple[int, float]]
-    mixture: Sequence[tuple[TokenStore, float]] = ()
+    mixed: Mixed | None = None
 
     def describe(self) -> dict[str, Any]:
         """Plain values, for `data.json`."""

@@ -8,6 +8,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +30,8 @@ COUNTS = "counts.json"
 def trained_tokenizer(
     source: Source, tokenizer: Tokenizer, target: Path, workers: int, progress: bool
 ) -> Tokenizer:
-    """The tokenizer that is saved in `target`, after training the one given if there is none."""
+    """The tokenizer that is saved in `target`, after training one like this if there is none."""
+    tokenizer = deepcopy(tokenizer)
 
     def make(directory: Path) -> None:
         counts = target.with_name("counts")

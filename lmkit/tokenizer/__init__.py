@@ -1,12 +1,13 @@
 """Documents to token ids: what a tokenizer is, those there are, and the way back from a file."""
 
-from lmkit.tokenizer.base import Encoded, Tokenizer
+from lmkit.tokenizer.base import AnyTokenizer, Encoded, Tokenizer
 from lmkit.tokenizer.characters import Bytes, Characters
 from lmkit.tokenizer.saved import Stored, load_tokenizer
 from lmkit.tokenizer.subword import ByteLevelBPE, Pretrained
 from lmkit.tokenizer.word import Word
 
 __all__ = [
+    "AnyTokenizer",
     "ByteLevelBPE",
     "Bytes",
     "Characters",

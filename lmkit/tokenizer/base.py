@@ -42,23 +42,44 @@ class Encoded:
     num_unknown: int
 
 
-class Tokenizer(ABC):
+class AnyTokenizer(ABC):
+    """What the config group `tokenizer` may name: a tokenizer, or where a saved one lies.
+
+    trainable: `train` must see the train split before anything is encoded.
+    is_saved: whether it only says where one lies.
+    """
+
+    trainable: ClassVar[bool] = False
+    is_saved: ClassVar[bool] = False
+
+    @abstractmethod
+    def resolved(self) -> Tokenizer | None:
+        """The tokenizer that is meant; None: that of the data, which has its own."""
+
+
+class Tokenizer(AnyTokenizer):
     """Text to ids and back; `name` is what the config and the saved file call it.
 
     lossless: `decode` gives back every text exactly, so that bits per byte mean something.
     lines_alone: a line has the same tokens whatever stands around it.
-    trainable: `train` must see the train split before anything is encoded.
     vocabulary_size: the number of ids, `<eos>` and `<unk>` among them. The setting of that name is
-    the most there may be, counted so too.
+    the most there may be, counted so too. One that is trainable has it once it is trained.
     """
 
     name: ClassVar[str]
-    trainable: ClassVar[bool]
     lines_alone: ClassVar[bool] = True
     lossless: bool
     eos_id: int
     unk_id: int | None
     vocabulary_size: int
+
+    def resolved(self) -> Tokenizer:
+        return self
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether it has its vocabulary, or needs none of the text."""
+        return not self.trainable or hasattr(self, "vocabulary_size")
 
     @abstractmethod
     def train(self, texts: Iterable[str]) -> None:

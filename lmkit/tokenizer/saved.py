@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from lmkit.errors import UserError
 from lmkit.system.regular_file import read_bytes
 from lmkit.tokenizer.base import (
     FILE,
     FORMAT,
+    AnyTokenizer,
     Tokenizer,
 )
 from lmkit.tokenizer.characters import Bytes, Characters
@@ -21,33 +20,17 @@ from lmkit.tokenizer.word import Word
 MAX_TOKENIZER = 1 << 30  # bytes; a vocabulary of a million words has 20 MiB
 
 
-class Stored(Tokenizer):
-    """Stands for a tokenizer that has been saved: that of prepared tokens, or `path`'s."""
+class Stored(AnyTokenizer):
+    """A tokenizer that has been saved: that of prepared tokens, or `path`'s."""
 
-    name = "stored"
-    trainable = True
-    lossless = False
+    is_saved = True
 
     def __init__(self, path: str | None = None) -> None:
         """path: a directory of `lmkit prepare`, a run, or the file there."""
         self.path = path
 
-    def load(self) -> Tokenizer:
-        """The tokenizer that lies at `path`."""
-        if self.path is None:
-            self.train(())
-        return load_tokenizer(Path(str(self.path)).expanduser())
-
-    def train(self, texts: Iterable[str]) -> None:
-        raise UserError(
-            "tokenizer=stored: goes with data=store, whose tokens are made; for text name one with "
-            "tokenizer.path=DIR"
-        )
-
-    encode = encode_text = decode = pieces = _state = _restore = train  # type: ignore[assignment]
-
-    def settings(self) -> dict[str, Any]:
-        return {"path": self.path}
+    def resolved(self) -> Tokenizer | None:
+        return None if self.path is None else load_tokenizer(Path(self.path).expanduser())
 
 
 KINDS: tuple[type[Tokenizer], ...] = (Word, ByteLevelBPE, Characters, Bytes, Pretrained)

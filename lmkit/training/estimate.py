@@ -10,15 +10,14 @@ from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities.seed import isolate_rng
 
 from lmkit import kernels
 from lmkit.assembly import make_data
 from lmkit.config.trainer import build_trainer, complaints
 from lmkit.inference.trained import any_threads
 from lmkit.system import hardware, threads
-from lmkit.system.allocator import keep_freed_memory
 from lmkit.system.rendezvous import cluster
+from lmkit.system.switches import restored
 from lmkit.system.threads import Threads
 from lmkit.training.fit import make_task, quiet
 from lmkit.training.limits import in_windows
@@ -134,9 +133,9 @@ def estimate(
     data = data or make_data(config)
     stores = data.prepared.stores
     hardware.forget_peak_memory()
-    quiet()
     fixed = config["threads"] is not None or config["trainer"]["accelerator"] != "cpu"
-    with kernels.use(config["kernels"]), threads.use(None), isolate_rng():
+    with restored(), kernels.use(config["kernels"]), threads.use(None):
+        quiet()
         chosen = Threads(config["threads"] or torch.get_num_threads(), fixed=fixed)
         pl.seed_everything(config["seed"], verbose=False)
         # A schedule may have no more steps than the training, or watch what is not validated here.
@@ -149,7 +148,6 @@ def estimate(
         free = any_threads(
             task.model, task.head, config["trainer"]["accelerator"], config["trainer"]["precision"]
         )
-        keep_freed_memory()
         with complaints():
             trainer.fit(task, datamodule=data)
             if "valid" in stores:

@@ -27,11 +27,11 @@ from lmkit.optim import Stepping
 from lmkit.run import Run
 from lmkit.run.checkpoints import AtomicCheckpointIO, load_checkpoint, read_manifest
 from lmkit.system import hardware, threads
-from lmkit.system.allocator import keep_freed_memory
 from lmkit.system.processes import launched
 from lmkit.system.redaction import redacted
 from lmkit.system.rendezvous import cluster
 from lmkit.system.signals import StopSignals
+from lmkit.system.switches import restored
 from lmkit.training.callbacks import Checkpoint, Samples, StopOnSignal
 from lmkit.training.callbacks.progress import Progress
 from lmkit.training.continuation import Continuation
@@ -58,8 +58,13 @@ def work(
     data: that of the config, where this process has opened it already. pace: what watches its
     speed.
     """
-    quiet()
-    with StopSignals() as signals, kernels.use(config["kernels"]), threads.use(config["threads"]):
+    with (
+        restored(),
+        StopSignals() as signals,
+        kernels.use(config["kernels"]),
+        threads.use(config["threads"]),
+    ):
+        quiet()
         if config["trainer"]["accelerator"] == "cuda":  # sums in one order, for the same bits again
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True, warn_only=True)
@@ -76,7 +81,6 @@ def work(
         if trainer.is_global_zero:
             _describe_data(run, data)
             account.config = _about(run, config, task)
-        keep_freed_memory()
         summary: dict[str, float] = {}
         code = 1
         try:
@@ -239,7 +243,7 @@ def _effort(task: Task, seconds: float) -> dict[str, float]:
 
 
 def quiet() -> None:
-    """Leave out what Lightning says about itself and what its user cannot mend."""
+    """Leave out what Lightning says about itself and what its user cannot mend, `restored()`."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     logging.getLogger("lightning.pytorch.loggers.mlflow").setLevel(logging.ERROR)

@@ -19,7 +19,7 @@ from lmkit.inference.identity import check_own, check_text, warn_of_text
 from lmkit.run import Run
 from lmkit.run.checkpoints import latest_checkpoint, newest_manifest
 from lmkit.run.history import AFRESH, commanded, differences, last_changed
-from lmkit.system import hardware
+from lmkit.system import hardware, threads
 from lmkit.system.processes import Launched, launched
 from lmkit.system.redaction import redact
 from lmkit.system.regular_file import DamagedError
@@ -56,11 +56,16 @@ def launch(run: Run, config: dict[str, Any], overrides: list[str]) -> dict[str, 
     if hardware.num_processes(config["trainer"]) > 1:
         run.start(config, overrides, sys.argv)
         return _hold(run, config, lambda: work_in_processes(run, config))
-    pace = _pace(run, config, overrides, data)
-    config = {**config, "threads": pace.threads.number}
-    run.start(config, overrides, sys.argv)
-    checkpoints = run.path / "checkpoints"
-    return _hold(run, config, lambda: work(run, config, latest_checkpoint(checkpoints), data, pace))
+    with threads.use(None):  # `pace` sets the number, which it changes on the way
+        pace = _pace(run, config, overrides, data)
+        config = {**config, "threads": pace.threads.number}
+        run.start(config, overrides, sys.argv)
+        checkpoints = run.path / "checkpoints"
+
+        def do() -> None:
+            work(run, config, latest_checkpoint(checkpoints), data, pace)
+
+        return _hold(run, config, do)
 
 
 def _check(run: Run, config: dict[str, Any]) -> None:

@@ -10,10 +10,11 @@ import torch
 
 from lmkit.config.build import build
 from lmkit.config.check import split_node
+from lmkit.config.contradictions import never_logged
 from lmkit.config.mistakes import report
 from lmkit.config.trainer import silent
 from lmkit.errors import UserError
-from lmkit.optim import Stepping, check_length, has_end
+from lmkit.optim import Stepping, has_end
 from lmkit.windows import DataModule
 
 SPLITS = {"train": "train", "val": "valid", "test": "test"}
@@ -63,6 +64,10 @@ def check_size(data: DataModule) -> None:
 def check_limits(config: Mapping[str, Any], data: DataModule) -> None:
     """Raise UserError where a checked config does not fit its prepared data."""
     check_size(data)
+    valid = data.prepared.stores.get("valid")
+    lossless = data.tokenizer.lossless and bool(valid and valid.num_bytes)
+    if mistakes := list(never_logged(config, lossless)):  # of a saved tokenizer it is known now
+        raise UserError(report(mistakes))
     check_schedule({**config, "trainer": in_windows(config["trainer"], data)}, data)
 
 
@@ -85,9 +90,8 @@ def check_schedule(config: Mapping[str, Any], data: DataModule) -> None:
     epochs = math.inf if epochs in (None, -1) else epochs
     updates, each = math.inf if most == -1 else most, _updates(trainer, data)
     epochs, updates = min(epochs, updates / each), min(updates, epochs * each)
-    by_step = Stepping(**stepping).settings(scheduler)["interval"] == "step"
     # A last epoch that is cut short is not stepped after.
-    check_length(scheduler, updates if by_step else epochs // 1)
+    Stepping(**stepping).check_length(scheduler, updates=updates, epochs=epochs // 1)
 
 
 def _limits(

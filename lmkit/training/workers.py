@@ -22,10 +22,12 @@ from lmkit.errors import MachineError, ResultError, UserError, as_user_error, ex
 from lmkit.run import Run
 from lmkit.run.checkpoints import latest_checkpoint
 from lmkit.system import hardware
+from lmkit.system.allocator import keep_freed_memory
 from lmkit.system.processes import launched
 from lmkit.system.redaction import Redacting, redacted_output
 from lmkit.system.rendezvous import meet
 from lmkit.system.signals import SIGNALS, Stopped, StopSignals, follow_parent, name_of
+from lmkit.system.switches import restored
 from lmkit.training.failure import Failure
 from lmkit.training.fit import work
 
@@ -51,6 +53,11 @@ def work_in_processes(run: Run, config: dict[str, Any]) -> None:
     When a process dies, as by a signal, all are started again from the last checkpoint,
     `config["restarts"]` times. An exception would come again, and ends the run.
     """
+    with restored():
+        _launch(run, config)
+
+
+def _launch(run: Run, config: dict[str, Any]) -> None:
     # Lightning's own launcher would execute the command line once more in every process.
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ",".join(s.name for s in SIGNALS)
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
@@ -92,6 +99,7 @@ def _worker(run: Run, config: dict[str, Any], newest: Path | None) -> None:
     assert place
     follow_parent(parent.pid)
     rank, logs = place.rank, run.path / "logs"
+    keep_freed_memory()
     with redacted_output():
         stream = log_to(run.path, rank)
         try:

@@ -11,9 +11,9 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 
-from lmkit.corpus import Source
+from lmkit.corpus import Corpus
 from lmkit.ranges import Size
-from lmkit.store import Mixture, Prepared, prepare
+from lmkit.store import Prepared, prepare
 from lmkit.tokenizer import Tokenizer
 from lmkit.windows.lanes import Protocol
 from lmkit.windows.loader import WindowLoader
@@ -38,25 +38,23 @@ class DataModule(pl.LightningDataModule):
 
     def __init__(
         self,
-        source: Source,
-        tokenizer: Tokenizer,
+        source: Corpus,
+        tokenizer: Tokenizer | None,
         *,
         cache: Path,
         seed: int = 1,
-        trained: bool = False,
         protocol: Protocol = "document",
         batch_size: Size = 20,
         bptt: Size = 35,
         eval_batch_size: Size | None = None,
         eval_bptt: Size | None = None,
     ) -> None:
-        """`trained` says that the tokenizer is a run's own and must stay as it is."""
+        """tokenizer: trained on the source unless it is; None: that of a source of tokens."""
         super().__init__()
         self.source = source
-        self.untrained = tokenizer
+        self._tokenizer = tokenizer
         self.cache = cache
         self.seed = seed
-        self.trained = trained
         self.protocol = protocol
         self.batch_size = batch_size
         self.bptt = bptt
@@ -80,9 +78,8 @@ class DataModule(pl.LightningDataModule):
         if self._prepared is None:
             self._prepared = prepare(
                 self.source,
-                self.untrained,
+                self._tokenizer,
                 self.cache,
-                trained=self.trained,
                 by_line=self.protocol == "sentence",
             )
         return self._prepared
@@ -141,17 +138,17 @@ class DataModule(pl.LightningDataModule):
         return {**updates, "reshuffle": False} if fixed else updates
 
     def _training_loader(self, **settings: Any) -> WindowLoader | MixtureLoader:
-        if not isinstance(self.source, Mixture):
+        if self.prepared.mixed is None:
             return self.loader("train", train=True, **settings)
-        texts, weights = zip(*self.prepared.mixture, strict=True)
+        stores, weights, epoch_tokens = self.prepared.mixed
         return MixtureLoader(
-            texts,
+            stores,
             weights,
             eos_id=self.tokenizer.eos_id,
             num_lanes=self.batch_size,
             bptt=self.bptt,
             seed=self.seed,
-            epoch_tokens=self.source.epoch_tokens,
+            epoch_tokens=epoch_tokens,
             **settings,
         )
 

@@ -14,13 +14,12 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 Protocol = Literal["document", "sentence", "stream"]
-PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 
 Integers = npt.NDArray[np.int64]
 

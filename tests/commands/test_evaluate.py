@@ -3,6 +3,7 @@
 import json
 import math
 from itertools import chain
+from typing import get_args
 
 import pytest
 from hypothesis import given
@@ -14,7 +15,7 @@ from lmkit.commands.evaluate import evaluate
 from lmkit.errors import UserError
 from lmkit.inference import Text
 from lmkit.inference.evaluation import measure
-from lmkit.windows.lanes import PROTOCOLS
+from lmkit.windows.lanes import Protocol
 
 DOCUMENTS = [
     " = Third = \n the cat saw a dog on the mat . \n\n",
@@ -117,7 +118,7 @@ texts = st.lists(
 
 @given(
     documents=texts,
-    protocol=st.sampled_from(PROTOCOLS),
+    protocol=st.sampled_from(get_args(Protocol)),
     num_lanes=st.integers(1, 6),
     positions=st.integers(1, 40),
     kind=st.sampled_from(["lstm", "tanh", "window"]),

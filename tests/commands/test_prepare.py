@@ -16,7 +16,7 @@ from lmkit.corpus import Source
 from lmkit.errors import UserError
 from lmkit.invoke import invoke
 from lmkit.store import Store
-from lmkit.tokenizer import Stored, Word
+from lmkit.tokenizer import Word
 
 SMALL = ["model.embedding_size=8", "model.hidden_size=8", "model.num_layers=1", "data.batch_size=4"]
 
@@ -183,9 +183,8 @@ def test_a_store_has_its_own_tokenizer_and_splits(tmp_path: Path, store: Path, c
     for tokenizer in (other, Word()):
         with pytest.raises(UserError, match=r"has tokens of another tokenizer \(word, "):
             Store(str(store)).prepared(tokenizer, tmp_path, None)
-    assert Store(str(store)).prepared(Stored(), tmp_path, ["test"]).stores.keys() == {"test"}
-    with pytest.raises(UserError, match="has tokens, no text"):
-        list(Store(str(store)).documents("train"))
+    assert Store(str(store)).prepared(None, tmp_path, ["test"]).stores.keys() == {"test"}
+    assert not isinstance(Store(str(store)), Source)  # tokens, no documents
     shutil.rmtree(store / "valid")
     assert refused([*argv, "scheduler=plateau"], capfd) == (
         "scheduler watches val/nll but data has no valid split (it has train, test); validate, "
@@ -197,4 +196,22 @@ def test_a_store_has_its_own_tokenizer_and_splits(tmp_path: Path, store: Path, c
     )
     (store / "tokenizer.json").write_text(json.dumps({"format": "lmkit tokenizer 1"}))
     with pytest.raises(UserError, match="unknown tokenizer None"):
-        Store(str(store)).prepared(Stored(), tmp_path, None)
+        Store(str(store)).prepared(None, tmp_path, None)
+
+
+def test_bits_per_byte_of_a_store_are_watched_where_its_tokenizer_loses_nothing(
+    text: Path, tmp_path: Path, store: Path, capfd: Any
+) -> None:
+    bits = ["callbacks=early_stopping", "callbacks.early_stopping.monitor=val/bits_per_byte"]
+    outputs = f"outputs={tmp_path / 'outputs'}"
+    few = [*SMALL, "trainer.max_epochs=1", "trainer.limit_train_batches=1", "threads=1", outputs]
+    argv = ["train", "data=store", f"data.path={store}", *bits, *few]
+    assert refused(argv, capfd) == (
+        "callbacks.early_stopping.monitor=val/bits_per_byte: never logged; there are: val/nll, "
+        "val/perplexity"
+    )
+    assert not (tmp_path / "outputs" / "quick").exists()
+    whole = tmp_path / "whole"
+    prepared = ["prepare", *given(text, tmp_path), "tokenizer=bytes", f"store={whole}"]
+    assert main([*prepared, "workers=1"]) == 0
+    assert main(["train", "data=store", f"data.path={whole}", *bits, *few]) == 0

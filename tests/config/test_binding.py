@@ -1,6 +1,6 @@
 """Values against annotations, keys against signatures, and building after the check."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -125,9 +125,9 @@ def test_a_node_needs_a_target():
 
 class Sized:
     @staticmethod
-    def check(**config: Any) -> list[str]:
-        small = config["size"] < config["least"]
-        return [f"size={config['size']} but least={config['least']}: raise size"] if small else []
+    def mistakes(config: Mapping[str, Any], at: str) -> list[str]:
+        size, least = config["size"], config["least"]
+        return [f"{at}.size={size} but {at}.least={least}: raise it"] if size < least else []
 
     def __init__(self, given: object, *, size: int, least: int = 3) -> None: ...
 
@@ -136,12 +136,12 @@ class Sized:
     ("values", "expected"),
     [
         ({"size": 4}, []),
-        ({"size": 2}, ["a.b.size=2 but a.b.least=3: raise size"]),
+        ({"size": 2}, ["a.b.size=2 but a.b.least=3: raise it"]),
         (
             {"size": "2", "lest": 1},
             [
                 "a.b.lest is not a key of Sized; did you mean a.b.least?",
-                "a.b.size=2 but a.b.least=3: raise size",
+                "a.b.size=2 but a.b.least=3: raise it",
             ],
         ),
         ({"size": "two"}, ["a.b.size=two: expected int, found text"]),

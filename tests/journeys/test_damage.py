@@ -16,7 +16,7 @@ from lmkit.commands.prepare import prepare
 from lmkit.errors import UserError
 from lmkit.store import Store, TokenStore
 from lmkit.store.vocabulary import _load
-from lmkit.tokenizer import Bytes, Stored
+from lmkit.tokenizer import Bytes
 from lmkit.windows import WindowLoader
 
 LINES = "the cat\nsat on the mat\n"
@@ -138,7 +138,7 @@ def test_a_contradiction_is_found_when_a_store_is_opened(store: Path, kind: str)
     damage, message = WHEN_OPENED[kind]
     damage(store)
     with pytest.raises(UserError, match=message):
-        Store(str(store)).prepared(Stored(), store, None)
+        Store(str(store)).prepared(None, store, None)
     with pytest.raises(UserError):
         prepare({}, [], store=str(store), verify=True)
 
@@ -146,7 +146,7 @@ def test_a_contradiction_is_found_when_a_store_is_opened(store: Path, kind: str)
 @pytest.mark.parametrize("kind", WHEN_READ)
 def test_a_contradiction_is_found_by_verify(store: Path, kind: str) -> None:
     damage, message = WHEN_READ[kind]
-    Store(str(store)).prepared(Stored(), store, None)
+    Store(str(store)).prepared(None, store, None)
     prepare({}, [], store=str(store), verify=True)
     damage(store)
     with pytest.raises(UserError, match=message):
@@ -193,7 +193,7 @@ def test_a_lost_split_is_not_none(store: Path, capsys: pytest.CaptureFixture[str
         "the command that prepared it"
     )
     with pytest.raises(UserError) as caught:
-        Store(str(store)).prepared(Stored(), store, None)
+        Store(str(store)).prepared(None, store, None)
     assert str(caught.value) == lost
     assert main(["prepare", f"store={store}", "verify=true"]) == 2
     assert lost in capsys.readouterr().err
@@ -208,7 +208,7 @@ def test_what_is_no_file_of_a_store_is_named_and_not_waited_for(
 ) -> None:
     DAMAGES[kind](store / file)
     with pytest.raises(UserError, match=f"^{store / file} is a .*, not a file; "):
-        Store(str(store)).prepared(Stored(), store, None)
+        Store(str(store)).prepared(None, store, None)
 
 
 @pytest.mark.parametrize("text", [b"\xff\0", b""])
@@ -234,7 +234,7 @@ def test_a_hash_of_a_tokenizer_that_is_no_file_or_no_text(tmp_path: Path) -> Non
 def test_a_lost_shard_is_damage(store: Path) -> None:
     shutil.rmtree(store / "train" / "00000")
     with pytest.raises(UserError, match=r"00000/manifest\.json: the prepared data is damaged"):
-        Store(str(store)).prepared(Stored(), store, None)
+        Store(str(store)).prepared(None, store, None)
 
 
 @pytest.mark.parametrize("key", ["tokenizer", "splits", "store", "source"])

@@ -23,7 +23,7 @@ ALLOWED = {
     "head": {"model", "kernels"},
     "store": {"corpus", "tokenizer", "system"},
     "windows": {"store", "tokenizer", "corpus"},
-    "config": {"run", "kernels", "optim", "system"},  # stages are reached by name alone
+    "config": {"run", "kernels", "system"},  # stages are reached by name alone
     "assembly": {"config", *STAGES},
     "inference": {"assembly", "kernels", "run", "system", *STAGES},
     "training": {

@@ -130,7 +130,7 @@ def test_second_time_is_read_from_the_cache(tmp_path: Path) -> None:
     assert source.reads == []
     assert (again.hash, again.directory) == (first.hash, first.directory)
     assert again.tokenizer.hash() == first.tokenizer.hash()
-    run_s_own = prepare(source, first.tokenizer, tmp_path, trained=True)
+    run_s_own = prepare(source, first.tokenizer, tmp_path)
     assert source.reads == []
     assert run_s_own.hash == first.hash
 
@@ -157,7 +157,7 @@ def test_tokenizer_given_as_trained_stays_as_it_is(tmp_path: Path) -> None:
     tokenizer = Word()
     tokenizer.train(["x x y"])
     digest = tokenizer.hash()
-    prepared = prepare(corpus(), tokenizer, tmp_path, trained=True)
+    prepared = prepare(corpus(), tokenizer, tmp_path)
     assert prepared.tokenizer.hash() == digest
     assert prepared.stores["valid"].num_unknown == 2
 

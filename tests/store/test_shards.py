@@ -1,7 +1,7 @@
 """Shards: cut by the source alone and joined without a trace."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +18,7 @@ from lmkit.store import prepare
 from lmkit.store.token_store import JoinedTokens
 from lmkit.tokenizer import Bytes, Word
 from lmkit.windows import WindowLoader
-from lmkit.windows.lanes import PROTOCOLS
+from lmkit.windows.lanes import Protocol
 
 WORDS = ["a", "b", "cc", "<eos>", "é\u2003x", "<unk>", "The", "the\r"]
 
@@ -33,7 +33,13 @@ corpora = st.lists(texts, min_size=1, max_size=6).filter(
 
 
 @settings(max_examples=50)
-@given(corpora, st.integers(1, 400), st.sampled_from(PROTOCOLS), st.integers(1, 4), st.booleans())
+@given(
+    corpora,
+    st.integers(1, 400),
+    st.sampled_from(get_args(Protocol)),
+    st.integers(1, 4),
+    st.booleans(),
+)
 def test_shards_do_not_show_in_documents_tokens_or_windows(
     tmp_path_factory: pytest.TempPathFactory,
     files: list[list[str]],

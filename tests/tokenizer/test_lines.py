@@ -20,7 +20,7 @@ from lmkit.corpus import Files
 from lmkit.errors import UserError
 from lmkit.inference import Text
 from lmkit.store import Store, prepare
-from lmkit.tokenizer import ByteLevelBPE, Pretrained, Stored, Word, load_tokenizer
+from lmkit.tokenizer import ByteLevelBPE, Pretrained, Word, load_tokenizer
 
 TRAINING = [
     "the old cat\nfinds the boat\n",
@@ -280,10 +280,10 @@ def test_lines_have_a_store_of_their_own(tmp_path: Path) -> None:
         place = tmp_path / f"store {by_line}"
         made = prepare(source, ByteLevelBPE(270), tmp_path, by_line=by_line, store=place)
         (place / "data.json").write_text(json.dumps(made.describe()))
-        opened = prepare(Store(str(place)), Stored(), tmp_path, by_line=by_line)
+        opened = prepare(Store(str(place)), None, tmp_path, by_line=by_line)
         assert opened.hash == made.hash
         with pytest.raises(UserError) as caught:
-            prepare(Store(str(place)), Stored(), tmp_path, by_line=not by_line)
+            prepare(Store(str(place)), None, tmp_path, by_line=not by_line)
         kept = "without" if by_line else "with"
         how = (
             "line by line, but only data.protocol=sentence reads lines"

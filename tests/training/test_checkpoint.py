@@ -15,7 +15,6 @@ from lmkit.config.compose import compose
 from lmkit.errors import UserError
 from lmkit.run.checkpoints import (
     AtomicCheckpointIO,
-    best_checkpoint,
     latest_checkpoint,
     load_checkpoint,
     read_manifest,
@@ -122,7 +121,6 @@ def test_keeps_the_newest_two_and_the_best(straight):
     assert best == f"step-{lowest['step']:09d}.ckpt"
     assert names == sorted({best, "step-000000035.ckpt", "step-000000036.ckpt"})
     assert (directory / "last.ckpt").resolve().name == "step-000000036.ckpt"
-    assert best_checkpoint(directory).name == "best.ckpt"
     manifest = read_manifest(directory / "last.ckpt")
     assert (manifest["format"], manifest["step"], manifest["config"]) == (2, 36, "abc")
     assert sorted(path.name for path in directory.iterdir() if path.suffix == ".tmp") == []
@@ -176,7 +174,7 @@ def test_a_damaged_newest_is_set_aside(tmp_path, caplog, harm):
     assert (tmp_path / "step-000000002.ckpt.damaged").is_file()
     assert not newest.exists()
     assert (tmp_path / "last.ckpt").resolve() == before
-    assert best_checkpoint(tmp_path).name == "last.ckpt"
+    assert not (tmp_path / "best.ckpt").exists()
     assert latest_checkpoint(tmp_path) == before
 
 
@@ -211,8 +209,6 @@ def test_what_has_gone_from_beside_its_manifest_is_told_and_never_none(tmp_path,
 
 def test_none_yet(tmp_path):
     assert latest_checkpoint(tmp_path) is None
-    with pytest.raises(UserError, match="holds no checkpoint: train the run first"):
-        best_checkpoint(tmp_path)
 
 
 def test_an_explicit_damaged_one_is_an_error(tmp_path):

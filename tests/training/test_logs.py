@@ -183,8 +183,9 @@ def test_wandb_without_a_network(tmp_path):
 
 
 def test_wandb_modes():
-    assert WandbLogger.check(mode="of") == ["mode=of: expected offline or online"]
-    assert WandbLogger.check(mode="online") == []
+    mistake = "logger.wandb.mode=of: expected offline or online"
+    assert WandbLogger.mistakes({"mode": "of"}, "logger.wandb") == [mistake]
+    assert WandbLogger.mistakes({"mode": "online"}, "logger.wandb") == []
 
 
 def test_logged_in(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmkit.windows import WindowLoader, cut_stream, plan_lanes
-from lmkit.windows.lanes import PROTOCOLS
+from lmkit.windows.lanes import Protocol
 
 EOS = 0
 
@@ -36,7 +37,7 @@ texts = st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=4), min_size=1
 )
 layouts = st.fixed_dictionaries(
     {
-        "protocol": st.sampled_from(PROTOCOLS),
+        "protocol": st.sampled_from(get_args(Protocol)),
         "num_lanes": st.sampled_from([1, 2, 4, 6]),
         "bptt": st.integers(1, 11),
     }

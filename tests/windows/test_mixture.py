@@ -18,7 +18,6 @@ from lmkit.errors import UserError
 from lmkit.inference import Text
 from lmkit.run.checkpoints import load_checkpoint
 from lmkit.store import Mixture
-from lmkit.tokenizer import Stored
 from lmkit.windows import MixtureLoader
 from lmkit.windows.mixture import shuffled
 
@@ -277,4 +276,4 @@ def test_mistakes(two_stores, arguments, message):
 def test_stores_of_two_tokenizers_cannot_be_mixed(two_stores):
     mixture = Mixture({name: str(two_stores / name) for name in "AC"})
     with pytest.raises(UserError, match=r"data.paths.C has tokens of another tokenizer than data"):
-        mixture.prepared(Stored(), two_stores, None)
+        mixture.prepared(None, two_stores, None)

@@ -35,6 +35,8 @@ class Checkpoint(Callback):
     keep: the newest so many stay, and the best.
     """
 
+    does_without_validation = True  # then no checkpoint is the best
+
     def __init__(
         self,
         *,

@@ -5,7 +5,7 @@ import logging
 import netrc
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -78,10 +78,11 @@ class WandbLogger(LightningWandbLogger):
         del self._wandb_init["anonymous"]  # Lightning passes it, wandb warns of it
 
     @staticmethod
-    def check(**config: Any) -> list[str]:
+    def mistakes(config: Mapping[str, Any], at: str) -> list[str]:
         """Modes that there are not."""
-        mode = config["mode"]
-        return [] if mode in ("offline", "online") else [f"mode={mode}: expected offline or online"]
+        if config["mode"] in ("offline", "online"):
+            return []
+        return [f"{at}.mode={config['mode']}: expected offline or online"]
 
     @property
     @rank_zero_experiment
