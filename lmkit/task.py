@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from lmkit.head import Head
 from lmkit.metrics import TokenNLL, bits_per_byte, perplexity
-from lmkit.model import LanguageModel, Reader, finite, joined, share_of
+from lmkit.model import LanguageModel, Output, Reader, finite, joined, share_of
 from lmkit.model.dropout import Masks
 from lmkit.optim import Stepping, global_norm, is_plain_sgd
 from lmkit.rendezvous import gather
@@ -79,8 +79,8 @@ class Task(pl.LightningModule):
             self.val_sums = TokenNLL(torch.float32)
             self.test_sums = TokenNLL(torch.float32)
 
-    def hidden(self, stage: str, window: Window) -> Tensor:
-        """Hidden vectors of a window, going on from the state of the stage's last one."""
+    def read(self, stage: str, window: Window) -> Output:
+        """The model's output for a window, going on from the state of the stage's last one."""
         if window.index == 0:
             self._readers[stage] = Reader(self.model)
         return self._readers[stage].read(window.tokens, window.resets)
@@ -88,8 +88,8 @@ class Task(pl.LightningModule):
     def training_step(self, window: Window, batch_idx: int) -> Tensor:
         place = (window.epoch, window.index, window.first_lane, window.num_lanes)
         with Masks(self.seed, *place).use():
-            hidden = self.hidden("train", window)
-        loss, nll = self.head.loss(hidden, window.targets, window.weight)
+            output = self.read("train", window)
+        loss, nll = self.head.loss(output.hidden, window.targets, window.weight)
         self._nll_sum = self._nll_sum.to(loss.device) + nll
         self._num_targets += window.num_targets
         self.tokens_seen += window.num_targets
@@ -158,7 +158,7 @@ class Task(pl.LightningModule):
         self._report("test", self.test_sums)
 
     def _evaluate(self, stage: str, window: Window, sums: TokenNLL) -> None:
-        nll = self.head.nll(self.hidden(stage, window), window.targets)
+        nll = self.head.nll(self.read(stage, window).hidden, window.targets)
         sums.update(nll, window.mask)
 
     def _report(self, stage: str, sums: TokenNLL) -> None:

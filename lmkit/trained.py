@@ -23,7 +23,7 @@ from lmkit.identity import check_own
 from lmkit.kernels import Kernels
 from lmkit.lanes import Protocol, WindowLoader
 from lmkit.metrics import TokenNLL, perplexity
-from lmkit.model import LanguageModel, Reader
+from lmkit.model import LanguageModel, Output, Reader
 from lmkit.regular_file import listed
 from lmkit.run import Run
 from lmkit.sampling import Sampling, sample_texts
@@ -161,8 +161,8 @@ class TrainedModel:
             seed=None,
         )
 
-    def read(self, loader: WindowLoader) -> Iterator[tuple[Window, Tensor]]:
-        """Each window, on the device, with its hidden vectors (batch, time, hidden_size)."""
+    def read(self, loader: WindowLoader) -> Iterator[tuple[Window, Output]]:
+        """Each window, on the device, with the model's output."""
         reader = Reader(self.model)
         for window in loader:
             window = window._replace(
@@ -172,8 +172,8 @@ class TrainedModel:
                 mask=window.mask.to(self.device),
             )
             with self.computing():
-                hidden = reader.read(window.tokens, window.resets)
-            yield window, hidden
+                output = reader.read(window.tokens, window.resets)
+            yield window, output
 
     def nll_sums(self, loader: WindowLoader) -> Iterator[tuple[float, int]]:
         """Of all windows up to each one: the sum of the nll in nats, and the number of tokens."""
@@ -182,9 +182,9 @@ class TrainedModel:
         metric.to(self.device)
         with self._pace() as pace:
             began = time.perf_counter()
-            for window, hidden in self.read(loader):
+            for window, output in self.read(loader):
                 with self.computing():
-                    nll = self.head.nll(hidden, window.targets)
+                    nll = self.head.nll(output.hidden, window.targets)
                 metric.update(nll, window.mask)
                 yield metric.compute()
                 now = time.perf_counter()
@@ -222,11 +222,11 @@ class TrainedModel:
         """As `score`, window by window."""
         pieces = enumerate(text.pieces(self.tokenizer))
         loader = self.loader(text, protocol or self.protocol, positions=SCORED_POSITIONS)
-        for window, hidden in self.read(loader):
+        for window, output in self.read(loader):
             rows: list[tuple[Any, ...]] = []
             with self.computing():
                 targets = window.targets[window.mask]
-                for log_prob in self.head.log_prob(hidden[window.mask][None]):
+                for log_prob in self.head.log_prob(output.hidden[window.mask][None]):
                     rows += _measured(log_prob, targets[len(rows) :], num_top)
             for token, nll, entropy, rank, probabilities, ids in rows:
                 top = tuple(zip(map(self._name, ids), probabilities, strict=True))

@@ -194,7 +194,7 @@ def test_training_values_are_means_over_the_tokens_since_the_last_row(tmp_path):
     expected, total, count = [], 0.0, 0
     for window in loader(text, bptt=3):
         with torch.no_grad():
-            nll = twin.head.nll(twin.hidden("train", window), window.targets)
+            nll = twin.head.nll(twin.read("train", window).hidden, window.targets)
         total += float(nll[window.mask].sum())
         count += window.num_targets
         if window.index % 2:

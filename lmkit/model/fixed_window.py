@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lmkit.model.base import LanguageModel
+from lmkit.model.base import LanguageModel, Output
 from lmkit.model.dropout import dropout
 from lmkit.model.state import States
 from lmkit.ranges import Positive, Share, Size
@@ -61,7 +61,7 @@ class Window(LanguageModel):
         device = self.embedding.weight.device
         return ((torch.full((num_lanes, self.context - 1), -1, device=device),),)
 
-    def forward(self, tokens: Tensor, resets: Tensor, state: States) -> tuple[Tensor, States]:
+    def forward(self, tokens: Tensor, resets: Tensor, state: States) -> Output:
         ((past,),) = state
         time = tokens.shape[1]
         # A reset position holds no word, and hides every word before it.
@@ -79,6 +79,6 @@ class Window(LanguageModel):
             hidden_by_reset = place[begin : begin + time] < last_reset[:, offset:]
             absent = (word < 0) | hidden_by_reset
             slots.append(embedded[:, begin : begin + time].masked_fill(absent[..., None], 0.0))
-        hidden = torch.tanh(self.projection(torch.cat(slots, dim=-1)))
+        raw = torch.tanh(self.projection(torch.cat(slots, dim=-1)))
         kept = words[:, time:].masked_fill(place[time:] < last_reset[:, -1:], -1)
-        return dropout(hidden, self.dropout, self.training), ((kept,),)
+        return Output(dropout(raw, self.dropout, self.training), raw, ((kept,),))

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from lmkit.model.base import LanguageModel
+from lmkit.model.base import LanguageModel, Output
 from lmkit.model.dropout import dropout
 from lmkit.model.layer import RecurrentInit, RecurrentLayer
 from lmkit.model.state import States
@@ -61,7 +61,7 @@ class Recurrent(LanguageModel):
     def initial_state(self, num_lanes: int) -> States:
         return tuple(layer.initial_state(num_lanes) for layer in self.layers)
 
-    def forward(self, tokens: Tensor, resets: Tensor, state: States) -> tuple[Tensor, States]:
+    def forward(self, tokens: Tensor, resets: Tensor, state: States) -> Output:
         hidden = dropout(self.embedding(tokens), self.embedding_dropout, self.training)
         states = []
         for index, layer in enumerate(self.layers):
@@ -69,4 +69,5 @@ class Recurrent(LanguageModel):
                 hidden = dropout(hidden, self.dropout, self.training)
             hidden, layer_state = layer(hidden, resets, state[index])
             states.append(layer_state)
-        return dropout(hidden, self.output_dropout, self.training), tuple(states)
+        dropped = dropout(hidden, self.output_dropout, self.training)
+        return Output(dropped, hidden, tuple(states))
