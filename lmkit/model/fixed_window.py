@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmkit.model.base import LanguageModel, Output
-from lmkit.model.dropout import dropout
+from lmkit.model.dropout import dropout, numbered
 from lmkit.model.state import States
 from lmkit.ranges import Positive, Share, Size
 
@@ -71,7 +71,8 @@ class Window(LanguageModel):
         reset_at = F.pad(resets, (offset, 0)) * place
         last_reset = reset_at.cummax(dim=1).values  # (batch, context - 1 + time)
         embedded = self.embedding(words.clamp_min(0))
-        embedded = dropout(embedded, self.dropout, self.training)
+        below, above = numbered([self.dropout] * 2)
+        embedded = dropout(embedded, self.dropout, self.training, below)
         slots = []
         for back in range(self.context - 1, -1, -1):
             begin = offset - back
@@ -81,4 +82,4 @@ class Window(LanguageModel):
             slots.append(embedded[:, begin : begin + time].masked_fill(absent[..., None], 0.0))
         raw = torch.tanh(self.projection(torch.cat(slots, dim=-1)))
         kept = words[:, time:].masked_fill(place[time:] < last_reset[:, -1:], -1)
-        return Output(dropout(raw, self.dropout, self.training), raw, ((kept,),))
+        return Output(dropout(raw, self.dropout, self.training, above), raw, ((kept,),))
