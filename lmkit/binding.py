@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from lmkit.allow import resolve_target, slot_bases
 from lmkit.errors import UserError
+from lmkit.groups import CONF
 from lmkit.keys import elsewhere, option_targets, options_taking
 from lmkit.ranges import broken
 from lmkit.redaction import SHOWN, hide, is_secret_key, mask
@@ -55,7 +56,10 @@ def bind_node(
     `whole` is the config, in which a key of another node is found.
     """
     if not isinstance(node, Mapping) or "_target_" not in node:
-        mistakes.append(f"{path}: expected an object with a _target_, found {_kind(node)}")
+        group, _, name = path.partition(".")
+        is_option = (CONF / group / f"{name}.yaml").is_file()
+        remedy = f"; choose {group}={name}" if is_option else ""
+        mistakes.append(f"{path}: expected an object with a _target_, found {_kind(node)}{remedy}")
         return {}
     try:
         target = resolve_target(node["_target_"], bases)

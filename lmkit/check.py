@@ -23,6 +23,7 @@ from lmkit.errors import UserError
 from lmkit.groups import nearest
 from lmkit.hub import HuggingFace
 from lmkit.kernels import Kernels
+from lmkit.keys import NAMED
 from lmkit.loggers import missing_packages
 from lmkit.optim import Stepping
 from lmkit.processes import launched
@@ -67,6 +68,7 @@ class Root:
     head: Group
     optimizer: Group
     trainer: Group
+    regularizers: Group | None = None
     scheduler: Group | None = None
     logger: Group | None = None
     callbacks: Group | None = None
@@ -186,7 +188,7 @@ def _bind_config(composed: Mapping[str, Any], mistakes: list[str]) -> dict[str, 
     config: dict[str, Any] = bind("", composed, {Root: ()}, mistakes)
     for name, slot in SLOTS.items():
         node = config.get(name)
-        if name in ("logger", "callbacks"):
+        if name in NAMED:
             named = {key: inner for key, inner in (node or {}).items() if inner is not None}
             config[name] = {
                 key: bind_node(

@@ -19,7 +19,7 @@ FLOW = """
     kernels.library kernels kernels.matmul kernels.lstm kernels.softmax
     model.state model.embedding model.dropout model.base model.reader model.layer model.recurrent
     model.lstm model.gru model.elman model.fixed_window model
-    cross_entropy head metrics optim task
+    cross_entropy head metrics optim regularizers task
     history run checkpoint_io identity checkpoint guard watchdog
     wandb_logger logs tracker wandb_tracker tensorboard_tracker pace progress continuation
     groups allow keys as_typed config search signatures full_config binding safety loggers trainer
