@@ -18,7 +18,8 @@ class Regularizer:
     """
 
     def term(self, output: Output, mask: Tensor) -> Tensor:
-        """What each position adds to the loss, float32 (batch, time), and finite.
+        """What each position adds to the loss, float32 (batch, time) and finite; or a scalar, which
+        every position adds.
 
         mask: bool (batch, time), whether the position has a target; where not, as at the reset
         before each document, the hidden vector means nothing and the term does not count.

@@ -101,8 +101,9 @@ class Task(pl.LightningModule):
         loss, nll = self.head.loss(output.hidden, window.targets, window.weight)
         sums = nll
         if self.regularizers:
-            terms = [each.term(output, window.mask) for each in self.regularizers.values()]
-            loss = loss + sum((term * window.weight).sum() for term in terms)
+            weight, each = window.weight, self.regularizers.values()
+            terms = [one.term(output, window.mask).expand_as(weight) for one in each]
+            loss = loss + sum((term * weight).sum() for term in terms)
             sums = _sums(loss, nll, terms, window)
         self._sums = self._sums.to(loss.device) + sums
         self._num_targets += window.num_targets

@@ -164,6 +164,7 @@ def place(tmp_path_factory) -> Place:
     return Place(tmp_path_factory.mktemp("place"))
 
 
+AR = "_target_=lmkit.regularizers.ActivationRegularization"
 TERMS = ("regularizers=[ar,tar]", "regularizers.tar.weight=0.5", "model.dropout=0.2")
 
 
@@ -186,6 +187,36 @@ def test_terms_are_logged_by_name_and_in_the_loss_and_the_nll_is_the_nll(place):
     assert not any(torch.equal(plain.weights[name], fitted.weights[name]) for name in plain.weights)
 
 
+class Constant(Regularizer):
+    """The same at every position, a scalar or not."""
+
+    def __init__(self, shape: list[int]) -> None:
+        self.shape = shape
+
+    def term(self, output, mask):
+        return torch.full(self.shape, 0.25)
+
+
+def test_a_class_of_ones_own(place, monkeypatch):
+    """A constant is in the loss, and changes nothing else to the bit."""
+    monkeypatch.setenv("LMKIT_ALLOW", "test_regularizers")
+    node = "regularizers.mine={_target_: test_regularizers.Constant, shape: []}"
+    plain, mine = place.fit(), place.fit(node)
+    for one, other in zip(plain.rows, mine.rows, strict=True):
+        if "train/nll" in one:
+            one = one | {"train/mine": 0.25, "train/loss": pytest.approx(one["train/nll"] + 0.25)}
+        assert other == one
+    for name, tensor in plain.weights.items():
+        assert torch.equal(mine.weights[name], tensor)
+
+
+def test_a_term_of_another_shape_is_an_error():
+    task = make_task()
+    task.regularizers = {"ar": Constant([4, 5, 1])}
+    with pytest.raises(RuntimeError, match="expand"):
+        gradients(task, loader(Text(LENGTHS)))
+
+
 def test_a_run_with_terms_goes_on_to_the_bit(place):
     """Also where a row was half summed at the checkpoint."""
     often = ("callbacks.checkpoint.every_n_train_steps=4", "trainer.log_every_n_steps=3")
@@ -198,6 +229,10 @@ def test_a_run_with_terms_goes_on_to_the_bit(place):
 @pytest.mark.parametrize(
     ("now", "told"),
     [
+        (
+            ["regularizers.ar2.weight=3", f"regularizers.ar2.{AR}"],
+            "regularizers.ar2.weight: absent",
+        ),
         (["regularizers.ar.weight=3"], "regularizers.ar.weight: 2.0 there, 3.0 now"),
         (["~regularizers.tar"], "regularizers.tar.weight: 0.5 there, absent now"),
         (["regularizers=none"], "regularizers.ar.weight: 2.0 there, absent now"),
@@ -206,7 +241,7 @@ def test_a_run_with_terms_goes_on_to_the_bit(place):
 def test_nothing_of_them_changes_in_a_run_that_goes_on(place, now, told):
     config, run = place.config(*TERMS), Run(place.fit(*TERMS).path)
     other = check(compose([*now, f"outputs={place.outputs}"], base=run.path / "config.yaml"))[0]
-    with pytest.raises(UserError, match=rf"(?s)another config.*\n  {told}\n"):
+    with pytest.raises(UserError, match=rf"(?s)another config.*\n  {told}"):
         run.start(other)
     assert run.config()["regularizers"] == config["regularizers"]
 
