@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -9,7 +11,7 @@ from lmkit.model import Output
 from lmkit.ranges import NonNegative
 
 
-class Regularizer:
+class Regularizer(ABC):
     """A term of the training loss; `regularizers.NAME` of a config is logged as `train/NAME`.
 
     A subclass defines `term`, and its constructor's arguments are its keys. What `term` gives for
@@ -17,6 +19,7 @@ class Regularizer:
     update, however its windows are cut and whatever number of processes shares them.
     """
 
+    @abstractmethod
     def term(self, output: Output, mask: Tensor) -> Tensor:
         """What each position adds to the loss, float32 (batch, time) and finite; or a scalar, which
         every position adds.
@@ -24,7 +27,6 @@ class Regularizer:
         mask: bool (batch, time), whether the position has a target; where not, as at the reset
         before each document, the hidden vector means nothing and the term does not count.
         """
-        raise NotImplementedError
 
 
 class ActivationRegularization(Regularizer):
