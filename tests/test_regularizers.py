@@ -289,13 +289,6 @@ class Mine(Regularizer):
             ["regularizers.mine={_target_: test_regularizers.Mine, depth: 4}"],
             ["mine.depth=4: depth=4 is more than 3"],
         ),
-        (
-            ["regularizers.mine._target_=lmkit.regularizers.Regularizer"],
-            [
-                "mine: Can't instantiate abstract class Regularizer without an implementation for "
-                "abstract method 'term'"
-            ],
-        ),
     ],
 )
 def test_mistakes_are_told(place, monkeypatch, argv, mistakes):
@@ -305,3 +298,9 @@ def test_mistakes_are_told(place, monkeypatch, argv, mistakes):
     with pytest.raises(UserError) as raised:
         place.config(*argv)
     assert str(raised.value) == f"{number}{lines}"
+
+
+def test_a_class_without_a_term_is_a_mistake(place):
+    told = "\n  regularizers.mine: Can't instantiate abstract class Regularizer "
+    with pytest.raises(UserError, match=told):
+        place.config("regularizers.mine._target_=lmkit.regularizers.Regularizer")
