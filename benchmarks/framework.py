@@ -57,7 +57,7 @@ class Bare:
         lr = group["lr"]
         for window in windows:
             with torch.autocast("cpu", torch.bfloat16) if self.mixed else nullcontext():
-                hidden, state = self.model(window.tokens, window.resets, self.state)
+                hidden, _, state = self.model(window.tokens, window.resets, self.state)
                 loss = self.head.loss(hidden, window.targets, window.weight).loss
             loss.backward()
             self.state = detached(state)

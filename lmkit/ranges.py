@@ -12,6 +12,7 @@ Count = Annotated[int, Ge(0)]
 Seed = Annotated[int, Ge(0), Lt(2**32)]  # NumPy takes no other
 Share = Annotated[float, Ge(0), Lt(1)]
 Fraction = Annotated[float, Ge(0), Le(1)]
+NonNegative = Annotated[float, Ge(0)]
 Positive = Annotated[float, Gt(0)]
 Real = Annotated[float, "any"]  # that is finite, as every float must be
 

@@ -86,9 +86,9 @@ def predictions(trained: TrainedModel, store: TokenStore) -> npt.NDArray[np.int6
     lanes = loader.lanes(0)
     likeliest = np.zeros((lanes.num_lanes, lanes.lengths.max()), np.int64)
     is_target = np.zeros(likeliest.shape, np.bool_)
-    for window, hidden in trained.read(loader):
+    for window, output in trained.read(loader):
         with trained.computing():
-            chunks = [log_prob.argmax(1) for log_prob in trained.head.log_prob(hidden)]
+            chunks = [log_prob.argmax(1) for log_prob in trained.head.log_prob(output.hidden)]
         rows, time = window.tokens.shape
         begin = window.index * loader.bptt
         here = slice(rows), slice(begin, begin + time)

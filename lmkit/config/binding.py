@@ -21,6 +21,7 @@ from typing import (
     runtime_checkable,
 )
 
+from lmkit.config.groups import CONF
 from lmkit.config.keys import elsewhere, option_targets, options_taking
 from lmkit.config.safety import reveal
 from lmkit.config.signatures import signature_keys
@@ -75,7 +76,10 @@ def bind_node(
     `whole` is the config, in which a key of another node is found.
     """
     if not isinstance(node, Mapping) or "_target_" not in node:
-        mistakes.append(f"{path}: expected an object with a _target_, found {_kind(node)}")
+        group, _, name = path.partition(".")
+        is_option = (CONF / group / f"{name}.yaml").is_file()
+        remedy = f"; choose {group}={name}" if is_option else ""
+        mistakes.append(f"{path}: expected an object with a _target_, found {_kind(node)}{remedy}")
         return {}
     try:
         target = resolve_target(node["_target_"], bases)

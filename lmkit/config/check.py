@@ -18,6 +18,7 @@ from lmkit.config.build import build
 from lmkit.config.compose import Composition
 from lmkit.config.contradictions import contradictions, remarks
 from lmkit.config.dry_run import attempt, dry_run
+from lmkit.config.keys import NAMED
 from lmkit.config.loggers import missing_packages
 from lmkit.config.mistakes import nearest, report
 from lmkit.config.safety import escapes, leaks
@@ -61,6 +62,7 @@ class Root:
     head: Group
     optimizer: Group
     trainer: Group
+    regularizers: Group | None = None
     scheduler: Group | None = None
     logger: Group | None = None
     callbacks: Group | None = None
@@ -182,7 +184,7 @@ def _bind_config(composed: Mapping[str, Any], mistakes: list[str]) -> dict[str, 
     config: dict[str, Any] = bind("", composed, {Root: ()}, mistakes)
     for name, slot in SLOTS.items():
         node = config.get(name)
-        if name in ("logger", "callbacks"):
+        if name in NAMED:
             named = {key: inner for key, inner in (node or {}).items() if inner is not None}
             config[name] = {
                 key: bind_node(

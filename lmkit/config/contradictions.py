@@ -31,6 +31,8 @@ LEAST = dict.fromkeys(("gamma", "factor", "eta_min", "min_lr", "base_lr", "max_l
 }
 
 LOSSES = ("val/nll", "val/perplexity", "val/bits_per_byte", "train/nll", "train/perplexity")
+# Of a training step, beside the terms of its loss.
+LOGGED = ("nll", "loss", "perplexity", "tokens_per_second", "grad_norm", "skipped")
 
 # Callbacks of Lightning that cannot do their work here, nor what is derived from them, and why.
 REFUSED = {
@@ -89,6 +91,7 @@ def contradictions(
         *never_logged(config, lossless),
         *_modes(config),
         *_callbacks(callbacks),
+        *_terms(config.get("regularizers") or {}),
         *_epoch_ends(trainer, callbacks),
     ]
 
@@ -324,3 +327,10 @@ def _callbacks(callbacks: Mapping[str, Any]) -> Iterator[str]:
         kind = next((each.__name__ for each in bases if each.__name__ in REFUSED), None)
         if kind and (kind != "BaseFinetuning" or named is bases[0]):  # which others may be made of
             yield f"callbacks.{key}: {kind} {REFUSED[kind]}; leave it out"
+
+
+def _terms(regularizers: Mapping[str, Any]) -> Iterator[str]:
+    """Names under which something else is logged."""
+    for name in LOGGED:
+        if name in regularizers:
+            yield f"regularizers.{name}: train/{name} is another value; choose another name"

@@ -39,6 +39,8 @@ def dry_run(config: Node, stepping: Node, mistakes: list[str]) -> None:
     """
     with TemporaryDirectory() as place, silent():
         _model(config, mistakes)
+        for key, node in (config.get("regularizers") or {}).items():
+            attempt(f"regularizers.{key}", node, _simply("regularizers"), mistakes)
         _schedule(config, stepping, mistakes)
         _trainer(config, Path(place), mistakes)
 

@@ -22,7 +22,7 @@ from lmkit.config.targets import BESIDE, FORWARDED, SLOTS, VALUES
 
 ROOT = "lmkit.config.check.Root"
 TARGET = re.compile(r"^_target_: *(\S+)", re.MULTILINE)
-NAMED = ("logger", "callbacks")  # groups that hold objects by a name for each
+NAMED = ("regularizers", "logger", "callbacks")  # groups that hold objects by a name for each
 
 
 class Key(NamedTuple):

@@ -27,6 +27,7 @@ SLOTS = {
     "tokenizer": Slot("lmkit.tokenizer.AnyTokenizer"),
     "model": Slot("lmkit.model.LanguageModel", ("vocabulary_size",)),
     "head": Slot("lmkit.head.Head", ("hidden_size", "vocabulary_size", "embedding", "init_range")),
+    "regularizers": Slot("lmkit.regularizers.Regularizer"),
     "optimizer": Slot("torch.optim.Optimizer", ("params",)),
     "scheduler": Slot("torch.optim.lr_scheduler.LRScheduler", ("optimizer", "num_steps")),
     "trainer": Slot(

@@ -122,8 +122,8 @@ def _stream(
     device = model.embedding.weight.device
     reader = Reader(model)
     for tokens in torch.tensor([inputs], device=device).split(PROMPT_POSITIONS, dim=1):
-        hidden = reader.read(tokens, torch.zeros_like(tokens, dtype=torch.bool))
-    hidden = hidden[:, -1:].repeat(num_samples, 1, 1)
+        output = reader.read(tokens, torch.zeros_like(tokens, dtype=torch.bool))
+    hidden = output.hidden[:, -1:].repeat(num_samples, 1, 1)
     reader.repeat(num_samples)
     resets = torch.zeros(num_samples, 1, dtype=torch.bool, device=device)
     while True:
@@ -134,7 +134,7 @@ def _stream(
             chosen.append(choose(log_prob.cpu(), uniform, sampling))
         tokens = torch.cat(chosen)
         yield tokens.tolist()
-        hidden = reader.read(tokens[:, None].to(device), resets)
+        hidden = reader.read(tokens[:, None].to(device), resets).hidden
 
 
 def choose(log_prob: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:

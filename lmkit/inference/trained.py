@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from torch import Tensor
 
 from lmkit import kernels
 from lmkit.assembly import build_model
@@ -24,7 +23,7 @@ from lmkit.inference.text import Text
 from lmkit.inference.weights import find_checkpoint, load_weights
 from lmkit.kernels import Kernels
 from lmkit.metrics import TokenNLL, perplexity
-from lmkit.model import LanguageModel, Reader
+from lmkit.model import LanguageModel, Output, Reader
 from lmkit.run import Run
 from lmkit.system import hardware, threads
 from lmkit.system.threads import Threads
@@ -145,8 +144,8 @@ class TrainedModel:
             seed=None,
         )
 
-    def read(self, loader: WindowLoader) -> Iterator[tuple[Window, Tensor]]:
-        """Each window, on the device, with its hidden vectors (batch, time, hidden_size)."""
+    def read(self, loader: WindowLoader) -> Iterator[tuple[Window, Output]]:
+        """Each window, on the device, with the model's output."""
         reader = Reader(self.model)
         for window in loader:
             window = window._replace(
@@ -156,8 +155,8 @@ class TrainedModel:
                 mask=window.mask.to(self.device),
             )
             with self.computing():
-                hidden = reader.read(window.tokens, window.resets)
-            yield window, hidden
+                output = reader.read(window.tokens, window.resets)
+            yield window, output
 
     def nll_sums(self, loader: WindowLoader) -> Iterator[tuple[float, int]]:
         """Of all windows up to each one: the sum of the nll in nats, and the number of tokens."""
@@ -167,9 +166,9 @@ class TrainedModel:
         self._pace = self._chosen_threads()
         try:
             began = time.perf_counter()  # what is done between two windows elsewhere is not counted
-            for window, hidden in self.read(loader):
+            for window, output in self.read(loader):
                 with self.computing():
-                    nll = self.head.nll(hidden, window.targets)
+                    nll = self.head.nll(output.hidden, window.targets)
                 metric.update(nll, window.mask)
                 self._note(window.num_targets, time.perf_counter() - began)
                 yield metric.compute()
@@ -212,11 +211,11 @@ class TrainedModel:
         """As `score`, window by window."""
         pieces = enumerate(text.pieces(self.tokenizer))
         loader = self.loader(text, protocol or self.protocol, positions=SCORED_POSITIONS)
-        for window, hidden in self.read(loader):
+        for window, output in self.read(loader):
             rows: list[tuple[Any, ...]] = []
             with self.computing():
                 targets = window.targets[window.mask]
-                for log_prob in self.head.log_prob(hidden[window.mask][None]):
+                for log_prob in self.head.log_prob(output.hidden[window.mask][None]):
                     rows += measures(log_prob, targets[len(rows) :], num_top)
             for token, nll, entropy, rank, probabilities, ids in rows:
                 top = tuple(zip(map(self._name, ids), probabilities, strict=True))

@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from torch import Tensor, nn
 
 from lmkit.model.embedding import Embedding
 from lmkit.model.state import States
+
+
+class Output(NamedTuple):
+    """What a model makes of a window; hidden and raw are (batch, time, hidden_size).
+
+    hidden: what the head reads, dropped out in training. raw: the output of the last layer as it
+    was before, the same tensor where nothing is dropped out. state: after the last position.
+    """
+
+    hidden: Tensor
+    raw: Tensor
+    state: States
 
 
 class LanguageModel(nn.Module):
@@ -38,7 +52,6 @@ class LanguageModel(nn.Module):
         """The zero state h_0: a tuple per layer of tensors whose dimension 0 is the lane."""
         raise NotImplementedError
 
-    def forward(self, tokens: Tensor, resets: Tensor, state: States) -> tuple[Tensor, States]:
-        """tokens int64 and resets bool, both (batch, time) -> hidden (batch, time, hidden_size)
-        and the state after the last position."""
+    def forward(self, tokens: Tensor, resets: Tensor, state: States) -> Output:
+        """tokens int64 and resets bool, both (batch, time), and the state before them."""
         raise NotImplementedError

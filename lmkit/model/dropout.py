@@ -1,5 +1,8 @@
 """Dropout whose mask is a function of a key and of the place in the tensor.
 
+Within `Masks` the key is made of the step of the training and of a name, so that a mask does not
+depend on what else is dropped out, nor on the order of it.
+
 The mask is not kept for backward but made again, costs a tenth of drawing it from the
 generator's one stream, and does not depend on the number of threads, nor, within `Masks`, on the
 number of processes that share the lanes of a batch.
@@ -7,9 +10,10 @@ number of processes that share the lanes of a batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -20,30 +24,32 @@ from torch import Tensor
 from lmkit import kernels
 
 Key = tuple[int, int]
+Name = str | int  # numbers are those of `numbered`
 SIGN = -(2**31)
 
 
 class Masks:
-    """Those of one window of a training, one after the other: functions of (seed, epoch, window)
-    and their number, drawn for all lanes and cut to this process's, `first_lane` and after."""
+    """The dropout masks of one window of a training: functions of (seed, epoch, window) and their
+    name, drawn for all lanes and cut to this process's, `first_lane` and after."""
 
     def __init__(
         self, seed: int, epoch: int, window: int, first_lane: int = 0, num_lanes: int | None = None
     ) -> None:
         """num_lanes: of all processes; those of the tensor unless given."""
         self.of = (seed, epoch, window)
-        self.number = 0
         self.first_lane = first_lane
         self.num_lanes = num_lanes
 
-    def next_key(self) -> Key:
-        first, second = np.random.SeedSequence([*self.of, self.number]).generate_state(2).tolist()
-        self.number += 1
+    def key(self, name: Name) -> Key:
+        """The key of the mask of this name."""
+        # A name is at least two words, so that its key is none of a number's, which is one.
+        words = [name] if isinstance(name, int) else [2**32 - 1, *name.encode()]
+        first, second = np.random.SeedSequence([*self.of, *words]).generate_state(2).tolist()
         return first, second
 
     @contextmanager
     def use(self) -> Iterator[None]:
-        """Within it, `dropout` takes these."""
+        """Within it, `dropout` uses these masks."""
         token = _masks.set(self)
         try:
             yield
@@ -54,18 +60,34 @@ class Masks:
 _masks: ContextVar[Masks | None] = ContextVar("masks", default=None)
 
 
-def dropout(tensor: Tensor, p: float, training: bool) -> Tensor:
-    """Zero with probability p, else divide by 1 - p (Srivastava et al. 2014); dimension 0 of the
-    tensor is the lane. Outside of `Masks` the default generator decides."""
+def numbered(probabilities: Sequence[float]) -> list[int]:
+    """The names of the dropouts of a stack, from the first to the last: how many before each have a
+    mask. Runs were begun with masks of these names, and go on with them; all else has a text."""
+    has_mask = [0 < p < 1 for p in probabilities]
+    return list(accumulate(has_mask, initial=0))[:-1]
+
+
+def dropout(
+    tensor: Tensor, p: float, training: bool, name: Name, shared: Sequence[int] = ()
+) -> Tensor:
+    """Zero with probability p, else divide by 1 - p (Srivastava et al. 2014).
+
+    Dimension 0 of the tensor is the lane. name: of the mask within `Masks`, where the same name has
+    the same mask; outside of them the default generator decides. shared: dimensions, of those after
+    the lane, along which all elements have one mask (over time: Gal and Ghahramani 2016).
+    """
     if not training or p == 0:
         return tensor
+    if shared:
+        sizes = [1 if i in shared else size for i, size in enumerate(tensor.shape)]
+        return tensor * dropout(tensor.new_ones(sizes), p, training, name)
     masks = _masks.get()
     if p == 1 or (masks is None and tensor.device.type != "cpu"):
         return F.dropout(tensor, p)
     if masks is None:
         first, second = torch.randint(2**32, (2,)).tolist()
         return KeyedDropout.apply(tensor, p, (first, second), 0)
-    key = masks.next_key()
+    key = masks.key(name)
     if tensor.device.type == "cpu":
         return KeyedDropout.apply(tensor, p, key, masks.first_lane * tensor[0].numel())
     # Elsewhere a generator is faster than a hash by many small kernels, though it draws for all.

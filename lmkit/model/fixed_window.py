@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lmkit.model.base import LanguageModel
-from lmkit.model.dropout import dropout
+from lmkit.model.base import LanguageModel, Output
+from lmkit.model.dropout import dropout, numbered
 from lmkit.model.state import States
 from lmkit.ranges import Positive, Share, Size
 
@@ -62,7 +62,7 @@ class Window(LanguageModel):
         device = self.embedding.weight.device
         return ((torch.full((num_lanes, self.context - 1), -1, device=device),),)
 
-    def forward(self, tokens: Tensor, resets: Tensor, state: States) -> tuple[Tensor, States]:
+    def forward(self, tokens: Tensor, resets: Tensor, state: States) -> Output:
         ((past,),) = state
         time = tokens.shape[1]
         # A reset position holds no word, and hides every word before it.
@@ -72,7 +72,8 @@ class Window(LanguageModel):
         reset_at = F.pad(resets, (offset, 0)) * place
         last_reset = reset_at.cummax(dim=1).values  # (batch, context - 1 + time)
         embedded = self.embedding(words.clamp_min(0))
-        embedded = dropout(embedded, self.dropout, self.training)
+        below, above = numbered([self.dropout] * 2)
+        embedded = dropout(embedded, self.dropout, self.training, below)
         slots = []
         for back in range(self.context - 1, -1, -1):
             begin = offset - back
@@ -80,6 +81,6 @@ class Window(LanguageModel):
             hidden_by_reset = place[begin : begin + time] < last_reset[:, offset:]
             absent = (word < 0) | hidden_by_reset
             slots.append(embedded[:, begin : begin + time].masked_fill(absent[..., None], 0.0))
-        hidden = torch.tanh(self.projection(torch.cat(slots, dim=-1)))
+        raw = torch.tanh(self.projection(torch.cat(slots, dim=-1)))
         kept = words[:, time:].masked_fill(place[time:] < last_reset[:, -1:], -1)
-        return dropout(hidden, self.dropout, self.training), ((kept,),)
+        return Output(dropout(raw, self.dropout, self.training, above), raw, ((kept,),))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lmkit.model.base import LanguageModel
+from lmkit.model.base import LanguageModel, Output
 from lmkit.model.state import States, detached
 
 
@@ -18,17 +18,17 @@ class Reader:
         self.model = model
         self.state: States | None = None
 
-    def read(self, tokens: Tensor, resets: Tensor) -> Tensor:
-        """tokens int64 and resets bool, both (lanes, time) -> hidden (lanes, time, hidden_size).
+    def read(self, tokens: Tensor, resets: Tensor) -> Output:
+        """tokens int64 and resets bool, both (lanes, time); the state of the output is detached.
 
         There may be fewer lanes than before: those that have ended are always the last ones.
         """
         lanes = len(tokens)
         state = self.model.initial_state(lanes) if self.state is None else self.state
         state = tuple(tuple(tensor[:lanes] for tensor in layer) for layer in state)
-        hidden, state = self.model(tokens, resets, state)
-        self.state = detached(state)
-        return hidden
+        output: Output = self.model(tokens, resets, state)
+        self.state = detached(output.state)
+        return output._replace(state=self.state)
 
     def repeat(self, times: int) -> None:
         """Go on in so many lanes from where the one lane is."""

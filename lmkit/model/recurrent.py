@@ -7,8 +7,8 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from lmkit.model.base import LanguageModel
-from lmkit.model.dropout import dropout
+from lmkit.model.base import LanguageModel, Output
+from lmkit.model.dropout import dropout, numbered
 from lmkit.model.layer import RecurrentInit, RecurrentLayer
 from lmkit.model.state import States
 from lmkit.ranges import Positive, Share, Size
@@ -25,6 +25,8 @@ class Recurrent(LanguageModel):
     dropout: share of the connections between layers that a step leaves out.
     embedding_dropout, output_dropout: the same below the first and above the last layer; null: as
     dropout.
+    locked_dropout: one mask for all positions of a window, another in each lane (Gal and Ghahramani
+    2016; Merity et al. 2018).
     tie_weights: one matrix for embedding and head (Press and Wolf 2017).
     init_range: embedding and head begin uniform between minus this and this; null: by their sizes.
     recurrent_init: how the layers' weights begin, see `RecurrentLayer.initialise`.
@@ -43,6 +45,7 @@ class Recurrent(LanguageModel):
         dropout: Share = 0.0,
         embedding_dropout: Share | None = None,
         output_dropout: Share | None = None,
+        locked_dropout: bool = False,
         tie_weights: bool = False,
         init_range: Positive | None = None,
         recurrent_init: RecurrentInit = "uniform",
@@ -54,6 +57,7 @@ class Recurrent(LanguageModel):
         self.dropout = dropout
         self.embedding_dropout = dropout if embedding_dropout is None else embedding_dropout
         self.output_dropout = dropout if output_dropout is None else output_dropout
+        self.locked_dropout = locked_dropout
         self.layers = nn.ModuleList(  # type: ignore[assignment]
             self.layer(size, next_size, recurrent_init) for size, next_size in pairwise(sizes)
         )
@@ -61,12 +65,19 @@ class Recurrent(LanguageModel):
     def initial_state(self, num_lanes: int) -> States:
         return tuple(layer.initial_state(num_lanes) for layer in self.layers)
 
-    def forward(self, tokens: Tensor, resets: Tensor, state: States) -> tuple[Tensor, States]:
-        hidden = dropout(self.embedding(tokens), self.embedding_dropout, self.training)
+    def forward(self, tokens: Tensor, resets: Tensor, state: States) -> Output:
+        between = [self.dropout] * (len(state) - 1)
+        probabilities = [self.embedding_dropout, *between, self.output_dropout]
+        names = numbered(probabilities)
+
+        def dropped(tensor: Tensor, below: int) -> Tensor:
+            """below: of which layer it is the input."""
+            shared = (1,) if self.locked_dropout else ()
+            return dropout(tensor, probabilities[below], self.training, names[below], shared)
+
+        hidden = self.embedding(tokens)
         states = []
         for index, layer in enumerate(self.layers):
-            if index:
-                hidden = dropout(hidden, self.dropout, self.training)
-            hidden, layer_state = layer(hidden, resets, state[index])
+            hidden, layer_state = layer(dropped(hidden, index), resets, state[index])
             states.append(layer_state)
-        return dropout(hidden, self.output_dropout, self.training), tuple(states)
+        return Output(dropped(hidden, len(states)), hidden, tuple(states))

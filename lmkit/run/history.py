@@ -27,8 +27,11 @@ MENDS = re.compile(r"(optimizer\.lr|trainer\.gradient_clip_(val|algorithm))$")
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The dotted keys in which two configs differ, with both values, one of them maybe `absent`."""
-    one, other = flat(then), flat(now)
+    """The dotted keys in which two configs differ, with both values, one of them maybe `absent`.
+
+    An empty group is as none: a run from before there was a group goes on without it.
+    """
+    one, other = ({k: v for k, v in flat(c).items() if v != {}} for c in (then, now))
     pairs = {key: (one.get(key, "absent"), other.get(key, "absent")) for key in {**one, **other}}
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 

@@ -106,8 +106,10 @@ def work(
 
 
 def make_task(config: dict[str, Any], data: DataModule) -> Task:
-    """Model, head, optimiser and schedule of a checked config, for the prepared data."""
+    """Model, head, regularizers, optimiser and schedule of a checked config, for prepared data."""
     model, head = build_model(config, data.tokenizer.vocabulary_size)
+    nodes = config["regularizers"]
+    regularizers = {name: build("regularizers", node) for name, node in nodes.items()}
 
     def make_optimizer(params: Any) -> Any:
         return build("optimizer", config["optimizer"], params=params)
@@ -125,7 +127,7 @@ def make_task(config: dict[str, Any], data: DataModule) -> Task:
         s: (stores[split].num_tokens, n) for s, split in known if (n := stores[split].num_bytes)
     }
     seed, when = config["seed"], Stepping(**stepping)
-    return Task(model, head, make_optimizer, make_scheduler, num_bytes, seed, when)
+    return Task(model, head, make_optimizer, make_scheduler, num_bytes, seed, when, regularizers)
 
 
 def _make_trainer(

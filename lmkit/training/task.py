@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -17,9 +17,10 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from lmkit.head import Head
 from lmkit.metrics import TokenNLL, bits_per_byte, perplexity
-from lmkit.model import LanguageModel, Reader, finite, joined, share_of
+from lmkit.model import LanguageModel, Output, Reader, finite, joined, share_of
 from lmkit.model.dropout import Masks
 from lmkit.optim import Stepping, global_norm, is_plain_sgd
+from lmkit.regularizers import Regularizer
 from lmkit.system.rendezvous import gather
 from lmkit.windows import Window
 
@@ -29,6 +30,9 @@ MakeScheduler = Callable[[Optimizer, float], LRScheduler | None]
 
 class Task(pl.LightningModule):
     """Truncated BPTT, one window a batch, under automatic optimisation.
+
+    The loss is the head's and the terms of the regularizers, by the window's weight: the mean over
+    the tokens of an update.
 
     The state of each stage lives outside the registered buffers (DDP would broadcast them),
     detached, and starts from zero at window 0 of every pass. Training values are logged every
@@ -45,9 +49,11 @@ class Task(pl.LightningModule):
         num_bytes: dict[str, tuple[int, int]] | None = None,
         seed: int = 1,
         stepping: Stepping = Stepping(),  # noqa: B008 - it is frozen
+        regularizers: Mapping[str, Regularizer] | None = None,
     ) -> None:
         """num_bytes: tokens and UTF-8 bytes of the splits `val` and `test` when the tokenizer loses
-        nothing (bits per byte is logged for these). seed: of the masks of dropout."""
+        nothing (bits per byte is logged for these). seed: of the masks of dropout. regularizers: by
+        the name that the values of each are logged under."""
         super().__init__()
         self.seed = seed
         self.model = model
@@ -55,6 +61,7 @@ class Task(pl.LightningModule):
         self.make_optimizer = make_optimizer
         self.make_scheduler = make_scheduler
         self.stepping = stepping
+        self.regularizers = regularizers or {}
         self.num_bytes = num_bytes or {}
         self.validated: dict[str, float] = {}  # values of the newest validation
         self.tokens_seen = 0
@@ -62,10 +69,12 @@ class Task(pl.LightningModule):
         self.val_sums = TokenNLL()
         self.test_sums = TokenNLL()
         self._readers: dict[str, Reader] = {}  # by stage
-        # Since training values were last logged: this process's nll, all processes' targets.
-        self._nll_sum = torch.zeros((), dtype=torch.float64)
+        # Since training values were last logged: this process's sums, all processes' targets.
+        terms = ("loss", *self.regularizers) if self.regularizers else ()
+        self._summed = ("nll", *terms)
+        self._sums = torch.zeros(len(self._summed), dtype=torch.float64)
         self._num_targets = 0
-        self._sums_before = (self._nll_sum, self._num_targets)  # this update
+        self._sums_before = (self._sums, self._num_targets)  # this update
         self._seconds_logged = 0.0
         self._grad_norm: Tensor | None = None  # before clipping, of the last update
         self._started = 0.0
@@ -75,12 +84,12 @@ class Task(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         if isinstance(self.trainer.accelerator, MPSAccelerator):  # it has no float64
-            self._nll_sum = self._nll_sum.float()
+            self._sums = self._sums.float()
             self.val_sums = TokenNLL(torch.float32)
             self.test_sums = TokenNLL(torch.float32)
 
-    def hidden(self, stage: str, window: Window) -> Tensor:
-        """Hidden vectors of a window, going on from the state of the stage's last one."""
+    def read(self, stage: str, window: Window) -> Output:
+        """The model's output for a window, going on from the state of the stage's last one."""
         if window.index == 0:
             self._readers[stage] = Reader(self.model)
         return self._readers[stage].read(window.tokens, window.resets)
@@ -88,9 +97,15 @@ class Task(pl.LightningModule):
     def training_step(self, window: Window, batch_idx: int) -> Tensor:
         place = (window.epoch, window.index, window.first_lane, window.num_lanes)
         with Masks(self.seed, *place).use():
-            hidden = self.hidden("train", window)
-        loss, nll = self.head.loss(hidden, window.targets, window.weight)
-        self._nll_sum = self._nll_sum.to(loss.device) + nll
+            output = self.read("train", window)
+        loss, nll = self.head.loss(output.hidden, window.targets, window.weight)
+        sums = nll
+        if self.regularizers:
+            weight, each = window.weight, self.regularizers.values()
+            terms = [one.term(output, window.mask).expand_as(weight) for one in each]
+            loss = loss + sum((term * weight).sum() for term in terms)
+            sums = _sums(loss, nll, terms, window)
+        self._sums = self._sums.to(loss.device) + sums
         self._num_targets += window.num_targets
         self.tokens_seen += window.num_targets
         return loss
@@ -98,7 +113,7 @@ class Task(pl.LightningModule):
     def on_train_batch_start(self, batch: Window, batch_idx: int) -> None:
         self._started = self._started or time.perf_counter()
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
-            self._sums_before = (self._nll_sum, self._num_targets)
+            self._sums_before = (self._sums, self._num_targets)
 
     def on_train_batch_end(self, outputs: Any, batch: Window, batch_idx: int) -> None:
         now = time.perf_counter()
@@ -115,12 +130,12 @@ class Task(pl.LightningModule):
         self._stops = False
         now = trainer.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
         if now and self._num_targets:  # with bptt=1 a window may have reset positions alone
-            values = self._values(trainer.strategy.reduce(self._nll_sum, reduce_op="sum"))
+            values = self._values(trainer.strategy.reduce(self._sums, reduce_op="sum"))
             if self._grad_norm is not None:
                 values["train/grad_norm"] = float(self._grad_norm)
             for logger in trainer.loggers:
                 logger.log_metrics(values, step=trainer.global_step)
-            self._nll_sum = torch.zeros_like(self._nll_sum)
+            self._sums = torch.zeros_like(self._sums)
             self._num_targets = 0
             self._seconds_logged = self.seconds
 
@@ -129,15 +144,15 @@ class Task(pl.LightningModule):
         device, so not for every step."""
         if not self._num_targets:
             return {}
-        return self._values(self._nll_sum * self.trainer.world_size)
+        return self._values(self._sums * self.trainer.world_size)
 
-    def _values(self, nll_sum: Tensor) -> dict[str, float]:
-        nll = float(nll_sum) / self._num_targets
+    def _values(self, sums: Tensor) -> dict[str, float]:
+        means = [value / self._num_targets for value in sums.tolist()]
         running = time.perf_counter() - self._started if self._started else 0.0
         seconds = self.seconds - self._seconds_logged + running
         return {
-            "train/nll": nll,
-            "train/perplexity": perplexity(nll),
+            **{f"train/{name}": mean for name, mean in zip(self._summed, means, strict=True)},
+            "train/perplexity": perplexity(means[0]),
             "train/tokens_per_second": self._num_targets / max(seconds, 1e-9),
             "lr": self.trainer.optimizers[0].param_groups[0]["lr"],
         }
@@ -158,7 +173,7 @@ class Task(pl.LightningModule):
         self._report("test", self.test_sums)
 
     def _evaluate(self, stage: str, window: Window, sums: TokenNLL) -> None:
-        nll = self.head.nll(self.hidden(stage, window), window.targets)
+        nll = self.head.nll(self.read(stage, window).hidden, window.targets)
         sums.update(nll, window.mask)
 
     def _report(self, stage: str, sums: TokenNLL) -> None:
@@ -216,7 +231,7 @@ class Task(pl.LightningModule):
         for parameter in _parameters(self.trainer.optimizers[0]):
             parameter.grad = None
         self._grad_norm = None
-        self._nll_sum, self._num_targets = self._sums_before
+        self._sums, self._num_targets = self._sums_before
         reader = self._readers["train"]
         assert reader.state is not None
         reader.state = finite(reader.state)
@@ -252,12 +267,12 @@ class Task(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The state in the order of all lanes; the sums of every process, by rank."""
         reader = self._readers.get("train")
-        own = {"state": reader and reader.state, "nll_sum": self._nll_sum}
+        own = {"state": reader and reader.state, "sums": self._sums}
         every = gather(own)
         states = [process["state"] for process in every]
         checkpoint["lmkit_task"] = {
             "state": None if states[0] is None else joined(states),
-            "nll_sums": [process["nll_sum"] for process in every],
+            "sums": [process["sums"] for process in every],
             "tokens_seen": self.tokens_seen,
             "seconds": self.seconds,
             "seconds_logged": self._seconds_logged,
@@ -277,10 +292,10 @@ class Task(pl.LightningModule):
         if saved["state"] is not None:
             self._readers["train"] = Reader(self.model)
             self._readers["train"].state = share_of(saved["state"], rank, world_size)
-        sums = saved["nll_sums"]
+        sums = saved.get("sums") or [nll.view(1) for nll in saved["nll_sums"]]  # of older runs
         if len(sums) != world_size:  # the run goes on with another number of processes
             sums = [sum(sums), *[torch.zeros_like(sums[0])] * (world_size - 1)]
-        self._nll_sum = sums[rank]
+        self._sums = sums[rank]
         self.tokens_seen = saved["tokens_seen"]
         self.seconds = saved["seconds"]
         self._seconds_logged = saved["seconds_logged"]
@@ -294,6 +309,14 @@ class Task(pl.LightningModule):
         self.trainer.callback_metrics.update(_exact(self.validated))
         self.trainer.should_stop |= self._stops
         self._stops = False
+
+
+def _sums(loss: Tensor, nll: Tensor, terms: Sequence[Tensor], window: Window) -> Tensor:
+    """Over a window's targets: of the nll, the whole loss and each term."""
+    num_targets, weight = window.mask.sum(), window.weight.sum()
+    # The loss has its weight in it, which is that of no target where the window has none.
+    whole = torch.where(num_targets > 0, loss.detach() * num_targets / weight, 0)
+    return torch.stack([nll, whole, *((term.detach() * window.mask).sum() for term in terms)])
 
 
 def _exact(values: Mapping[str, float]) -> dict[str, Tensor]:

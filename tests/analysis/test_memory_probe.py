@@ -76,7 +76,7 @@ def test_predictions_are_those_of_documents_read_alone(kind, configs, prepared):
             state = model.initial_state(1)
             for token in [tokenizer.eos_id, *document[:-1].tolist()]:
                 position = torch.tensor([[token]])
-                hidden, state = model(position, torch.zeros(1, 1, dtype=torch.bool), state)
+                hidden, _, state = model(position, torch.zeros(1, 1, dtype=torch.bool), state)
                 (log_prob,) = head.log_prob(hidden)
                 expected.append(int(log_prob.argmax()))
     assert len(set(expected)) > 5

@@ -149,7 +149,7 @@ def test_the_global_generator_and_the_mode_of_training_are_left_alone(lstm):
     assert trained.model.training
     assert sample_texts(*parts) == texts  # no dropout
     with torch.enable_grad():
-        hidden, _ = trained.model(
+        hidden, _, _ = trained.model(
             torch.zeros(1, 2, dtype=torch.int64),
             torch.zeros(1, 2, dtype=torch.bool),
             trained.model.initial_state(1),
@@ -167,9 +167,10 @@ def test_a_token_costs_the_same_however_long_the_text(outputs, kind):
         initial_state = staticmethod(trained.model.initial_state)
 
         def forward(self, tokens, resets, state):
-            hidden, after = trained.model(tokens, resets, state)
-            seen.append([x.shape for layer in (*state, *after, (tokens, hidden)) for x in layer])
-            return hidden, after
+            output = trained.model(tokens, resets, state)
+            layers = (*state, *output.state, (tokens, output.hidden))
+            seen.append([x.shape for layer in layers for x in layer])
+            return output
 
     sampled = Sampling(num_tokens=40, num_samples=2)
     (first, second) = sample_tokens(Watched(), trained.head, [3, 4, 5], sampled, 0)

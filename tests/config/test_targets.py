@@ -44,7 +44,7 @@ def test_a_class_is_found_where_it_is_named():
         "torch.optim",
         "lmkit.corpus.pydocs.platform.popen",
         "lmkit.corpus.finding.Path",
-        "lmkit.config.compose.compose.compose.compose.compose",
+        "lmkit.config.compose.compose.compose.compose.compose.compose.compose",
         "lmkit.cli.os.system",
         "lmkit.cli.os.PathLike",
         "lightning.pytorch.Trainer.fit",

@@ -75,12 +75,15 @@ def test_the_fused_loss_is_that_of_the_cpu(dtype):
         assert error < (1e-5 if dtype == torch.float32 else 2e-2)
 
 
-def test_masks_are_those_of_all_lanes_cut_to_the_process():
+@pytest.mark.parametrize("shared", [(), (1,)])
+def test_masks_are_those_of_all_lanes_cut_to_the_process(shared):
     tensor = torch.ones(6, 5, 40, device=DEVICE)
 
     def masked(first, rows):
         with Masks(5, 2, 9, first, 6).use():
-            return dropout(rows, 0.5, training=True)
+            return dropout(rows, 0.5, True, "a", shared)
 
     shares = [masked(first, tensor[first : first + 2]) for first in (0, 2, 4)]
-    assert torch.equal(torch.cat(shares), masked(0, tensor))
+    whole = masked(0, tensor)
+    assert torch.equal(torch.cat(shares), whole)
+    assert torch.equal(whole, whole[:, :1].expand_as(whole)) == bool(shared)

@@ -21,6 +21,7 @@ ALLOWED = {
     "run": {"system"},
     "model": {"kernels"},
     "head": {"model", "kernels"},
+    "regularizers": {"model"},
     "store": {"corpus", "tokenizer", "system"},
     "windows": {"store", "tokenizer", "corpus"},
     "config": {"run", "kernels", "system"},  # stages are reached by name alone
@@ -28,7 +29,7 @@ ALLOWED = {
     "inference": {"assembly", "kernels", "run", "system", *STAGES},
     "training": {
         *{"inference", "assembly", "config", "run", "system"},
-        *{"windows", "head", "model", "optim", "kernels"},
+        *{"windows", "head", "model", "regularizers", "optim", "kernels"},
     },
     "sweep": {"assembly", "config", "run", "system"},
     "pages": {"inference", "run", "system"},

@@ -40,7 +40,7 @@ def losses(model, head, stream, bptt, num_steps):
         tokens, targets = (stream[:, at + k : at + k + bptt] for k in (0, 1))
         if not at:
             state = model.initial_state(len(stream))
-        hidden, state = model(tokens, torch.zeros_like(tokens, dtype=torch.bool), state)
+        hidden, _, state = model(tokens, torch.zeros_like(tokens, dtype=torch.bool), state)
         state = detached(state)
         loss = head.loss(hidden, targets, torch.full(targets.shape, 1 / targets.numel())).loss
         optimizer.zero_grad()

@@ -87,7 +87,7 @@ def laid_out(documents, num_lanes):
 def run_in_windows(model, tokens, resets, bptt):
     reader = Reader(model)
     windows = (slice(begin, begin + bptt) for begin in range(0, tokens.shape[1], bptt))
-    return torch.cat([reader.read(tokens[:, w], resets[:, w]) for w in windows], dim=1)
+    return torch.cat([reader.read(tokens[:, w], resets[:, w]).hidden for w in windows], dim=1)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -97,12 +97,12 @@ def test_a_reader_goes_on_in_the_lanes_that_are_left(kind):
     resets = torch.zeros_like(tokens, dtype=torch.bool)
     reader = Reader(model)
     with torch.no_grad():
-        whole, _ = model(tokens, resets, model.initial_state(3))
+        whole, _, _ = model(tokens, resets, model.initial_state(3))
         for lanes, window in ((3, slice(0, 5)), (2, slice(5, 8)), (1, slice(8, 12))):
-            found = reader.read(tokens[:lanes, window], resets[:lanes, window])
+            found = reader.read(tokens[:lanes, window], resets[:lanes, window]).hidden
             torch.testing.assert_close(found, whole[:lanes, window])
         reader.state = None
-        torch.testing.assert_close(reader.read(tokens, resets), whole)
+        torch.testing.assert_close(reader.read(tokens, resets).hidden, whole)
 
 
 document_lists = st.lists(
@@ -132,7 +132,7 @@ def test_gradients_are_those_of_the_loops(kind):
     documents = [[1, 2, 3, 4], [5, 6], [7, 8, 9, 1, 2], [3]]
     tokens, resets, places = laid_out(documents, 2)
     cotangents = [torch.randn(len(d), model.hidden_size) for d in documents]
-    hidden, _ = model(tokens, resets, model.initial_state(2))
+    hidden, _, _ = model(tokens, resets, model.initial_state(2))
     sum(
         (hidden[lane, t] * cotangents[place[0]][place[1]]).sum()
         for lane, row in enumerate(places)
@@ -157,8 +157,8 @@ def test_nothing_leaks_across_a_reset(kind, dtype):
     other = tokens.clone()
     other[0, 1:6] = torch.tensor([9, 10, 11, 12, 1])
     with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
-        first, _ = model(tokens, resets, model.initial_state(1))
-        second, _ = model(other, resets, model.initial_state(1))
+        first, _, _ = model(tokens, resets, model.initial_state(1))
+        second, _, _ = model(other, resets, model.initial_state(1))
         assert torch.equal(first[:, 7:], second[:, 7:])
         assert not torch.equal(first[:, 1:6], second[:, 1:6])
         model.zero_grad()
@@ -172,7 +172,7 @@ def test_nothing_leaks_across_a_reset(kind, dtype):
 def test_the_state_of_a_reset_is_exactly_zero(kind):
     model = build(kind)
     tokens, resets, _ = laid_out([[1, 2, 3], [4, 5, 6]], 1)
-    _, state = model(tokens[:, :5], resets[:, :5], model.initial_state(1))
+    _, _, state = model(tokens[:, :5], resets[:, :5], model.initial_state(1))
     assert all(bool((s == 0).all()) for layer in state for s in layer)
 
 

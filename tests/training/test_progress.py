@@ -95,6 +95,11 @@ def test_describe_leaves_out_what_there_is_not():
     assert describe({}, "val/") == ""
 
 
+def test_describe_tells_the_nll_from_a_loss_of_more_terms():
+    values = {"train/nll": 1.0, "train/loss": 1.5, "train/ar": 0.5, "train/perplexity": 2.7}
+    assert describe(values, "train/") == "loss 1.500  nll 1.000  perplexity 2.70"
+
+
 def test_summary_counts_shared_parameters_once():
     class Tied(nn.Module):
         def __init__(self):

@@ -1,12 +1,12 @@
 """The task through a real Lightning trainer and by hand, against loops over documents."""
 
-from dataclasses import dataclass
 from functools import partial
 
 import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from in_memory import EOS, VOCABULARY, Text, loader
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins import MixedPrecision
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -16,41 +16,6 @@ from lmkit.model import LSTM, Window
 from lmkit.optim import WarmupCosine, WarmupLinear
 from lmkit.training.callbacks import StopOnNonFinite
 from lmkit.training.task import Task
-from lmkit.windows import WindowLoader
-
-VOCABULARY, EOS = 17, 0
-
-
-@dataclass
-class Text:
-    """A token store in memory."""
-
-    lengths: list[int]
-    seed: int = 0
-
-    def __post_init__(self):
-        rng = np.random.default_rng(self.seed)
-        self.document_ends = self.line_ends = np.cumsum(self.lengths).astype(np.uint64)
-        self.num_tokens = int(self.document_ends[-1])
-        self.tokens = rng.integers(1, VOCABULARY, self.num_tokens).astype(np.uint16)
-
-    def documents(self):
-        return np.split(self.tokens.astype(np.int64), self.document_ends.astype(int)[:-1])
-
-    def release(self):
-        pass
-
-
-def loader(text, *, seed=1, protocol="document", num_lanes=4, bptt=5, **kwargs):
-    return WindowLoader(
-        text,
-        eos_id=EOS,
-        protocol=protocol,
-        num_lanes=num_lanes,
-        bptt=bptt,
-        seed=seed,
-        **kwargs,
-    )
 
 
 def make_task(lr=0.5, scheduler=lambda optimizer, num_steps: None, **model):
@@ -194,7 +159,7 @@ def test_training_values_are_means_over_the_tokens_since_the_last_row(tmp_path):
     expected, total, count = [], 0.0, 0
     for window in loader(text, bptt=3):
         with torch.no_grad():
-            nll = twin.head.nll(twin.hidden("train", window), window.targets)
+            nll = twin.head.nll(twin.read("train", window).hidden, window.targets)
         total += float(nll[window.mask].sum())
         count += window.num_targets
         if window.index % 2:

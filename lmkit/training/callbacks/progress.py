@@ -183,9 +183,11 @@ class Progress(Callback):
 
 
 def describe(values: dict[str, float], stage: str) -> str:
-    """`loss 5.123  perplexity 167.8  2,400 tokens/s` of the values under `stage`."""
+    """`loss 5.123  perplexity 167.8  2,400 tokens/s` of the values under `stage`; where the loss
+    has more terms than the nll, both."""
     forms = {
-        "nll": "loss {:.3f}",
+        "loss": "loss {:.3f}",
+        "nll": "nll {:.3f}" if f"{stage}loss" in values else "loss {:.3f}",
         "perplexity": "perplexity {:,.2f}",
         "bits_per_byte": "{:.3f} bits/byte",
         "tokens_per_second": "{:,.0f} tokens/s",
