@@ -12,7 +12,6 @@ from lmkit.head import FullSoftmax, Loss
 from lmkit.model import LSTM, Output
 from lmkit.regularizers import (
     ActivationRegularization,
-    Regularizer,
     TemporalActivationRegularization,
 )
 from lmkit.run import Run
@@ -187,20 +186,10 @@ def test_terms_are_logged_by_name_and_in_the_loss_and_the_nll_is_the_nll(place):
     assert not any(torch.equal(plain.weights[name], fitted.weights[name]) for name in plain.weights)
 
 
-class Constant(Regularizer):
-    """The same at every position, a scalar or not."""
-
-    def __init__(self, shape: list[int]) -> None:
-        self.shape = shape
-
-    def term(self, output, mask):
-        return torch.full(self.shape, 0.25)
-
-
 def test_a_class_of_ones_own(place, monkeypatch):
     """A constant is in the loss, and changes nothing else to the bit."""
-    monkeypatch.setenv("LMKIT_ALLOW", "test_regularizers")
-    node = "regularizers.mine={_target_: test_regularizers.Constant, shape: []}"
+    monkeypatch.setenv("LMKIT_ALLOW", "own_regularizers")
+    node = "regularizers.mine={_target_: own_regularizers.Constant, shape: []}"
     plain, mine = place.fit(), place.fit(node)
     for one, other in zip(plain.rows, mine.rows, strict=True):
         if "train/nll" in one:
@@ -246,17 +235,6 @@ def test_nothing_of_them_changes_in_a_run_that_goes_on(place, now, told):
     assert run.config()["regularizers"] == config["regularizers"]
 
 
-class Mine(Regularizer):
-    """One that cannot be had."""
-
-    def __init__(self, depth: int = 1) -> None:
-        if depth > 3:
-            raise ValueError(f"depth={depth} is more than 3")
-
-    def term(self, output, mask):
-        return torch.zeros(())
-
-
 @pytest.mark.parametrize(
     ("argv", "mistakes"),
     [
@@ -286,13 +264,13 @@ class Mine(Regularizer):
             ["nll: train/nll is another value; choose another name"],
         ),
         (
-            ["regularizers.mine={_target_: test_regularizers.Mine, depth: 4}"],
+            ["regularizers.mine={_target_: own_regularizers.Mine, depth: 4}"],
             ["mine.depth=4: depth=4 is more than 3"],
         ),
     ],
 )
 def test_mistakes_are_told(place, monkeypatch, argv, mistakes):
-    monkeypatch.setenv("LMKIT_ALLOW", "test_regularizers")
+    monkeypatch.setenv("LMKIT_ALLOW", "own_regularizers")
     lines = "".join(f"\n  regularizers.{mistake}" for mistake in mistakes)
     number = f"{len(mistakes)} mistake{'s' * (len(mistakes) > 1)}:"
     with pytest.raises(UserError) as raised:
