@@ -4,6 +4,7 @@ import pytest
 import torch
 from fitted import Place, assert_same
 from in_memory import EOS, VOCABULARY, Text, loader
+from own_regularizers import Constant
 
 from lmkit.config.check import check
 from lmkit.config.compose import compose
