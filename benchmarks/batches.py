@@ -30,7 +30,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_sequenc
 from turns import LMKIT, PLAIN, Settings, make_trainer, start
 
 from lmkit.system.allocator import keep_freed_memory
-from lmkit.training.fit import make_task
+from lmkit.training.components import make_task
 from lmkit.windows import DataModule, Window
 
 PADDED, BUCKETED, PACKED, LANES = "padded", "bucketed", "packed", "lanes"

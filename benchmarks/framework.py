@@ -21,7 +21,7 @@ from turns import LMKIT, Settings, TurnAbout, make_trainer, start
 
 from lmkit.model import detached
 from lmkit.optim import global_norm
-from lmkit.training.fit import make_task
+from lmkit.training.components import make_task
 from lmkit.training.task import Task
 from lmkit.windows import Window
 

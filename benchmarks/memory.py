@@ -22,7 +22,7 @@ from lmkit.assembly import make_data
 from lmkit.config.check import check
 from lmkit.config.compose import compose
 from lmkit.system.allocator import keep_freed_memory
-from lmkit.training.fit import make_task
+from lmkit.training.components import make_task
 
 DOCUMENTS, LANES, SIZE, LAYERS = 2, 2, 200, 2
 

@@ -19,7 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 from turns import Settings, make_trainer, start
 
 from lmkit.system.allocator import keep_freed_memory
-from lmkit.training.fit import make_task
+from lmkit.training.components import make_task
 
 WARM_UP = 3
 KERNELS = {

@@ -36,7 +36,7 @@ from turns import LMKIT, PLAIN, PLAIN_BF16, Settings, TurnAbout, composed, make_
 from lmkit.assembly import make_data
 from lmkit.metrics import perplexity
 from lmkit.system.allocator import keep_freed_memory
-from lmkit.training.fit import make_task
+from lmkit.training.components import make_task
 
 MEMORY_STEPS = 6
 

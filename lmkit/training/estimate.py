@@ -19,7 +19,8 @@ from lmkit.system import hardware, threads
 from lmkit.system.rendezvous import cluster
 from lmkit.system.switches import restored
 from lmkit.system.threads import Threads
-from lmkit.training.fit import make_task, quiet
+from lmkit.training.components import make_task
+from lmkit.training.fit import quiet
 from lmkit.training.limits import in_windows
 from lmkit.windows import DataModule
 

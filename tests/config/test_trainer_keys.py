@@ -18,7 +18,7 @@ from lmkit.assembly import make_data
 from lmkit.config.contradictions import contradictions
 from lmkit.errors import UserError
 from lmkit.system import hardware
-from lmkit.training.fit import make_task
+from lmkit.training.components import make_task
 from lmkit.training.task import Task
 
 KEYS = list(inspect.signature(pl.Trainer).parameters)

@@ -1,0 +1,104 @@
+"""The objects of a training: task, callbacks and trainer of a checked config."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.loggers.logger import DummyLogger
+
+from lmkit.assembly import build_model
+from lmkit.config.build import build
+from lmkit.config.check import split_node
+from lmkit.config.safety import anchored
+from lmkit.config.trainer import build_trainer
+from lmkit.inference.sampling import Sampling, sample_texts
+from lmkit.optim import Stepping
+from lmkit.run import Run
+from lmkit.run.checkpoints import AtomicCheckpointIO
+from lmkit.system.processes import launched
+from lmkit.system.rendezvous import cluster
+from lmkit.training.callbacks import Checkpoint, Samples
+from lmkit.training.limits import in_windows
+from lmkit.training.loggers import JsonlLogger
+from lmkit.training.loggers.tracker import Account, Tracking
+from lmkit.training.loggers.trackers import make_trackers
+from lmkit.training.task import Task
+from lmkit.windows import DataModule
+
+
+def make_task(config: dict[str, Any], data: DataModule) -> Task:
+    """Model, head, regularizers, optimiser and schedule of a checked config, for prepared data."""
+    model, head = build_model(config, data.tokenizer.vocabulary_size)
+    nodes = config["regularizers"]
+    regularizers = {name: build("regularizers", node) for name, node in nodes.items()}
+
+    def make_optimizer(params: Any) -> Any:
+        return build("optimizer", config["optimizer"], params=params)
+
+    node, stepping = split_node("scheduler", config["scheduler"] or {})
+
+    def make_scheduler(optimizer: Any, num_steps: float) -> Any:
+        given = {"optimizer": optimizer, "num_steps": num_steps}
+        return build("scheduler", node, **given) if node else None
+
+    splits = {"val": "valid", "test": "test"} if data.tokenizer.lossless else {}
+    stores = data.prepared.stores
+    known = [(s, split) for s, split in splits.items() if split in stores]
+    num_bytes = {
+        s: (stores[split].num_tokens, n) for s, split in known if (n := stores[split].num_bytes)
+    }
+    seed, when = config["seed"], Stepping(**stepping)
+    return Task(model, head, make_optimizer, make_scheduler, num_bytes, seed, when, regularizers)
+
+
+def make_tracking(run: Run, config: Mapping[str, Any], step: int | None) -> Tracking:
+    """The loggers of a run that goes on from `step`, and metrics.jsonl, which they follow."""
+    account = Account(run.path, step, JsonlLogger(run.path, run.id))
+    return Tracking(account, make_trackers(config["logger"], run, account))
+
+
+def make_callbacks(
+    run: Run, config: Mapping[str, Any], task: Task, data: DataModule, tracking: Tracking
+) -> list[pl.Callback]:
+    """The callbacks of a config, the checkpoint last: it saves the state of those before it."""
+
+    def generate(module: pl.LightningModule, prompt: str, num_tokens: int, seed: int) -> str:
+        sampling = Sampling(num_tokens=num_tokens, seed=seed)
+        parts = (task.model, task.head, data.tokenizer)
+        return sample_texts(*parts, prompt, sampling, data.protocol)[0]
+
+    samples = {"generate": generate, "path": run.path / "samples.jsonl"}
+    callbacks = [
+        build("callbacks", anchored(node, run.path), **samples)
+        for node in config["callbacks"].values()
+    ]
+    for callback in callbacks:
+        if isinstance(callback, Samples):
+            tracking.account.samples = callback
+            callback.followers = [tracker.log_sample for tracker in tracking.trackers]
+    return sorted(callbacks, key=lambda callback: isinstance(callback, Checkpoint))
+
+
+def make_trainer(
+    run: Run,
+    config: Mapping[str, Any],
+    data: DataModule,
+    callbacks: list[pl.Callback],
+    tracking: Tracking,
+    identity: Mapping[str, Any],
+) -> pl.Trainer:
+    """Lightning's trainer; identity: what its checkpoints say that they belong to."""
+    # In the other processes a callback finds something in their place.
+    loggers = [t.logger for t in tracking.trackers] or [DummyLogger() for _ in config["logger"]]
+    metrics = tracking.account.metrics
+    trainer = build_trainer(
+        in_windows(config["trainer"], data),
+        logger=[metrics, *loggers],
+        callbacks=callbacks,
+        default_root_dir=run.path,
+        plugins=[AtomicCheckpointIO(identity), cluster(launched())],
+    )
+    metrics.follow(trainer)
+    return trainer
