@@ -5,12 +5,10 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -29,7 +27,7 @@ from lmkit.errors import ResultError, UserError
 from lmkit.inference import Text, TrainedModel
 from lmkit.run import Run, no_checkpoint
 from lmkit.run.checkpoints import damage, latest_checkpoint, load_checkpoint
-from lmkit.system.signals import FOLLOWS
+from lmkit.run.process import start, told_error
 
 TIMES = re.compile(r"seconds|tokens_per_second")
 NEAR = 1e-5  # nats: what another order of sums may change
@@ -94,12 +92,11 @@ class Trials:
             run.write("config.yaml", self._short(steps, processes))
         elif run.status()["status"] == "finished":
             return run
-        process = subprocess.Popen(
-            [sys.executable, "-m", "lmkit", "resume", name, f"outputs={self.outputs}"],
+        process = start(
+            ["resume", name, f"outputs={self.outputs}"],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, FOLLOWS: str(os.getpid())},
         )
         try:
             metrics = run.path / "metrics.jsonl"
@@ -132,7 +129,7 @@ class Trials:
         }
         saving = {"every_n_train_steps": max(steps // 4, 1), "every_n_epochs": None}
         checkpoint = {
-            "_target_": "lmkit.training.callbacks.checkpoint.Checkpoint",
+            "_target_": "lmkit.training.callbacks.Checkpoint",
             "monitor": None,
             **saving,
         }
@@ -155,11 +152,10 @@ def _trials(config: Mapping[str, Any]) -> Iterator[Trials]:
 
 def _failed(code: int, err: str) -> Exception:
     """What to raise for a training that has ended so: its own sentence, where it has one."""
-    _, is_told, said = f"\n{err}".rpartition("\nerror: ")
-    if not is_told:
+    if not (said := told_error(err)):
         return RuntimeError(f"a training failed, exit code {code}:\n{err}")
     # Its directory is about to be gone: there is nothing to go on with.
-    said = f"a training failed: {said.strip().partition(', then go on with: ')[0]}"
+    said = f"a training failed: {said.partition(', then go on with: ')[0]}"
     return UserError(said) if code == 2 else ResultError(said, None, code)
 
 

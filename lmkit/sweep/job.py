@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,9 +21,10 @@ from lmkit.config.grammar import spell
 from lmkit.config.groups import config_folders, group_options
 from lmkit.errors import cannot_write
 from lmkit.run import GROUP
+from lmkit.run.process import start, told_error
 from lmkit.system.files import strict_json, write_atomically
 from lmkit.system.redaction import mask
-from lmkit.system.signals import FOLLOWS, name_of
+from lmkit.system.signals import name_of
 
 POLL = 0.2  # seconds
 LOG = "log.txt"
@@ -88,15 +88,13 @@ class Job:
         known = (number, run_id, list(map(mask, arguments)))
         if asked_to_stop(self.directory):
             return Outcome(*known, None, "not begun")
-        command = [sys.executable, "-m", "lmkit", "train", *self.flags, *arguments]
         file = self.directory / str(number) / LOG
         with file.open("ab") as log, _without_interrupts():
-            start = log.tell()
-            process = subprocess.Popen(
-                [*command, f"run_id={run_id}", "format=json"],
+            begins = log.tell()
+            process = start(
+                ["train", *self.flags, *arguments, f"run_id={run_id}", "format=json"],
+                self._environment(),
                 cwd=self.cwd,
-                env=self._environment(),
-                stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 start_new_session=True,
@@ -106,7 +104,7 @@ class Job:
             except Exception as error:  # as submitit raises at the end of a job's time
                 return Outcome(*known, process.returncode, f"ended by its launcher: {error}")
         if code := process.returncode:
-            return Outcome(*known, code, _reason(code, file.read_bytes()[start:].decode()))
+            return Outcome(*known, code, _reason(code, file.read_bytes()[begins:].decode()))
         summary = json.loads(out)
         return Outcome(*known, 0, "", summary["run"], summary.get("best/val/nll"))
 
@@ -117,7 +115,7 @@ class Job:
             for key, value in os.environ.items()
             if not PLACE.match(key) and not THREADS.match(key)
         }
-        return kept | self.threads | {FOLLOWS: str(os.getpid()), GROUP: self.identity}
+        return kept | self.threads | {GROUP: self.identity}
 
 
 def ask_to_stop(directory: Path, signum: int) -> None:
@@ -178,5 +176,4 @@ def _reason(code: int, log: str) -> str:
     """What a process that failed said last: its error, or the last line of a stack."""
     if code < 0:
         return f"killed by {name_of(-code)}"
-    _, error, message = f"\n{log.strip()}".rpartition("\nerror: ")
-    return message if error else log.strip().rpartition("\n")[2]
+    return told_error(log) or log.strip().rpartition("\n")[2]

@@ -6,7 +6,6 @@ import math
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,8 +14,9 @@ from typing import Any
 from lmkit.errors import MachineError
 from lmkit.run import DIED, Run
 from lmkit.run.jsonl import read_rows
+from lmkit.run.process import start, told_error
 from lmkit.system.regular_file import DamagedError, opened
-from lmkit.system.signals import FOLLOWS, SIGNALS, name_of
+from lmkit.system.signals import SIGNALS, name_of
 
 TAIL = 4000  # bytes of a log in which to look for what went wrong
 
@@ -40,19 +40,18 @@ class TrialProcess:
         self.row: dict[str, Any] = {}
         self.pruned = False
         self._place = [0, 0]
-        self._command = [sys.executable, "-m", "lmkit", "train", *arguments]
-        self._environment = {**environment, FOLLOWS: str(os.getpid())}
+        self._arguments = ["train", *arguments]
+        self._environment = environment
         self.start()
 
     def start(self) -> None:
         """Begin, or go on where a process that was killed has left it."""
         with self.log.open("ab") as file:
-            self._process = subprocess.Popen(
-                self._command,
-                stdin=subprocess.DEVNULL,
+            self._process = start(
+                self._arguments,
+                self._environment,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                env=self._environment,
                 process_group=0,  # Ctrl-C is the sweep's to pass on
             )
 
@@ -112,13 +111,12 @@ class TrialProcess:
 
     def what_failed(self, code: int) -> str:
         """Why a process that exited with `code` has, in a line."""
-        said = self._said()
         if code < 0:
             return f"killed by {name_of(-code)}"
         if code - 128 in SIGNALS:
             return f"stopped by {name_of(code - 128)}"
-        if code == 2 and "error: " in said:
-            return " ".join(said.rpartition("error: ")[2].split())
+        if code == 2 and (sentence := told_error(self._said())):
+            return " ".join(sentence.split())
         return str(self.status().get("reason") or f"exit code {code}")
 
     def status(self) -> dict[str, Any]:
