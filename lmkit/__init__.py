@@ -20,7 +20,7 @@ def __getattr__(name: str) -> str:
     if name == "__version__":
         from importlib.metadata import version
 
-        return version("lmkit")
+        return version("recurrent-lmkit")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

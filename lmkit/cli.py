@@ -10,9 +10,9 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from importlib.metadata import version
 from typing import TextIO, cast
 
+import lmkit
 from lmkit.command import commands
 from lmkit.errors import ResultError, UserError, as_user_error, exit_code
 from lmkit.invoke import invoke
@@ -88,7 +88,7 @@ def _dispatch(argv: list[str]) -> None:
 
         print(overview(known))
     elif name == "--version":
-        print(version("lmkit"))
+        print(lmkit.__version__)
     elif name == "--complete":
         from lmkit.commands.completion import complete
 

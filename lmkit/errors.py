@@ -112,3 +112,8 @@ def _bytes(number: float) -> str:
         number /= 1024
         units.pop(0)
     return f"{number:,.3g} {units[0]}" if number < 1000 else f"{number:,.0f} {units[0]}"
+
+
+def install(extra: str) -> str:
+    """The command that brings what an extra of lmkit needs, for messages."""
+    return f"pip install 'recurrent-lmkit[{extra}]'"

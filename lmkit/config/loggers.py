@@ -17,7 +17,7 @@ PACKAGES = {
     "litlogger": (("litlogger",), "litlogger"),
     "mlflow": (("mlflow",), "mlflow-skinny"),
     "neptune": (("neptune",), "neptune"),
-    "tensorboard": (("tensorboard", "tensorboardX"), "'lmkit[tensorboard]'"),
+    "tensorboard": (("tensorboard", "tensorboardX"), "'recurrent-lmkit[tensorboard]'"),
     "wandb": (("wandb",), "wandb"),
 }
 

@@ -8,7 +8,7 @@ from typing import Any
 from lmkit.corpus import cutting, records
 from lmkit.corpus.finding import SPLIT_NAMES
 from lmkit.corpus.source import Document, Source
-from lmkit.errors import UserError
+from lmkit.errors import UserError, install
 from lmkit.ranges import Share
 from lmkit.system import paths
 
@@ -41,7 +41,7 @@ class HuggingFace(Source):
         heading: the pattern of the rows that open a document, where rows are lines."""
         if importlib.util.find_spec("datasets") is None:
             raise UserError(
-                "data=huggingface needs the package `datasets`: pip install 'lmkit[huggingface]'"
+                f"data=huggingface needs the package `datasets`: {install('huggingface')}"
             )
         if name == "pandas":  # a builder of `datasets`, as of version 4
             raise UserError("data.name=pandas reads pickles, which run code: use another format")

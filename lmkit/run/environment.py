@@ -12,7 +12,7 @@ from typing import Any
 import lmkit
 from lmkit.system.redaction import mask
 
-PACKAGES = ("lmkit", "torch", "lightning", "hydra-core", "omegaconf", "numpy", "torchmetrics")
+PACKAGES = ("torch", "lightning", "hydra-core", "omegaconf", "numpy", "torchmetrics")
 
 
 def environment(command: Sequence[str]) -> dict[str, Any]:
@@ -32,7 +32,11 @@ def environment(command: Sequence[str]) -> dict[str, Any]:
     if matmul := sys.modules.get("lmkit.kernels.matmul"):
         hardware["fp32_products"] = matmul.fp32_products()
     return {
-        "versions": {"python": platform.python_version()} | dict(_versions()),
+        "versions": {
+            "python": platform.python_version(),
+            "lmkit": lmkit.__version__,
+            **dict(_versions()),
+        },
         "git": checkout(Path.cwd()),
         "lmkit": {"version": lmkit.__version__, "git": _own_checkout()},
         "platform": platform.platform(),

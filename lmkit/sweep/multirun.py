@@ -30,7 +30,7 @@ from lmkit.config.grammar import ASSIGNMENT, normalise, parse_flags, spell
 from lmkit.config.groups import config_folders, group_options
 from lmkit.config.loggers import grouped
 from lmkit.config.mistakes import first_lines, report, reported
-from lmkit.errors import ResultError, UserError
+from lmkit.errors import ResultError, UserError, install
 from lmkit.metrics import perplexity
 from lmkit.run import Run, check_name, mint_id
 from lmkit.sweep.job import LOG, POLL, THREADS, Job, Outcome, ask_to_stop, asked_to_stop, clear
@@ -136,7 +136,7 @@ def _of_hydra(arguments: Sequence[str], identity: str) -> list[str]:
             given[key] = argument
             extra, package = PLUGINS.get(value, ("", "")) if key == "hydra/launcher" else ("", "")
             if extra and not (find_spec("hydra_plugins") and find_spec(f"hydra_plugins.{package}")):
-                raise UserError(f"{argument} needs a package: pip install 'lmkit[{extra}]'")
+                raise UserError(f"{argument} needs a package: {install(extra)}")
     defaults = DEFAULTS | {"hydra.sweep.dir": f"${{outputs}}/multirun/{identity}"}
     return [*(f"{k}={v}" for k, v in defaults.items() if k not in given), *given.values()]
 

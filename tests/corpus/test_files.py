@@ -633,7 +633,9 @@ def test_the_hub_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == "datasets" else find(name)
     )
-    with raises("data=huggingface needs the package `datasets`: pip install 'lmkit[huggingface]'"):
+    with raises(
+        "data=huggingface needs the package `datasets`: pip install 'recurrent-lmkit[huggingface]'"
+    ):
         HuggingFace("some/name")
 
 

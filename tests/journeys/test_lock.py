@@ -37,7 +37,7 @@ def test_it_is_within_the_bounds_of_the_project():
         wanted += extra
     found = 0
     for requirement in map(Requirement, wanted):
-        if requirement.name == "lmkit":
+        if requirement.name == "recurrent-lmkit":
             continue
         version = PINNED[canonicalize_name(requirement.name)]
         assert requirement.specifier.contains(version), f"{requirement}, locked {version}"
@@ -74,7 +74,7 @@ def test_a_fresh_environment_is_installed_from_it(tmp_path):
         line.split("==")
         for line in run("pip list --format=freeze --exclude pip", source).splitlines()
     )
-    del listed["lmkit"]
+    del listed["recurrent-lmkit"]
     assert {canonicalize_name(name): version for name, version in listed.items()} == PINNED
     assert run("lmkit --version", tmp_path).strip() == "0.1.0"
     assert "experiment=" in run("lmkit list", tmp_path)

@@ -1,6 +1,7 @@
 """The wheel, installed in an environment of its own, away from the checkout."""
 
 import os
+import re
 import site
 import subprocess
 import sys
@@ -47,16 +48,9 @@ def test_the_wheel_brings_its_config_groups_and_pages(installed: Path, tmp_path:
     assert shipped == {
         p.relative_to(REPOSITORY / "conf").as_posix() for p in (REPOSITORY / "conf").rglob("*.yaml")
     }
-    assert {p.name for p in Path(package).glob("*.html")} == {
-        p.name for p in (REPOSITORY / "lmkit").glob("*.html")
-    }
-    native, modules = Path("kernels/native"), "**/*.py"
-    assert {p.name for p in (Path(package) / native).iterdir()} == {
-        p.name for p in (REPOSITORY / "lmkit" / native).iterdir()
-    }
-    assert {p.relative_to(package) for p in Path(package).glob(modules)} == {
-        p.relative_to(REPOSITORY / "lmkit") for p in (REPOSITORY / "lmkit").glob(modules)
-    }
+    for pattern in ("**/*.py", "pages/*.html", "kernels/native/*", "py.typed"):
+        here = {p.relative_to(REPOSITORY / "lmkit") for p in (REPOSITORY / "lmkit").glob(pattern)}
+        assert {p.relative_to(package) for p in Path(package).glob(pattern)} == here != set()
 
 
 def test_the_installed_command_trains(installed: Path, tmp_path: Path) -> None:
@@ -82,3 +76,19 @@ def test_dependencies_keep_their_bounds() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     bounds = {"torch>=2.13,<2.14", "lightning>=2.6.6,<2.7", "hydra-core>=1.3.8,<1.4"}
     assert bounds <= set(project["dependencies"])
+
+
+def test_nothing_says_to_install_the_lmkit_of_somebody_else() -> None:
+    """On an index that name is not ours."""
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    assert project["name"] == "recurrent-lmkit"
+    texts = [
+        *REPOSITORY.glob("*.md"),
+        *REPOSITORY.glob("docs/*.md"),
+        *REPOSITORY.glob("lmkit/**/*.py"),
+    ]
+    foreign = re.compile(r"pip install[^\n]*(?<![\w-])lmkit\b|(?<![\w-])lmkit\[")
+    assert {
+        str(path): found for path in texts if (found := foreign.findall(path.read_text()))
+    } == {}
+    assert sum("recurrent-lmkit[" in path.read_text() for path in texts) > 3

@@ -208,8 +208,10 @@ def test_mistakes_of_all_jobs_are_told_before_any_begins(
 def test_a_launcher_that_is_not_installed_names_its_extra(monkeypatch, capsys):
     monkeypatch.setattr(multirun, "find_spec", lambda name: None)
     assert cli.main(["train", "-m", "hydra/launcher=submitit_slurm"]) == 2
-    expected = "error: hydra/launcher=submitit_slurm needs a package: pip install 'lmkit[slurm]'\n"
-    assert capsys.readouterr().err == expected
+    assert capsys.readouterr().err == (
+        "error: hydra/launcher=submitit_slurm needs a package: "
+        "pip install 'recurrent-lmkit[slurm]'\n"
+    )
 
 
 def test_only_one_process_sweeps(monkeypatch, capsys):

@@ -235,7 +235,7 @@ def test_a_missing_package_is_told_before_training(monkeypatch):
         "3 mistakes:\n  model.hiden_size is not a key of lmkit.model.LSTM; did you mean "
         "model.hidden_size?\n"
         "  logger.tensorboard: lightning.pytorch.loggers.TensorBoardLogger needs the package "
-        "tensorboard: pip install 'lmkit[tensorboard]'\n"
+        "tensorboard: pip install 'recurrent-lmkit[tensorboard]'\n"
         "  logger.c: lightning.pytorch.loggers.CometLogger needs the package comet_ml: "
         "pip install comet-ml"
     )
