@@ -1,4 +1,4 @@
-"""The tests that the promises of docs/ name are there."""
+"""What docs/ names is there: tests, and files of lmkit."""
 
 import re
 from pathlib import Path
@@ -27,3 +27,11 @@ def test_every_test_that_a_promise_names_is_there(name):
                 assert f"\ndef {match['test']}(" in file.read_text(), match["test"]
                 num_tests += 1
     assert num_tests > 20
+
+
+def test_every_file_that_the_architecture_names_is_there():
+    text = (DOCS / "architecture.md").read_text()
+    files = set(re.findall(r"`(\w[\w/]*\.(?:py|h|yaml))`", text)) - {"config.yaml"}
+    roots = (TESTS.parent / "lmkit", TESTS.parent)
+    assert len(files) > 30
+    assert [name for name in files if not any((root / name).is_file() for root in roots)] == []
