@@ -30,7 +30,6 @@ HYDRA_FLAGS = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--shell-completio
 def invoke(command: Command, argv: list[str]) -> Any:
     """Call the command with what its signature names: run, config, overrides, its own keys."""
     from lmkit.config.grammar import parse_flags
-    from lmkit.config.mistakes import report
 
     try:
         Path.cwd()
@@ -55,6 +54,22 @@ def invoke(command: Command, argv: list[str]) -> Any:
         from lmkit.sweep.multirun import multirun
 
         return multirun(argv)
+    given, own = _given(command, argv, name, run)
+    given |= words
+    if command.name in COMPUTES:
+        from lmkit.system.allocator import keep_freed_memory
+
+        keep_freed_memory()
+    return command.load()(**{name: given[name] for name in command.positional}, **own)
+
+
+def _given(
+    command: Command, argv: list[str], name: str, run: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a command may name in its signature, checked, and its own keys."""
+    from lmkit.config.grammar import parse_flags
+    from lmkit.config.mistakes import report
+
     selected: list[str] = []
     if "selected" in command.positional:
         flags = parse_flags(argv)
@@ -88,13 +103,8 @@ def invoke(command: Command, argv: list[str]) -> Any:
         "overrides": composition.overrides,
         "config_dir": parse_flags(argv).config_dir,
         "commands": {name: known.purpose for name, known in commands().items()},
-        **words,
     }
-    if command.name in COMPUTES:
-        from lmkit.system.allocator import keep_freed_memory
-
-        keep_freed_memory()
-    return function(**{name: given[name] for name in command.positional}, **own)
+    return given, own
 
 
 def _composed(command: Command, argv: list[str], name: str, run: Any) -> Any:
