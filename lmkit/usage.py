@@ -7,7 +7,8 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lmkit.config.keys import described, function_keys
+from lmkit.config.docstrings import described
+from lmkit.config.keys import function_keys
 
 WIDTH = 100
 RUN = "RUN: a run directory, an id, the beginning of one, or latest"

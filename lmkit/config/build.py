@@ -5,10 +5,10 @@ from dataclasses import is_dataclass
 from datetime import timedelta
 from typing import Any, get_args
 
-from lmkit.config.binding import item_hint, object_bases
 from lmkit.config.safety import reveal
 from lmkit.config.signatures import signature_keys
 from lmkit.config.targets import resolve_target, slot_bases
+from lmkit.config.values import item_hint, object_bases
 from lmkit.errors import UserError
 
 

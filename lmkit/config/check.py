@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from lmkit import kernels
-from lmkit.config.binding import Group, bind, bind_node, unknown
+from lmkit.config.binding import bind, bind_node, unknown
 from lmkit.config.build import build
 from lmkit.config.compose import Composition
 from lmkit.config.contradictions import contradictions, remarks
@@ -24,6 +24,7 @@ from lmkit.config.mistakes import nearest, report
 from lmkit.config.safety import escapes, leaks
 from lmkit.config.signatures import signature_keys
 from lmkit.config.targets import BESIDE, SLOTS, VALUES, beside, slot_bases
+from lmkit.config.values import Group
 from lmkit.errors import UserError
 from lmkit.kernels import Kernels
 from lmkit.ranges import Count, Seed, Size

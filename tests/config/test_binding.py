@@ -7,10 +7,11 @@ from typing import Any, Literal
 import pytest
 import torch
 
-from lmkit.config.binding import MisfitError, bind, bind_node, fit
+from lmkit.config.binding import bind, bind_node
 from lmkit.config.build import build
 from lmkit.config.check import check
 from lmkit.config.compose import compose
+from lmkit.config.values import MisfitError, fit
 from lmkit.errors import UserError
 
 

@@ -12,8 +12,9 @@ from lightning.pytorch import loggers
 
 from lmkit.config.binding import signature_keys
 from lmkit.config.compose import compose
+from lmkit.config.docstrings import described, google
 from lmkit.config.groups import CONF, group_options
-from lmkit.config.keys import ROOT, class_keys, described, google, node_keys, nodes
+from lmkit.config.keys import ROOT, class_keys, node_keys, nodes
 from lmkit.config.targets import BESIDE, SLOTS, resolve_target, slot_bases
 
 TARGETS = {
