@@ -244,4 +244,4 @@ def _last(run: Run) -> dict[str, Any]:
 
 
 def _same(equal: bool) -> str:
-    return "equal to the bit" if equal else "DIFFER"
+    return "equal bit for bit" if equal else "DIFFER"

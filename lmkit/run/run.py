@@ -231,7 +231,7 @@ class Run(Directory):
         ]
         if changes:
             log.warning(
-                "%s began with %s: it goes on, but not to the bit", self.id, "; ".join(changes)
+                "%s began with %s: it goes on, but not bit for bit", self.id, "; ".join(changes)
             )
 
 

@@ -1,6 +1,6 @@
 """What a run that goes on is compared with, what it keeps, and what it comes to when made longer.
 
-Killed and resumed to the bit: test_train.py and test_checkpoint.py.
+Killed and resumed bit for bit: test_train.py and test_checkpoint.py.
 """
 
 import json
@@ -262,7 +262,7 @@ def test_a_run_goes_on_in_another_precision_as_on_a_machine_that_has_not_that_of
     step = max(row["step"] for row in rows(run))
     resume(run, "trainer.precision=bf16-mixed", "trainer.max_epochs=3")
     said = (
-        "run began with trainer.precision 32-true, here bf16-mixed: it goes on, but not to the bit"
+        "run began with trainer.precision 32-true, here bf16-mixed: it goes on, but not bit for bit"
     )
     assert said in caplog.messages
     assert max(row["step"] for row in rows(run)) > step

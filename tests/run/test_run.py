@@ -181,7 +181,7 @@ def test_another_machine_is_said_to_give_other_bits(tmp_path, caplog):
     create(tmp_path)
     assert caplog.messages == [
         f"one began with versions.torch 2.0, here {here['versions']['torch']}; hardware.processor "
-        f"another, here {here['hardware']['processor']}: it goes on, but not to the bit"
+        f"another, here {here['hardware']['processor']}: it goes on, but not bit for bit"
     ]
 
 

@@ -120,7 +120,7 @@ def _kill_before(patch: pytest.MonkeyPatch, window: int) -> None:
 
 
 def assert_same(one: Fitted, other: Fitted) -> None:
-    """The same rows, weights, optimizer, schedule, random state and summary, to the bit."""
+    """The same rows, weights, optimizer, schedule, random state and summary, bit for bit."""
     assert one.rows == other.rows
     for name, tensor in one.weights.items():
         assert torch.equal(tensor, other.weights[name]), name

@@ -188,7 +188,7 @@ def test_terms_are_logged_by_name_and_in_the_loss_and_the_nll_is_the_nll(place):
 
 
 def test_a_class_of_ones_own(place, monkeypatch):
-    """A constant is in the loss, and changes nothing else to the bit."""
+    """A constant is in the loss, and changes nothing else bit for bit."""
     monkeypatch.setenv("LMKIT_ALLOW", "own_regularizers")
     node = "regularizers.mine={_target_: own_regularizers.Constant, shape: []}"
     plain, mine = place.fit(), place.fit(node)
