@@ -1,11 +1,8 @@
 """The dashboard: a page that follows the runs of a directory, served to this machine alone."""
 
-import base64
 import errno
-import hashlib
 import json
 import logging
-import re
 import sys
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,6 +12,7 @@ from urllib.parse import urlsplit
 
 from lmkit.errors import UserError
 from lmkit.pages.feed import LINES, Outputs
+from lmkit.pages.policy import own_style_and_script
 from lmkit.system.files import strict_json
 
 log = logging.getLogger(__name__)
@@ -127,7 +125,9 @@ def bind(port: int, outputs: Outputs) -> Server:
     if not 0 <= port <= 65535:
         raise UserError(f"port={port}: expected 0 to 65535")
     page = (files("lmkit.pages") / "dashboard.html").read_text(encoding="utf-8")
-    handler = partial(Handler, outputs, page, _policy(page))
+    # Beside these, answers of this server and pictures that the page draws itself.
+    allowed = f"default-src 'none'; connect-src 'self'; img-src data:; {own_style_and_script(page)}"
+    handler = partial(Handler, outputs, page, allowed)
     last = min(port + NUM_PORTS, 65536) if port else 1
     for candidate in range(port, last):
         try:
@@ -136,15 +136,3 @@ def bind(port: int, outputs: Outputs) -> Server:
             if error.errno != errno.EADDRINUSE:
                 raise UserError(f"port={candidate} cannot be used: {error.strerror}") from error
     raise UserError(f"ports {port} to {last - 1} are all taken; port=0 takes any free one")
-
-
-def _policy(page: str) -> str:
-    """What the page may load and run: its own style and script, by hash, and our answers."""
-    hashes = [
-        base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
-        for content in re.findall(r"<(?:style|script)>(.*?)</", page, re.DOTALL)
-    ]
-    return (
-        "default-src 'none'; connect-src 'self'; img-src data:; "
-        "style-src 'sha256-{}'; script-src 'sha256-{}'".format(*hashes)
-    )

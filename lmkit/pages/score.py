@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import html
 import re
 from bisect import bisect_right
@@ -14,6 +12,7 @@ from string import Template
 from typing import Any
 
 from lmkit.inference import TokenScore
+from lmkit.pages.policy import own_style_and_script
 from lmkit.system.files import strict_json
 
 # Where one colour ends and the next begins, in bits.
@@ -50,7 +49,7 @@ def page(tokens: Sequence[TokenScore], summary: Mapping[str, Any]) -> str:
     if len(tokens) <= last:
         line += f"; the first {len(tokens):,} tokens are shown"
     return Template(template).substitute(
-        policy=_policy(template),
+        policy=own_style_and_script(template),
         title=html.escape(summary["run"]),
         summary=html.escape(line),
         legend=_legend(),
@@ -90,12 +89,3 @@ def _legend() -> str:
         f"{EDGES[-1]} and more",
     ]
     return "".join(f'<span class="s{level}">{name}</span>' for level, name in enumerate(names))
-
-
-def _policy(template: str) -> str:
-    """What may run in the page, by hash: its own style and script."""
-    hashes = [
-        base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
-        for content in re.findall(r"<(?:style|script)>(.*?)</", template, re.DOTALL)
-    ]
-    return "style-src 'sha256-{}'; script-src 'sha256-{}'".format(*hashes)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 
 
 @dataclass
@@ -14,6 +15,39 @@ class Position:
     windows: int
     ended: bool  # the last window of the epoch is done
     loaders: list[dict[str, Any]]  # states of the training loaders, each with `ended`
+
+
+def is_fitting(trainer: Trainer) -> bool:
+    """Whether what runs belongs to a training, its validations included but for the trial one."""
+    return trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+
+
+def is_within_update(trainer: Trainer) -> bool:
+    """Whether the update of the last window is still to come: gradients are being accumulated."""
+    within: bool = trainer.fit_loop._should_accumulate()
+    return within
+
+
+def stops_by_itself(trainer: Trainer) -> bool:
+    """Whether a callback has asked for an end that min_epochs or min_steps still put off."""
+    return trainer.should_stop and not trainer.fit_loop._can_stop_early
+
+
+def loader_states(trainer: Trainer) -> list[dict[str, Any]]:
+    """Where the training loaders stand, as plain values."""
+    loaders = trainer.fit_loop._combined_loader
+    return loaders._state_dicts() if loaders else []
+
+
+def forget_restart(trainer: Trainer) -> None:
+    """Let the rest of the epoch be as if nothing had been resumed.
+
+    Lightning keeps the flag to the end of the epoch and would leave out ReduceLROnPlateau there;
+    and the counter that it logs by runs one ahead when it passes over a validation.
+    """
+    trainer.fit_loop._restarting = False
+    if not trainer.validating:
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
 
 
 def current_position(trainer: Trainer, last: Position) -> Position:

@@ -22,6 +22,7 @@ from lmkit.model.dropout import Masks
 from lmkit.optim import Stepping, global_norm, is_plain_sgd
 from lmkit.regularizers import Regularizer
 from lmkit.system.rendezvous import gather
+from lmkit.training.fit_loop import is_within_update, stops_by_itself
 from lmkit.windows import Window
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -123,7 +124,7 @@ class Task(pl.LightningModule):
         if trainer.global_step == trainer.max_steps:
             trainer.should_stop = True  # rather than end in mid-epoch without a validation
         self._stops |= trainer.should_stop
-        accumulating = trainer.fit_loop._should_accumulate()
+        accumulating = is_within_update(trainer)
         trainer.should_stop = self._stops and not accumulating  # a time limit may come within one
         if accumulating:
             return
@@ -279,7 +280,7 @@ class Task(pl.LightningModule):
             "num_targets": self._num_targets,
             "validated": self.validated,
             "unseen": self._unseen,
-            "stops": self.trainer.should_stop and not self.trainer.fit_loop._can_stop_early,
+            "stops": stops_by_itself(self.trainer),
         }
 
     def forget_validations(self) -> None:

@@ -100,3 +100,8 @@ def test_nothing_imports_in_a_circle():
 @pytest.mark.parametrize("module", MODULES)
 def test_a_module_says_what_it_is_for(module):
     assert ast.get_docstring(ast.parse(FILES[module].read_text(encoding="utf-8")))
+
+
+def test_what_is_private_of_lightnings_loops_lies_in_one_file():
+    touching = [m for m in MODULES if "loop._" in FILES[m].read_text(encoding="utf-8")]
+    assert touching == ["training.fit_loop"]

@@ -18,7 +18,15 @@ from lmkit.errors import UserError
 from lmkit.ranges import Size
 from lmkit.run.checkpoints import link, manifest_path, steps
 from lmkit.system.rendezvous import gather
-from lmkit.training.fit_loop import Position, current_position, rewind
+from lmkit.training.fit_loop import (
+    Position,
+    current_position,
+    forget_restart,
+    is_fitting,
+    is_within_update,
+    loader_states,
+    rewind,
+)
 from lmkit.training.random_state import random_state, set_random_state
 
 
@@ -77,7 +85,7 @@ class Checkpoint(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if self._restored is not None:
-            self._go_on(trainer, self._restored)
+            self._resume(trainer, self._restored)
             self._restored = None
         if self._due and batch_idx % trainer.accumulate_grad_batches == 0:
             self.save(trainer)
@@ -90,13 +98,12 @@ class Checkpoint(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        loop = trainer.fit_loop
         ended = trainer.is_last_batch
-        loaders = loop._combined_loader._state_dicts() if loop._combined_loader else []
         # `limit_train_batches` ends an epoch without the loader's knowing.
-        loaders = [{**copy.deepcopy(state), "ended": ended} for state in loaders]
+        states = loader_states(trainer)
+        loaders = [{**copy.deepcopy(state), "ended": ended} for state in states]
         self._position = Position(trainer.current_epoch, batch_idx + 1, ended, loaders)
-        if loop._should_accumulate():  # .grad is not in a checkpoint
+        if is_within_update(trainer):  # .grad is not in a checkpoint
             return
         if self.every_n_train_steps and trainer.global_step % self.every_n_train_steps == 0:
             self._due = True
@@ -105,10 +112,10 @@ class Checkpoint(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._restored is not None and not trainer.sanity_checking:
-            self._go_on(trainer, self._restored)
+            self._resume(trainer, self._restored)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        fitting = is_fitting(trainer)
         if not fitting or self.monitor is None:
             return
         if self.monitor not in trainer.callback_metrics:
@@ -127,7 +134,7 @@ class Checkpoint(Callback):
         # Training ends within an epoch (max_steps, max_time, early stopping): Lightning now takes
         # the epoch for done and is about to log it.
         mid_epoch = self._position is not None and not self._position.ended
-        if mid_epoch and not trainer.fit_loop._should_accumulate():
+        if mid_epoch and not is_within_update(trainer):
             self.save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -189,16 +196,9 @@ class Checkpoint(Callback):
             if state := checkpoint["loggers"].get(type(logger).__name__):
                 logger.load_state_dict(state)  # type: ignore[attr-defined]
 
-    def _go_on(self, trainer: Trainer, random_states: list[dict[str, Any]]) -> None:
-        """Let the rest of the epoch be as if nothing had been resumed.
-
-        Lightning keeps the flag to the end of the epoch and would leave out ReduceLROnPlateau
-        there; and the counter it logs by runs one ahead when it passes over a validation.
-        """
+    def _resume(self, trainer: Trainer, random_states: list[dict[str, Any]]) -> None:
         set_random_state(random_states[trainer.global_rank % len(random_states)])
-        trainer.fit_loop._restarting = False
-        if not trainer.validating:
-            trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+        forget_restart(trainer)
 
     def _path(self, step: int) -> Path:
         return self.directory / f"step-{step:09d}.ckpt"

@@ -6,12 +6,13 @@ from datetime import timedelta
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.trainer.states import TrainerFn
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 from torch import nn
+
+from lmkit.training.fit_loop import is_fitting
 
 BAR_SECONDS = 0.5  # reading the running loss waits for the device: at most this often
 LINE_SECONDS = 10.0
@@ -136,7 +137,7 @@ class Progress(Callback):
             self._update(trainer, "validating")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        fitting = is_fitting(trainer)
         if fitting and trainer.is_global_zero:
             values = {key: float(value) for key, value in trainer.callback_metrics.items()}
             self._line(trainer, "validation", describe(values, "val/"))

@@ -4,10 +4,10 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.trainer.states import TrainerFn
 
 from lmkit.system.signals import Stopped, StopSignals
 from lmkit.training.callbacks.checkpoint import Checkpoint
+from lmkit.training.fit_loop import is_fitting, is_within_update
 
 
 class StopOnSignal(Callback):
@@ -41,9 +41,9 @@ class StopOnSignal(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        fitting = is_fitting(trainer)
         # Processes validate different numbers of windows: they only meet between two steps.
-        if fitting and trainer.world_size == 1 and not trainer.fit_loop._should_accumulate():
+        if fitting and trainer.world_size == 1 and not is_within_update(trainer):
             self._stop_if_asked(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
