@@ -39,6 +39,15 @@ def loader_states(trainer: Trainer) -> list[dict[str, Any]]:
     return loaders._state_dicts() if loaders else []
 
 
+def load_loader_states(trainer: Trainer) -> None:
+    """Give the training loaders their states, where `estimated_stepping_batches` made them before
+    there was a state to load."""
+    loop = trainer.fit_loop
+    if loop._combined_loader_states_to_load:
+        loop._load_combined_loader_states()
+        iter(loop._data_fetcher)  # type: ignore[arg-type]
+
+
 def forget_restart(trainer: Trainer) -> None:
     """Let the rest of the epoch be as if nothing had been resumed.
 

@@ -24,6 +24,7 @@ from lmkit.training.fit_loop import (
     forget_restart,
     is_fitting,
     is_within_update,
+    load_loader_states,
     loader_states,
     rewind,
 )
@@ -75,11 +76,8 @@ class Checkpoint(Callback):
                 temporary.unlink()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        loop = trainer.fit_loop
-        if self._restored is not None and loop._combined_loader_states_to_load:
-            # `estimated_stepping_batches` made the loaders before there was a state to load.
-            loop._load_combined_loader_states()
-            iter(loop._data_fetcher)  # type: ignore[arg-type]
+        if self._restored is not None:
+            load_loader_states(trainer)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
