@@ -4,12 +4,13 @@ from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lmkit.corpus import finding, reading
 from lmkit.corpus.reading import UTF8
 from lmkit.corpus.source import Document, Piece, Source, TokenCount
 from lmkit.errors import UserError
+from lmkit.ranges import Share
 from lmkit.system import paths
 from lmkit.system.paths import Paths
 
@@ -31,17 +32,21 @@ class FileSource(Source):
 
     def __init__(
         self,
-        given: Mapping[str, Paths | None],
-        settings: Mapping[str, object],
-        cut: Mapping[str, float],
-        encoding: str = UTF8,
+        path: str | list[str],
+        *,
+        valid_path: str | list[str] | None = None,
+        test_path: str | list[str] | None = None,
+        valid_fraction: Share = 0.1,
+        test_fraction: Share = 0.1,
     ) -> None:
+        """As in `Source`; a subclass passes these on as its **settings."""
+        given = {"train": path, "valid": valid_path, "test": test_path}
+        self._find(given, {"valid": valid_fraction, "test": test_fraction})
+
+    def _find(self, given: Mapping[str, Paths | None], cut: Mapping[str, float]) -> None:
         """`given` has the path of train, and those of other splits that have one of their own."""
-        self._encoding = reading.known_encoding(encoding)
         # What the files were as the fingerprint was made, which is what their tokens are known by.
         self._hashed: dict[Path, tuple[int, int]] = {}
-        # Left out where it is the usual one: so stores of before there was the key are found.
-        encoded = {} if self._encoding == UTF8 else {"encoding": self._encoding}
         self._paths = {split: path for split, path in given.items() if path is not None}
         self._files = {
             split: finding.find_files(path, path_key(split), self.suffixes)
@@ -51,7 +56,11 @@ class FileSource(Source):
         if len(self._paths) == 1 and isinstance(path, str) and paths.located(path).is_dir():
             self._files = finding.split_files(self._files["train"], path, "data.path")
         self._check_overlap()
-        super().__init__(f"data.path={paths.spelled(path)}", {**settings, **encoded}, cut)
+        super().__init__(f"data.path={paths.spelled(path)}", self._how_read(), cut)
+
+    def _how_read(self) -> dict[str, object]:
+        """What the text depends on beside the files, as JSON values: known once they are found."""
+        return {}
 
     def _check_overlap(self) -> None:
         owners: dict[Path, str] = {}
@@ -149,6 +158,20 @@ class FileSource(Source):
                 for split, files in self._files.items()
             },
         }
+
+
+class TextFileSource(FileSource):
+    """Files of text in an encoding."""
+
+    def __init__(self, path: str | list[str], *, encoding: str = "utf-8", **settings: Any) -> None:
+        """settings: those of `FileSource`."""
+        self._encoding = reading.known_encoding(encoding)
+        super().__init__(path, **settings)
+
+    def _how_read(self) -> dict[str, object]:
+        # Left out where it is the usual one: so stores of before there was the key are found.
+        encoded = {} if self._encoding == UTF8 else {"encoding": self._encoding}
+        return {**super()._how_read(), **encoded}
 
 
 def path_key(split: str) -> str:

@@ -4,14 +4,13 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from lmkit.corpus import cutting, finding, records
-from lmkit.corpus.file_source import FileSource, Span
+from lmkit.corpus.file_source import FileSource, Span, TextFileSource
 from lmkit.corpus.records import ENCODING, Table
 from lmkit.corpus.source import SPLITS
 from lmkit.errors import UserError
-from lmkit.ranges import Share
 from lmkit.system import paths
 
 FINER = (
@@ -19,7 +18,7 @@ FINER = (
 )
 
 
-class Files(FileSource):
+class Files(TextFileSource):
     """Text files, also compressed; a document is a file, paragraph, headed section or line."""
 
     def __init__(
@@ -28,22 +27,17 @@ class Files(FileSource):
         *,
         unit: Literal["file", "paragraph", "heading", "line"] = "file",
         heading: str | None = None,
-        encoding: str = "utf-8",
-        valid_path: str | list[str] | None = None,
-        test_path: str | list[str] | None = None,
-        valid_fraction: Share = 0.1,
-        test_fraction: Share = 0.1,
+        **settings: Any,
     ) -> None:
         """unit: what a document is.
         heading: the pattern of the lines that open a document, with unit=heading."""
+        self._unit, self._heading = unit, heading
         self._cutter = cutting.cutter(unit, heading)
         self.finer = FINER if unit == "file" else ""
-        super().__init__(
-            {"train": path, "valid": valid_path, "test": test_path},
-            {"unit": unit, "heading": heading},
-            {"valid": valid_fraction, "test": test_fraction},
-            encoding,
-        )
+        super().__init__(path, **settings)
+
+    def _how_read(self) -> dict[str, object]:
+        return {**super()._how_read(), "unit": self._unit, "heading": self._heading}
 
     def _records(self, span: Span) -> Iterator[tuple[int, str]]:
         return cutting.documents(span.file, self._cutter, self._encoding, ENCODING)
@@ -54,7 +48,7 @@ def _ends(*names: str) -> tuple[str, ...]:
     return tuple(f"{name}{codec}" for name in names for codec in ("", *finding.COMPRESSED))
 
 
-class Jsonl(FileSource):
+class Jsonl(TextFileSource):
     """Lines of JSON, also compressed; a document is one field of a line."""
 
     suffixes = _ends(".jsonl", ".ndjson")
@@ -64,26 +58,20 @@ class Jsonl(FileSource):
         path: str | list[str],
         *,
         field: str = "text",
-        encoding: str = "utf-8",
-        valid_path: str | list[str] | None = None,
-        test_path: str | list[str] | None = None,
-        valid_fraction: Share = 0.1,
-        test_fraction: Share = 0.1,
+        **settings: Any,
     ) -> None:
         """field: the name of the field that holds the text."""
         self._field = field
-        super().__init__(
-            {"train": path, "valid": valid_path, "test": test_path},
-            {"field": field},
-            {"valid": valid_fraction, "test": test_fraction},
-            encoding,
-        )
+        super().__init__(path, **settings)
+
+    def _how_read(self) -> dict[str, object]:
+        return {**super()._how_read(), "field": self._field}
 
     def _records(self, span: Span) -> Iterator[tuple[int, str]]:
         return records.json_fields(span.file, self._field, self._encoding)
 
 
-class Csv(FileSource):
+class Csv(TextFileSource):
     """Tables as CSV or TSV, also compressed; a document is one column of a row."""
 
     suffixes = _ends(".csv", ".tsv", ".tab")
@@ -96,11 +84,7 @@ class Csv(FileSource):
         delimiter: str | None = None,
         quote: str | None = '"',
         header: bool = True,
-        encoding: str = "utf-8",
-        valid_path: str | list[str] | None = None,
-        test_path: str | list[str] | None = None,
-        valid_fraction: Share = 0.1,
-        test_fraction: Share = 0.1,
+        **settings: Any,
     ) -> None:
         """column: its name in the first row, or its number, from 1, with header=false.
         delimiter: one character, or tab; null: a tab in .tsv and .tab, else a comma.
@@ -109,12 +93,10 @@ class Csv(FileSource):
         named = {"\\t": "\t", "tab": "\t"}
         delimiter = named.get(delimiter, delimiter) if delimiter else delimiter
         self._table = Table(column, delimiter, quote, header)
-        super().__init__(
-            {"train": path, "valid": valid_path, "test": test_path},
-            asdict(self._table),
-            {"valid": valid_fraction, "test": test_fraction},
-            encoding,
-        )
+        super().__init__(path, **settings)
+
+    def _how_read(self) -> dict[str, object]:
+        return {**super()._how_read(), **asdict(self._table)}
 
     def _records(self, span: Span) -> Iterator[tuple[int, str]]:
         return records.csv_column(span.file, self._table, self._encoding)
@@ -130,17 +112,13 @@ class Parquet(FileSource):
         path: str | list[str],
         *,
         column: str = "text",
-        valid_path: str | list[str] | None = None,
-        test_path: str | list[str] | None = None,
-        valid_fraction: Share = 0.1,
-        test_fraction: Share = 0.1,
+        **settings: Any,
     ) -> None:
         self._column = column
-        super().__init__(
-            {"train": path, "valid": valid_path, "test": test_path},
-            {"column": column},
-            {"valid": valid_fraction, "test": test_fraction},
-        )
+        super().__init__(path, **settings)
+
+    def _how_read(self) -> dict[str, object]:
+        return {**super()._how_read(), "column": self._column}
 
     def _spans(self, name: str, file: Path) -> list[tuple[Span, int]]:
         size = paths.state(file)[0]
@@ -179,7 +157,7 @@ class WikiText(FileSource):
         if not directory.is_dir():
             raise UserError(f"data.path={path} does not exist; {paths.nearby(directory)}")
         files = {split: _wikitext_file(directory, split) for split in SPLITS}
-        super().__init__(files, {}, {})
+        self._find(files, {})
         self._where = f"data.path={path}"
 
     def _records(self, span: Span) -> Iterator[tuple[int, str]]:
