@@ -53,7 +53,7 @@ def resume(
 
 def _reported(run: Run, config: dict[str, Any], summary: dict[str, Any]) -> dict[str, Any]:
     """The summary of a run, shown where there is one."""
-    if len(summary) > 1:
+    if summary.keys() > {"run"}:
         show(run, config, summary)
     return summary
 
