@@ -175,7 +175,7 @@ def _show(argv: list[str], name: str) -> None:
 
     from lmkit.config.compose import check_config_name
     from lmkit.config.grammar import hydra_arguments, parse_flags
-    from lmkit.config.groups import CONF, config_folders
+    from lmkit.config.groups import CONF, config_folders, installed_folders
 
     flags = parse_flags(argv)
     if flags.cfg == "job":
@@ -187,7 +187,9 @@ def _show(argv: list[str], name: str) -> None:
     logging.getLogger().handlers.clear()  # Hydra brings its own
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns where there is no home
     logging.raiseExceptions = False  # `| head` has seen enough
-    before, sys.argv = sys.argv, ["lmkit", *hydra_arguments(argv)]
+    others = ",".join(f"'file://{folder}'" for folder in installed_folders())
+    places = [f"hydra.searchpath=[{others}]"] if others else []
+    before, sys.argv = sys.argv, ["lmkit", *hydra_arguments(argv), *places]
     try:
         hydra.main(config_path=str(CONF), config_name=name, version_base="1.3")(_nothing)()
     finally:

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lmkit.config.compose import compose
-from lmkit.config.groups import config_folders, group_options, purpose
+from lmkit.config.groups import OWN, config_folders, group_options, purpose
 from lmkit.config.keys import Key, node_keys, nodes
 from lmkit.config.mistakes import nearest, report
 from lmkit.config.targets import SLOTS
@@ -42,6 +42,7 @@ def list(
     titles = {f"{group}=": options for group, options in groups.items()}
     _show({**titles, "commands": dict(commands)})
     print("\nlmkit list GROUP=OPTION shows the keys of an option, as lmkit list data=files")
+    print(OWN)
     return {**groups, "commands": dict(commands)}
 
 

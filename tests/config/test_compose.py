@@ -274,8 +274,7 @@ MANY = {
     "+data.bptt.x=1": "data.bptt={'x': 1}: expected int, found a mapping",
     "callbacks.checkpoint.keep=0": "callbacks.checkpoint.keep=0: must be at least 2",
     "callbacks.mine._target_=os.system": "callbacks.mine._target_: os.system is not allowed: a "
-    "class must come from lmkit, lightning, torch, torchmetrics; allow a package of yours with "
-    "the environment variable LMKIT_ALLOW=package",
+    "class must come from lmkit, lightning, torch, torchmetrics",
     "callbacks.sgd._target_=torch.optim.SGD": "callbacks.sgd._target_: torch.optim.SGD is not a "
     "lightning.pytorch.callbacks.Callback",
 }
