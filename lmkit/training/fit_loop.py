@@ -48,3 +48,16 @@ def rewind(loop: dict[str, Any], now: Position, *, validate: bool) -> None:
         whole["is_last_batch"] = False
     if now.loaders:
         loop["state_dict"]["combined_loader"] = now.loaders
+
+
+def restore_loaders(trainer: Trainer) -> None:
+    """Give the training loaders the state that a checkpoint has for them.
+
+    Lightning leaves it out where `estimated_stepping_batches` has made the loaders before there was
+    a state to load, and where a checkpoint was written at the end of an epoch.
+    """
+    loop = trainer.fit_loop
+    if loop._combined_loader_states_to_load and loop._combined_loader is not None:
+        loop._combined_loader._load_state_dicts(loop._combined_loader_states_to_load)
+        loop._combined_loader_states_to_load = []
+        iter(loop._data_fetcher)  # type: ignore[arg-type]

@@ -22,6 +22,7 @@ from lmkit.model.dropout import Masks
 from lmkit.optim import Stepping, global_norm, is_plain_sgd
 from lmkit.regularizers import Regularizer
 from lmkit.system.rendezvous import gather
+from lmkit.training.fit_loop import restore_loaders
 from lmkit.windows import Window
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -109,6 +110,9 @@ class Task(pl.LightningModule):
         self._num_targets += window.num_targets
         self.tokens_seen += window.num_targets
         return loss
+
+    def on_train_start(self) -> None:
+        restore_loaders(self.trainer)
 
     def on_train_batch_start(self, batch: Window, batch_idx: int) -> None:
         self._started = self._started or time.perf_counter()

@@ -18,7 +18,7 @@ from lmkit.errors import UserError
 from lmkit.ranges import Size
 from lmkit.run.checkpoints import link, manifest_path, steps
 from lmkit.system.rendezvous import gather
-from lmkit.training.fit_loop import Position, current_position, rewind
+from lmkit.training.fit_loop import Position, current_position, restore_loaders, rewind
 from lmkit.training.random_state import random_state, set_random_state
 
 
@@ -67,11 +67,7 @@ class Checkpoint(Callback):
                 temporary.unlink()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        loop = trainer.fit_loop
-        if self._restored is not None and loop._combined_loader_states_to_load:
-            # `estimated_stepping_batches` made the loaders before there was a state to load.
-            loop._load_combined_loader_states()
-            iter(loop._data_fetcher)  # type: ignore[arg-type]
+        restore_loaders(trainer)  # a module of somebody else's does not
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
