@@ -187,9 +187,12 @@ def _show(argv: list[str], name: str) -> None:
     logging.getLogger().handlers.clear()  # Hydra brings its own
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns where there is no home
     logging.raiseExceptions = False  # `| head` has seen enough
-    others = ",".join(f"'file://{folder}'" for folder in installed_folders())
-    places = [f"hydra.searchpath=[{others}]"] if others else []
-    before, sys.argv = sys.argv, ["lmkit", *hydra_arguments(argv), *places]
+    arguments = hydra_arguments(argv)
+    if places := ",".join(f"'file://{folder}'" for folder in installed_folders()):
+        # Beside the other overrides, as argparse wants them.
+        first = next((at for at, a in enumerate(argv) if a in flags.overrides), len(argv))
+        arguments.insert(first, f"hydra.searchpath=[{places}]")
+    before, sys.argv = sys.argv, ["lmkit", *arguments]
     try:
         hydra.main(config_path=str(CONF), config_name=name, version_base="1.3")(_nothing)()
     finally:

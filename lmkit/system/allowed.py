@@ -78,10 +78,12 @@ def allowed_class(path: str, prefixes: tuple[str, ...]) -> type:
     Raises UserError for anything else: functions, modules, and classes that a module merely
     imported from elsewhere.
     """
-    if not under(path, prefixes) or any(part.startswith("_") for part in path.split(".")):
+    if not under(path, prefixes):
         raise UserError(
             f"{path} is not allowed: a class must come from {', '.join(prefixes)}{remedy(path)}"
         )
+    if any(part.startswith("_") for part in path.split(".")):
+        raise UserError(f"{path} is not allowed: what begins with an underscore is private")
     found = look_up(path)
     if not isinstance(found, type) or not under(found.__module__, prefixes):
         raise UserError(f"{path} is not a class of {', '.join(prefixes)}")
