@@ -67,6 +67,7 @@ class RecurrentLayer(nn.Module):
             recurrent(block)
 
     def initial_state(self, num_lanes: int) -> State:
+        """The zero state: `num_states` tensors (lanes, hidden_size)."""
         return tuple(
             self.weight_hh.new_zeros(num_lanes, self.hidden_size) for _ in range(self.num_states)
         )
@@ -81,6 +82,7 @@ class RecurrentLayer(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Inputs (lanes, time, n) and input weights (rows, n) with the flags and their columns.
 
+        inputs: (lanes, time, input_size). flags: (lanes, time) each. columns: (rows, 1) each.
         n is the input size plus the flags, padded to a multiple of 8 for the GEMM kernels.
         """
         padding = -(self.weight_ih.shape[1] + len(flags)) % 8

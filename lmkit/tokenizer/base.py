@@ -105,7 +105,8 @@ class Tokenizer(AnyTokenizer):
         """A prompt: as `encode`, but nothing is added at its end."""
 
     @abstractmethod
-    def decode(self, ids: Sequence[int]) -> str: ...
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text that tokens stand for."""
 
     @abstractmethod
     def pieces(self, ids: Sequence[int]) -> list[str]:

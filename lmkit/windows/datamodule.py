@@ -94,6 +94,7 @@ class DataModule(pl.LightningDataModule):
 
     @property
     def tokenizer(self) -> Tokenizer:
+        """The tokenizer, trained: the text is prepared for it where it is not."""
         return self.prepared.tokenizer
 
     def loader(self, split: str, *, train: bool = False, **layout: Any) -> WindowLoader:
