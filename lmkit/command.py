@@ -10,6 +10,7 @@ from typing import Any
 
 from lmkit.errors import UserError
 from lmkit.system.allowed import (
+    ABSENT,
     COMMANDS,
     PREFIXES,
     installed,
@@ -115,9 +116,7 @@ def _located(name: str, module: str, function: str) -> Command:
     """A command by where its function is; raises UserError where there is none."""
     found = source_of(module)
     if found is None:
-        raise UserError(
-            f"{module} does not exist; it must be installed, or lie in the working directory"
-        )
+        raise UserError(f"{module} does not exist{ABSENT}")
     return _of_source(name, module, function, found.tree)
 
 

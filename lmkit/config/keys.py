@@ -91,6 +91,11 @@ def options_taking(group: str, name: str) -> list[str]:
     return [option for option, target in targets.items() if name in class_keys(target)]
 
 
+def is_found(target: str) -> bool:
+    """Whether the source of the class at a dotted path is to be had."""
+    return _locate(target) is not None
+
+
 @cache
 def class_keys(target: str) -> dict[str, Key]:
     """The keys of the class at a dotted path; none where its source is not found."""

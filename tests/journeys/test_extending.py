@@ -127,23 +127,23 @@ def test_a_command(several: subprocess.CompletedProcess[str]) -> None:
     assert len([line for line in several.stdout.splitlines() if " nats  '" in line]) == 3
 
 
+@pytest.mark.parametrize("tied", [False, True])
 def test_the_loss_of_the_head_has_the_gradients_of_lmkits(
-    place: Path, monkeypatch: pytest.MonkeyPatch
+    place: Path, monkeypatch: pytest.MonkeyPatch, tied: bool
 ) -> None:
     monkeypatch.syspath_prepend(place)
     from mine.head import SmoothedSoftmax
 
-    hidden = torch.randn(2, 5, 6)
-    targets = torch.randint(11, (2, 5))
+    tokens, targets = torch.randint(11, (2, 2, 5))
     weight = torch.rand(2, 5) * (torch.rand(2, 5) < 0.7)
     found = []
     for make in (FullSoftmax, partial(SmoothedSoftmax, smoothing=0)):
         torch.manual_seed(0)
-        head = make(6, 11, embedding=Embedding(11, 6, None, tied=False))
-        mine = hidden.clone().requires_grad_()
-        loss, nll = head.loss(mine, targets, weight)
+        embedding = Embedding(11, 6, None, tied=tied)
+        head = make(6, 11, embedding=embedding)
+        loss, nll = head.loss(embedding(tokens), targets, weight)
         loss.backward()
-        found.append([loss, nll, mine.grad, head.weight.grad, head.bias.grad])
+        found.append([loss, nll, *(each.grad for each in (embedding.weight, *head.parameters()))])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one.float(), other.float())
 
