@@ -52,9 +52,11 @@ class Task(pl.LightningModule):
         stepping: Stepping = Stepping(),  # noqa: B008 - it is frozen
         regularizers: Mapping[str, Regularizer] | None = None,
     ) -> None:
-        """num_bytes: tokens and UTF-8 bytes of the splits `val` and `test` when the tokenizer loses
-        nothing (bits per byte is logged for these). seed: of the masks of dropout. regularizers: by
-        the name that the values of each are logged under."""
+        """make_optimizer: of the parameters. make_scheduler: of the optimizer and the updates of
+        the whole training; without one the rate stays. num_bytes: tokens and UTF-8 bytes of the
+        splits `val` and `test` when the tokenizer loses nothing (bits per byte is logged for
+        these). seed: of the masks of dropout. regularizers: by the name that the values of each are
+        logged under."""
         super().__init__()
         self.seed = seed
         self.model = model

@@ -4,9 +4,18 @@ import csv
 import re
 from pathlib import Path
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from documented import commands, sections, shell, write_files
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lmkit.corpus import Files
+from lmkit.head import FullSoftmax
+from lmkit.model import LSTM
+from lmkit.tokenizer import Bytes
+from lmkit.training import Task
+from lmkit.windows import DataModule
 
 SECTIONS = sections("library.md")
 SCRIPT = SECTIONS["In a Lightning script of your own"]
@@ -58,3 +67,36 @@ def test_a_module_of_ones_own(trained: tuple[Path, str]) -> None:
     out = shell(commands(OWN), place)
     (nats,) = map(float, re.findall(r"nats per character: ([\d.]+)", out))
     assert nats < 2.7  # an even guess among some 20 characters is 3.0
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_checkpoint_within_an_epoch_is_gone_on_from_too(text: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("\n\n".join(text.read_text().split("\n\n")[:20]))
+
+    def fit(name: str, newest: str | None = None) -> Task:
+        pl.seed_everything(1 if newest is None else 2, verbose=False)
+        source = Files(str(tmp_path / "text.txt"), unit="paragraph")
+        data = DataModule(source, Bytes(), cache=tmp_path, batch_size=4, bptt=50)
+        model = LSTM(257, embedding_size=8, hidden_size=8, dropout=0.3)
+        head = FullSoftmax(8, 257, model.embedding)
+        task = Task(model, head, lambda params: torch.optim.Adam(params, lr=0.01))
+        steps = data.num_windows("train") + 3
+        saves = ModelCheckpoint(
+            tmp_path / name, filename="{step}", every_n_train_steps=steps, save_top_k=-1
+        )
+        trainer = pl.Trainer(
+            accelerator="cpu",
+            max_epochs=3,
+            logger=False,
+            callbacks=[saves],
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(task, data, ckpt_path=newest)
+        return task
+
+    whole = fit("whole")
+    first, _ = sorted((tmp_path / "whole").glob("*.ckpt"))  # of the second and the third epoch
+    resumed = fit("resumed", str(first))
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name
