@@ -13,9 +13,10 @@ from contextlib import contextmanager, suppress
 from typing import TextIO, cast
 
 import lmkit
-from lmkit.command import commands
+from lmkit.command import commands, users_command
 from lmkit.errors import ResultError, UserError, as_user_error, exit_code
 from lmkit.invoke import invoke
+from lmkit.system.allowed import find_in_working_directory
 from lmkit.system.redaction import Redacting, discard, hide_arguments, redacted_output
 from lmkit.system.signals import Stopped, StopSignals
 
@@ -37,6 +38,7 @@ def _main(argv: list[str]) -> int:
     logging.raiseExceptions = False  # what cannot be logged, as on a full disk, has no stack
     try:
         with StopSignals():
+            find_in_working_directory()
             _dispatch(argv)
             sys.stdout.flush()
     except Stopped as stopped:
@@ -83,6 +85,8 @@ def _open_streams() -> None:
 def _dispatch(argv: list[str]) -> None:
     name, rest = (argv[0], argv[1:]) if argv else ("--help", [])
     known = commands()
+    if "." in name:
+        known[name] = users_command(name)
     if name in ("--help", "-h"):
         from lmkit.usage import overview
 

@@ -2,10 +2,25 @@
 
 import ast
 import importlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from lmkit.errors import UserError
+from lmkit.system.allowed import (
+    ABSENT,
+    COMMANDS,
+    PREFIXES,
+    installed,
+    remedy,
+    under,
+    users_prefixes,
+)
+from lmkit.system.source import source_of
+
+log = logging.getLogger(__name__)
 
 PACKAGE = Path(__file__).with_name("commands")
 MODULES = {
@@ -35,6 +50,7 @@ class Command:
 
     name: str
     module: str
+    function: str
     positional: tuple[str, ...]
     own: dict[str, tuple[str, str | None]]  # annotation and default, as written
     doc: str
@@ -69,28 +85,59 @@ class Command:
 
     def load(self) -> Any:
         """The function itself."""
-        return getattr(importlib.import_module(self.module), self.name)
+        return getattr(importlib.import_module(self.module), self.function)
 
 
 def commands() -> dict[str, Command]:
-    """Every command, in the order of MODULES."""
-    return {name: _read(name, PACKAGE / f"{module}.py") for name, module in MODULES.items()}
+    """Every command, in the order of MODULES, and then those of installed packages."""
+    known = {
+        name: _of_source(name, f"lmkit.commands.{module}", name, _tree(PACKAGE / f"{module}.py"))
+        for name, module in MODULES.items()
+    }
+    for entry in installed(COMMANDS):
+        try:
+            if entry.name in known:
+                raise UserError("there is one of this name already")
+            known[entry.name] = _located(entry.name, entry.module, entry.attr)
+        except UserError as error:
+            log.warning("the command %s of %s is left out: %s", entry.name, entry.value, error)
+    return known
 
 
-def _read(name: str, file: Path) -> Command:
+def users_command(path: str) -> Command:
+    """The function of a user's own package that a dotted path names, as a command."""
+    module, _, function = path.rpartition(".")
+    if under(path, PREFIXES) or not under(path, users_prefixes()):
+        raise UserError(f"lmkit {path}: no such command{remedy(path)}")
+    return _located(path, module, function)
+
+
+def _located(name: str, module: str, function: str) -> Command:
+    """A command by where its function is; raises UserError where there is none."""
+    found = source_of(module)
+    if found is None:
+        raise UserError(f"{module} does not exist{ABSENT}")
+    return _of_source(name, module, function, found.tree)
+
+
+def _tree(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+def _of_source(name: str, module: str, function: str, tree: ast.Module) -> Command:
     """A command's signature and docstring, from its module's source."""
-    tree = ast.parse(file.read_text(encoding="utf-8"))
-    function = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == name)
-    arguments = function.args
+    functions = (node for node in tree.body if isinstance(node, ast.FunctionDef))
+    found = next((node for node in functions if node.name == function), None)
+    if found is None:
+        raise UserError(f"{module} has no function {function}")
+    arguments = found.args
     own = {}
     for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True):
         hint = ast.unparse(argument.annotation) if argument.annotation else ""
         own[argument.arg] = (hint, ast.unparse(default) if default else None)
     positional = tuple(argument.arg for argument in arguments.args)
-    doc = ast.get_docstring(function) or ""
-    return Command(
-        name, f"lmkit.commands.{file.stem}", positional, own, doc, _run_lacks(arguments.args)
-    )
+    doc = ast.get_docstring(found) or ""
+    return Command(name, module, function, positional, own, doc, _run_lacks(arguments.args))
 
 
 def _run_lacks(arguments: Sequence[ast.arg]) -> str | None:

@@ -185,7 +185,7 @@ def _show(argv: list[str], name: str) -> None:
 
     from lmkit.config.compose import check_config_name
     from lmkit.config.grammar import hydra_arguments, parse_flags
-    from lmkit.config.groups import CONF, config_folders
+    from lmkit.config.groups import CONF, config_folders, installed_folders
 
     flags = parse_flags(argv)
     if flags.cfg == "job":
@@ -197,7 +197,12 @@ def _show(argv: list[str], name: str) -> None:
     logging.getLogger().handlers.clear()  # Hydra brings its own
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns where there is no home
     logging.raiseExceptions = False  # `| head` has seen enough
-    before, sys.argv = sys.argv, ["lmkit", *hydra_arguments(argv)]
+    arguments = hydra_arguments(argv)
+    if places := ",".join(f"'file://{folder}'" for folder in installed_folders()):
+        # Beside the other overrides, as argparse wants them.
+        first = next((at for at, a in enumerate(argv) if a in flags.overrides), len(argv))
+        arguments.insert(first, f"hydra.searchpath=[{places}]")
+    before, sys.argv = sys.argv, ["lmkit", *arguments]
     try:
         hydra.main(config_path=str(CONF), config_name=name, version_base="1.3")(_nothing)()
     finally:

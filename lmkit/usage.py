@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from lmkit.config.docstrings import described
+from lmkit.config.groups import OWN
 from lmkit.config.keys import function_keys
 
 WIDTH = 100
@@ -30,20 +32,23 @@ FLAGS = {
 def overview(known: Mapping[str, Any]) -> str:
     """All commands, a line each."""
     lines = ["usage: lmkit COMMAND [RUN] [key=value ...]"]
-    for title, names in GROUPS.items():
+    others = [name for name in known if name not in chain(*GROUPS.values())]
+    groups = {**GROUPS, **({"of other packages": others} if others else {})}
+    for title, names in groups.items():
         lines += ["", f"{title}:", *(f"  {name:<10} {known[name].purpose}" for name in names)]
     lines += [
         "",
         RUN,
         "format=json prints the result as one JSON document.",
         "lmkit COMMAND --help tells what a command takes, lmkit list what a config can name.",
+        OWN,
     ]
     return "\n".join(lines)
 
 
 def usage(command: Any) -> str:
     """What a command does and takes, and nothing that it does not."""
-    keys = function_keys(command.module, command.name)
+    keys = function_keys(command.module, command.function)
     words = "".join(f" {word.upper()}" for word in command.words)
     arguments = " [GROUP[=OPTION] ...]" if "selected" in command.positional else ""
     if keys or command.takes_config:
@@ -59,7 +64,7 @@ def usage(command: Any) -> str:
         ]
         lines += ["", "keys of its own:", *_columns(pairs)]
     if command.takes_config:
-        lines += ["", "keys of the config:", *_config(command)]
+        lines += ["", "keys of the config:", *_config(command), "", OWN]
     flags = [FLAGS[flag] for flag in command.flags if flag in FLAGS]
     if flags:
         lines += ["", "flags:", *_columns(flags)]

@@ -105,7 +105,7 @@ def _folders(before: Sequence[str]) -> list[Path]:
     try:
         return config_folders(place)
     except UserError:
-        return [CONF]
+        return config_folders(None)
 
 
 def _first_words(word: str, before: Sequence[str], command: Any) -> Iterator[str]:
@@ -166,7 +166,7 @@ def _values(
     elif key in options and (command.takes_config or "selected" in command.positional):
         values = options[key]
     else:
-        own = function_keys(command.module, command.name)
+        own = function_keys(command.module, command.function)
         keys = own if key in own else _config_keys(key, before, command, folders)
         values = _of_type(keys[key].type) if key in keys else []
     yield from (f"{key}={each} " for each in values)

@@ -17,10 +17,10 @@ from lmkit.assembly import make_data
 from lmkit.config.check import check
 from lmkit.config.compose import Composition
 from lmkit.config.groups import CONF
-from lmkit.config.targets import allowed_prefixes
 from lmkit.kernels.matmul import fp32_products
 from lmkit.run.environment import environment
 from lmkit.system import hardware
+from lmkit.system.allowed import allowed_prefixes
 from lmkit.training.estimate import Estimate, estimate, lasting
 from lmkit.training.limits import check_limits
 from lmkit.training.loggers.wandb import logged_in

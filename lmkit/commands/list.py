@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,14 @@ from rich.table import Table
 from rich.text import Text
 
 from lmkit.config.compose import compose
-from lmkit.config.groups import config_folders, group_options, purpose
-from lmkit.config.keys import Key, node_keys, nodes
+from lmkit.config.groups import OWN, config_folders, group_options, purpose
+from lmkit.config.keys import Key, is_found, node_keys, nodes
 from lmkit.config.mistakes import nearest, report
 from lmkit.config.targets import SLOTS
 from lmkit.errors import UserError
+from lmkit.system.allowed import ABSENT, allowed_prefixes, remedy, under
+
+log = logging.getLogger(__name__)
 
 WIDTH = 120  # where no terminal says how wide it is
 LONGEST = 36  # characters of a type; the rest of a longer one is left out
@@ -42,6 +46,7 @@ def list(
     titles = {f"{group}=": options for group, options in groups.items()}
     _show({**titles, "commands": dict(commands)})
     print("\nlmkit list GROUP=OPTION shows the keys of an option, as lmkit list data=files")
+    print(OWN)
     return {**groups, "commands": dict(commands)}
 
 
@@ -73,6 +78,7 @@ def _keys(
             entry["options"] = {o: purpose(folders, group, o) for o in options[group]}
             _show({f"{group}=": entry["options"]})
         if group in SLOTS:
+            _warn_of_missing(config, group)
             entry["keys"] = _keys_of_group(config, group)
             _show_keys(entry["keys"], f"{group}=" if not option else "", config)
         elif option:
@@ -80,6 +86,13 @@ def _keys(
             entry["file"] = file.read_text(encoding="utf-8")
             print(entry["file"].rstrip())
     return found
+
+
+def _warn_of_missing(config: Mapping[str, Any], group: str) -> None:
+    for target in _targets(config, group):
+        if not is_found(target):
+            why = ABSENT if under(target, allowed_prefixes()) else remedy(target)
+            log.warning("%s is not found, nor what keys it has%s", target, why)
 
 
 def _keys_of_group(config: Mapping[str, Any], group: str) -> dict[str, dict[str, Any]]:
@@ -115,7 +128,8 @@ def _show_keys(
     if not keys:
         return
     if group:
-        print(f"keys, where none is chosen, of {_targets(config, group.removesuffix('='))}")
+        targets = ", ".join(_targets(config, group.removesuffix("=")))
+        print(f"keys, where none is chosen, of {targets}")
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column(no_wrap=True)
     table.add_column()
@@ -128,9 +142,8 @@ def _show_keys(
     console.print(table) if console.is_terminal else Console(width=WIDTH).print(table)
 
 
-def _targets(config: Mapping[str, Any], group: str) -> str:
-    names = [n["_target_"] for path, n in nodes(config) if path.partition(".")[0] == group]
-    return ", ".join(names)
+def _targets(config: Mapping[str, Any], group: str) -> Sequence[str]:
+    return [n["_target_"] for path, n in nodes(config) if path.partition(".")[0] == group]
 
 
 def _yaml(value: Any) -> str:

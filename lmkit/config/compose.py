@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import yaml
 from hydra import initialize_config_dir
 from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -85,7 +86,7 @@ def compose(
             wrong = find_misread(done.config)
             if given.settle(done.config, done.mistakes) or wrong:
                 done.config = config(wrong)
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+    except (HydraException, OmegaConfBaseException, ValueError, yaml.YAMLError) as error:
         raise UserError(report([*done.mistakes, first_lines(error)])) from error
     done.config = retargeted(done.config)  # a user's own files may have older names
     _anchor_paths(done.config)
@@ -105,7 +106,7 @@ def composed(argv: Sequence[str], name: str = "train") -> DictConfig:
         wrong = find_misread(plain)
         if given.settle(plain, mistakes) or wrong:
             config = _hydra(folders, name, given.lines(wrong), wrong)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         mistakes.append(first_lines(error))
     if mistakes:
         raise UserError(report(mistakes))

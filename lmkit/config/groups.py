@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lmkit.errors import UserError
+from lmkit.system.allowed import PACKAGES, installed
+from lmkit.system.source import folders
 
 CONF = next(
     directory
@@ -11,14 +13,23 @@ CONF = next(
     if directory.is_dir()
 )
 
+# Where help and lists name the way to a class that is not lmkit's.
+OWN = "Classes and commands of your own: LMKIT_ALLOW=PACKAGE lmkit ...; see docs/extending.md."
+
 
 def config_folders(config_dir: str | None) -> list[Path]:
-    """The folders that hold config groups: lmkit's own and the user's `--config-dir`."""
-    if config_dir is None:
-        return [CONF]
-    if not Path(config_dir).is_dir():
+    """The folders that hold config groups: lmkit's own, the user's `--config-dir`, and those of
+    installed packages."""
+    if config_dir is not None and not Path(config_dir).is_dir():
         raise UserError(f"--config-dir {config_dir}: no such directory")
-    return [CONF, Path(config_dir).resolve()]
+    users = [] if config_dir is None else [Path(config_dir).resolve()]
+    return [CONF, *users, *installed_folders()]
+
+
+def installed_folders() -> list[Path]:
+    """`conf/` of each installed package that says that configs may name it."""
+    places = (place / "conf" for entry in installed(PACKAGES) for place in folders(entry.value))
+    return [place for place in places if place.is_dir()]
 
 
 def group_options(folders: Sequence[Path]) -> dict[str, list[str]]:

@@ -8,17 +8,14 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
-from importlib.machinery import PathFinder
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from lmkit.config.docstrings import described, google
 from lmkit.config.groups import CONF
 from lmkit.config.targets import BESIDE, FORWARDED, SLOTS, VALUES
+from lmkit.system.source import Module, source_of
 
 ROOT = "lmkit.config.check.Root"
 TARGET = re.compile(r"^_target_: *(\S+)", re.MULTILINE)
@@ -41,20 +38,6 @@ class Key(NamedTuple):
         if not isinstance(value, str | int | float | bool | list | tuple | None):
             raise ValueError(self.default)
         return list(value) if isinstance(value, tuple) else value
-
-
-@dataclass(frozen=True)
-class Module:
-    """A module's file as a syntax tree."""
-
-    name: str
-    file: Path
-    tree: ast.Module
-
-    @property
-    def package(self) -> str:
-        """What a relative import starts from."""
-        return self.name if self.file.name == "__init__.py" else self.name.rpartition(".")[0]
 
 
 def node_keys(config: Mapping[str, Any]) -> dict[str, Key]:
@@ -108,6 +91,11 @@ def options_taking(group: str, name: str) -> list[str]:
     return [option for option, target in targets.items() if name in class_keys(target)]
 
 
+def is_found(target: str) -> bool:
+    """Whether the source of the class at a dotted path is to be had."""
+    return _locate(target) is not None
+
+
 @cache
 def class_keys(target: str) -> dict[str, Key]:
     """The keys of the class at a dotted path; none where its source is not found."""
@@ -118,7 +106,7 @@ def class_keys(target: str) -> dict[str, Key]:
 @cache
 def function_keys(module: str, name: str) -> dict[str, Key]:
     """The keyword-only arguments of a function, with the lines of its docstring."""
-    found = _module(module)
+    found = source_of(module)
     for node in found.tree.body if found else ():
         if isinstance(node, ast.FunctionDef) and node.name == name:
             assert found is not None
@@ -234,14 +222,14 @@ def _value_of(module: Module, name: str) -> tuple[Module, ast.expr] | None:
         if isinstance(node, ast.AnnAssign) and node.value and ast.unparse(node.target) == name:
             return module, node.value
     if origin := _origin(module, name):
-        found = _module(origin[0])
+        found = source_of(origin[0])
         return _value_of(found, origin[1]) if found else None
     return None
 
 
 def _locate(target: str) -> tuple[Module, ast.ClassDef] | None:
     place, _, name = target.rpartition(".")
-    module = _module(place) if place else None
+    module = source_of(place) if place else None
     return _class(module, name) if module else None
 
 
@@ -261,7 +249,7 @@ def _class(module: Module, name: str) -> tuple[Module, ast.ClassDef] | None:
         if isinstance(node, ast.ClassDef) and node.name == name:
             return module, node
     origin = _origin(module, name)
-    found = _module(origin[0]) if origin else None
+    found = source_of(origin[0]) if origin else None
     return _class(found, origin[1]) if found and origin else None
 
 
@@ -279,27 +267,6 @@ def _origin(module: Module, name: str) -> tuple[str, str] | None:
                 if (alias.asname or alias.name) == name:
                     return alias.name, ""
     return None
-
-
-@cache
-def _module(name: str) -> Module | None:
-    """The module of this name, found but not imported."""
-    first, *rest = name.split(".")
-    try:
-        # Only what looks up a package's first name asks the hooks of editable installations.
-        spec = find_spec(first)
-    except ValueError:  # of an empty name, or of __main__
-        return None
-    place = first
-    for part in rest:
-        if spec is None or spec.submodule_search_locations is None:
-            return None
-        place = f"{place}.{part}"
-        spec = PathFinder.find_spec(place, spec.submodule_search_locations)
-    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
-        return None
-    file = Path(spec.origin)
-    return Module(name, file, ast.parse(file.read_text(encoding="utf-8")))
 
 
 def _lines(module: Module, owner: ast.ClassDef, keys: Collection[str]) -> dict[str, str]:

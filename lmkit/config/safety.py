@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lmkit.config.targets import PREFIXES
 from lmkit.errors import UserError
+from lmkit.system.allowed import PREFIXES
 from lmkit.system.redaction import (
     SHORTEST,
     USER_INFO,

@@ -1,17 +1,13 @@
 """Which class a `_target_` may name: a config must never be able to run code of its choosing."""
 
-import importlib
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 from lmkit.errors import UserError
 from lmkit.run.renamed import TARGETS
-
-PREFIXES = ("lmkit", "lightning", "torch", "torchmetrics")
+from lmkit.system.allowed import allowed_class, allowed_prefixes, look_up
 
 
 @dataclass(frozen=True)
@@ -68,12 +64,6 @@ FORWARDED = {
 VALUES = {"trainer.precision": ("auto", "32-true", "bf16-mixed", "16-mixed")}
 
 
-def allowed_prefixes() -> tuple[str, ...]:
-    """lmkit's own list and the user's, from the environment: a config found on disk cannot add."""
-    users = os.environ.get("LMKIT_ALLOW", "").split(",")
-    return (*PREFIXES, *(prefix.strip() for prefix in users if prefix.strip()))
-
-
 def resolve_target(
     path: object, bases: tuple[type, ...] = (), *, prefixes: tuple[str, ...] | None = None
 ) -> type:
@@ -86,14 +76,7 @@ def resolve_target(
     if not isinstance(path, str) or not path:
         raise UserError(f"{path!r} is not the dotted name of a class")
     path = TARGETS.get(path, path)
-    if not _under(path, prefixes) or any(part.startswith("_") for part in path.split(".")):
-        raise UserError(
-            f"{path} is not allowed: a class must come from {', '.join(prefixes)}; "
-            "allow a package of yours with the environment variable LMKIT_ALLOW=package"
-        )
-    found = _look_up(path)
-    if not isinstance(found, type) or not _under(found.__module__, prefixes):
-        raise UserError(f"{path} is not a class of {', '.join(prefixes)}")
+    found = allowed_class(path, prefixes)
     if bases and not issubclass(found, bases):
         wanted = " or ".join(map(public_name, bases))
         raise UserError(f"{path} is not a {wanted}")
@@ -104,7 +87,7 @@ def resolve_target(
 
 def slot_bases(slot: str) -> tuple[type, ...]:
     """The base class of a slot, imported."""
-    base = _look_up(SLOTS[slot].base)
+    base = look_up(SLOTS[slot].base)
     assert isinstance(base, type)
     return (base,)
 
@@ -119,7 +102,7 @@ def named_class(slot: str, node: Mapping[str, Any] | None) -> Any:
 def beside(group: str) -> tuple[Any, frozenset[str]]:
     """The class whose keys stand in a group beside those of its object, and what it is passed."""
     name, given = BESIDE[group]
-    return _look_up(name), frozenset(given)
+    return look_up(name), frozenset(given)
 
 
 def public_name(found: type) -> str:
@@ -130,29 +113,3 @@ def public_name(found: type) -> str:
         if getattr(sys.modules.get(place), found.__qualname__, None) is found:
             return f"{place}.{found.__qualname__}"
     return f"{found.__module__}.{found.__qualname__}"
-
-
-def _under(path: str, prefixes: tuple[str, ...]) -> bool:
-    return any(path == prefix or path.startswith(f"{prefix}.") for prefix in prefixes)
-
-
-def _look_up(path: str) -> object:
-    """The object at a dotted path; imports only modules below its own first package."""
-    first, *rest = path.split(".")
-    name, found = first, _import(first)
-    for part in rest:
-        name = f"{name}.{part}"
-        if isinstance(found, ModuleType) and not hasattr(found, part):
-            found = _import(name)
-        elif hasattr(found, part):
-            found = getattr(found, part)
-        else:
-            raise UserError(f"{name} does not exist")
-    return found
-
-
-def _import(name: str) -> object:
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise UserError(f"{name} does not exist: {error}") from error

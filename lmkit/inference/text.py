@@ -17,6 +17,7 @@ from lmkit.tokenizer.base import Ids, Positions
 class Text:
     """One document as tokens: ids (num_tokens,), ends and counts as those of a store.
 
+    num_documents, num_lines: how many ends there are of each.
     unknown: by its place, the own text of each token that `<unk>` stands in for.
     """
 

@@ -139,4 +139,5 @@ def call(name: str, dtype: torch.dtype, *arguments: Tensor | int | float | None)
 
 
 def padded(size: int, multiple: int = UNITS) -> int:
+    """The next multiple, as which a size is laid out in memory."""
     return -(-size // multiple) * multiple

@@ -1,6 +1,7 @@
 """The language models: tokens, resets and state to hidden vectors and the next state."""
 
 from lmkit.model.base import LanguageModel, Output
+from lmkit.model.dropout import Masks
 from lmkit.model.elman import Elman
 from lmkit.model.embedding import Embedding
 from lmkit.model.fixed_window import Window
@@ -17,6 +18,7 @@ __all__ = [
     "Elman",
     "Embedding",
     "LanguageModel",
+    "Masks",
     "Output",
     "Reader",
     "Recurrent",

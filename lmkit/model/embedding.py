@@ -30,6 +30,7 @@ class Embedding(nn.Embedding):
         self._matrix: Tensor | None = None
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """tokens: int64, of any shape -> their vectors, one dimension more."""
         weight = self.weight
         sparse = weight.device.type == "cpu" and (self.tied or self.sparse_gradient)
         if sparse and self.tied and torch.is_grad_enabled():

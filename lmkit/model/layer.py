@@ -1,4 +1,6 @@
-"""Recurrent layers on PyTorch's native kernels, with an exact reset in mid-sequence.
+"""What a recurrent layer is, with an exact reset in mid-sequence, on native kernels or without.
+
+A layer without a native kernel is its `step`, and a loop over positions zeroes the state.
 
 The native kernels cannot zero the state inside a sequence. At a reset position the gates are
 forced instead: one more input column, fed 1 there and 0 elsewhere, whose constant weights shut
@@ -11,6 +13,7 @@ is not meant to be read.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -25,7 +28,13 @@ SHUT = -1e4  # sigmoid and relu of it are exactly 0, tanh exactly -1; fits in ha
 
 
 class RecurrentLayer(nn.Module):
-    """One layer of a recurrent network: weights of `num_gates` blocks, native kernel, resets."""
+    """One layer of a recurrent network, to be derived from for each kind of cell.
+
+    A subclass says of itself how many blocks of weights it has, `num_gates`, each with biases, and
+    how many tensors its state has, `num_states`; and defines `step`, or, over a native kernel,
+    `forward`. weight_ih is (num_gates * hidden_size, input_size), weight_hh
+    (num_gates * hidden_size, hidden_size), bias_ih and bias_hh (num_gates * hidden_size).
+    """
 
     num_gates: int
     num_states = 1
@@ -58,6 +67,7 @@ class RecurrentLayer(nn.Module):
             recurrent(block)
 
     def initial_state(self, num_lanes: int) -> State:
+        """The zero state: `num_states` tensors (lanes, hidden_size)."""
         return tuple(
             self.weight_hh.new_zeros(num_lanes, self.hidden_size) for _ in range(self.num_states)
         )
@@ -72,6 +82,7 @@ class RecurrentLayer(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Inputs (lanes, time, n) and input weights (rows, n) with the flags and their columns.
 
+        inputs: (lanes, time, input_size). flags: (lanes, time) each. columns: (rows, 1) each.
         n is the input size plus the flags, padded to a multiple of 8 for the GEMM kernels.
         """
         padding = -(self.weight_ih.shape[1] + len(flags)) % 8
@@ -81,7 +92,26 @@ class RecurrentLayer(nn.Module):
             F.pad(torch.cat([self.weight_ih, *columns], dim=1), (0, padding)),
         )
 
+    def step(self, inputs: Sequence[Tensor], weights: Sequence[Tensor], state: State) -> State:
+        """The state after one position, whose first tensor, h, is the layer's output.
+
+        For each gate, inputs has W x + b, (lanes, hidden_size), and weights its part of weight_hh,
+        (hidden_size, hidden_size). state: `num_states` tensors (lanes, hidden_size).
+        """
+        raise NotImplementedError
+
     def forward(self, inputs: Tensor, resets: Tensor, state: State) -> tuple[Tensor, State]:
         """inputs (lanes, time, input_size), resets (lanes, time) bool, state of each lane
-        -> outputs (lanes, time, hidden_size), state after the last position."""
-        raise NotImplementedError
+        -> outputs (lanes, time, hidden_size), state after the last position.
+
+        Position by position, unless a subclass knows a faster way.
+        """
+        projected = F.linear(inputs, self.weight_ih, self.bias_ih + self.bias_hh)
+        gates = [gate.unbind(1) for gate in projected.chunk(self.num_gates, dim=-1)]
+        weights = self.weight_hh.chunk(self.num_gates)
+        outputs = []
+        for *here, reset in zip(*gates, resets[..., None].unbind(1), strict=True):
+            state = self.step(here, weights, state)
+            state = tuple(tensor.masked_fill(reset, 0.0) for tensor in state)
+            outputs.append(state[0])
+        return torch.stack(outputs, dim=1), state

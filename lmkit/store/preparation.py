@@ -120,7 +120,7 @@ def _encoder(
             )
     if untrained:
         settings = json.dumps(tokenizer.settings(), sort_keys=True)
-        target = cache / _key(source.fingerprint(), tokenizer.name, settings) / "tokenizer"
+        target = cache / _key(source.fingerprint(), tokenizer.kind(), settings) / "tokenizer"
         tokenizer = trained_tokenizer(source, tokenizer, target, workers, progress)
     by_line = by_line and not tokenizer.lines_alone
     how = ["by line"] if by_line else []

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lmkit.errors import UserError
+from lmkit.system.allowed import under
 from lmkit.system.files import write_atomically
 
 FORMAT = "lmkit tokenizer 1"
@@ -58,7 +59,7 @@ class AnyTokenizer(ABC):
 
 
 class Tokenizer(AnyTokenizer):
-    """Text to ids and back; `name` is what the config and the saved file call it.
+    """Text to ids and back; `name` is what messages call it.
 
     lossless: `decode` gives back every text exactly, so that bits per byte mean something.
     lines_alone: a line has the same tokens whatever stands around it.
@@ -75,6 +76,13 @@ class Tokenizer(AnyTokenizer):
 
     def resolved(self) -> Tokenizer:
         return self
+
+    @classmethod
+    def kind(cls) -> str:
+        """What a saved file calls it: the name of lmkit's own, the dotted path of another class, so
+        that one that is derived is never taken for what it is derived from."""
+        own = under(cls.__module__, ["lmkit"])
+        return cls.name if own else f"{cls.__module__}.{cls.__qualname__}"
 
     @property
     def is_trained(self) -> bool:
@@ -97,7 +105,8 @@ class Tokenizer(AnyTokenizer):
         """A prompt: as `encode`, but nothing is added at its end."""
 
     @abstractmethod
-    def decode(self, ids: Sequence[int]) -> str: ...
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text that tokens stand for."""
 
     @abstractmethod
     def pieces(self, ids: Sequence[int]) -> list[str]:
@@ -123,7 +132,7 @@ class Tokenizer(AnyTokenizer):
     def _restore(cls, state: dict[str, Any]) -> Self: ...
 
     def _payload(self) -> bytes:
-        state = {"format": FORMAT, "name": self.name, **self._state()}
+        state = {"format": FORMAT, "name": self.kind(), **self._state()}
         return json.dumps(state, ensure_ascii=False).encode()
 
     def save(self, directory: Path) -> None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from lmkit.errors import UserError
+from lmkit.system.allowed import allowed_class, remedy, under, users_prefixes
 from lmkit.system.regular_file import read_bytes
 from lmkit.tokenizer.base import (
     FILE,
@@ -51,14 +52,28 @@ def load_tokenizer(path: Path) -> Tokenizer:
             f'{path}: not a tokenizer that lmkit saved (no "format": "{FORMAT}"); '
             "another library's tokenizer.json is used with tokenizer=pretrained tokenizer.path=FILE"
         )
-    kinds = {kind.name: kind for kind in KINDS}
-    if state.get("name") not in kinds:
-        raise UserError(
-            f"{path}: unknown tokenizer {state.get('name')!r}, expected one of {', '.join(kinds)}"
-        )
+    kind = _kind(path, state.get("name"))
     try:
-        return kinds[state["name"]]._restore(state)
+        return kind._restore(state)
     except UserError as error:
         raise UserError(f"{path}: the tokenizer is damaged: {error}") from None
     except Exception as error:  # whatever the library or a missing key makes of it
         raise UserError(f"{path}: the tokenizer is damaged: {error!r}") from None
+
+
+def _kind(path: Path, name: object) -> type[Tokenizer]:
+    """The class of a tokenizer by what its file calls it: lmkit's own, or one of a package that
+    the user allows."""
+    kinds = {kind.name: kind for kind in KINDS}
+    if name in kinds:
+        return kinds[str(name)]
+    if not isinstance(name, str) or not under(name, users_prefixes()):
+        known = f"expected one of {', '.join(kinds)}"
+        raise UserError(f"{path}: unknown tokenizer {name!r}, {known}{remedy(str(name))}")
+    try:
+        found = allowed_class(name, users_prefixes())
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    if not issubclass(found, Tokenizer):
+        raise UserError(f"{path}: {name} is no tokenizer")
+    return found

@@ -39,15 +39,6 @@ def loader_states(trainer: Trainer) -> list[dict[str, Any]]:
     return loaders._state_dicts() if loaders else []
 
 
-def load_loader_states(trainer: Trainer) -> None:
-    """Give the training loaders their states, where `estimated_stepping_batches` made them before
-    there was a state to load."""
-    loop = trainer.fit_loop
-    if loop._combined_loader_states_to_load:
-        loop._load_combined_loader_states()
-        iter(loop._data_fetcher)  # type: ignore[arg-type]
-
-
 def forget_restart(trainer: Trainer) -> None:
     """Let the rest of the epoch be as if nothing had been resumed.
 
@@ -91,3 +82,16 @@ def rewind(loop: dict[str, Any], now: Position, *, validate: bool) -> None:
         whole["is_last_batch"] = False
     if now.loaders:
         loop["state_dict"]["combined_loader"] = now.loaders
+
+
+def restore_loaders(trainer: Trainer) -> None:
+    """Give the training loaders the state that a checkpoint has for them.
+
+    Lightning leaves it out where `estimated_stepping_batches` has made the loaders before there was
+    a state to load, and where a checkpoint was written at the end of an epoch.
+    """
+    loop = trainer.fit_loop
+    if loop._combined_loader_states_to_load and loop._combined_loader is not None:
+        loop._combined_loader._load_state_dicts(loop._combined_loader_states_to_load)
+        loop._combined_loader_states_to_load = []
+        iter(loop._data_fetcher)  # type: ignore[arg-type]

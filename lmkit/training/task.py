@@ -22,7 +22,7 @@ from lmkit.model.dropout import Masks
 from lmkit.optim import Stepping, global_norm, is_plain_sgd
 from lmkit.regularizers import Regularizer
 from lmkit.system.rendezvous import gather
-from lmkit.training.fit_loop import is_within_update, stops_by_itself
+from lmkit.training.fit_loop import is_within_update, restore_loaders, stops_by_itself
 from lmkit.windows import Window
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -52,9 +52,11 @@ class Task(pl.LightningModule):
         stepping: Stepping = Stepping(),  # noqa: B008 - it is frozen
         regularizers: Mapping[str, Regularizer] | None = None,
     ) -> None:
-        """num_bytes: tokens and UTF-8 bytes of the splits `val` and `test` when the tokenizer loses
-        nothing (bits per byte is logged for these). seed: of the masks of dropout. regularizers: by
-        the name that the values of each are logged under."""
+        """make_optimizer: of the parameters. make_scheduler: of the optimizer and the updates of
+        the whole training; without one the rate stays. num_bytes: tokens and UTF-8 bytes of the
+        splits `val` and `test` when the tokenizer loses nothing (bits per byte is logged for
+        these). seed: of the masks of dropout. regularizers: by the name that the values of each are
+        logged under."""
         super().__init__()
         self.seed = seed
         self.model = model
@@ -110,6 +112,9 @@ class Task(pl.LightningModule):
         self._num_targets += window.num_targets
         self.tokens_seen += window.num_targets
         return loss
+
+    def on_train_start(self) -> None:
+        restore_loaders(self.trainer)
 
     def on_train_batch_start(self, batch: Window, batch_idx: int) -> None:
         self._started = self._started or time.perf_counter()

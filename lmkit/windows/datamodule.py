@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Mapping
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ class DataModule(pl.LightningDataModule):
         source: Corpus,
         tokenizer: Tokenizer | None,
         *,
-        cache: Path,
+        cache: str | PathLike[str] = Path("outputs") / ".cache",
         seed: int = 1,
         protocol: Protocol = "document",
         batch_size: Size = 20,
@@ -49,11 +50,13 @@ class DataModule(pl.LightningDataModule):
         eval_batch_size: Size | None = None,
         eval_bptt: Size | None = None,
     ) -> None:
-        """tokenizer: trained on the source unless it is; None: that of a source of tokens."""
+        """tokenizer: trained on the source unless it is; None: that of a source of tokens. cache:
+        the directory of what is prepared, once for each source and tokenizer. seed: of the order of
+        documents."""
         super().__init__()
         self.source = source
         self._tokenizer = tokenizer
-        self.cache = cache
+        self.cache = Path(cache)
         self.seed = seed
         self.protocol = protocol
         self.batch_size = batch_size
@@ -91,6 +94,7 @@ class DataModule(pl.LightningDataModule):
 
     @property
     def tokenizer(self) -> Tokenizer:
+        """The tokenizer, trained: the text is prepared for it where it is not."""
         return self.prepared.tokenizer
 
     def loader(self, split: str, *, train: bool = False, **layout: Any) -> WindowLoader:

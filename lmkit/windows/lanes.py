@@ -42,6 +42,7 @@ class Lanes:
 
     @property
     def num_lanes(self) -> int:
+        """Those that stay empty counted too."""
         return len(self.lane_units) - 1
 
     @property

@@ -19,9 +19,10 @@ RELEASE_EVERY = 2**20
 
 
 class Tokens(Interface):
-    """What is read of a text, on disk or in memory; ends are exclusive token positions.
+    """What is read of a text, on disk or in memory.
 
-    tokens: an array, or what has an array's length, slices and `take`.
+    tokens: ids, (num_tokens,), an array or what has an array's length, slices and `take`.
+    document_ends, line_ends: exclusive token positions, strictly increasing.
     """
 
     @property

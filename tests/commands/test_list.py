@@ -112,3 +112,19 @@ def test_a_run_has_its_own_config(tmp_path, capsys):
     assert "--config-name=mine: the command starts from the config of its run" in (
         capsys.readouterr().err
     )
+
+
+@pytest.mark.parametrize(
+    ("allowed", "remedy"),
+    [
+        ("", "; if nowhere is a package that you trust: export LMKIT_ALLOW=nowhere"),
+        ("nowhere", "; it must be installed, or lie in the working directory"),
+    ],
+)
+def test_a_class_that_is_not_found_is_named(listed, tmp_path, monkeypatch, caplog, allowed, remedy):
+    monkeypatch.setenv("LMKIT_ALLOW", allowed)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine.yaml").write_text("# Mine\n_target_: nowhere.Cell\n")
+    assert listed("model=mine", f"--config-dir={tmp_path}") == "model=mine  Mine\n"
+    (record,) = caplog.records
+    assert record.getMessage() == f"nowhere.Cell is not found, nor what keys it has{remedy}"

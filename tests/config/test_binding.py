@@ -105,8 +105,7 @@ def mistakes_of(found: dict[str, Any]) -> list[str]:
         (
             {"lr": {"_target_": "os.system", "command": "true"}},
             "optimizer.lr._target_: os.system is not allowed: a class must come from lmkit, "
-            "lightning, torch, torchmetrics; allow a package of yours with the environment "
-            "variable LMKIT_ALLOW=package",
+            "lightning, torch, torchmetrics",
         ),
     ],
 )

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from lmkit.config.check import check, split_data
-from lmkit.config.compose import Composition, compose
+from lmkit.config.compose import Composition, compose, composed
 from lmkit.config.grammar import hydra_arguments
 from lmkit.errors import UserError
 from lmkit.run import Run
@@ -274,8 +274,7 @@ MANY = {
     "+data.bptt.x=1": "data.bptt={'x': 1}: expected int, found a mapping",
     "callbacks.checkpoint.keep=0": "callbacks.checkpoint.keep=0: must be at least 2",
     "callbacks.mine._target_=os.system": "callbacks.mine._target_: os.system is not allowed: a "
-    "class must come from lmkit, lightning, torch, torchmetrics; allow a package of yours with "
-    "the environment variable LMKIT_ALLOW=package",
+    "class must come from lmkit, lightning, torch, torchmetrics",
     "callbacks.sgd._target_=torch.optim.SGD": "callbacks.sgd._target_: torch.optim.SGD is not a "
     "lightning.pytorch.callbacks.Callback",
 }
@@ -611,3 +610,15 @@ def test_data_splits_into_source_and_settings():
 
 def test_nothing_composed_is_nothing_to_check():
     assert check(Composition()) == ({}, {})
+
+
+def test_a_file_of_the_users_that_is_no_yaml_is_a_mistake(tmp_path):
+    (tmp_path / "model").mkdir()
+    file = tmp_path / "model" / "bad.yaml"
+    file.write_text("_target_: lmkit.model.LSTM\nhidden_size: a: b\n")
+    for composing in (compose, composed):
+        with pytest.raises(UserError) as error:
+            composing([f"--config-dir={tmp_path}", "model=bad"])
+        assert str(error.value) == (
+            f'1 mistake:\n  mapping values are not allowed here in "{file}", line 2, column 15'
+        )

@@ -86,7 +86,7 @@ def test_a_refused_module_is_not_even_imported(tmp_path, monkeypatch):
         resolve_target("evil.Thing")
     assert str(error.value) == (
         "evil.Thing is not allowed: a class must come from lmkit, lightning, torch, torchmetrics; "
-        "allow a package of yours with the environment variable LMKIT_ALLOW=package"
+        "if evil is a package that you trust: export LMKIT_ALLOW=evil"
     )
     assert "evil" not in sys.modules
 

@@ -39,7 +39,7 @@ ALLOWED = {
         *{"analysis", "pages", "sweep", "training", "inference", "assembly", "config", "run"},
         *{"kernels", "system", "corpus", "tokenizer", "store", "windows"},
     },
-    "command": set(),
+    "command": {"system"},
     "usage": {"config"},
     "invoke": {"command", "usage", "sweep", "config", "run", "system"},
     "cli": {"invoke", "command", "commands", "usage", "config", "system"},

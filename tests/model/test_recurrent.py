@@ -6,9 +6,46 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmkit import kernels
-from lmkit.model import GRU, LSTM, Elman, Reader, Window
+from lmkit.model import GRU, LSTM, Elman, Reader, Recurrent, RecurrentLayer, Window
 
 VOCABULARY = 13
+
+
+class MinimalGatedLayer(RecurrentLayer):
+    """Zhou et al. 2016, without a kernel."""
+
+    num_gates = 2
+
+    def step(self, inputs, weights, state):
+        (h,) = state
+        forget = torch.sigmoid(inputs[0] + h @ weights[0].T)
+        new = torch.tanh(inputs[1] + (forget * h) @ weights[1].T)
+        return ((1 - forget) * h + forget * new,)
+
+
+class CoupledLayer(RecurrentLayer):
+    """An LSTM whose input gate is what its forget gate leaves (Greff et al. 2017), without a
+    kernel; its state has two tensors."""
+
+    num_gates = 3
+    num_states = 2
+
+    def step(self, inputs, weights, state):
+        h, c = state
+        forget, new, output = (x + h @ w.T for x, w in zip(inputs, weights, strict=True))
+        c = forget.sigmoid() * c + (1 - forget.sigmoid()) * new.tanh()
+        return output.sigmoid() * c.tanh(), c
+
+
+class MinimalGated(Recurrent):
+    layer = MinimalGatedLayer
+
+
+class Coupled(Recurrent):
+    layer = CoupledLayer
+
+
+LOOPED = {"minimal gated": MinimalGated, "coupled": Coupled}
 
 
 def build(kind, **kwargs):
@@ -24,10 +61,12 @@ def build(kind, **kwargs):
         return model
     if kind == "gru":
         return GRU(VOCABULARY, **sizes)
+    if kind in LOOPED:
+        return LOOPED[kind](VOCABULARY, **sizes)
     return Elman(VOCABULARY, nonlinearity=kind, **sizes)
 
 
-KINDS = ["lstm", "compiled lstm", "gru", "tanh", "relu", "sigmoid", "window"]
+KINDS = ["lstm", "compiled lstm", "gru", "tanh", "relu", "sigmoid", "window", *LOOPED]
 
 
 def slow_cell(kind, layer, x, state):
@@ -35,6 +74,15 @@ def slow_cell(kind, layer, x, state):
     gates = layer.weight_ih @ x + layer.bias_ih
     h = state[0]
     past = layer.weight_hh @ h + layer.bias_hh
+    if kind == "minimal gated":
+        W_f, W_n = layer.weight_hh.chunk(2)  # noqa: N806
+        x_f, x_n = (gates + layer.bias_hh).chunk(2)
+        f = (x_f + W_f @ h).sigmoid()
+        return ((1 - f) * h + f * (x_n + W_n @ (f * h)).tanh(),)
+    if kind == "coupled":
+        f, n, o = (gates + past).chunk(3)
+        c = f.sigmoid() * state[1] + (1 - f.sigmoid()) * n.tanh()
+        return (o.sigmoid() * c.tanh(), c)
     if "lstm" in kind:
         i, f, g, o = (gates + past).chunk(4)
         c = f.sigmoid() * state[1] + i.sigmoid() * g.tanh()
@@ -168,7 +216,7 @@ def test_nothing_leaks_across_a_reset(kind, dtype):
     assert (rows[6:8] > 0).all()
 
 
-@pytest.mark.parametrize("kind", ["lstm", "compiled lstm", "gru", "relu", "sigmoid"])
+@pytest.mark.parametrize("kind", ["lstm", "compiled lstm", "gru", "relu", "sigmoid", *LOOPED])
 def test_the_state_of_a_reset_is_exactly_zero(kind):
     model = build(kind)
     tokens, resets, _ = laid_out([[1, 2, 3], [4, 5, 6]], 1)

@@ -1,10 +1,13 @@
 """Tokenizers against slow loops, over any Unicode text; what is saved is what is loaded."""
 
 import hashlib
+import importlib
 import json
 import subprocess
 import sys
+import types
 from collections import Counter
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,8 +18,10 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lmkit.corpus import Files
 from lmkit.errors import UserError
 from lmkit.inference import Text
+from lmkit.store import prepare
 from lmkit.tokenizer import (
     ByteLevelBPE,
     Bytes,
@@ -555,3 +560,79 @@ def test_import_is_cheap() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout == "set()\n"
+
+
+OWN = """
+from lmkit.tokenizer import Word
+
+print("imported")
+
+
+class Shouted(Word):
+    def count(self, texts):
+        return super().count(text.upper() for text in texts)
+
+    def encode(self, texts, by_line=False):
+        return super().encode([text.upper() for text in texts], by_line)
+"""
+
+
+@pytest.fixture
+def shouted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Tokenizer]]:
+    """A tokenizer of a user's own, which is derived from lmkit's, of a package that is allowed."""
+    (tmp_path / "own_tokenizers.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("LMKIT_ALLOW", "own_tokenizers")
+    yield importlib.import_module("own_tokenizers").Shouted
+    del sys.modules["own_tokenizers"]
+
+
+def test_a_derived_tokenizer_is_saved_and_prepared_as_itself(
+    shouted: type[Tokenizer], tmp_path: Path
+) -> None:
+    (tmp_path / "text.txt").write_text("the cat\n\nThe CAT\n\na dog\n")
+    source = Files(str(tmp_path / "text.txt"), unit="paragraph", valid_fraction=0, test_fraction=0)
+    plain = prepare(source, Word(), tmp_path / "cache").tokenizer
+    own = prepare(source, shouted(), tmp_path / "cache").tokenizer
+    assert (plain.vocabulary_size, own.vocabulary_size) == (8, 6)
+    assert own.vocabulary[1:5] == ["THE", "CAT", "A", "DOG"]
+    own.save(tmp_path)
+    loaded = load_tokenizer(tmp_path)
+    assert type(loaded) is shouted
+    assert loaded.hash() == own.hash() != plain.hash()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "own_tokenizers.Shouted",
+            "unknown tokenizer 'own_tokenizers.Shouted', expected one of word, bpe, characters, "
+            "bytes, pretrained; if own_tokenizers is a package that you trust: export "
+            "LMKIT_ALLOW=mine,own_tokenizers",
+        ),
+        ("mine.Word", "mine.Word is not a class of mine"),
+        ("mine.Other", "mine.Other is no tokenizer"),
+        ("torch.nn.Linear", "unknown tokenizer 'torch.nn.Linear', expected one of word, bpe, "
+                            "characters, bytes, pretrained"),
+    ],
+)  # fmt: skip
+def test_a_saved_tokenizer_names_a_class_of_an_allowed_package_alone(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    message: str,
+) -> None:
+    (tmp_path / "own_tokenizers.py").write_text(OWN)
+    mine = types.ModuleType("mine")
+    mine.Word, mine.Other = Word, type("Other", (), {"__module__": "mine"})  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "mine", mine)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("LMKIT_ALLOW", "mine")
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps({"format": "lmkit tokenizer 1", "name": name}))
+    with pytest.raises(UserError) as caught:
+        load_tokenizer(path)
+    assert str(caught.value) == f"{path}: {message}"
+    assert not capsys.readouterr().out

@@ -24,8 +24,8 @@ from lmkit.training.fit_loop import (
     forget_restart,
     is_fitting,
     is_within_update,
-    load_loader_states,
     loader_states,
+    restore_loaders,
     rewind,
 )
 from lmkit.training.random_state import random_state, set_random_state
@@ -76,8 +76,7 @@ class Checkpoint(Callback):
                 temporary.unlink()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._restored is not None:
-            load_loader_states(trainer)
+        restore_loaders(trainer)  # a module of somebody else's does not
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int

@@ -75,10 +75,12 @@ class JsonlLogger(Logger):
         """Nothing: config.yaml has them."""
 
     def state_dict(self) -> dict[str, Any]:
+        """How long the file is, in bytes, and the seconds of the run."""
         self._lines.sync()
         return {"length": self._lines.length, "seconds": self.seconds}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Cut the file back to what it was then, and go on."""
         self._lines.go_on(state_dict["length"], writes=is_first())
         self._seconds = state_dict["seconds"]
         self._started = time.perf_counter()
