@@ -1,1 +1,1 @@
-"""A checked config to a run that has ended."""
+"""Training: from a checked config to a finished run."""
