@@ -1,4 +1,4 @@
-"""Names that configs of older versions have, and what they are called now."""
+"""The classes and keys that configs of older versions name, and their names now."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,12 +17,12 @@ TARGETS = {
 
 
 def renamed(config: Mapping[str, Any]) -> dict[str, Any]:
-    """An older run's config with its classes and keys as they are called now, in their order."""
+    """An older run's config with today's names of classes and keys, in the same order."""
     return {key: _node(value) for key, value in retargeted(config).items()}
 
 
 def retargeted(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config with its classes, at any depth, as they are called now."""
+    """A config with today's names of classes, at any depth."""
     return {key: _retargeted(key, value) for key, value in config.items()}
 
 
