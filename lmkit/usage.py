@@ -1,4 +1,4 @@
-"""`lmkit --help` and `lmkit COMMAND --help`, from the signatures and docstrings of the commands."""
+"""The texts of `lmkit --help` and `lmkit COMMAND --help`, made from signatures and docstrings."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FLAGS = {
 
 
 def overview(known: Mapping[str, Any]) -> str:
-    """All commands, a line each."""
+    """The overview of all commands, a line each."""
     lines = ["usage: lmkit COMMAND [RUN] [key=value ...]"]
     for title, names in GROUPS.items():
         lines += ["", f"{title}:", *(f"  {name:<10} {known[name].purpose}" for name in names)]
@@ -42,7 +42,7 @@ def overview(known: Mapping[str, Any]) -> str:
 
 
 def usage(command: Any) -> str:
-    """What a command does and takes, and nothing that it does not."""
+    """The help of a command: what it does, its arguments, keys and flags."""
     keys = function_keys(command.module, command.name)
     words = "".join(f" {word.upper()}" for word in command.words)
     arguments = " [GROUP[=OPTION] ...]" if "selected" in command.positional else ""
@@ -67,7 +67,7 @@ def usage(command: Any) -> str:
 
 
 def examples(command: Any) -> list[str]:
-    """The command lines in a command's docstring: what is indented there."""
+    """The example command lines in a command's docstring: its indented lines."""
     return [line.strip() for line in command.doc.splitlines() if line.startswith("    ")]
 
 
@@ -90,7 +90,7 @@ def _config(command: Any) -> list[str]:
 
 
 def _default(source: str | None) -> str:
-    """A default as the command line takes it."""
+    """A default as it is written on the command line."""
     plain = {"None": "null", "True": "true", "False": "false", None: "..."}
     return plain.get(source, (source or "").strip("'"))
 

@@ -1,5 +1,5 @@
-"""`lmkit verify`: what the documentation promises of resuming and of processes, shown on a run's
-own config and machine."""
+"""`lmkit verify`: tests what the documentation promises of resuming and of several processes, with
+a run's own config on this machine."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ from lmkit.run.checkpoints import damage, latest_checkpoint, load_checkpoint
 from lmkit.run.process import start, told_error
 
 TIMES = re.compile(r"seconds|tokens_per_second")
-NEAR = 1e-5  # nats: what another order of sums may change
+NEAR = 1e-5  # nats by which another order of sums may change a result
 FIRST = 10  # steps after which rounding may have grown
-NUM_TOKENS = 20_000  # that are evaluated in two ways
+NUM_TOKENS = 20_000  # that are evaluated alone and in batches
 
 
 @dataclass
 class Finding:
-    """One promise, whether it holds here, and by what."""
+    """One promise, whether it holds here, and what was measured."""
 
     promise: str
-    holds: bool | None  # None: could not be tried
+    holds: bool | None  # None: could not be tested
     found: str
 
 
@@ -85,7 +85,7 @@ class Trials:
         self.config = config
 
     def run(self, name: str, steps: int, *, kill: bool = False, processes: int = 1) -> Run:
-        """Train in real processes; with `kill`, SIGKILL them on the way and go on."""
+        """Train in real processes; with `kill`, SIGKILL them halfway and resume."""
         run = Run(self.outputs / "verify" / name)
         if not run.path.exists():
             run.path.mkdir(parents=True)
@@ -106,7 +106,7 @@ class Trials:
                     process.communicate()
                     return self.run(name, steps, processes=processes)
             _, err = process.communicate()
-        except BaseException:  # its outputs are about to be removed
+        except BaseException:  # the process's outputs are about to be removed
             process.terminate()
             process.communicate()
             raise
@@ -141,7 +141,7 @@ class Trials:
 
 @contextmanager
 def _trials(config: Mapping[str, Any]) -> Iterator[Trials]:
-    """With the stores that are prepared already."""
+    """Trials in a temporary directory, which use the stores that are prepared already."""
     outputs = Path(tempfile.mkdtemp(prefix="lmkit-verify-"))
     try:
         (outputs / ".cache").symlink_to(Path(config["outputs"]).absolute() / ".cache")
@@ -151,12 +151,12 @@ def _trials(config: Mapping[str, Any]) -> Iterator[Trials]:
 
 
 def _failed(code: int, err: str) -> Exception:
-    """What to raise for a training that has ended so: its own sentence, where it has one."""
-    if not (said := told_error(err)):
+    """The error to raise for a failed training, with the training's own message if it has one."""
+    if not (message := told_error(err)):
         return RuntimeError(f"a training failed, exit code {code}:\n{err}")
-    # Its directory is about to be gone: there is nothing to go on with.
-    said = f"a training failed: {said.partition(', then go on with: ')[0]}"
-    return UserError(said) if code == 2 else ResultError(said, None, code)
+    # Its directory is about to be removed, so it cannot be resumed.
+    message = f"a training failed: {message.partition(', then go on with: ')[0]}"
+    return UserError(message) if code == 2 else ResultError(message, None, code)
 
 
 def _killed(trials: Trials, steps: int) -> Finding:
@@ -210,7 +210,7 @@ def _loads(trials: Trials, steps: int) -> Finding:
 
 
 def _beginning(store: Any) -> Text:
-    """The first documents of a store, some NUM_TOKENS tokens."""
+    """The first documents of a store, about NUM_TOKENS tokens."""
     number = max(int((store.document_ends <= NUM_TOKENS).sum()), 1)
     ends = store.document_ends[:number].astype("int64")
     return Text(store.tokens[: ends[-1]].astype("int64"), ends, ends, 0, 0)
@@ -223,7 +223,7 @@ def _nll(trained: TrainedModel, text: Text, num_lanes: int, positions: int) -> f
 
 
 def _rows(run: Run) -> list[dict[str, Any]]:
-    """metrics.jsonl without what depends on the clock."""
+    """The rows of metrics.jsonl without values that depend on the clock."""
     lines = (run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
     return [{key: row[key] for key in row if not TIMES.search(key)} for row in rows]
