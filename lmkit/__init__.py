@@ -51,11 +51,11 @@ def load(
     from lmkit.inference import TrainedModel
     from lmkit.run import Run, no_checkpoint
 
-    found = Run.find(str(outputs), str(run), no_checkpoint)
+    named = Run.find(str(outputs), str(run), no_checkpoint)
     changes = [
         f"trainer.precision={precision}",
         f"threads={'null' if threads is None else threads}",
         *([f"kernels={kernels}"] if kernels else []),
     ]
-    config, _ = check(compose(changes, found.path / "config.yaml"), trains=False)
-    return TrainedModel.load(found, config, checkpoint)
+    config, _ = check(compose(changes, named.path / "config.yaml"), trains=False)
+    return TrainedModel.load(named, config, checkpoint)

@@ -71,7 +71,7 @@ def verify(
     for finding in findings:
         table.add_row(sign[finding.holds], finding.promise, finding.found)
     Console().print(table)
-    result = {"run": f"{run.name}/{run.id}", "findings": [asdict(found) for found in findings]}
+    result = {"run": f"{run.name}/{run.id}", "findings": [asdict(each) for each in findings]}
     if broken := sum(finding.holds is False for finding in findings):
         raise ResultError(f"{broken} of {len(findings)} promises do not hold", result)
     return result
@@ -161,12 +161,12 @@ def _failed(code: int, err: str) -> Exception:
 
 def _killed(trials: Trials, steps: int) -> Finding:
     """killed and resumed"""
-    whole, cut = trials.run("whole", steps), trials.run("cut", steps, kill=True)
-    same_rows = _rows(whole) == _rows(cut)
-    one, other = (_last(run)["state_dict"] for run in (whole, cut))
+    whole, killed = trials.run("whole", steps), trials.run("cut", steps, kill=True)
+    same_rows = _rows(whole) == _rows(killed)
+    one, other = (_last(run)["state_dict"] for run in (whole, killed))
     same_weights = all(torch.equal(one[name], other[name]) for name in one)
-    found = f"{steps} steps: weights {_same(same_weights)}, metrics.jsonl {_same(same_rows)}"
-    return Finding("kill -9 and resume change nothing", same_rows and same_weights, found)
+    measured = f"{steps} steps: weights {_same(same_weights)}, metrics.jsonl {_same(same_rows)}"
+    return Finding("kill -9 and resume change nothing", same_rows and same_weights, measured)
 
 
 def _processes(trials: Trials, steps: int) -> Finding:
@@ -178,8 +178,8 @@ def _processes(trials: Trials, steps: int) -> Finding:
     one, two = trials.run("whole", steps), trials.run("two", steps, processes=2)
     apart = [abs(a - b) for a, b in zip(_losses(one), _losses(two), strict=True)]
     near = max(apart[:FIRST]) <= NEAR
-    found = f"at most {max(apart[:FIRST]):.1e} nats apart in {FIRST} steps, {apart[-1]:.1e} at last"
-    return Finding(promise, near, found)
+    first = f"at most {max(apart[:FIRST]):.1e} nats apart in {FIRST} steps"
+    return Finding(promise, near, f"{first}, {apart[-1]:.1e} at last")
 
 
 def _batches(trials: Trials, steps: int) -> Finding:
@@ -193,9 +193,9 @@ def _batches(trials: Trials, steps: int) -> Finding:
     alone, together = (
         _nll(trained, text, num_lanes, positions) for num_lanes, positions in ((1, 4096), (7, 91))
     )
-    found = f"{text.num_tokens:,} tokens: {alone:.6f} in 1 lane, {together:.6f} in 7 by 13"
+    measured = f"{text.num_tokens:,} tokens: {alone:.6f} in 1 lane, {together:.6f} in 7 by 13"
     return Finding(
-        "documents alone or in any batch, the same nll", abs(alone - together) <= NEAR, found
+        "documents alone or in any batch, the same nll", abs(alone - together) <= NEAR, measured
     )
 
 
@@ -205,8 +205,8 @@ def _loads(trials: Trials, steps: int) -> Finding:
     assert path is not None
     reason = damage(path)
     load_checkpoint(path)  # weights_only: raises for anything but plain values and tensors
-    found = reason or f"{path.stat().st_size:,} bytes agree with the SHA-256 of the manifest"
-    return Finding("a checkpoint holds plain values alone, undamaged", reason is None, found)
+    measured = reason or f"{path.stat().st_size:,} bytes agree with the SHA-256 of the manifest"
+    return Finding("a checkpoint holds plain values alone, undamaged", reason is None, measured)
 
 
 def _beginning(store: Any) -> Text:

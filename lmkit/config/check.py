@@ -81,9 +81,9 @@ def check(
     """
     mistakes = list(composition.mistakes)
     config, own = composition.config, composition.own
-    given = _positional(command) if command else set()
+    positional = _positional(command) if command else set()
     if config:
-        names = [*(f.name for f in fields(Root)), *(_keys(command) - given)]
+        names = [*(f.name for f in fields(Root)), *(_keys(command) - positional)]
         mistakes += [
             unknown("", key, names, whole=config, value=config[key])
             for key in config
@@ -116,7 +116,7 @@ def check(
             schedule, stepping = nodes["scheduler"]
             dry_run({**config, "scheduler": schedule}, stepping, mistakes)
     if command:
-        own = bind("", own, {command: given}, mistakes)
+        own = bind("", own, {command: positional}, mistakes)
     if mistakes:
         raise UserError(report(mistakes))
     for remark in remarks(config) if config and trains else ():

@@ -62,8 +62,8 @@ def compose(
             f"--config-name={arguments.config_name}: the command starts from the config of its "
             "run; set keys of it, or choose options of its groups"
         )
-    given = sort_overrides(arguments.overrides, folders, own, done.mistakes)
-    for line in (override.input_line or "" for override in (*given.groups, *given.values)):
+    overrides = sort_overrides(arguments.overrides, folders, own, done.mistakes)
+    for line in (override.input_line or "" for override in (*overrides.groups, *overrides.values)):
         if readable(line) != line:
             done.mistakes.append(
                 f"{readable(line).lstrip('+')}: not UTF-8, in which a config is written; name a "
@@ -72,18 +72,18 @@ def compose(
 
     def config(misread: Mapping[str, bool]) -> dict[str, Any]:
         if base is None:
-            lines = given.lines(misread)
+            lines = overrides.lines(misread)
             return resolved(_hydra(folders, arguments.config_name or name, lines, misread))
-        config = _fresh_groups(_read(base), given.groups, folders, misread)
-        return resolved(_merge(config, [retyped(value, misread) for value in given.values]))
+        config = _fresh_groups(_read(base), overrides.groups, folders, misread)
+        return resolved(_merge(config, [retyped(value, misread) for value in overrides.values]))
 
     try:
-        done.own = resolved(_merge(OmegaConf.create(), given.own))
+        done.own = resolved(_merge(OmegaConf.create(), overrides.own))
         if own is not None:
-            done.mistakes += _no_new_groups(given.groups, base)
+            done.mistakes += _no_new_groups(overrides.groups, base)
             done.config = config({})
             wrong = find_misread(done.config)
-            if given.settle(done.config, done.mistakes) or wrong:
+            if overrides.settle(done.config, done.mistakes) or wrong:
                 done.config = config(wrong)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise UserError(report([*done.mistakes, first_lines(error)])) from error
@@ -98,13 +98,13 @@ def composed(argv: Sequence[str], name: str = "train") -> DictConfig:
     folders = config_folders(arguments.config_dir)
     name = arguments.config_name or name
     mistakes: list[str] = []
-    given = sort_overrides(arguments.overrides, folders, (), mistakes)
+    overrides = sort_overrides(arguments.overrides, folders, (), mistakes)
     try:
-        config = _hydra(folders, name, given.lines({}))
+        config = _hydra(folders, name, overrides.lines({}))
         plain: Any = OmegaConf.to_container(config)
         wrong = find_misread(plain)
-        if given.settle(plain, mistakes) or wrong:
-            config = _hydra(folders, name, given.lines(wrong), wrong)
+        if overrides.settle(plain, mistakes) or wrong:
+            config = _hydra(folders, name, overrides.lines(wrong), wrong)
     except (HydraException, OmegaConfBaseException) as error:
         mistakes.append(first_lines(error))
     if mistakes:

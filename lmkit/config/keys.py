@@ -118,12 +118,12 @@ def class_keys(target: str) -> dict[str, Key]:
 @cache
 def function_keys(module: str, name: str) -> dict[str, Key]:
     """The keyword-only arguments of a function, with the descriptions in its docstring."""
-    found = _module(module)
-    for node in found.tree.body if found else ():
+    source = _module(module)
+    for node in source.tree.body if source else ():
         if isinstance(node, ast.FunctionDef) and node.name == name:
-            assert found is not None
+            assert source is not None
             pairs = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
-            keys = {each.arg: _key(found, each.annotation, value) for each, value in pairs}
+            keys = {each.arg: _key(source, each.annotation, value) for each, value in pairs}
             lines = described(ast.get_docstring(node) or "", keys)
             return {key: value._replace(line=lines.get(key, "")) for key, value in keys.items()}
     return {}
@@ -161,8 +161,8 @@ def _lineage(module: Module, owner: ast.ClassDef) -> Iterator[tuple[Module, ast.
     """A class and its base classes, as far as their source is found."""
     yield module, owner
     for base in owner.bases:
-        if found := _resolve(module, base):
-            yield from _lineage(*found)
+        if resolved := _resolve(module, base):
+            yield from _lineage(*resolved)
 
 
 def _arguments(module: Module, function: ast.FunctionDef) -> dict[str, Key]:
@@ -234,8 +234,8 @@ def _value_of(module: Module, name: str) -> tuple[Module, ast.expr] | None:
         if isinstance(node, ast.AnnAssign) and node.value and ast.unparse(node.target) == name:
             return module, node.value
     if origin := _origin(module, name):
-        found = _module(origin[0])
-        return _value_of(found, origin[1]) if found else None
+        source = _module(origin[0])
+        return _value_of(source, origin[1]) if source else None
     return None
 
 
@@ -261,8 +261,8 @@ def _class(module: Module, name: str) -> tuple[Module, ast.ClassDef] | None:
         if isinstance(node, ast.ClassDef) and node.name == name:
             return module, node
     origin = _origin(module, name)
-    found = _module(origin[0]) if origin else None
-    return _class(found, origin[1]) if found and origin else None
+    source = _module(origin[0]) if origin else None
+    return _class(source, origin[1]) if source and origin else None
 
 
 def _origin(module: Module, name: str) -> tuple[str, str] | None:

@@ -60,7 +60,7 @@ def nll_and_odds(
     high = ~(total < 1e30)
     if not high.any():
         return total.log().clamp_min_(0), total
-    start = target_logits.clone()  # replaced where odds overflow, for very unlikely targets
+    start = target_logits.clone()  # raised where odds overflow, as for very unlikely targets
     start[high] = _highest(hidden[high].float(), weight, bias)
     total = total_from(start)
     return total.log() + (start - target_logits), total
@@ -88,9 +88,8 @@ def gradients(
     *,
     add: bool,
 ) -> Tensor:
-    """The gradients of sum_i row_weight_i * nll_i: that of hidden, float32, is returned; that of the
-    weight is written to grad_weight, or with `add` added to it; that of the bias is added to
-    grad_bias.
+    """The gradients of sum_i row_weight_i * nll_i. Returns that of hidden, float32; writes that of
+    the weight to grad_weight, or with `add` adds it; adds the one of the bias to grad_bias.
 
     odds and total come from `nll_and_odds`; row_weight is float32 (positions).
     """

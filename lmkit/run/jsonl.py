@@ -23,14 +23,14 @@ NO_ROWS = {"rows": [], "place": [0, 0], "more": False, "beyond": False, "num_dam
 class JsonLines:
     """Appends objects to a file, one per line; bytes beyond `length` are cut off first.
 
-    `length`, in bytes, starts at 0; a process that resumes sets it with `go_on`.
+    `length`, in bytes, starts at 0; a process that resumes sets it with `resume`.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.length = 0
 
-    def go_on(self, length: int, *, writes: bool = True) -> None:
+    def resume(self, length: int, *, writes: bool = True) -> None:
         """Continue the file at `length`, which a checkpoint recorded; if the file is now shorter or
         damaged, after its last whole row, with a warning. writes: whether this process writes it.
         """

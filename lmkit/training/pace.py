@@ -36,7 +36,7 @@ class Pace(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._began = time.perf_counter()
         if self._choices.path.exists():  # a kill may have cut its last row short
-            self._choices.go_on(self._choices.path.stat().st_size)
+            self._choices.resume(self._choices.path.stat().st_size)
         if not self.is_set:
             self._write(trainer, "chosen for the start")
 

@@ -293,7 +293,7 @@ class Task(pl.LightningModule):
             self._readers["train"] = Reader(self.model)
             self._readers["train"].state = share_of(saved["state"], rank, world_size)
         sums = saved.get("sums") or [nll.view(1) for nll in saved["nll_sums"]]  # of older runs
-        if len(sums) != world_size:  # the run goes on with another number of processes
+        if len(sums) != world_size:  # the run resumes with another number of processes
             sums = [sum(sums), *[torch.zeros_like(sums[0])] * (world_size - 1)]
         self._sums = sums[rank]
         self.tokens_seen = saved["tokens_seen"]
@@ -314,7 +314,7 @@ class Task(pl.LightningModule):
 def _sums(loss: Tensor, nll: Tensor, terms: Sequence[Tensor], window: Window) -> Tensor:
     """The sums over a window's targets of the nll, the whole loss and each term."""
     num_targets, weight = window.mask.sum(), window.weight.sum()
-    # The loss has its weight in it, which is that of no target where the window has none.
+    # The loss is weighted already; a window without targets has a weight of 0.
     whole = torch.where(num_targets > 0, loss.detach() * num_targets / weight, 0)
     return torch.stack([nll, whole, *((term.detach() * window.mask).sum() for term in terms)])
 

@@ -48,7 +48,7 @@ class TimeLeft:
     def pause(self) -> None:
         self._pausing = True
 
-    def go_on(self, now: float) -> None:
+    def resume(self, now: float) -> None:
         """Note that the next step begins, after a pause or without one."""
         if self._pausing:
             self._pausing = False
@@ -105,7 +105,7 @@ class Progress(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self._time.go_on(time.monotonic())
+        self._time.resume(time.monotonic())
 
     def on_train_batch_end(
         self,

@@ -53,4 +53,4 @@ class Samples(Callback):
         return {"length": self._lines.length}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._lines.go_on(state_dict["length"], writes=is_first())
+        self._lines.resume(state_dict["length"], writes=is_first())

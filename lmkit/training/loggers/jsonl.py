@@ -79,7 +79,7 @@ class JsonlLogger(Logger):
         return {"length": self._lines.length, "seconds": self.seconds}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        self._lines.go_on(state_dict["length"], writes=is_first())
+        self._lines.resume(state_dict["length"], writes=is_first())
         self._seconds = state_dict["seconds"]
         self._started = time.perf_counter()
 
