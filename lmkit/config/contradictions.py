@@ -325,7 +325,7 @@ def _callbacks(callbacks: Mapping[str, Any]) -> Iterator[str]:
         named = named_class("callbacks", node)
         bases = [each for each in named.__mro__ if each.__module__.startswith("lightning.")]
         kind = next((each.__name__ for each in bases if each.__name__ in REFUSED), None)
-        if kind and (kind != "BaseFinetuning" or named is bases[0]):  # a user's subclass of it may
+        if kind and (kind != "BaseFinetuning" or named is bases[0]):  # a subclass may work
             yield f"callbacks.{key}: {kind} {REFUSED[kind]}; leave it out"
 
 

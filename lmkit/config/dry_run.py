@@ -72,8 +72,8 @@ def attempt(path: str, node: Node | None, make: Make, mistakes: list[str]) -> An
 
 
 def _reason(error: Exception, make: Make, node: Node, keys: Mapping[str, Key]) -> str | None:
-    """The key because of which a node is refused: the first one named in the message without which
-    the error is another one or gone, else any such key; None if there is none."""
+    """The key because of which a node is refused: a required one that the message names first, else
+    one, preferably named there, without which the error changes; None if there is none."""
     known = [name for name in node if name in keys]
     required = [name for name in known if keys[name].required]
     named = _named(error, known)

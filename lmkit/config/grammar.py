@@ -110,7 +110,7 @@ class Sorted:
 
     def settle(self, config: Mapping[str, Any], mistakes: list[str]) -> bool:
         """Note doubtful values whose keys do not accept text, and leave them out; returns whether
-        there were any, of text or not."""
+        any were left out."""
         keys = node_keys(config)
         texts = {path for path, key in keys.items() if takes_text(key.type)}
         mistakes += [wrong for key, wrong in self.doubtful.items() if key not in texts]

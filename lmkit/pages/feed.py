@@ -99,7 +99,7 @@ def _reached(path: Path, state: Sequence[int]) -> dict[str, float]:
         return {}
     for line in reversed(lines[:-1]):  # the last is empty, or half written
         row = parse_row(line)
-        # Rows of a test are not of the training, and may come without one, in a resumed run.
+        # Skip a test, which comes after the last epoch, or after none if a finished run is resumed.
         if row is not None and not any(key.startswith("test/") for key in row):
             return {key: row[key] for key in REACHED if type(row.get(key)) in (int, float)}
     return {}

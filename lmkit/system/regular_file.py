@@ -121,7 +121,7 @@ def read_yaml(path: Path, loader: type[Any] | None = None, kind: type[Any] = dic
 
 
 def _without_merging(loader: type[Any]) -> type[Any]:
-    """The loader, but it ignores `<<`: lmkit does not write it, and nested ones can fill memory."""
+    """The loader, but it refuses `<<`: lmkit does not write it, and nested ones can fill memory."""
     return type(loader.__name__, (loader,), {"flatten_mapping": lambda self, node: None})
 
 

@@ -78,7 +78,7 @@ class Threads:
 
     @property
     def settled(self) -> bool:
-        """Whether no trial is going on."""
+        """Whether no trial is running."""
         return self._trial is None
 
     def worked(self, tokens: int, seconds: float) -> str | None:

@@ -49,7 +49,7 @@ class WindowLoader(Passes):
         self.world_size = world_size
         lanes = self.lanes(0)
         self.efficiency = lanes.efficiency
-        # A longer window would hold no more, and position numbers could pass 64 bits.
+        # A longer window would hold no more, and products with it could exceed 64 bits.
         self.bptt = min(bptt, max(int(lanes.lengths.max()), 1))
         read = lanes.lengths.max() if seed is not None else lanes.lengths[self.rows].max(initial=0)
         super().__init__([store], -(-int(read) // self.bptt), store.num_tokens, limit)
