@@ -19,7 +19,7 @@ from lmkit.config.check import check
 from lmkit.config.compose import compose
 from lmkit.system.allocator import keep_freed_memory
 from lmkit.training.callbacks.progress import Progress
-from lmkit.training.fit import build_trainer
+from lmkit.config.trainer import build_trainer
 from lmkit.training.loggers import JsonlLogger
 from lmkit.windows import DataModule, Window
 

@@ -24,8 +24,8 @@ def __getattr__(name: str) -> str:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-# GNU OpenMP, which PyTorch loads, has threads spin for some milliseconds where they wait for each
-# other, on cores that the late ones may need: after 20 microseconds they are to sleep instead.
+# PyTorch's GNU OpenMP lets threads that wait for others spin for some milliseconds, on cores that
+# the others may need. With this they sleep after 20 microseconds instead.
 if "torch" not in sys.modules and "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
@@ -39,20 +39,23 @@ def load(
     kernels: str | None = None,
     threads: int | None = None,
 ) -> TrainedModel:
-    """The trained model of a run, to `score`, `nll`, `perplexity` and `generate` with.
+    """The trained model of a run, with methods `score`, `nll`, `perplexity` and `generate`.
 
-    run: its directory, its id, the beginning of one, or `latest`; ids are sought in `outputs`.
-    checkpoint: `best`, `last` or another name in the run's `checkpoints/`. precision: full unless
-    given, whatever the run was trained in: in bf16 a surprisal is off by up to 0.01 nats.
-    kernels: the run's unless given. threads: PyTorch's number unless given.
+    run: its directory, its id, the beginning of its id, or `latest`; ids are looked up in
+    `outputs`. checkpoint: `best`, `last` or another name in the run's `checkpoints/`. precision:
+    full by default, whatever the run was trained in: in bf16 a surprisal is off by up to 0.01 nats.
+    kernels: by default the run's. threads: by default PyTorch's number.
     """
     from lmkit.config.check import check
     from lmkit.config.compose import compose
     from lmkit.inference import TrainedModel
     from lmkit.run import Run, no_checkpoint
 
-    found = Run.find(str(outputs), str(run), no_checkpoint)
-    given = [f"trainer.precision={precision}", f"threads={'null' if threads is None else threads}"]
-    given += [f"kernels={kernels}"] if kernels else []
-    config, _ = check(compose(given, found.path / "config.yaml"), trains=False)
-    return TrainedModel.load(found, config, checkpoint)
+    named = Run.find(str(outputs), str(run), no_checkpoint)
+    changes = [
+        f"trainer.precision={precision}",
+        f"threads={'null' if threads is None else threads}",
+        *([f"kernels={kernels}"] if kernels else []),
+    ]
+    config, _ = check(compose(changes, named.path / "config.yaml"), trains=False)
+    return TrainedModel.load(named, config, checkpoint)

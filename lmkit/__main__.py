@@ -1,4 +1,4 @@
-"""`python -m lmkit`."""
+"""`python -m lmkit`: the command line."""
 
 import os
 import signal
@@ -9,6 +9,6 @@ from lmkit.system.signals import FOLLOWS, follow_parent
 
 if parent := os.environ.pop(FOLLOWS, None):  # a job or trial of a sweep
     follow_parent(int(parent))
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # submitit's, for the launcher's process
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # submitit means it for the launcher's process
 
 sys.exit(main())

@@ -1,4 +1,4 @@
-"""A checked config to the objects that it names: source, tokenizer, data, model and head."""
+"""Builds the main objects of a checked config: source, tokenizer, data, model and head."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from lmkit.windows import DataModule
 
 
 def make_source(config: Mapping[str, Any]) -> Corpus:
-    """What documents or tokens are read from."""
+    """The source of documents or tokens."""
     source: Corpus = build("data", split_data(config["data"])[0])
     return source
 
 
 def make_tokenizer(config: Mapping[str, Any]) -> Tokenizer | None:
-    """The tokenizer, not trained yet where it is one that is; None: that of the data's tokens."""
+    """The tokenizer, which may still have to be trained; None: the data's tokens come with one."""
     tokenizer: AnyTokenizer = build("tokenizer", config["tokenizer"])
     return tokenizer.resolved()
 
 
 def text_and_tokenizer(config: Mapping[str, Any]) -> tuple[Source, Tokenizer]:
-    """Source and tokenizer; raises UserError where the source has tokens and no text."""
+    """Source and tokenizer; raises UserError if the source has tokens instead of text."""
     source, tokenizer = make_source(config), make_tokenizer(config)
     if not isinstance(source, Source):
         raise UserError("data has tokens that are prepared already: give the text")
@@ -40,7 +40,7 @@ def text_and_tokenizer(config: Mapping[str, Any]) -> tuple[Source, Tokenizer]:
 
 
 def make_data(config: Mapping[str, Any]) -> DataModule:
-    """The data module, its stores cached under the outputs."""
+    """The data module, which caches its stores in the outputs directory."""
     return DataModule(
         make_source(config),
         make_tokenizer(config),
@@ -51,7 +51,7 @@ def make_data(config: Mapping[str, Any]) -> DataModule:
 
 
 def build_model(config: Mapping[str, Any], vocabulary_size: int) -> tuple[LanguageModel, Head]:
-    """Model and head, with fresh weights."""
+    """Model and head, with initial weights."""
     model = build("model", config["model"], vocabulary_size=vocabulary_size)
     head = build(
         "head",

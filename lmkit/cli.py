@@ -1,6 +1,6 @@
-"""`lmkit COMMAND [RUN] key=value ...`: which command, its streams, and how it ended.
+"""The command line `lmkit COMMAND [RUN] key=value ...`: streams, dispatch, errors, exit codes.
 
-Nothing here imports torch: the command's module does, once there is something to compute.
+Nothing here imports torch: a command's module does, when there is something to compute.
 """
 
 import io
@@ -22,8 +22,8 @@ from lmkit.system.signals import Stopped, StopSignals
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line; the exit code: 0 done, 1 failed, 2 the user's mistake, 130 and 143
-    stopped."""
+    """Run a command line and return the exit code: 0 done, 1 failed, 2 a mistake of the user, 130
+    or 143 stopped."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     hide_arguments(arguments)
     _open_streams()
@@ -34,8 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: list[str]) -> int:
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     logging.getLogger("lmkit").setLevel(logging.INFO)
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns where there is no home
-    logging.raiseExceptions = False  # what cannot be logged, as on a full disk, has no stack
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns if there is no home
+    logging.raiseExceptions = False  # print no stack for a log that fails, as on a full disk
     try:
         with StopSignals():
             find_in_working_directory()
@@ -49,12 +49,12 @@ def _main(argv: list[str]) -> int:
 
 
 def _tell(error: Exception) -> int:
-    """Say on stderr why a command has ended, where that takes anything; the exit code."""
+    """Print the error that ended a command, if stderr can be written, and return the exit code."""
     known = error if isinstance(error, ResultError) else as_user_error(error)
     with suppress(OSError):
         if known:
             print(f"error: {known}", file=sys.stderr)
-        else:  # the interpreter would print it as it is, secrets and all
+        else:  # the interpreter itself would print secrets too
             traceback.print_exc()
     try:
         sys.stdout.flush()
@@ -64,21 +64,21 @@ def _tell(error: Exception) -> int:
 
 
 def _open_streams() -> None:
-    """Have stdin, stdout and stderr, also where they were closed (`>&-`) or are not UTF-8.
+    """Make stdin, stdout and stderr usable, even if they were closed (`>&-`) or are not UTF-8.
 
-    The next file that is opened would be taken for one that is closed.
+    Otherwise the next file that is opened would get the number of a closed one.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             os.dup2(os.open(os.devnull, os.O_RDWR), number)
-            os.set_inheritable(number, True)  # where `open` has given that number itself
+            os.set_inheritable(number, True)  # needed if `open` itself has returned that number
             mode = "w" if number else "r"
             setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", closefd=False))
-    for name in ("COLUMNS", "LINES"):  # 0: not known, as on a serial line
+    for name in ("COLUMNS", "LINES"):  # 0 means unknown, as on a serial line
         if os.environ.get(name, "1").strip("0 ") == "":
             del os.environ[name]
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # not a test's
+        if isinstance(stream, io.TextIOWrapper):  # tests replace the streams
             stream.reconfigure(errors="backslashreplace")
 
 
@@ -125,7 +125,8 @@ def _dispatch(argv: list[str]) -> None:
 
 @contextmanager
 def _stdout_for_json() -> Iterator[TextIO]:
-    """A stream to stdout, while all that is printed, by child processes too, goes to stderr."""
+    """A stream to the real stdout, while all else that is printed, also by child processes, goes to
+    stderr."""
     sys.stdout.flush()
     saved = os.dup(1)
     os.dup2(2, 1)

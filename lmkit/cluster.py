@@ -1,4 +1,4 @@
-"""Shards of a store as the tasks of datatrove's executors: on this machine, under SLURM or Ray."""
+"""Makes the shards of a store as tasks of datatrove's executors: here, under SLURM or with Ray."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lmkit.store.preparation import Encode, plan
 class ShardStep:
     """A step of a datatrove pipeline: task `rank` makes every `world_size`-th shard.
 
-    Shards that are there whole are left alone. What comes before the step passes through.
+    Whole shards are not made again. Data from earlier steps of the pipeline passes through.
     """
 
     encode: Encode
@@ -36,13 +36,13 @@ def shard_step(arguments: Sequence[str], store: str, workers: int | None = None)
     """The step that encodes the data of a command line, `["data=jsonl", "data.path=..."]`.
 
     The text is hashed and the tokenizer trained here, in `workers` processes. When all tasks are
-    done, `lmkit prepare` with the same arguments and store=DIR makes of the shards a store.
+    done, `lmkit prepare` with the same arguments and store=DIR makes a store of the shards.
     """
     config, _ = check(compose(arguments), trains=False)
-    cache, place = Path(config["outputs"]) / ".cache", Path(store).expanduser().absolute()
+    cache, directory = Path(config["outputs"]) / ".cache", Path(store).expanduser().absolute()
     workers = num_cores() if workers is None else workers
     by_line = config["data"].get("protocol") == "sentence"
     encode, jobs = plan(
-        *text_and_tokenizer(config), cache, workers=workers, store=place, by_line=by_line
+        *text_and_tokenizer(config), cache, workers=workers, store=directory, by_line=by_line
     )
     return ShardStep(encode, tuple(jobs))

@@ -1,4 +1,4 @@
-"""The commands, as their source text shows them: nothing is imported to be asked."""
+"""The commands, described from their source text without importing them."""
 
 import ast
 import importlib
@@ -46,7 +46,7 @@ PROVIDED = (
 
 @dataclass(frozen=True)
 class Command:
-    """A command as its source text shows it, read without importing what it imports."""
+    """A command: its arguments and docstring, read from its source text."""
 
     name: str
     module: str
@@ -63,17 +63,17 @@ class Command:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """What the command line must begin with, without a key."""
+        """The arguments without a key with which the command line must begin."""
         return tuple(name for name in self.positional if name not in PROVIDED)
 
     @property
     def takes_config(self) -> bool:
-        """Whether the keys of a config are among those of the command."""
+        """Whether keys of a config can be set on the command line."""
         return "config" in self.positional or "composition" in self.positional
 
     @property
     def flags(self) -> list[str]:
-        """The flags that it takes."""
+        """The flags that the command has."""
         flags = ["--help"]
         if "config_dir" in self.positional or self.takes_config:
             flags.append("--config-dir")

@@ -1,4 +1,4 @@
-"""What ends a command: a mistake that the user can mend, the machine, or a result that is bad."""
+"""The errors that end a command: mistakes of the user, faults of the machine, failed results."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any
 
 
 class UserError(Exception):
-    """A mistake in config, path or data: says what, where, found and expected, and the remedy."""
+    """A mistake in config, path or data; the message says what, where, what was found and expected,
+    and the remedy."""
 
 
 class MachineError(UserError):
-    """The machine's doing: once it is mended, as by making room on a disk, the same command goes
-    on."""
+    """A fault of the machine, such as a full disk: once it is mended, the same command resumes."""
 
 
 class ResultError(Exception):
-    """A command has done its work, and what came of it is a failure.
+    """A command has done its work, but the result is a failure.
 
-    result: what the command would have returned. exit_code: of the process.
+    result: the value that the command would have returned. exit_code: of the process.
     """
 
     def __init__(self, message: str, result: Any, exit_code: int = 1) -> None:
@@ -30,7 +30,7 @@ class ResultError(Exception):
         self.exit_code = exit_code
 
 
-# What the system answers to a write on a disk that has no room or takes no more, and the remedy.
+# Errors of writing to a disk that is full or failing, with the remedy.
 DISK = {
     errno.ENOSPC: "make room there",
     errno.EDQUOT: "make room there or have the quota raised",
@@ -42,22 +42,23 @@ ACCESS = (errno.EACCES, errno.EPERM)
 
 
 def exit_code(error: BaseException) -> int:
-    """Of the process that an error ends: 2 for the user's mistakes, 130 or 143 for a signal."""
+    """The exit code of a process that an error ends: 2 for mistakes of the user, 130 or 143 for a
+    signal."""
     if as_user_error(error):
         return 2
     return int(getattr(error, "exit_code", 1))
 
 
 def as_user_error(error: BaseException) -> UserError | None:
-    """An error that the user can mend, in a sentence; None for a defect, which needs its stack.
+    """An error as a UserError, if the user can mend it; None for a defect, which needs its stack.
 
-    Beside UserErrors these are what the system answers about files, and a disk without room also
-    where a library has raised something else because of it.
+    Beside UserErrors these are the system's errors about files, and a full disk also if a library
+    has raised something else because of it.
     """
     if isinstance(error, UserError):
         return error
     chain = [cause for cause in causes(error) if isinstance(cause, OSError)]
-    # A library's own write names no file; what our code writes does.
+    # Errors of lmkit's own writes name a file, those of libraries may not: prefer the former.
     chain.sort(key=lambda each: each.filename is None)
     for each in chain:
         if each.errno in DISK:
@@ -73,14 +74,15 @@ def as_user_error(error: BaseException) -> UserError | None:
 
 
 def cannot_write(what: str, path: Path, error: OSError, remedy: str) -> UserError:
-    """That `what` in `path` cannot be written, as the user's mistake or the machine's doing."""
+    """The error that `what` in `path` cannot be written: a MachineError for a full or failing disk,
+    else a UserError."""
     full = error.errno in DISK
     free = room(str(path)) if full else ""
     return (MachineError if full else UserError)(f"{what}: {error.strerror}{free}; {remedy}")
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error, what it came of, and so on."""
+    """An error, its cause, the cause of that, and so on."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
@@ -91,18 +93,18 @@ def _name(error: OSError) -> str:
 
 
 def room(path: str | bytes | None) -> str:
-    """` (so much is free)` of the file system of a path; nothing where that cannot be told."""
+    """The text ` (... of ... are free)` for the file system of a path, "" if that is unknown."""
     if path is None:
         return ""
-    there = Path(os.fsdecode(path))
+    existing = Path(os.fsdecode(path))
     try:
-        while not there.exists():
-            there = there.parent
-        found = os.statvfs(there)
+        while not existing.exists():
+            existing = existing.parent
+        system = os.statvfs(existing)
     except OSError:
         return ""
-    free, size = (_bytes(n * found.f_frsize) for n in (found.f_bavail, found.f_blocks))
-    files = "; no file more" if found.f_files and not found.f_favail else ""
+    free, size = (_bytes(n * system.f_frsize) for n in (system.f_bavail, system.f_blocks))
+    files = "; no file more" if system.f_files and not system.f_favail else ""
     return f" ({free} of {size} are free{files})"
 
 
@@ -115,5 +117,5 @@ def _bytes(number: float) -> str:
 
 
 def install(extra: str) -> str:
-    """The command that brings what an extra of lmkit needs, for messages."""
+    """The command that installs an extra of lmkit, for messages."""
     return f"pip install 'recurrent-lmkit[{extra}]'"

@@ -1,4 +1,4 @@
-"""A command line to the call of its command: with which run, config and keys."""
+"""Calls the command of a command line, with its run, its config and its own keys."""
 
 import logging
 import sys
@@ -28,7 +28,7 @@ HYDRA_FLAGS = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--shell-completio
 
 
 def invoke(command: Command, argv: list[str]) -> Any:
-    """Call the command with what its signature names: run, config, overrides, its own keys."""
+    """Call a command with the arguments in its signature: run, config, overrides, its own keys."""
     from lmkit.config.grammar import parse_flags
 
     try:
@@ -125,19 +125,19 @@ def _composed(command: Command, argv: list[str], name: str, run: Any) -> Any:
 
 
 def _key(argument: str) -> str:
-    """`a.b` of `++a.b=c`."""
+    """The key of an argument: `a.b` of `++a.b=c`."""
     return argument.partition("=")[0].lstrip("+~")
 
 
 def _renaming(run: Any, overrides: Sequence[str]) -> Iterator[str]:
-    """The mistakes of keys that would give a run that there is another name."""
+    """The mistakes of keys that would rename an existing run."""
     for argument in overrides:
         if _key(argument) in ("name", "run_id"):
             yield f"{redact(argument)}: the run stays {run.name}/{run.id}; leave it out"
 
 
 def _unused(command: Command, overrides: Sequence[str]) -> Iterator[str]:
-    """The mistakes of keys that a command which only reads a run makes nothing of."""
+    """The mistakes of keys that have no effect in a command that only reads a run."""
     uses = USES.get(command.name, ())
     others = ("model", "tokenizer", "outputs", *command.own)
     for argument in overrides if uses else ():
@@ -148,7 +148,7 @@ def _unused(command: Command, overrides: Sequence[str]) -> Iterator[str]:
 
 
 def _take_words(command: Command, argv: list[str]) -> tuple[dict[str, str], list[str]]:
-    """The arguments without a key that the command begins with, such as RUN, and the others."""
+    """The command's first arguments, which have no key, such as RUN; and the other arguments."""
     from lmkit.config.grammar import ASSIGNMENT
 
     words: dict[str, str] = {}
@@ -163,7 +163,7 @@ def _take_words(command: Command, argv: list[str]) -> tuple[dict[str, str], list
 
 
 def _find_run(argv: list[str], which: str, lacks: str | None) -> Any:
-    """The run that RUN names, sought under `outputs=`; lacks: the name of a function of `run`."""
+    """The run that RUN names, looked up in `outputs=`; lacks: the name of a function in `run`."""
     from lmkit import run
 
     places = [argument for argument in argv if argument.startswith("outputs=")]
@@ -172,15 +172,15 @@ def _find_run(argv: list[str], which: str, lacks: str | None) -> Any:
 
 
 def _config_name(words: dict[str, str]) -> str:
-    """The config that a command starts from: that of its first word, or train's."""
+    """The name of a command's primary config: that of its first word, if any, else train."""
     from lmkit.config.groups import CONF
 
     return next((word for word in words.values() if (CONF / f"{word}.yaml").is_file()), "train")
 
 
 def _show(argv: list[str], name: str) -> None:
-    """Answer Hydra's flags, over the same command line that would be composed: the config with
-    its classes' defaults, and by Hydra all else."""
+    """Answer Hydra's flags for a command line: lmkit itself prints the config with the defaults of
+    its classes, Hydra does all else."""
     import hydra
 
     from lmkit.config.compose import check_config_name
@@ -210,4 +210,4 @@ def _show(argv: list[str], name: str) -> None:
 
 
 def _nothing(config: Any) -> None:
-    """Hydra's flags only show; there is nothing to run."""
+    """Does nothing: Hydra's flags only print."""

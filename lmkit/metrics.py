@@ -1,4 +1,4 @@
-"""Metrics as sums and counts: a mean over tokens, never a mean of means."""
+"""Metrics as sums and counts, so that each is a mean over tokens, never a mean of means."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torchmetrics import Metric
 
 
 class TokenNLL(Metric):
-    """Sum of nll in nats and number of tokens, over all it was given on every process.
+    """The sum of nll in nats and the number of tokens, over all updates of all processes.
 
-    The sum is float64 (`dtype` is for devices without it) and the count int64.
+    The sum is float64 (`dtype` is for devices without it), the count int64.
     """
 
     full_state_update = False
@@ -40,5 +40,5 @@ def perplexity(nll: float) -> float:
 
 
 def bits_per_byte(nll_sum: float, num_bytes: int) -> float:
-    """Nats of a whole text over its UTF-8 bytes, in bits; only for tokenizers that lose nothing."""
+    """Bits per UTF-8 byte from the nats of a whole text; only for lossless tokenizers."""
     return nll_sum / math.log(2) / num_bytes

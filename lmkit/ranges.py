@@ -1,4 +1,4 @@
-"""The numbers that a key can be, as annotations of constructors, which the check reads."""
+"""The ranges of numbers that keys can have, as annotations that the check of a config reads."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from annotated_types import Ge, Gt, Le, Lt
 
 Size = Annotated[int, Ge(1)]
 Count = Annotated[int, Ge(0)]
-Seed = Annotated[int, Ge(0), Lt(2**32)]  # NumPy takes no other
+Seed = Annotated[int, Ge(0), Lt(2**32)]  # the range of NumPy
 Share = Annotated[float, Ge(0), Lt(1)]
 Fraction = Annotated[float, Ge(0), Le(1)]
 NonNegative = Annotated[float, Ge(0)]
 Positive = Annotated[float, Gt(0)]
-Real = Annotated[float, "any"]  # that is finite, as every float must be
+Real = Annotated[float, "any"]  # any finite number
 
 
 def broken(value: float, marks: Iterable[Any]) -> str | None:
-    """`at least 0 and below 1`, by the marks of an annotation, where `value` is not."""
+    """None if a value is in range; else the range, as the text `at least 0 and below 1`."""
     bounds = []
     for mark in marks:
         match mark:

@@ -1,4 +1,4 @@
-"""`lmkit --help` and `lmkit COMMAND --help`, from the signatures and docstrings of the commands."""
+"""The texts of `lmkit --help` and `lmkit COMMAND --help`, made from signatures and docstrings."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FLAGS = {
 
 
 def overview(known: Mapping[str, Any]) -> str:
-    """All commands, a line each."""
+    """The overview of all commands, a line each."""
     lines = ["usage: lmkit COMMAND [RUN] [key=value ...]"]
     others = [name for name in known if name not in chain(*GROUPS.values())]
     groups = {**GROUPS, **({"of other packages": others} if others else {})}
@@ -72,7 +72,7 @@ def usage(command: Any) -> str:
 
 
 def examples(command: Any) -> list[str]:
-    """The command lines in a command's docstring: what is indented there."""
+    """The example command lines in a command's docstring: its indented lines."""
     return [line.strip() for line in command.doc.splitlines() if line.startswith("    ")]
 
 
@@ -95,7 +95,7 @@ def _config(command: Any) -> list[str]:
 
 
 def _default(source: str | None) -> str:
-    """A default as the command line takes it."""
+    """A default as it is written on the command line."""
     plain = {"None": "null", "True": "true", "False": "false", None: "..."}
     return plain.get(source, (source or "").strip("'"))
 

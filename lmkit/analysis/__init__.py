@@ -1,1 +1,1 @@
-"""What a trained model has learned, measured."""
+"""Measurements of what trained models have learned."""

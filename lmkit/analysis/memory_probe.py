@@ -1,4 +1,4 @@
-"""What a trained model makes of the memory probe, and models of one size to compare by it."""
+"""The memory probe: measures how far models of the same size remember."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NUM_LANES = 64
 
 
 def check_config(config: Mapping[str, Any], context: int) -> None:
-    """Raise UserError with all that keeps a config from being probed."""
+    """Raise UserError with all mistakes that make a config unfit for the probe."""
     mistakes = [
         f"{group}._target_={config[group]['_target_']}: the probe needs {group}={option}"
         for group, option, wanted in (
@@ -50,10 +50,11 @@ def check_config(config: Mapping[str, Any], context: int) -> None:
 def same_size(
     config: Mapping[str, Any], context: int, vocabulary_size: int
 ) -> dict[str, dict[str, Any]]:
-    """The config of an LSTM, and the like of a window, Elman and GRU of as many parameters.
+    """Configs of a window, an Elman network and a GRU with as many parameters as the LSTM's config,
+    and that config.
 
-    All settings that a model knows stay; its hidden_size is the largest that makes it no bigger
-    than the LSTM.
+    Settings that a model has in common are kept; its hidden_size is the largest with which it has
+    no more parameters than the LSTM.
     """
     most = num_parameters(config, vocabulary_size)
 
@@ -74,14 +75,14 @@ def same_size(
 
 
 def num_parameters(config: Mapping[str, Any], vocabulary_size: int) -> int:
-    """Those of model and head, of which no memory is taken."""
+    """The number of parameters of model and head, counted without allocating them."""
     with torch.device("meta"):
-        parts = build_model(config, vocabulary_size)
-    return sum(parameter.numel() for part in parts for parameter in part.parameters())
+        modules = build_model(config, vocabulary_size)
+    return sum(parameter.numel() for module in modules for parameter in module.parameters())
 
 
 def predictions(trained: TrainedModel, store: TokenStore) -> npt.NDArray[np.int64]:
-    """The token that the model holds likeliest in the place of each of the store's tokens."""
+    """For each token of the store, the token that the model predicts as likeliest there."""
     loader = trained.loader(store, trained.protocol, min(NUM_LANES, store.num_documents))
     lanes = loader.lanes(0)
     likeliest = np.zeros((lanes.num_lanes, lanes.lengths.max()), np.int64)
@@ -104,7 +105,7 @@ def predictions(trained: TrainedModel, store: TokenStore) -> npt.NDArray[np.int6
 
 
 def num_correct(predicted: npt.ArrayLike, store: TokenStore) -> dict[int, tuple[int, int]]:
-    """By distance: needed words that were predicted, and needed words; distances ascend.
+    """By ascending distance: the number of needed words predicted right, and of all needed words.
 
     predicted: (num_tokens,), one token for each of the store's.
     """
@@ -114,12 +115,12 @@ def num_correct(predicted: npt.ArrayLike, store: TokenStore) -> dict[int, tuple[
     for index, end in enumerate(store.document_ends.tolist()):
         name = store.document_id(index)
         correct, total = counts.get(distance := probe_distance(name), (0, 0))
-        found = sum(bool(right[start + word]) for word in needed_words(name))
-        counts[distance] = correct + found, total + NUM_NEEDED
+        num_right = sum(bool(right[start + word]) for word in needed_words(name))
+        counts[distance] = correct + num_right, total + NUM_NEEDED
         start = end
     return dict(sorted(counts.items()))
 
 
 def chance(num_countries: int) -> float:
-    """Accuracy of the best guess without memory: the second needed word is never the first."""
+    """Accuracy of the best guess without memory, given that the two needed words always differ."""
     return (1 / num_countries + 1 / (num_countries - 1)) / 2

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BUCKET = 10  # distances to a row of the table
-# The colours of Okabe and Ito 2008, which the colour-blind tell apart; so do line and marker.
+# The colours of Okabe and Ito 2008, which colour-blind people can tell apart, as lines and markers.
 STYLES = {
     "window": ("Window", {"color": "#D55E00", "linestyle": "-.", "marker": "s"}),
     "elman": ("Elman", {"color": "#56B4E9", "linestyle": "--", "marker": "^"}),
@@ -47,9 +47,10 @@ def draw(result: Mapping[str, Any]) -> Figure:
 
 
 def buckets(distances: Sequence[int]) -> list[tuple[int, int, slice]]:
-    """First and last distance of each row of the table, 1 to 10, 11 to 20, .., and their places."""
+    """The rows of the table, 1 to 10, 11 to 20, ..: first and last distance, and the slice of
+    `distances` between them."""
     rows = []
     for _, group in groupby(enumerate(distances), key=lambda each: (each[1] - 1) // BUCKET):
-        places = list(group)
-        rows.append((places[0][1], places[-1][1], slice(places[0][0], places[-1][0] + 1)))
+        pairs = list(group)
+        rows.append((pairs[0][1], pairs[-1][1], slice(pairs[0][0], pairs[-1][0] + 1)))
     return rows

@@ -1,1 +1,1 @@
-"""One file a command: it reads its arguments, calls, and prints."""
+"""The commands, a module each: it reads the command's arguments, calls others, and prints."""

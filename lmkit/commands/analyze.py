@@ -60,8 +60,8 @@ def _train_and_measure(
     store = prepared.stores["test"]
     configs = same_size(config, context, prepared.tokenizer.vocabulary_size)
     models = {}
-    for place, (name, model_config) in enumerate(configs.items(), start=1):
-        print(f"{place}/{len(configs)} {STYLES[name][0]}", file=sys.stderr)
+    for number, (name, model_config) in enumerate(configs.items(), start=1):
+        print(f"{number}/{len(configs)} {STYLES[name][0]}", file=sys.stderr)
         model_config["run_id"] = f"{identity}-{name}"
         run = Run.named(model_config["outputs"], model_config["name"], model_config["run_id"])
         summary = launch(run, grouped(model_config), overrides)
@@ -90,9 +90,9 @@ def _table(result: Mapping[str, Any]) -> Table:
     table = Table("distance", title="Accuracy at the needed words, on test")
     for name in models:
         table.add_column(STYLES[name][0], justify="right")
-    for first, last, places in buckets(result["distances"]):
-        total = sum(result["num_words"][places])
-        shares = [sum(model["num_correct"][places]) / total for model in models.values()]
+    for first, last, row in buckets(result["distances"]):
+        total = sum(result["num_words"][row])
+        shares = [sum(model["num_correct"][row]) / total for model in models.values()]
         table.add_row(f"{first} to {last} words", *(f"{share:.3f}" for share in shares))
     table.add_section()
     for key in ("num_parameters", "hidden_size", "seconds"):

@@ -1,4 +1,4 @@
-"""`lmkit completion bash|zsh`: what the tab key completes, from files and source text alone."""
+"""`lmkit completion bash|zsh`: completion with the tab key, from files and source text only."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lmkit.run import run_directories
 from lmkit.system.regular_file import DamagedError, read_yaml
 
 SCRIPTS = {
-    # Of a word that holds = or :, readline replaces the part after it alone.
+    # In a word with = or :, readline replaces only the part after it.
     "bash": r"""_lmkit() {
     local line=${COMP_LINE:0:COMP_POINT} word=${COMP_LINE:0:COMP_POINT} found
     word=${word##* }
@@ -59,8 +59,8 @@ def completion(shell: str) -> dict[str, str]:
 
 
 def complete(line: str, commands: Mapping[str, Any]) -> list[str]:
-    """Whole words that may stand for the last word of a command line; one that is finished ends
-    with a space."""
+    """Completions of the last word of a command line, as whole words; a finished one ends with a
+    space."""
     words = _words(line)[1:]
     word, before = words[-1] if words else "", words[:-1]
     if not before:
@@ -73,7 +73,7 @@ def complete(line: str, commands: Mapping[str, Any]) -> list[str]:
 
 
 def _words(line: str) -> list[str]:
-    """A command line as words, quotes left out; the last may be unfinished, or empty."""
+    """The words of a command line, with their quotes; the last may be unfinished, or empty."""
     words = re.findall(r"(?:[^\s'\"\\]|\\.|'[^']*'?|\"[^\"]*\"?)+", line)
     return [*words, ""] if line[-1:].isspace() else words
 
@@ -98,12 +98,12 @@ def _candidates(word: str, before: Sequence[str], command: Any) -> Iterator[str]
 
 
 def _folders(before: Sequence[str]) -> list[Path]:
-    place = None
+    config_dir = None
     for flag, value in pairwise([*before, ""]):
         if flag == "--config-dir" or flag.startswith("--config-dir="):
-            place = flag.partition("=")[2] or value
+            config_dir = flag.partition("=")[2] or value
     try:
-        return config_folders(place)
+        return config_folders(config_dir)
     except UserError:
         return config_folders(None)
 
@@ -123,16 +123,16 @@ def _first_words(word: str, before: Sequence[str], command: Any) -> Iterator[str
 
 def _runs(before: Sequence[str]) -> list[Path]:
     """The directories of all runs, the newest first."""
-    places = [each.partition("=")[2] for each in before if each.startswith("outputs=")]
+    outputs = [each.partition("=")[2] for each in before if each.startswith("outputs=")]
     try:
-        found = run_directories(places[-1] if places else "outputs")
+        runs = run_directories(outputs[-1] if outputs else "outputs")
     except DamagedError:
         return []
-    return sorted(found, key=_changed, reverse=True)
+    return sorted(runs, key=_changed, reverse=True)
 
 
 def _changed(run: Path) -> float:
-    """When a run was last started, or where that cannot be seen, long ago."""
+    """The time of a run's last start; 0 if it cannot be read."""
     try:
         return (run / "config.yaml").lstat().st_mtime
     except OSError:
@@ -140,7 +140,7 @@ def _changed(run: Path) -> float:
 
 
 def _run(before: Sequence[str]) -> Path | None:
-    """The run that a command line names, if it is to be found without much ado."""
+    """The run that a command line names, if it can be found by its path or the start of its id."""
     named = next((each for each in before if "=" not in each and each[:1] != "-"), "")
     if named and _changed(Path(named)):
         return Path(named)
@@ -173,11 +173,11 @@ def _values(
 
 
 def _of_type(hint: str) -> list[str]:
-    """What a type's words say may be written: the options of a Literal, true and false, null."""
-    parts = hint.replace("list[", "").replace("]", "").split(" | ")
-    values = ["true", "false"] if "bool" in parts else []
+    """The values that a type, as text, allows: options of a Literal, true and false, null."""
+    arms = hint.replace("list[", "").replace("]", "").split(" | ")
+    values = ["true", "false"] if "bool" in arms else []
     types = {"int", "float", "str", "bool", "Any", "Path"}
-    plain = [part for part in parts if re.fullmatch(r"[a-z0-9][\w/-]*", part) and part not in types]
+    plain = [arm for arm in arms if re.fullmatch(r"[a-z0-9][\w/-]*", arm) and arm not in types]
     return list(dict.fromkeys([*values, *plain]))
 
 
@@ -196,13 +196,13 @@ def _keys(word: str, before: Sequence[str], command: Any, folders: Sequence[Path
         yield from (f"{group}." for group in SLOTS)
         yield from (f"{key}=" for key in node_keys({}))
         return
-    found = []
+    keys = []
     for path in _config_keys(word, before, command, folders):
-        # Up to the next dot: callbacks. before callbacks.samples.prompt.
+        # Complete up to the next dot: `callbacks.` before `callbacks.samples.prompt`.
         rest = path[len(word) :]
         end, dot, _ = rest.partition(".")
-        found.append(f"{word}{end}{dot or '='}" if path.startswith(word) else f"{path}=")
-    yield from dict.fromkeys(found)
+        keys.append(f"{word}{end}{dot or '='}" if path.startswith(word) else f"{path}=")
+    yield from dict.fromkeys(keys)
 
 
 def _config_keys(
@@ -227,13 +227,13 @@ def _config_keys(
 
 
 def _choices(before: Sequence[str], folders: Sequence[Path], preset: bool) -> dict[str, list[str]]:
-    """The options of each group that a command line comes to, its presets' choices included."""
+    """The options that a command line chooses for each group, including choices of its presets."""
     chosen: dict[str, list[str]] = {}
-    given = {k: v for k, is_, v in (each.partition("=") for each in before) if is_}
+    arguments = {k: v for k, is_, v in (each.partition("=") for each in before) if is_}
     entries: list[Any] = _read(folders[0] / "train.yaml")["defaults"]
     for entry in (entry for entry in entries if isinstance(entry, dict)):
         for group, option in entry.items():
-            chosen[group] = _options(given.get(group, option))
+            chosen[group] = _options(arguments.get(group, option))
     for group in ("data", "experiment", "debug") if preset else ():
         for option in chosen.get(group, []):
             files = [d / group / f"{option}.yaml" for d in folders]
@@ -241,7 +241,7 @@ def _choices(before: Sequence[str], folders: Sequence[Path], preset: bool) -> di
             for entry in _read(file).get("defaults", []) if file else []:
                 for name, value in entry.items() if isinstance(entry, dict) else ():
                     name = name.removeprefix("override ").removeprefix("/").partition("@")[0]
-                    if name not in given:
+                    if name not in arguments:
                         chosen[name] = _options(value)
     return chosen
 
@@ -252,16 +252,16 @@ def _options(value: Any) -> list[str]:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """A YAML file as it is written; nothing where it cannot be read."""
+    """The content of a YAML file; empty if it cannot be read."""
     try:
-        found: dict[str, Any] = read_yaml(file)
+        content: dict[str, Any] = read_yaml(file)
     except (FileNotFoundError, DamagedError):
         return {}
-    return found
+    return content
 
 
 def _files(word: str) -> Iterator[str]:
-    """File names that begin like this, with what a shell would take apart quoted."""
+    """The file names that begin with a word, with special characters of the shell escaped."""
     plain = re.sub(r"\\(.)", r"\1", word).strip("'\"")
     directory, slash, start = plain.rpartition("/")
     try:

@@ -43,7 +43,7 @@ def dashboard(*, outputs: str = "outputs", port: int = 7007, open_browser: bool 
 
 
 def _has_screen() -> bool:
-    """Whether a browser would open as a window, and not take over the terminal."""
+    """Whether a browser would open in a window rather than in the terminal."""
     if sys.platform in ("darwin", "win32"):
         return True
     return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))

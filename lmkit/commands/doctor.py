@@ -1,4 +1,4 @@
-"""Whether this machine, this installation and this config are fit for a run."""
+"""`lmkit doctor`: checks whether machine, installation and config are fit for a run."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ def doctor(composition: Composition, *, probe: bool = True) -> dict[str, Any]:
     probe: prepare the text and train for five seconds, to say what an epoch takes.
     """
     outputs = Path(str(composition.config.get("outputs", "outputs")))
-    found = diagnosis(outputs, str(composition.config.get("kernels", "auto")))
-    if not found["outputs"]["writable"]:
+    result = diagnosis(outputs, str(composition.config.get("kernels", "auto")))
+    if not result["outputs"]["writable"]:
         composition.mistakes.append(f"outputs={outputs}: cannot be written")
-    shown = dict(found)
+    shown = dict(result)
     try:
         config, _ = check(composition)
-        found["config"] = shown["config"] = {
+        result["config"] = shown["config"] = {
             key: config["trainer"][key] for key in ("accelerator", "precision")
         }
-        found["config"] |= {
+        result["config"] |= {
             "kernels": config["kernels"],
             "processes": hardware.num_processes(config["trainer"]),
         }
@@ -52,14 +52,14 @@ def doctor(composition: Composition, *, probe: bool = True) -> dict[str, Any]:
             data = make_data(config)
             check_limits(config, data)
             measured = estimate(config, data)
-            found["training"], shown["training"] = _numbers(measured), _words(measured)
+            result["training"], shown["training"] = _numbers(measured), _words(measured)
     finally:
         _show(shown)
-    return found
+    return result
 
 
 def diagnosis(outputs: Path, wanted: str = "auto") -> dict[str, dict[str, Any]]:
-    """What there is, by topic; kernels are built where they are `wanted`."""
+    """Versions, hardware and settings by topic; builds the kernels unless `wanted` is torch."""
     here = environment(sys.argv)
     name = hardware.accelerator("auto")
     library, reason = (None, "as the config says") if wanted == "torch" else kernels.load()
@@ -80,7 +80,7 @@ def diagnosis(outputs: Path, wanted: str = "auto") -> dict[str, dict[str, Any]]:
 
 
 def _numbers(measured: Estimate) -> dict[str, Any]:
-    """A training on one process; `seconds` of all of it is infinite without an end."""
+    """The estimate of a training as numbers; `seconds` is infinite for one without an end."""
     return {
         "num_parameters": measured.num_parameters,
         "threads": measured.threads.number,
@@ -93,7 +93,7 @@ def _numbers(measured: Estimate) -> dict[str, Any]:
 
 
 def _words(measured: Estimate) -> dict[str, str]:
-    """The same for people."""
+    """The same estimate as text for people."""
     whole = "without end" if math.isinf(measured.seconds) else f"about {lasting(measured.seconds)}"
     return {
         "parameters": f"{measured.num_parameters:,}",
@@ -107,17 +107,17 @@ def _words(measured: Estimate) -> dict[str, str]:
 
 def _writable(path: Path) -> bool:
     """Whether `path`, or the nearest folder above that exists, can be written."""
-    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     try:
-        with tempfile.TemporaryFile(dir=there):  # os.access says yes to root, wrongly in /proc
+        with tempfile.TemporaryFile(dir=existing):  # os.access is wrong for root in /proc
             return True
     except OSError:
         return False
 
 
-def _show(found: dict[str, dict[str, Any]]) -> None:
+def _show(result: dict[str, dict[str, Any]]) -> None:
     table = Table(box=None, show_header=False)
-    for topic, values in found.items():
+    for topic, values in result.items():
         for index, (name, value) in enumerate(values.items()):
             table.add_row("" if index else topic, name, str(value))
     Console().print(table)

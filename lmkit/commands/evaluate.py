@@ -91,17 +91,17 @@ def _text(
     text: str | None,
     protocol: Protocol,
 ) -> tuple[dict[str, str], TokenStore | Text]:
-    """What to evaluate on, and what the result calls it."""
+    """The text to evaluate on, and how the result names it."""
     by_line = protocol == "sentence"
     if file is not None or text is not None:
-        given = read_text(text, file)
+        content = read_text(text, file)
         if split is not None:
             raise UserError(
                 f"split={split} and {'file' if text is None else 'text'} are both given: "
                 "leave one of them out"
             )
         named = {} if file is None else {"file": readable(str(Path(file).absolute()))}
-        return named or {"text": "given"}, Text.of(given, tokenizer, by_line)
+        return named or {"text": "given"}, Text.of(content, tokenizer, by_line)
     split = split or "test"
     source = make_source(config)
     if split not in source.splits:
@@ -112,7 +112,7 @@ def _text(
     splits = recorded(run).get("splits", {})
     then = splits.get(split, {}).get("sha256", store.sha256)
     own = run.config()["data"]
-    # Another text than the run's may only be a line at a time where that was the whole.
+    # A hash may also differ only because one was encoded line by line and the other as a whole.
     lines = own.get("protocol") == "sentence" and not tokenizer.lines_alone
     if store.sha256 != then and config["data"] == own and store.by_line == lines:
         log.warning("%s has changed since %s was trained: its text is another one", split, run.id)
@@ -120,7 +120,7 @@ def _text(
 
 
 def _table(result: Mapping[str, Any]) -> Table:
-    """One column for each protocol."""
+    """The table of results, with one column for each protocol."""
     measured: Sequence[Mapping[str, Any]] = result["results"]
     table = Table("", *(each["protocol"] for each in measured))
     for column in table.columns[1:]:

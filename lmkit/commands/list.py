@@ -1,4 +1,4 @@
-"""What the command line can name: groups, their options, the keys of an option, a line each."""
+"""`lmkit list`: the config groups, their options, and the keys of an option, a line each."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lmkit.system.allowed import ABSENT, allowed_prefixes, remedy, under
 
 log = logging.getLogger(__name__)
 
-WIDTH = 120  # where no terminal says how wide it is
+WIDTH = 120  # if there is no terminal
 LONGEST = 36  # characters of a type; the rest of a longer one is left out
 
 
@@ -53,7 +53,7 @@ def list(
 def _keys(
     selected: Sequence[str], folders: Sequence[Path], config_dir: str | None
 ) -> dict[str, Any]:
-    """Options and keys of the groups that are selected, as GROUP or as GROUP=OPTION."""
+    """Options and keys of the groups selected as GROUP or GROUP=OPTION."""
     options = group_options(folders)
     mistakes = []
     for argument in selected:
@@ -68,10 +68,10 @@ def _keys(
     flags = [f"--config-dir={config_dir}"] if config_dir else []
     chosen = [each for each in selected if "=" in each and not each.startswith("sweep=")]
     config = compose([*flags, *chosen]).config
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for argument in selected:
         group, _, option = argument.partition("=")
-        entry: dict[str, Any] = found.setdefault(argument, {})
+        entry: dict[str, Any] = result.setdefault(argument, {})
         if option:
             print(f"{argument}  {purpose(folders, group, option)}")
         else:
@@ -85,7 +85,7 @@ def _keys(
             file = next(f for f in (d / group / f"{option}.yaml" for d in folders) if f.is_file())
             entry["file"] = file.read_text(encoding="utf-8")
             print(entry["file"].rstrip())
-    return found
+    return result
 
 
 def _warn_of_missing(config: Mapping[str, Any], group: str) -> None:
@@ -96,7 +96,7 @@ def _warn_of_missing(config: Mapping[str, Any], group: str) -> None:
 
 
 def _keys_of_group(config: Mapping[str, Any], group: str) -> dict[str, dict[str, Any]]:
-    """Type, default and line of each key; the default is what a training would begin with."""
+    """Type, default and description of each key; the default is the value a training would have."""
     keys = {k: key for k, key in node_keys(config).items() if k.partition(".")[0] == group}
     set_here = {
         f"{path}.{name}": value
@@ -147,7 +147,7 @@ def _targets(config: Mapping[str, Any], group: str) -> Sequence[str]:
 
 
 def _yaml(value: Any) -> str:
-    """A value as the command line takes it."""
+    """A value as it is written on the command line."""
     if value is None:
         return "null"
     if isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""`lmkit prepare`: text to stores in several processes, for later trainings here or elsewhere."""
+"""`lmkit prepare`: encodes text into stores in several processes, for later trainings."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ def prepare(
         return _verify(Path(store).expanduser())
     source, tokenizer = text_and_tokenizer(config)
     workers = num_cores() if workers is None else workers
-    place = None if store is None else Path(store).expanduser().absolute()
+    directory = None if store is None else Path(store).expanduser().absolute()
     cache = Path(config["outputs"]) / ".cache"
     by_line = config["data"].get("protocol") == "sentence"
     prepared = prepare_stores(
-        source, tokenizer, cache, workers=workers, store=place, by_line=by_line
+        source, tokenizer, cache, workers=workers, store=directory, by_line=by_line
     )
-    if place:
-        _write_data(place, prepared)
+    if directory:
+        _write_data(directory, prepared)
     result = {
         "directory": str(prepared.directory),
         "workers": workers,
@@ -75,13 +75,13 @@ def prepare(
 
 
 def _write_data(directory: Path, prepared: Prepared) -> None:
-    """What makes a directory of stores one that can be trained from: written last."""
+    """Write the file with which a directory of stores can be trained from, as the last one."""
     text = json.dumps(prepared.describe(), indent=2) + "\n"
     write_atomically(directory / DATA, text.encode())
 
 
 def _verify(directory: Path) -> dict[str, Any]:
-    """Hash all files of a directory of stores and compare with what was written."""
+    """Check all files of a directory of stores against the hashes that were written."""
     source = Store(str(directory))
     tokenizer = load_tokenizer(directory)
     if tokenizer.hash() != source.tokenizer_hash:
@@ -92,17 +92,17 @@ def _verify(directory: Path) -> dict[str, Any]:
     source.check_splits()
     splits = {}
     for split in source.splits:
-        found = TokenStore.open(directory / split, verify=True)
-        if not source.is_recorded(split, found):
+        store = TokenStore.open(directory / split, verify=True)
+        if not source.is_recorded(split, store):
             raise UserError(
                 f"{directory / split} is not the one that {directory / DATA} names: make it anew "
                 "with the command that prepared it"
             )
-        last = found.tokens.take(found.document_ends.astype("int64") - 1, mode="clip")
-        if (last != tokenizer.eos_id).any() or found.vocabulary_size != tokenizer.vocabulary_size:
+        last = store.tokens.take(store.document_ends.astype("int64") - 1, mode="clip")
+        if (last != tokenizer.eos_id).any() or store.vocabulary_size != tokenizer.vocabulary_size:
             raise damaged(directory / split / MANIFEST, "tokens that are not its tokenizer's")
-        splits[split] = {"sha256": found.sha256, "num_tokens": found.num_tokens}
-        print(f"{split}: {found.num_tokens:,} tokens in {len(found.parts)} shards, all as written")
+        splits[split] = {"sha256": store.sha256, "num_tokens": store.num_tokens}
+        print(f"{split}: {store.num_tokens:,} tokens in {len(store.parts)} shards, all as written")
     return {"directory": str(directory), "splits": splits}
 
 
@@ -113,12 +113,12 @@ def _show(
     for column in ("", "documents", "tokens", "unknown", "bytes", "shards", "tokens/s"):
         table.add_column(column, justify="right" if column else "left")
     for split in (name for name in SPLITS if name in prepared.stores):
-        found, counts = prepared.stores[split], result["splits"][split]
+        opened, counts = prepared.stores[split], result["splits"][split]
         rate = counts.get("tokens_per_second")
         table.add_row(
             split,
             *(f"{counts[f'num_{name}']:,}" for name in ("documents", "tokens", "unknown", "bytes")),
-            f"{len(found.parts):,}",
+            f"{len(opened.parts):,}",
             "was there" if rate is None else f"{rate:,.0f}",
         )
     console = Console()

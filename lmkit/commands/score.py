@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 # A browser is slow with more elements than this.
 MAX_ON_PAGE = 20_000
-NUM_TOP = 3  # of the likeliest tokens in a row of the table
+NUM_TOP = 3  # likeliest tokens in a row of the table
 HEAD = f"{'token':<16} {'nll':>8} {'bits':>8} {'entropy':>8} {'rank':>7}  likeliest"
 
 
@@ -54,20 +54,20 @@ def score(
     config: that of the run, of which kernels, threads, trainer.accelerator and trainer.precision
     are used
     """
-    given = read_text(text, file)
+    content = read_text(text, file)
     trained = TrainedModel.load(run, config, checkpoint)
     protocol = protocol or trained.protocol
-    encoded = Text.of(given, trained.tokenizer, by_line=protocol == "sentence")
+    encoded = Text.of(content, trained.tokenizer, by_line=protocol == "sentence")
     how = {
         "protocol": protocol,
         "checkpoint": trained.checkpoint.stem if trained.checkpoint else None,
         "step": read_manifest(trained.checkpoint).get("step") if trained.checkpoint else None,
         "precision": trained.precision,
     }
-    text_hash = hashlib.sha256(given.encode()).hexdigest()[:12]
+    text_hash = hashlib.sha256(content.encode()).hexdigest()[:12]
     step = [] if how["step"] is None else [f"step-{how['step']}"]
-    parts = (text_hash, protocol, how["checkpoint"], *step, how["precision"])
-    path = run.path / "scores" / f"{'-'.join(map(str, parts))}.html"
+    words = (text_hash, protocol, how["checkpoint"], *step, how["precision"])
+    path = run.path / "scores" / f"{'-'.join(map(str, words))}.html"
     run.check_links()
     _make_directory(path.parent)
     scores = []
@@ -98,16 +98,16 @@ def score(
 
 
 def _row(token: TokenScore, eos_id: int) -> str:
-    """A line of the table, whatever characters a token is made of."""
+    """A line of the table, safe for any characters in a token."""
     nameless = "<eos>" if token.token == eos_id else f"<{token.token}>"
-    piece = _printable(token.piece) or nameless
+    surface = _printable(token.piece) or nameless
     top = "  ".join(f"{_printable(name)} {share:.2f}" for name, share in token.top[:NUM_TOP])
     numbers = f"{token.nll:8.3f} {token.bits:8.3f} {token.entropy:8.3f} {token.rank:7,}"
-    return f"{piece:<16} {numbers}  {top}"
+    return f"{surface:<16} {numbers}  {top}"
 
 
 def _printable(text: str) -> str:
-    """A token's text in one line: spaces stay, what moves the cursor is written out."""
+    """A token's surface on one line: spaces stay, characters that move the cursor are escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

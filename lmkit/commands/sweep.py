@@ -71,11 +71,11 @@ def sweep(
     }
     prepare_data(config, metric)
     run_id = config["run_id"] or mint_id()
-    place = Directory(Path(config["outputs"]) / config["name"] / f"{run_id}-sweep")
-    with place.holding():
-        check_same(place, settings)
+    directory = Directory(Path(config["outputs"]) / config["name"] / f"{run_id}-sweep")
+    with directory.holding():
+        check_same(directory, settings)
         study = Study(
-            place.path / "study.db",
+            directory.path / "study.db",
             search.dimensions,
             sampler=sampler,
             pruner=pruner,
@@ -83,4 +83,4 @@ def sweep(
             seed=config["seed"],
             points=points,
         )
-        return Sweep(place, config, search, metric, study, shown).run(total, slots)
+        return Sweep(directory, config, search, metric, study, shown).run(total, slots)

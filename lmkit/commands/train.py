@@ -1,4 +1,4 @@
-"""`lmkit train` and `lmkit resume`: a run, and what it came to."""
+"""`lmkit train` and `lmkit resume`: train a run, and show its results."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ def resume(
 
 
 def _reported(run: Run, config: dict[str, Any], summary: dict[str, Any]) -> dict[str, Any]:
-    """The summary of a run, shown where there is one."""
+    """The summary of a run, which is printed if this process has one."""
     if summary.keys() > {"run"}:
         show(run, config, summary)
     return summary
 
 
 def show(run: Run, config: dict[str, Any], summary: dict[str, Any]) -> None:
-    """Print what the run came to, a sample of its text, and how to look at it."""
+    """Print the results of a run, a sample of its text, and commands to look at it."""
     console = Console()
     table = Table(box=None, show_header=False)
     for key, form in (
@@ -83,6 +83,6 @@ def show(run: Run, config: dict[str, Any], summary: dict[str, Any]) -> None:
     console.print(Panel(Text(text.strip()), title="a sample of its text", title_align="left"))
     prompt = config["callbacks"].get("samples", {}).get("prompt")
     start = f" prompt={shlex.quote(prompt)}" if prompt else ""
-    # Each on one line, however narrow the terminal is: to be pasted.
+    # Each command stays on one line even on a narrow terminal, so that it can be copied.
     console.print(Text(f"more text:     {run.command('generate')}{start}"), soft_wrap=True)
     console.print(Text(f"the dashboard: lmkit dashboard{run.outputs_argument()}"), soft_wrap=True)

@@ -1,5 +1,5 @@
-"""`lmkit verify`: what the documentation promises of resuming and of processes, shown on a run's
-own config and machine."""
+"""`lmkit verify`: tests what the documentation promises of resuming and of several processes, with
+a run's own config on this machine."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ from lmkit.run.checkpoints import damage, latest_checkpoint, load_checkpoint
 from lmkit.run.process import start, told_error
 
 TIMES = re.compile(r"seconds|tokens_per_second")
-NEAR = 1e-5  # nats: what another order of sums may change
+NEAR = 1e-5  # nats by which another order of sums may change a result
 FIRST = 10  # steps after which rounding may have grown
-NUM_TOKENS = 20_000  # that are evaluated in two ways
+NUM_TOKENS = 20_000  # that are evaluated alone and in batches
 
 
 @dataclass
 class Finding:
-    """One promise, whether it holds here, and by what."""
+    """One promise, whether it holds here, and what was measured."""
 
     promise: str
-    holds: bool | None  # None: could not be tried
+    holds: bool | None  # None: could not be tested
     found: str
 
 
@@ -71,7 +71,7 @@ def verify(
     for finding in findings:
         table.add_row(sign[finding.holds], finding.promise, finding.found)
     Console().print(table)
-    result = {"run": f"{run.name}/{run.id}", "findings": [asdict(found) for found in findings]}
+    result = {"run": f"{run.name}/{run.id}", "findings": [asdict(each) for each in findings]}
     if broken := sum(finding.holds is False for finding in findings):
         raise ResultError(f"{broken} of {len(findings)} promises do not hold", result)
     return result
@@ -85,7 +85,7 @@ class Trials:
         self.config = config
 
     def run(self, name: str, steps: int, *, kill: bool = False, processes: int = 1) -> Run:
-        """Train in real processes; with `kill`, SIGKILL them on the way and go on."""
+        """Train in real processes; with `kill`, SIGKILL them halfway and resume."""
         run = Run(self.outputs / "verify" / name)
         if not run.path.exists():
             run.path.mkdir(parents=True)
@@ -106,7 +106,7 @@ class Trials:
                     process.communicate()
                     return self.run(name, steps, processes=processes)
             _, err = process.communicate()
-        except BaseException:  # its outputs are about to be removed
+        except BaseException:  # the process's outputs are about to be removed
             process.terminate()
             process.communicate()
             raise
@@ -141,7 +141,7 @@ class Trials:
 
 @contextmanager
 def _trials(config: Mapping[str, Any]) -> Iterator[Trials]:
-    """With the stores that are prepared already."""
+    """Trials in a temporary directory, which use the stores that are prepared already."""
     outputs = Path(tempfile.mkdtemp(prefix="lmkit-verify-"))
     try:
         (outputs / ".cache").symlink_to(Path(config["outputs"]).absolute() / ".cache")
@@ -151,22 +151,22 @@ def _trials(config: Mapping[str, Any]) -> Iterator[Trials]:
 
 
 def _failed(code: int, err: str) -> Exception:
-    """What to raise for a training that has ended so: its own sentence, where it has one."""
-    if not (said := told_error(err)):
+    """The error to raise for a failed training, with the training's own message if it has one."""
+    if not (message := told_error(err)):
         return RuntimeError(f"a training failed, exit code {code}:\n{err}")
-    # Its directory is about to be gone: there is nothing to go on with.
-    said = f"a training failed: {said.partition(', then go on with: ')[0]}"
-    return UserError(said) if code == 2 else ResultError(said, None, code)
+    # Its directory is about to be removed, so it cannot be resumed.
+    message = f"a training failed: {message.partition(', then go on with: ')[0]}"
+    return UserError(message) if code == 2 else ResultError(message, None, code)
 
 
 def _killed(trials: Trials, steps: int) -> Finding:
     """killed and resumed"""
-    whole, cut = trials.run("whole", steps), trials.run("cut", steps, kill=True)
-    same_rows = _rows(whole) == _rows(cut)
-    one, other = (_last(run)["state_dict"] for run in (whole, cut))
+    whole, killed = trials.run("whole", steps), trials.run("cut", steps, kill=True)
+    same_rows = _rows(whole) == _rows(killed)
+    one, other = (_last(run)["state_dict"] for run in (whole, killed))
     same_weights = all(torch.equal(one[name], other[name]) for name in one)
-    found = f"{steps} steps: weights {_same(same_weights)}, metrics.jsonl {_same(same_rows)}"
-    return Finding("kill -9 and resume change nothing", same_rows and same_weights, found)
+    measured = f"{steps} steps: weights {_same(same_weights)}, metrics.jsonl {_same(same_rows)}"
+    return Finding("kill -9 and resume change nothing", same_rows and same_weights, measured)
 
 
 def _processes(trials: Trials, steps: int) -> Finding:
@@ -178,8 +178,8 @@ def _processes(trials: Trials, steps: int) -> Finding:
     one, two = trials.run("whole", steps), trials.run("two", steps, processes=2)
     apart = [abs(a - b) for a, b in zip(_losses(one), _losses(two), strict=True)]
     near = max(apart[:FIRST]) <= NEAR
-    found = f"at most {max(apart[:FIRST]):.1e} nats apart in {FIRST} steps, {apart[-1]:.1e} at last"
-    return Finding(promise, near, found)
+    first = f"at most {max(apart[:FIRST]):.1e} nats apart in {FIRST} steps"
+    return Finding(promise, near, f"{first}, {apart[-1]:.1e} at last")
 
 
 def _batches(trials: Trials, steps: int) -> Finding:
@@ -193,9 +193,9 @@ def _batches(trials: Trials, steps: int) -> Finding:
     alone, together = (
         _nll(trained, text, num_lanes, positions) for num_lanes, positions in ((1, 4096), (7, 91))
     )
-    found = f"{text.num_tokens:,} tokens: {alone:.6f} in 1 lane, {together:.6f} in 7 by 13"
+    measured = f"{text.num_tokens:,} tokens: {alone:.6f} in 1 lane, {together:.6f} in 7 by 13"
     return Finding(
-        "documents alone or in any batch, the same nll", abs(alone - together) <= NEAR, found
+        "documents alone or in any batch, the same nll", abs(alone - together) <= NEAR, measured
     )
 
 
@@ -205,12 +205,12 @@ def _loads(trials: Trials, steps: int) -> Finding:
     assert path is not None
     reason = damage(path)
     load_checkpoint(path)  # weights_only: raises for anything but plain values and tensors
-    found = reason or f"{path.stat().st_size:,} bytes agree with the SHA-256 of the manifest"
-    return Finding("a checkpoint holds plain values alone, undamaged", reason is None, found)
+    measured = reason or f"{path.stat().st_size:,} bytes agree with the SHA-256 of the manifest"
+    return Finding("a checkpoint holds plain values alone, undamaged", reason is None, measured)
 
 
 def _beginning(store: Any) -> Text:
-    """The first documents of a store, some NUM_TOKENS tokens."""
+    """The first documents of a store, about NUM_TOKENS tokens."""
     number = max(int((store.document_ends <= NUM_TOKENS).sum()), 1)
     ends = store.document_ends[:number].astype("int64")
     return Text(store.tokens[: ends[-1]].astype("int64"), ends, ends, 0, 0)
@@ -223,7 +223,7 @@ def _nll(trained: TrainedModel, text: Text, num_lanes: int, positions: int) -> f
 
 
 def _rows(run: Run) -> list[dict[str, Any]]:
-    """metrics.jsonl without what depends on the clock."""
+    """The rows of metrics.jsonl without values that depend on the clock."""
     lines = (run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
     return [{key: row[key] for key in row if not TIMES.search(key)} for row in rows]

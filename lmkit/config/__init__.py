@@ -1,1 +1,1 @@
-"""Command line and YAML to one checked config, every mistake told at once."""
+"""From command line and YAML files to one checked config; all mistakes are reported at once."""

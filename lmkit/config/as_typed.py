@@ -1,4 +1,4 @@
-"""Keys that take text, and what was typed for them where Hydra or YAML has read something else."""
+"""Restores what was typed for a key of text where Hydra or YAML has read a number or a date."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ TEXTS = {"list[str]", "Sequence[str]", "Iterable[str]", "tuple[str, ...]"}
 
 
 def takes_text(hint: str) -> bool:
-    """Whether a key of this type, in the words of its source, takes a text and nothing else."""
+    """Whether a key of this type, as it is written in the source, accepts only text."""
     arms = set(hint.split(" | "))
     return "str" in arms and arms <= TEXT
 
 
 def takes_texts(hint: str) -> bool:
-    """Whether a key of this type takes a list of texts."""
+    """Whether a key of this type accepts a list of texts."""
     arms = set(hint.split(" | "))
     return bool(arms & TEXTS) and arms <= TEXT | TEXTS
 
 
 def find_misread(config: Mapping[str, Any]) -> dict[str, bool]:
-    """The paths of a composed config that take text and hold something else, as the number 12000.0
-    for `12e3`; whether it is a list of texts."""
+    """The paths of a composed config that accept text but hold something else, such as the number
+    12000.0 for `12e3`; the value is whether a list of texts is expected."""
     found = {}
     for path, key in node_keys(config).items():
         value, may_be_null = _at(config, path), "null" in key.type.split(" | ")
@@ -68,10 +68,10 @@ def _at(config: Mapping[str, Any], path: str) -> Any:
 
 
 def retyped(override: Override, misread: Mapping[str, bool]) -> Override:
-    """An override, with what was typed as its value where that was misread."""
+    """An override whose value is the text that was typed, if it was misread."""
     key = override.key_or_group
     typed = (override.input_line or "").partition("=")[2].strip()
-    # What is a text already was quoted, or stands for another key's value.
+    # A value that is a text already was quoted, or refers to another key.
     if key not in misread or isinstance(override.value(), str):
         return override
     names = as_list(typed) if misread[key] else None
@@ -80,12 +80,12 @@ def retyped(override: Override, misread: Mapping[str, bool]) -> Override:
 
 
 def text_keys(config: Mapping[str, Any]) -> set[str]:
-    """The paths of a composed config that take text."""
+    """The paths of a composed config that accept only text."""
     return {path for path, key in node_keys(config).items() if takes_text(key.type)}
 
 
 def as_texts(line: str, keys: Collection[str]) -> str:
-    """A line of Hydra's grammar, its values those that were typed where it is one of `keys`."""
+    """A line of Hydra's grammar; if its key is in `keys`, its values are quoted as typed."""
     override = OverridesParser.create().parse_override(line)
     key, typed, value = override.key_or_group, line.partition("=")[2].strip(), override.value()
     if key not in keys:
@@ -106,9 +106,9 @@ def as_texts(line: str, keys: Collection[str]) -> str:
 
 
 def parts(text: str) -> list[str]:
-    """The parts of `a,b,c` as they are spelled, for commas outside of quotes and brackets."""
-    found = re.findall(rf"""(?:\\.|{QUOTED}|\[.*?\]|\{{.*?\}}|\(.*?\)|[^,])+""", text)
-    return [part.strip() for part in found]
+    """The parts of `a,b,c` as they are spelled, split at commas outside of quotes and brackets."""
+    matches = re.findall(rf"""(?:\\.|{QUOTED}|\[.*?\]|\{{.*?\}}|\(.*?\)|[^,])+""", text)
+    return [match.strip() for match in matches]
 
 
 def quoted(text: str) -> str:
@@ -117,17 +117,17 @@ def quoted(text: str) -> str:
 
 
 def literal(text: str) -> str:
-    """`text` written so that OmegaConf reads it back as it is, secrets excepted."""
+    """`text` escaped so that OmegaConf reads it back unchanged, except for secrets."""
     return re.sub(r"(\\*)\$\{(?!oc\.env:)", lambda m: m[1] * 2 + "\\${", text)
 
 
 def unliteral(text: str) -> str:
-    """What `literal` was given."""
+    """The inverse of `literal`."""
     return re.sub(r"(\\+)\$\{(?!oc\.env:)", lambda m: "\\" * (len(m[1]) // 2) + "${", text)
 
 
 class AsTyped(FileConfigSource):
-    """Hydra's reader of a folder of configs, which keeps the texts of `misread` as they stand."""
+    """Hydra's reader of a folder of configs, in which the keys in `misread` keep their text."""
 
     def __init__(self, provider: str, path: str, misread: Mapping[str, bool]) -> None:
         super().__init__(provider, path)
@@ -148,7 +148,7 @@ class AsTyped(FileConfigSource):
 
 
 def _inside(path: str, file: str) -> Iterator[list[str]]:
-    """Where a file may have the key: from the root, or from its own group."""
+    """The paths under which a file may have a key: from the root, or within its own group."""
     yield path.split(".")
     group = Path(file).parent.as_posix().replace("/", ".")
     if path.startswith(f"{group}."):

@@ -1,4 +1,4 @@
-"""Config nodes against the signatures they will be called with: bind all first, build later."""
+"""Checks config nodes against the signatures that will be called with them."""
 
 import shlex
 from collections.abc import Callable, Collection, Mapping
@@ -33,20 +33,20 @@ from lmkit.errors import UserError
 from lmkit.run.renamed import KEYS
 from lmkit.system.redaction import SHOWN, is_secret_key, mask
 
-# Callables whose keys a node holds, each with the arguments that the code passes itself.
+# Callables whose arguments are keys of a node, each with the arguments that the code itself passes.
 Owners = Mapping[Callable[..., Any], Collection[str]]
 
 
 @runtime_checkable
 class Checked(Protocol):
-    """A class of a config whose values can contradict each other."""
+    """A class of the config that can find contradictions between its values."""
 
     @staticmethod
     def mistakes(config: Mapping[str, Any], at: str) -> list[str]:
-        """What is wrong with values that fit one by one, a sentence each, `{at}.key=value: ...`.
+        """Mistakes in values that are valid one by one, a sentence each, `{at}.key=value: ...`.
 
-        config: every key of the class, with its default where it is not set. at: the path of its
-        node, as `model`.
+        config: every key of the class, with its default if it is not set. at: the path of its node,
+        such as `model`.
         """
 
 
@@ -61,8 +61,8 @@ def bind_node(
 ) -> dict[str, Any]:
     """Bind an object node to the constructor its `_target_` names; return it with values fitted.
 
-    `given` are arguments that the code passes itself; the node may also hold keys of `beside`.
-    `whole` is the config, in which a key of another node is found.
+    `given`: arguments that the code itself passes. `beside`: other owners of keys in the node.
+    `whole`: the config, which is searched for an unknown key.
     """
     if not isinstance(node, Mapping) or "_target_" not in node:
         group, _, name = path.partition(".")
@@ -90,10 +90,10 @@ def bind(
     called: str = "",
     whole: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """`values` fitted to the keys of `owners`, `called` so in messages.
+    """`values` fitted to the keys of `owners`, which messages name as `called`.
 
-    Unknown, missing and misfitting keys are noted and left out; where there are none of the
-    last two, those of the owners that are `Checked` are asked too.
+    Unknown, missing and misfitting keys are noted and left out; if none is missing or misfits, the
+    owners that are `Checked` check the values together.
     """
     keys = {
         name: key
@@ -135,9 +135,9 @@ def unknown(
     whole: Mapping[str, Any] | None = None,
     value: Any = None,
 ) -> str:
-    """The mistake of a key that is none of what is `called` so, with the nearest that is: a key of
-    this name elsewhere in the `whole` config, one that is spelt alike here, one of another option
-    of the group, or one that is spelt alike elsewhere."""
+    """The mistake of a key that `called` does not have, with the best suggestion: a key of the same
+    name elsewhere in the `whole` config, one with a similar name here, one of another option of the
+    group, or one with a similar name elsewhere."""
     if name in ("_args_", "_partial_", "_recursive_", "_convert_"):
         return f"{at}{name} is not supported; write the arguments as keys"
     if name in given:
@@ -146,7 +146,8 @@ def unknown(
     near = [f"{at}{key}" for key in ([now] if now else get_close_matches(name, list(keys), n=1))]
     others = [] if now else elsewhere(whole or {}, name)
     group = at.removesuffix(".")
-    # A `_target_` alone, or in a mapping, leaves the other keys of the option that it is merged to.
+    # A `_target_` that was set by itself, or in a mapping, is merged with the option of the group,
+    # whose other keys stay.
     merged = called and (targets := option_targets(group)) and called not in targets.values()
     left = f"; where an option of the group has set it, leave it out: ~{at}{name}" if merged else ""
     if not (near or others) and (options := options_taking(group, name)):
@@ -160,7 +161,7 @@ def unknown(
 
 
 def assigned(path: str, value: Any) -> str:
-    """`path=value` where the value is a plain one, as a shell takes it."""
+    """`path=value`, quoted for a shell; only the path if the value is not a plain one."""
     if isinstance(value, Mapping | list) or value is None:
         return path
     return shlex.quote(mask(f"{path}={str(value).lower() if isinstance(value, bool) else value}"))
@@ -169,7 +170,7 @@ def assigned(path: str, value: Any) -> str:
 def _fit_noting(
     path: str, value: Any, hint: Any, mistakes: list[str], given: Collection[str] = ()
 ) -> Any:
-    """`value` fitted; `given` are what the code passes to the objects in it as well."""
+    """`value` fitted, with mistakes noted; `given`: arguments from the code for objects in it."""
     arms = (hint, *get_args(hint))
     record = next((arm for arm in arms if isinstance(arm, type) and is_dataclass(arm)), None)
     if isinstance(value, Mapping) and record:
@@ -206,7 +207,7 @@ def _fit_noting(
 def _impossible_values(
     path: str, owner: Callable[..., Any], fitted: Mapping[str, Any], given: Collection[str]
 ) -> list[str]:
-    """What a `Checked` owner says of the values together."""
+    """The mistakes that an owner finds in its values together, if it is `Checked`."""
     if not (isinstance(owner, type) and issubclass(owner, Checked)):
         return []
     keys = {name: key for name, key in signature_keys(owner).items() if name not in given}

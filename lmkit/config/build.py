@@ -1,4 +1,4 @@
-"""Nodes of a checked config to objects."""
+"""Builds the objects of a checked config."""
 
 from collections.abc import Mapping
 from dataclasses import is_dataclass
@@ -13,10 +13,10 @@ from lmkit.errors import UserError
 
 
 def build(slot: str, node: Mapping[str, Any], **given: Any) -> Any:
-    """Call the class that a checked node of a slot names, nested nodes first and secrets filled in.
+    """Call the class named by a checked node of a slot, nested nodes first and secrets filled in.
 
-    Of `given`, the class gets what its signature has: a scheduler need not take `num_steps`.
-    Raises UserError where the allowlist forbids the class, or it is none of the slot's.
+    `given`: arguments from the code, of which the class gets those in its signature: a scheduler
+    need not have `num_steps`. Raises UserError if the allowlist or the slot forbids the class.
     """
     return _build(node, slot_bases(slot), given)
 

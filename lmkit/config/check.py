@@ -1,4 +1,4 @@
-"""The whole composed config, checked before anything is built and before data is touched."""
+"""Checks the whole composed config, before anything is built and before data is read."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ from lmkit.system.processes import launched
 log = logging.getLogger(__name__)
 
 PRECISIONS = VALUES["trainer.precision"]
-# Lightning's other names of them.
+# Other names that Lightning has for these precisions.
 SHORT_PRECISIONS = {"None": "32-true", "32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}
 
 
 @dataclass
 class Root:
-    """The root keys of a config; a group is a mapping that its own class checks.
+    """The root keys of a config; a group is a mapping that is checked against its own class.
 
     outputs: the directory of all runs and of the prepared text.
     name: of the experiment, the directory of its runs inside outputs.
@@ -74,16 +74,16 @@ class Root:
 def check(
     composition: Composition, command: Callable[..., Any] | None = None, *, trains: bool = True
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The config, with every value fitted to its type and `auto` decided, and the own keys.
+    """The config, with values fitted to their types and `auto` decided, and the command's own keys.
 
-    Raises one UserError with all mistakes. With `trains`, what contradicts another group or
-    this machine is a mistake too, and so is what the constructors of cheap parts reject.
+    Raises one UserError with all mistakes. With `trains`, contradictions with another group or with
+    this machine are mistakes too, and so is what constructors reject that are cheap to call.
     """
     mistakes = list(composition.mistakes)
     config, own = composition.config, composition.own
-    given = _positional(command) if command else set()
+    positional = _positional(command) if command else set()
     if config:
-        names = [*(f.name for f in fields(Root)), *(_keys(command) - given)]
+        names = [*(f.name for f in fields(Root)), *(_keys(command) - positional)]
         mistakes += [
             unknown("", key, names, whole=config, value=config[key])
             for key in config
@@ -95,28 +95,28 @@ def check(
         config = _bind_config(config, mistakes)
         if trains:
             mistakes += missing_packages(config["logger"])
-            parts = {name: split_node(name, config.get(name) or {}) for name in BESIDE}
+            nodes = {name: split_node(name, config.get(name) or {}) for name in BESIDE}
             source, tokenizer = (
                 attempt(name, node, partial(build, name), mistakes)
                 for name, node in (
-                    ("data", parts["data"][0]),
+                    ("data", nodes["data"][0]),
                     ("tokenizer", config.get("tokenizer")),
                 )
             )
-            # A service is asked for its splits when its data is: not now.
+            # A remote source would have to ask its service for the splits: not now.
             splits = None if source is None or source.is_remote else source.splits
             lossless = getattr(tokenizer, "lossless", True)
-            # What a key that is a mistake would contradict is not known: it has its default here.
+            # A key that is a mistake has its default here: its contradictions would mean nothing.
             noted = [f"{mistake.partition('=')[0]}=" for mistake in mistakes if "=" in mistake]
             mistakes += [
                 contradiction
                 for contradiction in contradictions(config, splits, lossless)
                 if not any(key in contradiction for key in noted)
             ]
-            schedule, stepping = parts["scheduler"]
+            schedule, stepping = nodes["scheduler"]
             dry_run({**config, "scheduler": schedule}, stepping, mistakes)
     if command:
-        own = bind("", own, {command: given}, mistakes)
+        own = bind("", own, {command: positional}, mistakes)
     if mistakes:
         raise UserError(report(mistakes))
     for remark in remarks(config) if config and trains else ():
@@ -125,12 +125,12 @@ def check(
 
 
 def split_data(node: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The `data` group as its source's node and the keys of DataModule."""
+    """The `data` group, split into the node of its source and the keys of DataModule."""
     return split_node("data", node)
 
 
 def split_node(group: str, node: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A group as its object's node and the keys of the class beside it."""
+    """A group, split into the node of its object and the keys of the class beside it."""
     keys: set[str] = set()
     if group in BESIDE:
         owner, given = beside(group)
@@ -144,27 +144,27 @@ def _keys(target: Callable[..., Any] | None) -> set[str]:
 
 
 def _positional(command: Callable[..., Any]) -> set[str]:
-    """What the command line passes by itself: the run and the config."""
+    """The arguments that the command line passes by itself: the run and the config."""
     parameters = inspect.signature(command).parameters.values()
     return {p.name for p in parameters if p.kind is not p.KEYWORD_ONLY}
 
 
 def _decide(config: dict[str, Any], mistakes: list[str]) -> None:
-    """Replace the `auto` values, which depend on the machine, by what they mean."""
+    """Replace the `auto` values by what they mean on this machine."""
     trainer = config.get("trainer")
     if not isinstance(trainer, dict):
         return
     name = hardware.accelerator(str(trainer.get("accelerator", "auto")))
     trainer["accelerator"] = name
-    found = str(trainer.setdefault("precision", "auto"))
-    trainer["precision"] = SHORT_PRECISIONS.get(found, found)
-    if found == "auto":
+    precision = str(trainer.setdefault("precision", "auto"))
+    trainer["precision"] = SHORT_PRECISIONS.get(precision, precision)
+    if precision == "auto":
         trainer["precision"] = hardware.precision(name)
     elif trainer["precision"] not in PRECISIONS:
         del trainer["precision"]
-        mistakes.append(f"trainer.precision={found}: {nearest(found, PRECISIONS)}")
-    if place := launched():  # whoever has started the processes knows their number
-        trainer |= {"devices": place.local_world_size, "num_nodes": place.num_nodes}
+        mistakes.append(f"trainer.precision={precision}: {nearest(precision, PRECISIONS)}")
+    if process := launched():  # torchrun or SLURM knows the number of processes
+        trainer |= {"devices": process.local_world_size, "num_nodes": process.num_nodes}
     elif trainer.setdefault("devices", "auto") in ("auto", *([-1, "-1"] if name != "cpu" else ())):
         trainer["devices"] = hardware.num_devices(trainer)
     elif not hardware.are_devices(trainer["devices"], name):
@@ -172,16 +172,16 @@ def _decide(config: dict[str, Any], mistakes: list[str]) -> None:
         mistakes.append(
             f"trainer.devices={trainer.pop('devices')}: expected a number of devices{which}"
         )
-    devices = trainer.get("devices")  # which may still turn out to be a mistake
+    devices = trainer.get("devices")  # not checked yet: it may be a mistake
     sharing = devices if isinstance(devices, int) and devices > 0 else 1
     if config.setdefault("threads", None) is None and (sharing > 1 or launched()):
-        config["threads"] = max(torch.get_num_threads() // sharing, 1)  # the machine's, shared
+        config["threads"] = max(torch.get_num_threads() // sharing, 1)  # a share of the machine's
     if config.setdefault("kernels", "auto") == "auto":
         config["kernels"] = kernels.choice(name)
 
 
 def _bind_config(composed: Mapping[str, Any], mistakes: list[str]) -> dict[str, Any]:
-    """Every object of the config bound to its signature."""
+    """The config with every object bound to its signature."""
     config: dict[str, Any] = bind("", composed, {Root: ()}, mistakes)
     for name, slot in SLOTS.items():
         node = config.get(name)

@@ -1,4 +1,4 @@
-"""Command line and YAML groups to one plain nested config, every mistake on the way noted."""
+"""Composes a command line and YAML groups into one plain nested config, and notes mistakes."""
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -36,7 +36,7 @@ from lmkit.system.regular_file import DamagedError, read_yaml
 
 @dataclass
 class Composition:
-    """What the command line asks for: a config, the command's own keys, the mistakes so far."""
+    """A composed command line: the config, the command's own keys, and the mistakes so far."""
 
     config: dict[str, Any] = field(default_factory=dict)
     own: dict[str, Any] = field(default_factory=dict)
@@ -52,8 +52,8 @@ def compose(
 ) -> Composition:
     """Compose `conf/<name>.yaml`, or an existing run's `config.yaml` as `base`, with `argv`.
 
-    `own` names the root keys that belong to the command and not to the config, a mapping with
-    their types; with None all of them do, and nothing is composed.
+    `own`: the root keys that belong to the command and not to the config, if a mapping with their
+    types; with None all keys belong to the command, and nothing is composed.
     """
     arguments = parse_flags(argv)
     folders = config_folders(arguments.config_dir)
@@ -63,8 +63,8 @@ def compose(
             f"--config-name={arguments.config_name}: the command starts from the config of its "
             "run; set keys of it, or choose options of its groups"
         )
-    given = sort_overrides(arguments.overrides, folders, own, done.mistakes)
-    for line in (override.input_line or "" for override in (*given.groups, *given.values)):
+    overrides = sort_overrides(arguments.overrides, folders, own, done.mistakes)
+    for line in (override.input_line or "" for override in (*overrides.groups, *overrides.values)):
         if readable(line) != line:
             done.mistakes.append(
                 f"{readable(line).lstrip('+')}: not UTF-8, in which a config is written; name a "
@@ -73,39 +73,39 @@ def compose(
 
     def config(misread: Mapping[str, bool]) -> dict[str, Any]:
         if base is None:
-            lines = given.lines(misread)
+            lines = overrides.lines(misread)
             return resolved(_hydra(folders, arguments.config_name or name, lines, misread))
-        config = _fresh_groups(_read(base), given.groups, folders, misread)
-        return resolved(_merge(config, [retyped(value, misread) for value in given.values]))
+        config = _fresh_groups(_read(base), overrides.groups, folders, misread)
+        return resolved(_merge(config, [retyped(value, misread) for value in overrides.values]))
 
     try:
-        done.own = resolved(_merge(OmegaConf.create(), given.own))
+        done.own = resolved(_merge(OmegaConf.create(), overrides.own))
         if own is not None:
-            done.mistakes += _no_new_groups(given.groups, base)
+            done.mistakes += _no_new_groups(overrides.groups, base)
             done.config = config({})
             wrong = find_misread(done.config)
-            if given.settle(done.config, done.mistakes) or wrong:
+            if overrides.settle(done.config, done.mistakes) or wrong:
                 done.config = config(wrong)
     except (HydraException, OmegaConfBaseException, ValueError, yaml.YAMLError) as error:
         raise UserError(report([*done.mistakes, first_lines(error)])) from error
-    done.config = retargeted(done.config)  # a user's own files may have older names
+    done.config = retargeted(done.config)  # a user's files may have older names of classes
     _anchor_paths(done.config)
     return done
 
 
 def composed(argv: Sequence[str], name: str = "train") -> DictConfig:
-    """What Hydra makes of a command line, interpolations unresolved; raises UserError."""
+    """The config that Hydra composes for a command line, not resolved; raises UserError."""
     arguments = parse_flags(argv)
     folders = config_folders(arguments.config_dir)
     name = arguments.config_name or name
     mistakes: list[str] = []
-    given = sort_overrides(arguments.overrides, folders, (), mistakes)
+    overrides = sort_overrides(arguments.overrides, folders, (), mistakes)
     try:
-        config = _hydra(folders, name, given.lines({}))
+        config = _hydra(folders, name, overrides.lines({}))
         plain: Any = OmegaConf.to_container(config)
         wrong = find_misread(plain)
-        if given.settle(plain, mistakes) or wrong:
-            config = _hydra(folders, name, given.lines(wrong), wrong)
+        if overrides.settle(plain, mistakes) or wrong:
+            config = _hydra(folders, name, overrides.lines(wrong), wrong)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         mistakes.append(first_lines(error))
     if mistakes:
@@ -131,14 +131,14 @@ def _hydra(
 def hydra_over(
     folders: Sequence[Path], misread: Mapping[str, bool] = MappingProxyType({})
 ) -> Iterator[Hydra]:
-    """Hydra over lmkit's groups and the user's, which may have configs to start from too.
+    """Hydra with lmkit's config folder and the user's, which may also have primary configs.
 
     misread: see `AsTyped`.
     """
     with initialize_config_dir(str(folders[0]), job_name="lmkit", version_base="1.3"):
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
-        # By `hydra.searchpath` alone, neither a primary config nor `glob` would be found.
+        # With `hydra.searchpath` alone Hydra finds neither primary configs nor options for `glob`.
         loader: Any = hydra.config_loader
         path = loader.get_search_path()
         schema = path.get_path().pop()
@@ -156,14 +156,14 @@ def hydra_over(
 
 
 def check_config_name(name: str, folders: Sequence[Path]) -> None:
-    """Raises UserError where no folder has a config of this name to start from."""
+    """Raise UserError if no folder has a primary config of this name."""
     there = {file.stem for folder in folders for file in folder.glob("*.yaml")}
     if name.removesuffix(".yaml") not in there:
         raise UserError(f"--config-name={name}: no such config; {nearest(name, there)}")
 
 
 def _no_new_groups(groups: Sequence[Override], base: Path | None) -> list[str]:
-    """The mistakes of choices that an existing run cannot take."""
+    """The mistakes of choosing options of groups that an existing run does not have."""
     config = _read(base) if base else {}
     return [
         f"{o.input_line}: sets up a new run; an existing run takes {', '.join(map(str, config))}"
@@ -178,7 +178,7 @@ def _fresh_groups(
     folders: Sequence[Path],
     misread: Mapping[str, bool],
 ) -> DictConfig:
-    """`config` with each chosen group composed afresh, untouched by the default experiment."""
+    """`config` with each chosen group composed anew, without the default experiment."""
     usable = [o for o in groups if o.key_or_group in config]
     if usable:
         lines = ["~experiment", *(o.input_line or "" for o in usable)]
@@ -203,7 +203,7 @@ def _merge(config: DictConfig, overrides: list[Override]) -> DictConfig:
 
 def resolved(config: DictConfig) -> dict[str, Any]:
     """Plain containers with every interpolation resolved except secrets (`${oc.env:...}`)."""
-    resolvers = BaseContainer._resolvers  # OmegaConf has no public way to put one back
+    resolvers = BaseContainer._resolvers  # OmegaConf has no public function to restore one
     before = resolvers["oc.env"]
     OmegaConf.register_new_resolver("oc.env", _kept, replace=True)
     try:
@@ -215,13 +215,13 @@ def resolved(config: DictConfig) -> dict[str, Any]:
 
 
 def _kept(name: str, *default: Any) -> str:
-    """In place of OmegaConf's `oc.env`, which other resolvers may call too: what was written."""
+    """Used in place of OmegaConf's `oc.env`, also by other resolvers: returns what was written."""
     words = ["null" if word is None else str(word) for word in (name, *default)]
     return f"${{oc.env:{','.join(words)}}}"
 
 
 def _read(path: Path) -> DictConfig:
-    """A run's config, whose only interpolations are secrets: any other `${` stands for itself."""
+    """A run's config, in which only secrets are interpolations; any other `${` is literal."""
     try:
         loaded = read_yaml(path)
     except FileNotFoundError:
@@ -256,7 +256,7 @@ def _anchor_paths(config: dict[str, Any]) -> None:
 
 
 def _anchored(path: str) -> str:
-    place = str(located(path))
-    glob = re.match(r"(?:([^*?\[]*)/)?[^*?\[/]*[*?\[]", place)
-    is_there = exists(place) or (glob and exists(glob[1] or "."))
-    return str(Path(place).absolute()) if is_there and path != "???" else path
+    at = str(located(path))
+    glob = re.match(r"(?:([^*?\[]*)/)?[^*?\[/]*[*?\[]", at)
+    is_there = exists(at) or (glob and exists(glob[1] or "."))
+    return str(Path(at).absolute()) if is_there and path != "???" else path

@@ -1,4 +1,4 @@
-"""What is right group by group and wrong together."""
+"""Finds contradictions between config groups that are each valid by themselves."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from lmkit.run.history import inner_keys
 from lmkit.system import hardware
 from lmkit.system.processes import launched
 
-THREADS = 16  # of a processor, at most
+THREADS = 16  # the most per processor
 
-# The least that keys of the stack's classes can be, where the classes do not look: of a schedule,
-# what a learning rate is or is multiplied by.
+# The least values of keys that classes of torch and Lightning do not check themselves. The first
+# are learning rates of schedules, or factors of one.
 LEAST = dict.fromkeys(("gamma", "factor", "eta_min", "min_lr", "base_lr", "max_lr"), 0) | {
     "patience": 0,
     "step_size": 1,
@@ -31,10 +31,10 @@ LEAST = dict.fromkeys(("gamma", "factor", "eta_min", "min_lr", "base_lr", "max_l
 }
 
 LOSSES = ("val/nll", "val/perplexity", "val/bits_per_byte", "train/nll", "train/perplexity")
-# Of a training step, beside the terms of its loss.
+# Values logged of a training step, beside the terms of its loss.
 LOGGED = ("nll", "loss", "perplexity", "tokens_per_second", "grad_norm", "skipped")
 
-# Callbacks of Lightning that cannot do their work here, nor what is derived from them, and why.
+# Callbacks of Lightning that cannot work here, nor can their subclasses, with the reason.
 REFUSED = {
     "BackboneFinetuning": "asks for a module `backbone`, which no model here has",
     "BaseFinetuning": "is a base of others, of classes of your own",
@@ -66,10 +66,9 @@ REFUSED = {
 def contradictions(
     config: Mapping[str, Any], splits: tuple[str, ...] | None, lossless: bool = True
 ) -> list[str]:
-    """Every contradiction of a config whose groups are right by themselves.
+    """Every contradiction in a config whose groups are valid by themselves.
 
-    splits: those of the source, when it could be made. lossless: whether the tokenizer is, when it
-    could be made.
+    splits: those of the source, None if unknown. lossless: whether the tokenizer is, if known.
     """
     groups = ("data", "trainer", "scheduler", "callbacks")
     data, trainer, scheduler, callbacks = (config.get(name) or {} for name in groups)
@@ -97,9 +96,9 @@ def contradictions(
 
 
 def remarks(config: Mapping[str, Any]) -> Iterator[str]:
-    """What of a checked config is right and without effect."""
+    """Remarks on values of a checked config that are valid but have no effect."""
     model, scheduler = config["model"], config["scheduler"] or {}
-    # These set rates of their own.
+    # These schedules set learning rates of their own.
     sets_rates = issubclass(named_class("scheduler", scheduler), (OneCycleLR, CyclicLR))
     if config["optimizer"].get("lr") == 0 and not sets_rates:
         yield "optimizer.lr=0: nothing is learnt"
@@ -112,7 +111,7 @@ def remarks(config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _names(config: Mapping[str, Any]) -> Iterator[str]:
-    """Names that can be none of a run's directory."""
+    """Names that cannot be those of a run's directory."""
     for key in ("name", "run_id"):
         value = config.get(key)
         try:
@@ -123,8 +122,8 @@ def _names(config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _environment() -> Iterator[str]:
-    """Keys of the Trainer that Lightning would take from the environment, and no config would
-    have."""
+    """Environment variables from which Lightning would set keys of the Trainer, which no config
+    would record."""
     for name in sorted(os.environ):
         if match := re.fullmatch(r"PL_TRAINER_(\w+)", name):
             key = f"trainer.{match[1].lower()}"
@@ -157,7 +156,8 @@ def _machine(trainer: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _threads(config: Mapping[str, Any]) -> Iterator[str]:
-    """Some more than there are processors give the bits of another machine; not hundreds."""
+    """More threads than processors are allowed, to reproduce another machine's results, but not
+    hundreds."""
     most, threads = THREADS * (os.cpu_count() or 1), config.get("threads") or 1
     if threads > most:
         yield f"threads={threads}: this machine has {os.cpu_count()} processors"
@@ -193,10 +193,10 @@ def _length(trainer: Mapping[str, Any], scheduler: Mapping[str, Any]) -> Iterato
 
 
 def _least(path: str, node: Mapping[str, Any]) -> Iterator[str]:
-    """Numbers that a class of torch or Lightning takes and makes nonsense of."""
-    for place, key, value in inner_keys(path, node):
+    """Numbers that a class of torch or Lightning accepts although they make no sense."""
+    for key_path, key, value in inner_keys(path, node):
         if key in LEAST and isinstance(value, int | float) and value < LEAST[key]:
-            yield f"{place}={value}: must be at least {LEAST[key]}"
+            yield f"{key_path}={value}: must be at least {LEAST[key]}"
 
 
 def _overfit(data: Mapping[str, Any], trainer: Mapping[str, Any]) -> Iterator[str]:
@@ -213,7 +213,7 @@ def _splits(splits: tuple[str, ...] | None) -> Iterator[str]:
 
 
 def _tokens(config: Mapping[str, Any]) -> Iterator[str]:
-    """Tokens that are there already have their tokenizer, and text needs one that is for text."""
+    """Prepared tokens have a tokenizer already, and text needs a tokenizer for text."""
     source, tokenizer = (named_class(name, config.get(name)) for name in ("data", "tokenizer"))
     protocol = (config.get("data") or {}).get("protocol", "document")
     named = config["tokenizer"].get("path") if tokenizer.is_saved else None
@@ -275,13 +275,13 @@ def _monitors(
 
 
 def _watching(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """By path, the nodes that may have a monitor."""
+    """The nodes that may have a monitor, by path."""
     callbacks = {f"callbacks.{k}": node for k, node in (config.get("callbacks") or {}).items()}
     return {"scheduler": config.get("scheduler") or {}, **callbacks}
 
 
 def _modes(config: Mapping[str, Any]) -> Iterator[str]:
-    """Values that are losses, watched for their highest."""
+    """Monitors that are losses but have mode=max."""
     for path, node in _watching(config).items():
         monitor = node.get("monitor") or "val/nll"
         if node.get("mode") == "max" and monitor in LOSSES:
@@ -289,7 +289,7 @@ def _modes(config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def never_logged(config: Mapping[str, Any], lossless: bool) -> Iterator[str]:
-    """Monitors of values that no validation has; classes of the user's may log some more."""
+    """Monitors of values that no validation logs; nothing if a class of the user may log others."""
     callbacks, trainer = config.get("callbacks") or {}, config.get("trainer") or {}
     modules = [named_class("callbacks", node).__module__ for node in callbacks.values()]
     if trainer.get("fast_dev_run") or not all(
@@ -307,7 +307,7 @@ def never_logged(config: Mapping[str, Any], lossless: bool) -> Iterator[str]:
 
 
 def _epoch_ends(trainer: Mapping[str, Any], callbacks: Mapping[str, Any]) -> Iterator[str]:
-    """Callbacks that would find no validation, or judge the one before once more."""
+    """Callbacks that would act on the end of an epoch without a validation, on an earlier one."""
     every = trainer.get("check_val_every_n_epoch", 1)
     for key, node in callbacks.items() if every != 1 else ():
         for name in ("check_on_train_epoch_end", "save_on_train_epoch_end"):
@@ -320,17 +320,17 @@ def _epoch_ends(trainer: Mapping[str, Any], callbacks: Mapping[str, Any]) -> Ite
 
 
 def _callbacks(callbacks: Mapping[str, Any]) -> Iterator[str]:
-    """Those that cannot do their work here."""
+    """Callbacks that cannot work here."""
     for key, node in callbacks.items():
         named = named_class("callbacks", node)
         bases = [each for each in named.__mro__ if each.__module__.startswith("lightning.")]
         kind = next((each.__name__ for each in bases if each.__name__ in REFUSED), None)
-        if kind and (kind != "BaseFinetuning" or named is bases[0]):  # which others may be made of
+        if kind and (kind != "BaseFinetuning" or named is bases[0]):  # a subclass may work
             yield f"callbacks.{key}: {kind} {REFUSED[kind]}; leave it out"
 
 
 def _terms(regularizers: Mapping[str, Any]) -> Iterator[str]:
-    """Names under which something else is logged."""
+    """Names of regularizers under which another value is logged already."""
     for name in LOGGED:
         if name in regularizers:
             yield f"regularizers.{name}: train/{name} is another value; choose another name"

@@ -1,4 +1,4 @@
-"""What the docstrings of a class say of its keys, in lmkit's words and in Google's."""
+"""Reads the descriptions of keys out of docstrings, in lmkit's format and in Google's."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ def described(text: str, keys: Collection[str]) -> dict[str, str]:
     name = rf"(?:{'|'.join(map(re.escape, keys))})"
     begin = re.compile(
         rf"(?:^|(?<=[.;] ))({name}(?:, {name})*): |^\w+(?:, \w+)*: ", re.MULTILINE
-    )  # of keys, or of an entry that is of none of them
-    found: dict[str, str] = {}
+    )  # the start of an entry, of keys or of other names
+    lines: dict[str, str] = {}
     for paragraph in text.split("\n\n"):
         marks = list(begin.finditer(paragraph))
         ends = [*(mark.start() for mark in marks[1:]), len(paragraph)]
         for mark, end in zip(marks, ends, strict=False):
             line = " ".join(paragraph[mark.end() : end].split()).rstrip(".;")
-            found |= dict.fromkeys(mark[1].split(", ") if mark[1] else (), line)
-    return found
+            lines |= dict.fromkeys(mark[1].split(", ") if mark[1] else (), line)
+    return lines
 
 
 def google(text: str, keys: Collection[str]) -> dict[str, str]:
-    """The first sentence of each entry under `Args:`, as torch and Lightning write them."""
+    """The first sentence of each entry under `Args:`, the format of torch and Lightning."""
     _, _, rest = text.partition("Args:\n")
     entry = re.compile(r"^(\w+)(?: ?\([^\n]*?\))?: ?(.*)")
-    found: dict[str, list[str]] = {}
+    entries: dict[str, list[str]] = {}
     last, indent = None, None
     for line in textwrap.dedent(rest).splitlines():
         if line.strip() and not line[0].isspace() and indent not in (None, 0):
@@ -40,13 +40,13 @@ def google(text: str, keys: Collection[str]) -> dict[str, str]:
             indent = here
         if match and here == indent and match[1] in keys:
             last = match[1]
-            found[last] = [match[2]]
+            entries[last] = [match[2]]
         elif last and line.strip():
             if here == indent:
                 last = None
             else:
-                found[last].append(line.strip())
-    return {name: _first_sentence(" ".join(lines)) for name, lines in found.items()}
+                entries[last].append(line.strip())
+    return {name: _first_sentence(" ".join(lines)) for name, lines in entries.items()}
 
 
 def _first_sentence(text: str) -> str:

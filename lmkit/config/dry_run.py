@@ -1,5 +1,5 @@
-"""Whatever of a config can be built without data is built, and what its constructors refuse is
-told, key by key."""
+"""Builds all objects of a config that need no data, to report what their constructors refuse, key
+by key."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ from lmkit.errors import UserError
 from lmkit.system.redaction import mask, redact
 from lmkit.system.rendezvous import cluster
 
-LOCAL = (CSVLogger, TensorBoardLogger, WandbLogger)  # loggers that are made without a service
+LOCAL = (CSVLogger, TensorBoardLogger, WandbLogger)  # loggers whose constructors need no service
 
 Node = Mapping[str, Any]
 Make = Callable[[dict[str, Any]], Any]
 
 
 def dry_run(config: Node, stepping: Node, mistakes: list[str]) -> None:
-    """Note what is wrong with the parts of a config other than its data and tokenizer.
+    """Note mistakes in all groups of a config except data and tokenizer.
 
-    A key that a mistake has been noted of is left out. stepping: the keys beside the schedule's.
+    Keys with a noted mistake are left out. stepping: the keys of `Stepping` in the scheduler group.
     """
-    with TemporaryDirectory() as place, silent():
+    with TemporaryDirectory() as directory, silent():
         _model(config, mistakes)
         for key, node in (config.get("regularizers") or {}).items():
             attempt(f"regularizers.{key}", node, _simply("regularizers"), mistakes)
         _schedule(config, stepping, mistakes)
-        _trainer(config, Path(place), mistakes)
+        _trainer(config, Path(directory), mistakes)
 
 
 def attempt(path: str, node: Node | None, make: Make, mistakes: list[str]) -> Any:
-    """What `make` makes of a node; None where it refuses it, and a mistake for each key that is
-    the reason."""
+    """The object that `make` makes of a node; None if it raises, with a mistake noted for each key
+    that is the reason."""
     if not node or "_target_" not in node:
         return None
     keys, given = signature_keys(resolve_target(node["_target_"])), SLOTS[path.split(".")[0]].given
@@ -61,10 +61,10 @@ def attempt(path: str, node: Node | None, make: Make, mistakes: list[str]) -> An
         if error is None:
             return None if left_out else made
         if _named(error, left_out):
-            return None  # it misses a key that is a mistake itself
+            return None  # it needs a key that was left out as a mistake
         reason = _reason(error, make, kept, keys)
         if reason or not left_out:
-            mistakes.append(_told(path, reason, kept.get(reason or ""), error))
+            mistakes.append(_mistake(path, reason, kept.get(reason or ""), error))
         if reason is None or keys[reason].required:
             return None
         del kept[reason]
@@ -72,8 +72,8 @@ def attempt(path: str, node: Node | None, make: Make, mistakes: list[str]) -> An
 
 
 def _reason(error: Exception, make: Make, node: Node, keys: Mapping[str, Key]) -> str | None:
-    """The key of a node for which it is refused: the one that the message names first, or one with
-    whose default something else is refused, or nothing."""
+    """The key because of which a node is refused: a required one that the message names first, else
+    one, preferably named there, without which the error changes; None if there is none."""
     known = [name for name in node if name in keys]
     required = [name for name in known if keys[name].required]
     named = _named(error, known)
@@ -88,15 +88,15 @@ def _reason(error: Exception, make: Make, node: Node, keys: Mapping[str, Key]) -
 def _tried(make: Make, node: dict[str, Any]) -> tuple[Any, Exception | None]:
     try:
         return make(node), None
-    except Exception as error:  # whatever a library raises at what it cannot take
+    except Exception as error:  # a library may raise anything at a value that it refuses
         return None, error
 
 
 def _named(error: Exception, keys: Iterable[str]) -> list[str]:
-    """Those of the keys that a message names, in its order."""
-    places = {key: re.search(rf"\b{key}\b", str(error)) for key in keys}
-    found = {key: place.start() for key, place in places.items() if place}
-    return sorted(found, key=lambda key: found[key])
+    """The keys that a message names, in its order."""
+    matches = {key: re.search(rf"\b{key}\b", str(error)) for key in keys}
+    starts = {key: match.start() for key, match in matches.items() if match}
+    return sorted(starts, key=lambda key: starts[key])
 
 
 def _differs(error: Exception, make: Make, node: Node, without: str) -> bool:
@@ -104,8 +104,8 @@ def _differs(error: Exception, make: Make, node: Node, without: str) -> bool:
     return str(_tried(make, rest)[1]) != str(error)
 
 
-def _told(path: str, key: str | None, value: Any, error: Exception) -> str:
-    if isinstance(error, UserError):  # which names the key
+def _mistake(path: str, key: str | None, value: Any, error: Exception) -> str:
+    if isinstance(error, UserError):  # its message names the key
         return redact(str(error))
     shown = "" if isinstance(value, Mapping | list) or value is None else f"={value}"
     at = mask(f"{path}.{key}{shown}") if key else path
@@ -145,7 +145,7 @@ def _schedule(config: Node, stepping: Node, mistakes: list[str]) -> None:
     optimizer = attempt("optimizer", config.get("optimizer"), make_optimizer, mistakes)
 
     def make(node: dict[str, Any]) -> Any:
-        # What is wrong with a schedule is told also where its optimiser cannot be had.
+        # Mistakes in a schedule are reported even if its optimiser could not be built.
         steps = optimizer or SGD(parameters, lr=0.1)
         scheduler = build("scheduler", node, optimizer=steps, num_steps=1)
         limits = config.get("trainer") or {}
@@ -158,10 +158,10 @@ def _schedule(config: Node, stepping: Node, mistakes: list[str]) -> None:
     attempt("scheduler", config.get("scheduler"), make, mistakes)
 
 
-def _trainer(config: Node, place: Path, mistakes: list[str]) -> None:
-    callbacks = dict(_callbacks(config, place, mistakes))
+def _trainer(config: Node, directory: Path, mistakes: list[str]) -> None:
+    callbacks = dict(_callbacks(config, directory, mistakes))
     trainer = dict(config.get("trainer") or {})
-    trainer |= {"devices": 1, "num_nodes": 1}  # as `cluster(None)` has it; others are not met yet
+    trainer |= {"devices": 1, "num_nodes": 1}  # as `cluster(None)`: there are no other processes
     gone = {"cuda": not torch.cuda.is_available(), "mps": not torch.backends.mps.is_available()}
     noted = any(m.startswith(("trainer.accelerator=", "trainer.precision=")) for m in mistakes)
     if noted or gone.get(trainer.get("accelerator", "")):
@@ -169,31 +169,31 @@ def _trainer(config: Node, place: Path, mistakes: list[str]) -> None:
 
     def make(node: dict[str, Any]) -> Any:
         given = {"plugins": [cluster(None)], "callbacks": list(callbacks.values())}
-        return build_trainer(node, default_root_dir=place, logger=DummyLogger(), **given)
+        return build_trainer(node, default_root_dir=directory, logger=DummyLogger(), **given)
 
     made = attempt("trainer", trainer, make, mistakes)
     for path, callback in callbacks.items() if made else ():
         of_lightning = type(callback).__module__.startswith(LIBRARIES)
         if of_lightning and (error := _set_up(callback, made)):
-            mistakes.append(_told(path, None, None, error))
+            mistakes.append(_mistake(path, None, None, error))
 
 
 def _set_up(callback: Callback, trainer: Trainer) -> Exception | None:
-    """What a callback says of the machine only when a training begins, as of a package."""
+    """The error that a callback raises only when a training begins, as of a missing package."""
     return _tried(lambda _: callback.setup(trainer, LightningModule(), "fit"), {})[1]
 
 
-def _callbacks(config: Node, place: Path, mistakes: list[str]) -> Iterator[tuple[str, Any]]:
-    """The callbacks by their paths; loggers that can be made without a service are tried too."""
-    given = {"generate": None, "path": place / "samples.jsonl"}
+def _callbacks(config: Node, directory: Path, mistakes: list[str]) -> Iterator[tuple[str, Any]]:
+    """The callbacks by their paths; loggers that need no service are tried too."""
+    given = {"generate": None, "path": directory / "samples.jsonl"}
     refused = [mistake.partition(":")[0] for mistake in mistakes]
     for key, node in (config.get("callbacks") or {}).items():
         if f"callbacks.{key}" in refused:
             continue
         make = _simply("callbacks", **given)
-        if made := attempt(f"callbacks.{key}", node and anchored(node, place), make, mistakes):
+        if made := attempt(f"callbacks.{key}", node and anchored(node, directory), make, mistakes):
             yield f"callbacks.{key}", made
-    make = _simply("logger", save_dir=place, version="0", run_name="0")
+    make = _simply("logger", save_dir=directory, version="0", run_name="0")
     for key, node in (config.get("logger") or {}).items():
         if node and issubclass(resolve_target(node["_target_"]), LOCAL):
-            attempt(f"logger.{key}", anchored(node, place), make, mistakes)
+            attempt(f"logger.{key}", anchored(node, directory), make, mistakes)

@@ -1,4 +1,4 @@
-"""The composed config as YAML, with every key that its classes take: `lmkit train --cfg job`."""
+"""`lmkit train --cfg job`: the composed config as YAML, with every key that its classes have."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BY_DEFAULT = "# by default"
 
 
 def full_config(argv: list[str], name: str) -> str:
-    """What `--cfg job` prints for a command line, whose `--package` and `--resolve` it follows."""
+    """The text that `--cfg job` prints for a command line, with its `--package` and `--resolve`."""
     flags = parse_flags(argv)
     config = composed(argv, name)
     plain: Any = resolved(config) if flags.resolve else OmegaConf.to_container(config)
@@ -36,14 +36,15 @@ def full_config(argv: list[str], name: str) -> str:
 
 
 def _missing(config: Mapping[str, Any]) -> dict[str, dict[str, Key]]:
-    """By the path of each object, the keys that are left to its signature; "" for the root's."""
+    """The keys of each object that the config leaves to their defaults, by the object's path, which
+    is "" for the root."""
     objects = dict(nodes(config)) | {"": config}
-    found: dict[str, dict[str, Key]] = {}
+    missing: dict[str, dict[str, Key]] = {}
     for path, key in node_keys(config).items():
         owner, _, name = path.rpartition(".")
         if name not in objects.get(owner, {}):
-            found.setdefault(owner, {})[name] = key
-    return found
+            missing.setdefault(owner, {})[name] = key
+    return missing
 
 
 def _lines(

@@ -1,4 +1,4 @@
-"""Command lines in Hydra's grammar: its flags, what is set, and how values are spelled."""
+"""Parses command lines in Hydra's grammar: its flags, the overrides, the spelling of values."""
 
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -24,17 +24,17 @@ from lmkit.config.mistakes import first_lines, nearest, report
 from lmkit.errors import UserError
 from lmkit.system.redaction import mask
 
-# Hydra's grammar rejects commas, quotes and brackets, which texts and paths are free to hold.
+# Keys of texts and paths, which may hold the commas, quotes and brackets that Hydra rejects.
 VERBATIM = re.compile(
     r"(text|file|stop|outputs|store|(\w+\.)*prompt|(\w+\.)+\w*path|(\w+\.)+paths\.\w+)$"
 )
-# These too, but for null and for what somebody has put in Hydra's quotes.
+# Keys like these, but null and a value in Hydra's own quotes are left to Hydra.
 UNQUOTED = re.compile(r"(\w+\.)+(heading|delimiter|quote)$")
 ASSIGNMENT = re.compile(r"(?P<sign>\+\+|\+|~)?(?P<key>[\w./@$:-]+)=(?P<value>.*)$", re.DOTALL)
 
 
 def parse_flags(argv: Sequence[str], *, multirun: bool = False) -> Any:
-    """Hydra's own flags apart from the `key=value` arguments (`.overrides`)."""
+    """Hydra's flags, and the `key=value` arguments as `.overrides`."""
     arguments = get_args_parser().parse_intermixed_args(list(argv))
     if arguments.multirun and not multirun:
         raise UserError("--multirun is for lmkit train, with no other of Hydra's flags that show")
@@ -58,7 +58,8 @@ def hydra_arguments(argv: Sequence[str]) -> list[str]:
 
 
 def normalise(argument: str, groups: Collection[str]) -> str:
-    """`argument` as Hydra reads it: verbatim keys quoted, keys that name no group forced in."""
+    """`argument` in Hydra's grammar: values of verbatim keys are quoted, and keys that are not
+    groups get a ++."""
     match = ASSIGNMENT.match(argument)
     if match is None:
         return argument
@@ -76,7 +77,7 @@ def _is_verbatim(key: str, value: str) -> bool:
 
 
 def spell(line: str, groups: Collection[str]) -> str:
-    """The argument that `normalise` makes `line` of."""
+    """The argument of which `normalise` makes `line`."""
     plain = line.removeprefix("++")
     key, _, written = plain.partition("=")
     if VERBATIM.match(key) or (UNQUOTED.match(key) and written.startswith('"')):
@@ -90,10 +91,10 @@ def spell(line: str, groups: Collection[str]) -> str:
 
 @dataclass
 class Sorted:
-    """A command line: choices of a group, values of the config, values of the command.
+    """A sorted command line: choices of groups, values of the config, the command's own values.
 
-    doubtful: by key, what of the values is a mistake unless the key takes text. several: arguments
-    with several values.
+    doubtful: by key, the mistake in a value, unless the key accepts text. several: by key, the
+    arguments with several values.
     """
 
     groups: list[Override] = field(default_factory=list)
@@ -103,12 +104,13 @@ class Sorted:
     several: dict[str, str] = field(default_factory=dict)
 
     def lines(self, misread: Mapping[str, bool]) -> list[str]:
-        """Choices and values as Hydra reads them."""
+        """Choices and values in Hydra's grammar."""
         values = [retyped(value, misread) for value in self.values]
         return [override.input_line or "" for override in (*self.groups, *values)]
 
     def settle(self, config: Mapping[str, Any], mistakes: list[str]) -> bool:
-        """Note what is doubtful and no text, and leave it out; whether there was any."""
+        """Note doubtful values whose keys do not accept text, and leave them out; returns whether
+        any were left out."""
         keys = node_keys(config)
         texts = {path for path, key in keys.items() if takes_text(key.type)}
         mistakes += [wrong for key, wrong in self.doubtful.items() if key not in texts]
@@ -129,7 +131,7 @@ def sort_overrides(
     own: Collection[str] | None,
     mistakes: list[str],
 ) -> Sorted:
-    """The arguments sorted; the wrong ones noted."""
+    """Sort the arguments, and note mistakes in them."""
     options = group_options(folders)
     done = Sorted()
     rejected: set[str] = set()
@@ -139,50 +141,50 @@ def sort_overrides(
             mistakes.append(f"{mask(argument)}: expected key=value")
             continue
         key, value = (match["key"], match["value"]) if match else (argument.removeprefix("~"), "")
-        mine = own is None or key.partition(".")[0] in own
+        is_own = own is None or key.partition(".")[0] in own
         line = normalise(argument, options)
         if isinstance(own, Mapping) and _is_own_text(own.get(key, ""), value):
             line = f"++{key}={quoted(value)}"
         override, wrong = _parsed(argument, line)
         several = override is not None and override.is_sweep_override()
-        if mine and (override is None or several):
+        if is_own and (override is None or several):
             listed = re.sub("=(.*)", r"=[\1]", mask(argument))
             mistakes.append(
                 wrong or f"{mask(argument)}: takes one value; a list is written {listed}"
             )
-        elif mine:
+        elif is_own:
             done.own += [override] if override else []
         elif key == "sweep":
             mistakes.append(f"{argument}: a preset of lmkit sweep, no part of a run")
         elif override is None or several:
-            there = done.doubtful if override is None else done.several
-            there[key] = wrong or mask(argument)
+            unsure = done.doubtful if override is None else done.several
+            unsure[key] = wrong or mask(argument)
             if match and key not in options:
                 done.values += filter(None, [_parsed(argument, f"++{key}={quoted(value)}")[0]])
         elif key in options and not isinstance(override.value(), dict):
             if not (unknown := _unknown_options(override, options[key])):
                 done.groups.append(override)
             elif meant := get_close_matches(str(override.value()), options[key], n=1):
-                # The one that will be named in the message is what its keys are checked against.
+                # Its keys are checked against the option that the message suggests.
                 done.groups += filter(None, [_parsed(argument, f"{key}={meant[0]}")[0]])
             else:
                 rejected.add(key)
             mistakes += unknown
         else:
             done.values.append(override)
-    # Keys of an option that there is not are no mistakes of their own.
+    # Keys of an option that does not exist are not mistakes of their own.
     done.values = [v for v in done.values if v.key_or_group.partition(".")[0] not in rejected]
     return done
 
 
 def _is_own_text(hint: str, value: str) -> bool:
-    """Whether a value of a command's own key is a text as it stands, not in Hydra's quotes."""
+    """Whether a value of a command's own key is a text that is not in Hydra's quotes."""
     null = value == "null" and "None" in hint
     return takes_text(hint) and not null and not re.fullmatch(r"(['\"]).*\1", value, re.DOTALL)
 
 
 def _parsed(argument: str, line: str) -> tuple[Override | None, str]:
-    """`argument`, written as Hydra reads it, as an override, or what is wrong with it."""
+    """The override of `argument`, which is `line` in Hydra's grammar; or None and the mistake."""
     try:
         return OverridesParser.create().parse_override(line), ""
     except HydraException as error:

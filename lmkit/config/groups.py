@@ -1,4 +1,4 @@
-"""The config groups on disk, lmkit's own and the user's, without what composes them."""
+"""The config groups on disk, lmkit's own and the user's; reading them needs no Hydra."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,15 +34,15 @@ def installed_folders() -> list[Path]:
 
 def group_options(folders: Sequence[Path]) -> dict[str, list[str]]:
     """The config groups, in alphabetical order, and the options of each."""
-    found: dict[str, set[str]] = {}
+    groups: dict[str, set[str]] = {}
     for folder in folders:
         for file in folder.glob("*/**/*.yaml"):
-            found.setdefault(file.parent.relative_to(folder).as_posix(), set()).add(file.stem)
-    return {group: sorted(found[group]) for group in sorted(found)}
+            groups.setdefault(file.parent.relative_to(folder).as_posix(), set()).add(file.stem)
+    return {group: sorted(groups[group]) for group in sorted(groups)}
 
 
 def purpose(folders: Sequence[Path], group: str, option: str) -> str:
-    """The first comment line of an option's file, other than Hydra's `@package`."""
+    """The first comment line of an option's file that is not Hydra's `@package`."""
     file = next(f for folder in folders if (f := folder / group / f"{option}.yaml").is_file())
     lines = (line.strip() for line in file.read_text(encoding="utf-8").splitlines())
     comments = (line.lstrip("# ") for line in lines if line.startswith("#"))

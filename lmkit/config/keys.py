@@ -1,6 +1,6 @@
-"""The keys of a config by the source text of its classes: type, default and a line each.
+"""The keys of a config, read from the source text of its classes: type, default, description.
 
-Nothing is imported to be asked, so that a list, a help page and a completion need no torch.
+The classes are not imported, so that a list, a help page and a completion need no torch.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from lmkit.system.source import Module, source_of
 
 ROOT = "lmkit.config.check.Root"
 TARGET = re.compile(r"^_target_: *(\S+)", re.MULTILINE)
-NAMED = ("regularizers", "logger", "callbacks")  # groups that hold objects by a name for each
+NAMED = ("regularizers", "logger", "callbacks")  # groups that hold several objects, each by a name
 
 
 class Key(NamedTuple):
-    """One key of a signature, in the words of its source; `default` is None where it has none."""
+    """One key of a signature, as written in the source; `default` is None if it has none."""
 
     type: str
     default: str | None
@@ -31,7 +31,7 @@ class Key(NamedTuple):
 
     @property
     def value(self) -> Any:
-        """The default as YAML can hold it; raises ValueError for one that it cannot."""
+        """The default as a value of YAML; raises ValueError if YAML cannot hold it."""
         if self.default is None:
             return "???"
         value = ast.literal_eval(self.default)
@@ -41,8 +41,8 @@ class Key(NamedTuple):
 
 
 def node_keys(config: Mapping[str, Any]) -> dict[str, Key]:
-    """Every key that the objects of a composed config take, by its dotted path, and the root's."""
-    found = {name: key for name, key in class_keys(ROOT).items() if name not in SLOTS}
+    """Every key of the objects of a composed config, by its dotted path, and the root keys."""
+    keys = {name: key for name, key in class_keys(ROOT).items() if name not in SLOTS}
     for path, node in nodes(config):
         group = path.partition(".")[0]
         owners = [(str(node["_target_"]), SLOTS[group].given)]
@@ -50,10 +50,10 @@ def node_keys(config: Mapping[str, Any]) -> dict[str, Key]:
         for target, given in owners:
             for name, key in class_keys(target).items():
                 if name not in given:
-                    found.setdefault(f"{path}.{name}", key)
-    for path in VALUES.keys() & found.keys():
-        found[path] = found[path]._replace(type=" | ".join(VALUES[path]))
-    return found
+                    keys.setdefault(f"{path}.{name}", key)
+    for path in VALUES.keys() & keys.keys():
+        keys[path] = keys[path]._replace(type=" | ".join(VALUES[path]))
+    return keys
 
 
 def nodes(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -69,7 +69,7 @@ def nodes(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def elsewhere(config: Mapping[str, Any], name: str, *, near: bool = False) -> list[str]:
-    """The paths of a composed config whose last part is `name`, or that which is nearest to it."""
+    """The paths of a composed config that end in `name`, or with `near` in the nearest name."""
     paths: dict[str, list[str]] = {}
     for path in node_keys(config):
         if "." in path:
@@ -79,14 +79,14 @@ def elsewhere(config: Mapping[str, Any], name: str, *, near: bool = False) -> li
 
 
 def option_targets(group: str) -> dict[str, str]:
-    """The class of each of lmkit's own options of a group that have one, by `data=files`."""
+    """The classes of lmkit's own options of a group, by the option, such as `data=files`."""
     files = sorted((CONF / group).glob("*.yaml"))
-    found = {file.stem: TARGET.search(file.read_text(encoding="utf-8")) for file in files}
-    return {f"{group}={option}": target[1] for option, target in found.items() if target}
+    matches = {file.stem: TARGET.search(file.read_text(encoding="utf-8")) for file in files}
+    return {f"{group}={option}": target[1] for option, target in matches.items() if target}
 
 
 def options_taking(group: str, name: str) -> list[str]:
-    """lmkit's own options of a group whose class has the key, as `data=files`."""
+    """lmkit's own options of a group whose class has the key, such as `data=files`."""
     targets = option_targets(group)
     return [option for option, target in targets.items() if name in class_keys(target)]
 
@@ -98,7 +98,7 @@ def is_found(target: str) -> bool:
 
 @cache
 def class_keys(target: str) -> dict[str, Key]:
-    """The keys of the class at a dotted path; none where its source is not found."""
+    """The keys of the class at a dotted path; none if its source is not found."""
     located = _locate(target)
     return _keys(*located) if located else {}
 
@@ -121,17 +121,17 @@ def _keys(module: Module, owner: ast.ClassDef) -> dict[str, Key]:
     lineage = list(_lineage(module, owner))
     keys: dict[str, Key] = {}
     for named in _handed_on(lineage):
-        # What a class asks for, one that inherits from it passes itself.
+        # A required argument of a base class is passed by the class that inherits from it.
         new = {name: key for name, key in named.items() if key.default is not None or not keys}
         keys |= {name: key for name, key in new.items() if name not in keys}
     lines: dict[str, str] = {}
-    for place, each in lineage:
-        lines = _lines(place, each, keys) | lines
+    for inside, each in lineage:
+        lines = _lines(inside, each, keys) | lines
     return {name: key._replace(line=lines.get(name, "")) for name, key in keys.items()}
 
 
 def _handed_on(lineage: Sequence[tuple[Module, ast.ClassDef]]) -> Iterator[dict[str, Key]]:
-    """The arguments of a constructor, and of what is called in turn with its **kwargs."""
+    """The arguments of a constructor, and of each that its **kwargs are passed on to."""
     for module, owner in lineage:
         if constructor := _member(owner, "__init__"):
             yield _arguments(module, constructor)
@@ -146,11 +146,11 @@ def _handed_on(lineage: Sequence[tuple[Module, ast.ClassDef]]) -> Iterator[dict[
 
 
 def _lineage(module: Module, owner: ast.ClassDef) -> Iterator[tuple[Module, ast.ClassDef]]:
-    """A class and those that it inherits from, as far as their source is found."""
+    """A class and its base classes, as far as their source is found."""
     yield module, owner
     for base in owner.bases:
-        if found := _resolve(module, base):
-            yield from _lineage(*found)
+        if resolved := _resolve(module, base):
+            yield from _lineage(*resolved)
 
 
 def _arguments(module: Module, function: ast.FunctionDef) -> dict[str, Key]:
@@ -184,7 +184,7 @@ def _member(owner: ast.ClassDef, name: str) -> ast.FunctionDef | None:
 
 
 def _hint(module: Module, node: ast.expr | None) -> str:
-    """An annotation in the words of messages: `float | null`, `uniform | orthogonal`."""
+    """An annotation as messages write it: `float | null`, `uniform | orthogonal`."""
     match node:
         case None:
             return ""
@@ -215,7 +215,7 @@ def _hint(module: Module, node: ast.expr | None) -> str:
 
 
 def _value_of(module: Module, name: str) -> tuple[Module, ast.expr] | None:
-    """What a name of a module stands for, where it is assigned an expression."""
+    """The expression that is assigned to a name of a module, if any."""
     for node in module.tree.body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
             return module, node.value
@@ -254,7 +254,7 @@ def _class(module: Module, name: str) -> tuple[Module, ast.ClassDef] | None:
 
 
 def _origin(module: Module, name: str) -> tuple[str, str] | None:
-    """Module and name that an import of `module` takes a name from; no name for a module."""
+    """The module and the name from which `module` imports a name; "" if it imports a module."""
     for node in module.tree.body:
         if isinstance(node, ast.ImportFrom):
             for alias in node.names:
@@ -270,19 +270,19 @@ def _origin(module: Module, name: str) -> tuple[str, str] | None:
 
 
 def _lines(module: Module, owner: ast.ClassDef, keys: Collection[str]) -> dict[str, str]:
-    """A line for each key that the docstrings of a class and of its constructor describe."""
+    """The description of each key in the docstrings of a class and of its constructor."""
     constructor = _member(owner, "__init__")
     texts = [ast.get_docstring(owner), constructor and ast.get_docstring(constructor)]
     texts.append(_assigned_doc(module, owner.name))
-    found: dict[str, str] = {}
+    lines: dict[str, str] = {}
     for text in texts:
         if text:
-            found = described(text, keys) | google(text, keys) | found
-    return found
+            lines = described(text, keys) | google(text, keys) | lines
+    return lines
 
 
 def _assigned_doc(module: Module, name: str) -> str | None:
-    """What a module assigns to NAME.__doc__, as torch.optim does."""
+    """The text that a module assigns to NAME.__doc__, as torch.optim does."""
     for node in module.tree.body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == f"{name}.__doc__":
             return _text(module, node.value)
@@ -290,7 +290,7 @@ def _assigned_doc(module: Module, name: str) -> str | None:
 
 
 def _text(module: Module, node: ast.expr) -> str:
-    """A string as an expression of literals and of names of the module."""
+    """The string that an expression of literals and names of the module stands for."""
     match node:
         case ast.Constant(str(text)):
             return text

@@ -1,4 +1,4 @@
-"""What the loggers of a config need, and the group that those of a sweep belong to."""
+"""Checks the packages that the loggers of a config need, and sets the group of a sweep's runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lmkit.config.signatures import signature_keys
 from lmkit.config.targets import resolve_target, slot_bases
 from lmkit.run import GROUP
 
-# Lightning's module -> the packages one of which it needs, and what to install.
+# By Lightning's module: the packages of which it needs one, and the one to install.
 PACKAGES = {
     "comet": (("comet_ml",), "comet-ml"),
     "litlogger": (("litlogger",), "litlogger"),
@@ -23,7 +23,7 @@ PACKAGES = {
 
 
 def missing_packages(nodes: Mapping[str, Any]) -> Iterator[str]:
-    """What the loggers of a checked config need and this environment does not have."""
+    """The packages that the loggers of a checked config need and that are not installed."""
     for key, node in nodes.items():
         if "_target_" not in node:  # a mistake that has been noted
             continue
@@ -38,7 +38,8 @@ def missing_packages(nodes: Mapping[str, Any]) -> Iterator[str]:
 
 
 def grouped(config: dict[str, Any]) -> dict[str, Any]:
-    """The config of a sweep's run: a logger that has a group, and none set, gets the sweep's id."""
+    """The config of a sweep's run, where loggers that have a key `group`, if it is not set, get the
+    sweep's id."""
     if not (group := os.environ.get(GROUP)):
         return config
     nodes = {}

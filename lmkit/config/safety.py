@@ -1,4 +1,4 @@
-"""Values of a config that would write down a secret, or write outside the run directory."""
+"""Finds values that would write a secret to disk, or write outside the run directory."""
 
 from __future__ import annotations
 
@@ -19,29 +19,30 @@ from lmkit.system.redaction import (
     secret_variable_in,
 )
 
-# Where a run reads from; what other groups hold is written down, by loggers above all.
+# The groups from which a run reads; values of other groups are written to disk, as by loggers.
 READS = ("data", "tokenizer")
 WRITES = ("logger", "callbacks", "trainer")
-# Keys of lightning's classes that name a directory, which is taken from the current one.
+# Keys of lightning's classes that name a directory, relative to the current one.
 DIRECTORIES = ("dirpath", "dir", "root_dir", "exclude_batches_path", "artifact_location")
-# A secret is written as the variable of the environment that holds it.
+# A config refers to a secret by the environment variable that holds it.
 SECRET = re.compile(r"\$\{oc\.env:\s*(?P<name>[^,}\s]+)\s*(?:,(?P<default>[^}]*))?\}")
-# As os.path.expandvars has it, which lightning calls.
+# The variables that os.path.expandvars replaces, which lightning calls.
 VARIABLE = re.compile(r"\$(\w|\{(?!oc\.env:))", re.ASCII)
 OUTSIDE = re.compile(r"[/\\~]|\w:[/\\]|file:|(.*[/\\])?\.\.([/\\]|$)", re.IGNORECASE | re.DOTALL)
 
 
 def leaks(config: Mapping[str, Any], trains: bool) -> Iterator[str]:
-    """Every secret that a config would write down, its value left out of the message and hidden.
+    """Every secret that a config would write to disk; messages leave its value out, and it is
+    redacted from now on.
 
-    Without `trains` nothing is written; what is read may still not be a secret.
+    Without `trains` nothing is written; a secret in plain text is a mistake even so.
     """
     for path, value in _leaves(config):
         if value is None or isinstance(value, bool) or value in ("", "???"):
             continue
         text, parts = str(value), path.split(".")
         variables = [match["name"] for match in SECRET.finditer(text)]
-        if any(map(is_secret_key, (parts[-1], *parts[2:]))):  # the second is a name
+        if any(map(is_secret_key, (parts[-1], *parts[2:]))):  # the second part is an object's name
             match = SECRET.fullmatch(text)
             if match is None or match["default"] is not None:
                 _hide_literal(text)
@@ -64,8 +65,8 @@ def leaks(config: Mapping[str, Any], trains: bool) -> Iterator[str]:
 
 
 def escapes(config: Mapping[str, Any]) -> Iterator[str]:
-    """Every name of an artefact that leads out of the run directory, or to one named after a
-    variable's value."""
+    """Every path of something to write that leads out of the run directory, or that contains an
+    environment variable."""
     for group in WRITES:
         for path, value in _foreign(config.get(group), group):
             if isinstance(value, str) and OUTSIDE.match(value):
@@ -81,7 +82,7 @@ def escapes(config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def anchored(node: Any, directory: Path) -> Any:
-    """A node with the directories that lightning's classes are to write to inside `directory`."""
+    """A node in which the directories of lightning's classes are moved inside `directory`."""
     if not isinstance(node, Mapping):
         return node
     return {
@@ -93,7 +94,7 @@ def anchored(node: Any, directory: Path) -> Any:
 
 
 def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every plain value by dotted key; those of a list by that of the list."""
+    """Every plain value by dotted key; the items of a list have the list's key."""
     if isinstance(node, Mapping):
         for key, value in node.items():
             yield from _leaves(value, f"{path}.{key}" if path else str(key))
@@ -114,16 +115,16 @@ def _foreign(node: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 
 def _is_foreign(node: Mapping[str, Any]) -> bool:
-    """Whether an object is of a package that lmkit allows and the user did not write."""
+    """Whether an object's class is from lightning or torch, not from lmkit or the user."""
     package = str(node.get("_target_", "")).partition(".")[0]
     return package in PREFIXES and package != "lmkit"
 
 
 def _hide_literal(text: str) -> None:
-    """Hide a value, and what is literal of one that reveals something too."""
+    """Redact a value from now on, and the literal parts of one that refers to variables too."""
     literal = SECRET.sub(lambda match: f"\0{match['default'] or ''}\0", text)
-    for piece in (text, *literal.split("\0")):
-        hide(piece)
+    for each in (text, *literal.split("\0")):
+        hide(each)
 
 
 def _holds_user(variable: str) -> bool:
@@ -132,7 +133,7 @@ def _holds_user(variable: str) -> bool:
 
 
 def reveal(text: str) -> str:
-    """`text` with every `${oc.env:NAME}` replaced; raises UserError for one that is not set."""
+    """`text` with every `${oc.env:NAME}` replaced; raises UserError if a variable is not set."""
 
     def read(match: re.Match[str]) -> str:
         name, default = match["name"], match["default"]

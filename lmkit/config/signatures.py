@@ -1,4 +1,4 @@
-"""The keys that a callable takes, with the types that its annotations mean."""
+"""The keys that a callable has as arguments, with the types of their annotations."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lmkit.config.targets import FORWARDED
 
 @dataclass(frozen=True)
 class Key:
-    """One key of a signature: the type of its value, and its default where it has one."""
+    """One key of a signature: the type of its value, and its default if it has one."""
 
     hint: Any
     default: Any = inspect.Parameter.empty
@@ -28,8 +28,8 @@ class Key:
 
 
 def signature_keys(target: Callable[..., Any]) -> dict[str, Key]:
-    """The arguments `target` names, and those that it hands on to whom it inherits from, or to
-    what FORWARDED says, as **kwargs."""
+    """The arguments of `target`, and those of the base classes, or of the functions in FORWARDED,
+    that its **kwargs are passed on to."""
     keys: dict[str, Key] = {}
     for function in _functions(target):
         hints = _hints(function)
@@ -37,14 +37,14 @@ def signature_keys(target: Callable[..., Any]) -> dict[str, Key]:
             name: Key(hints.get(name, parameter.annotation), parameter.default)
             for name, parameter in _named(function).items()
         }
-        # What a class asks for, one that inherits from it passes itself.
+        # A required argument of a base class is passed by the class that inherits from it.
         new = {name: key for name, key in named.items() if not (key.required and keys)}
         keys |= {name: key for name, key in new.items() if name not in keys}
     return keys
 
 
 def _functions(target: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
-    """What is called in turn, as long as each hands its **kwargs on."""
+    """The functions that are called in turn, as long as each passes its **kwargs on."""
     if not isinstance(target, type):
         yield target
         return
@@ -57,8 +57,8 @@ def _functions(target: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
         if forwarded := FORWARDED.get(f"{each.__module__}.{each.__qualname__}"):
             module, _, name = forwarded.rpartition(".")
             with contextlib.suppress(ImportError):  # the check names the package
-                found = getattr(importlib.import_module(module), name)
-                yield vars(found)["__init__"] if isinstance(found, type) else found
+                function = getattr(importlib.import_module(module), name)
+                yield vars(function)["__init__"] if isinstance(function, type) else function
 
 
 def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
@@ -72,34 +72,35 @@ def _named(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
 
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
-    """The types of all annotations; anything for one that cannot be read."""
+    """The types of all annotations; Any for one that cannot be evaluated."""
     inner = inspect.unwrap(function)
     names = _names_for_type_checkers(inner.__module__)
     with contextlib.suppress(NameError):
         return get_type_hints(inner, localns=names, include_extras=True)
-    found: dict[str, Any] = {}
+    hints: dict[str, Any] = {}
     for name, annotation in inspect.get_annotations(inner).items():
         alone = type(name, (), {"__annotations__": {name: annotation}})
         alone.__module__ = inner.__module__
         try:
-            found |= get_type_hints(alone, localns=names, include_extras=True)
+            hints |= get_type_hints(alone, localns=names, include_extras=True)
         except NameError:
-            found[name] = Any
-    return found
+            hints[name] = Any
+    return hints
 
 
 @cache
 def _names_for_type_checkers(module: str) -> dict[str, Any]:
-    """What a module imports under `if TYPE_CHECKING`, as torch.optim.lr_scheduler its Iterable."""
-    found: dict[str, Any] = {}
+    """The names that a module imports under `if TYPE_CHECKING`, such as Iterable in
+    torch.optim.lr_scheduler."""
+    imported: dict[str, Any] = {}
     try:
         tree = ast.parse(inspect.getsource(sys.modules[module]))
     except (KeyError, OSError, TypeError):  # no file: a class made elsewhere
-        return found
+        return imported
     for block in tree.body:
         if isinstance(block, ast.If) and "TYPE_CHECKING" in ast.unparse(block.test):
             for each in block.body:
                 code = compile(ast.Module([each], []), module, "exec")
                 with contextlib.suppress(ImportError):
-                    exec(code, dict(vars(sys.modules[module])), found)
-    return found
+                    exec(code, dict(vars(sys.modules[module])), imported)
+    return imported

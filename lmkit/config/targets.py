@@ -1,4 +1,4 @@
-"""Which class a `_target_` may name: a config must never be able to run code of its choosing."""
+"""The classes that a `_target_` may name: a config must never be able to run code of its choice."""
 
 import sys
 from collections.abc import Mapping
@@ -12,7 +12,8 @@ from lmkit.system.allowed import allowed_class, allowed_prefixes, look_up
 
 @dataclass(frozen=True)
 class Slot:
-    """A place in the config that holds objects: their base class and what the code passes."""
+    """A group of the config that holds objects: their base class, and the arguments that the code
+    passes to them."""
 
     base: str
     given: tuple[str, ...] = ()
@@ -46,13 +47,13 @@ SLOTS = {
     "callbacks": Slot("lightning.pytorch.callbacks.Callback", ("generate", "path")),
 }
 
-# Classes whose keys stand in a group beside those of its object, and what the code passes them.
+# Classes whose keys are in a group beside those of its object, and the arguments from the code.
 BESIDE = {
     "data": ("lmkit.windows.DataModule", ("source", "tokenizer", "cache", "seed")),
     "scheduler": ("lmkit.optim.Stepping", ()),
 }
 
-# What a class of others passes its **kwargs on to, other than what it inherits from.
+# The function or class that a library's class passes its **kwargs on to, beside its base classes.
 FORWARDED = {
     "lightning.pytorch.loggers.tensorboard.TensorBoardLogger": (
         "torch.utils.tensorboard.SummaryWriter"
@@ -60,14 +61,14 @@ FORWARDED = {
     "lightning.pytorch.loggers.wandb.WandbLogger": "wandb.init",
 }
 
-# Of the values that a class would take, those that lmkit does.
+# The values that lmkit accepts, where the class would accept more.
 VALUES = {"trainer.precision": ("auto", "32-true", "bf16-mixed", "16-mixed")}
 
 
 def resolve_target(
     path: object, bases: tuple[type, ...] = (), *, prefixes: tuple[str, ...] | None = None
 ) -> type:
-    """The class that `path` names, if it really lives in an allowed package and fits `bases`.
+    """The class that `path` names, if it is defined in an allowed package and fits `bases`.
 
     Raises UserError for anything else: functions, modules, and classes that a module merely
     imported from elsewhere. Without `bases`, the class must fit some slot of the config.
@@ -93,20 +94,21 @@ def slot_bases(slot: str) -> tuple[type, ...]:
 
 
 def named_class(slot: str, node: Mapping[str, Any] | None) -> Any:
-    """The class that a checked node of a slot names, or the slot's base where it names none."""
+    """The class that a checked node of a slot names, or the slot's base if it names none."""
     if node and "_target_" in node:
         return resolve_target(node["_target_"], slot_bases(slot))
     return slot_bases(slot)[0]
 
 
 def beside(group: str) -> tuple[Any, frozenset[str]]:
-    """The class whose keys stand in a group beside those of its object, and what it is passed."""
+    """The class whose keys are in a group beside those of its object, and its arguments from the
+    code."""
     name, given = BESIDE[group]
     return look_up(name), frozenset(given)
 
 
 def public_name(found: type) -> str:
-    """The dotted path of a class: that of its package, where it is there too, else of its file."""
+    """The shortest dotted path of a class: in a package that exports it, else in its module."""
     parts = found.__module__.split(".")
     places = (".".join(parts[:end]) for end in range(len(parts) - 1, 0, -1))
     for place in places:

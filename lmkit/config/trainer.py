@@ -1,4 +1,4 @@
-"""Lightning's Trainer of a config, without what lmkit does itself, and what it complains of."""
+"""Builds Lightning's Trainer for a config, and turns its errors into mistakes of the config."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lmkit.errors import UserError, as_user_error
 from lmkit.system.redaction import redact
 from lmkit.system.switches import restored
 
-# What these raise themselves is about how they were set up, or about what they were given.
+# An exception raised in these modules is about their settings or arguments.
 LIBRARIES = ("lightning.", "torch.optim.")
 
 PROFILERS = {
@@ -32,7 +32,7 @@ PROFILERS = {
 
 
 def build_trainer(node: Mapping[str, Any], **given: Any) -> pl.Trainer:
-    """The trainer of a config, without what lmkit does itself."""
+    """The trainer of a config, with Lightning's features turned off that lmkit has itself."""
     directory = Path(given.get("default_root_dir", "."))
     node = dict(node)
     if profiler := node.get("profiler"):
@@ -50,33 +50,33 @@ def build_trainer(node: Mapping[str, Any], **given: Any) -> pl.Trainer:
 
 
 def _profiler(profiler: str | Mapping[str, Any], directory: Path) -> dict[str, Any]:
-    """The node of a profiler, which writes its report into a file unless told where."""
+    """The node of a profiler, which writes its report into `directory` by default."""
     if isinstance(profiler, str):
         profiler = {"_target_": f"lightning.pytorch.profilers.{PROFILERS[profiler.lower()]}"}
-    there = {"dirpath": str(directory), "filename": "profile"}
+    defaults = {"dirpath": str(directory), "filename": "profile"}
     keys = signature_keys(resolve_target(profiler["_target_"], (Profiler,)))
-    return {**{key: there[key] for key in there if key in keys}, **profiler}
+    return {**{key: defaults[key] for key in defaults if key in keys}, **profiler}
 
 
 @contextmanager
 def complaints() -> Iterator[None]:
-    """What Lightning or an optimiser refuses while it works is a mistake in its settings."""
+    """Turn an error that Lightning or an optimiser raises inside the block into a UserError."""
     try:
         yield
     except Exception as error:
         if as_user_error(error):
             raise
-        place = error.__traceback__
-        while place and place.tb_next:
-            place = place.tb_next
-        module = place.tb_frame.f_globals.get("__name__", "") if place else ""
+        last = error.__traceback__
+        while last and last.tb_next:
+            last = last.tb_next
+        module = last.tb_frame.f_globals.get("__name__", "") if last else ""
         if not module.startswith(LIBRARIES):
             raise
         raise UserError(f"{module} refuses the config: {redact(said(error))}") from error
 
 
 def said(error: Exception) -> str:
-    """The message of a library's exception in one line, with its kind where that says more."""
+    """The message of a library's exception in one line, with its class if that adds something."""
     message = " ".join(str(error).split())
     is_sentence = isinstance(error, ValueError | TypeError | RuntimeError | OSError | ImportError)
     if message and (is_sentence or isinstance(error, MisconfigurationException)):
@@ -86,7 +86,7 @@ def said(error: Exception) -> str:
 
 @contextmanager
 def silent() -> Iterator[None]:
-    """Nothing is warned of or told of what is built only to see whether it can be."""
+    """Suppress the warnings and messages of objects that are built only to check a config."""
     loggers = [logging.getLogger(f"lightning.{name}") for name in ("pytorch", "fabric")]
     with restored():
         warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""Which values a run can have of the keys of Lightning's Trainer; docs/trainer.md has them all."""
+"""The values that a run can have for keys of Lightning's Trainer; docs/trainer.md has them all."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ LEAST = {
     "reload_dataloaders_every_n_epochs": 0,
 }
 
-# Numbers of windows, or shares of an epoch.
+# Keys that are numbers of windows, or shares of an epoch.
 SHARES = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "overfit_batches")
 
-# Keys that may only have the value that they have without being set, and why.
+# Keys that may only have their default value, and why.
 UNUSED = {
     "barebones": (False, "a run always writes its metrics and checkpoints"),
     "enable_autolog_hparams": (True, "a run's config is what its loggers are compared by"),
@@ -57,7 +57,7 @@ CHOICES = {
 
 
 def trainer_mistakes(trainer: Mapping[str, Any]) -> Iterator[str]:
-    """Values of a `trainer` group, bound to its signature, that a run cannot have."""
+    """Mistakes in a `trainer` group, bound to its signature: values that a run cannot have."""
     for key, (value, why) in UNUSED.items():
         if trainer.get(key, value) != value:
             yield f"trainer.{key}={_shown(trainer[key])}: {why}; leave it out"

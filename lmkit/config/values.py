@@ -1,4 +1,4 @@
-"""Values of a config against the types of their keys."""
+"""Checks values of a config against the types of their keys, and converts them."""
 
 import inspect
 import math
@@ -21,22 +21,22 @@ from lmkit.ranges import broken
 
 
 class Group(dict[str, Any]):
-    """An annotation: a mapping that is checked elsewhere, against its own classes."""
+    """An annotation of a mapping that is checked elsewhere, against its own class."""
 
 
 class MisfitError(Exception):
-    """A value that is not what an annotation asks for; the message is what it asks for."""
+    """A value has another type than an annotation allows; the message describes the annotation."""
 
 
 class RangeError(MisfitError):
-    """A value, or one in it, that is none of those an annotation asks for; the message is what it
-    must be."""
+    """A value, or one inside it, is out of the range of an annotation; the message is what it must
+    be."""
 
 
 def fit(value: Any, hint: Any) -> Any:
-    """`value` as `hint` wants it: exact types first, then what a user plainly means by it.
+    """`value` converted to the type `hint`: unchanged if it has that type, else as a user means it.
 
-    An int is fit for a float, "1e-3" for a number and 1e3 for an int. Raises MisfitError.
+    An int may become a float, "1e-3" a number and 1e3 an int. Raises MisfitError.
     """
     origin, arguments = get_origin(hint) or hint, get_args(hint)
     if hint in (Any, inspect.Parameter.empty):
@@ -81,7 +81,7 @@ def _fit_item(key: Any, value: Any, hint: Any) -> Any:
 
 
 def _is_duration(value: Any) -> bool:
-    """Whether a value is a mapping that `timedelta` takes, as {minutes: 30}."""
+    """Whether a value is a mapping of arguments of `timedelta`, as {minutes: 30}."""
     try:
         timedelta(**value)
     except (TypeError, ValueError, OverflowError):
@@ -90,7 +90,7 @@ def _is_duration(value: Any) -> bool:
 
 
 def describe(hint: Any) -> str:
-    """An annotation in the words of an error message."""
+    """An annotation as error messages write it."""
     origin, arguments = get_origin(hint) or hint, get_args(hint)
     if origin is Annotated:
         return describe(arguments[0])
@@ -113,7 +113,7 @@ def describe(hint: Any) -> str:
 
 
 def item_hint(hint: Any) -> Any:
-    """What a list of objects is a list of; None where the annotation has none in a list."""
+    """The annotation of the items, if an annotation is a list of objects; else None."""
     for arm in (hint, *get_args(hint)):
         if get_origin(arm) in (list, Sequence, Iterable) and object_bases(arm):
             return get_args(arm)[0]
@@ -134,7 +134,7 @@ def _fit_any_of(value: Any, hints: Sequence[Any]) -> Any:
     for hint in hints:
         try:
             return fit(value, hint)
-        except RangeError as error:  # says more than what the types are
+        except RangeError as error:  # tells more than a list of the types
             wrong = error
         except MisfitError:
             continue
@@ -142,7 +142,7 @@ def _fit_any_of(value: Any, hints: Sequence[Any]) -> Any:
 
 
 def _fit_plain(value: Any, hint: type) -> Any:
-    """A number, string or bool; bool is never taken for a number."""
+    """Fit a number, string or bool; a bool never counts as a number."""
     if type(value) is hint and hint is not float:
         return value
     if hint is str and type(value) in (int, float):
@@ -168,20 +168,20 @@ def _fit_items(value: Sequence[Any], origin: Any, hints: tuple[Any, ...]) -> lis
 
 
 def options(hint: Any) -> list[str]:
-    """The strings that the Literals of an annotation allow."""
+    """The values that the Literals in an annotation allow."""
     if get_origin(hint) is Literal:
         return [str(option) for option in get_args(hint)]
     return [option for argument in get_args(hint) for option in options(argument)]
 
 
 def object_bases(hint: Any) -> tuple[type, ...]:
-    """The classes an annotation names that a config can only write as an object."""
+    """The classes in an annotation whose instances a config can only write as objects."""
     inner = [base for argument in get_args(hint) for base in object_bases(argument)]
     return tuple([hint, *inner] if _is_object(hint) else inner)
 
 
 def _is_object(hint: Any) -> bool:
-    """Whether an annotation is a class that a config can only write as a `_target_`."""
+    """Whether an annotation is a class of objects, which a config writes with a `_target_`."""
     if not isinstance(hint, type) or get_origin(hint) or hint is Group or is_dataclass(hint):
         return False
     return hint.__module__.partition(".")[0] not in sys.stdlib_module_names

@@ -1,4 +1,4 @@
-"""Documents by split: what a source of them is, and those there are."""
+"""The sources of documents by split: their base class, and all that lmkit has."""
 
 from lmkit.corpus.files import Csv, Files, Jsonl, Parquet, WikiText
 from lmkit.corpus.huggingface import HuggingFace

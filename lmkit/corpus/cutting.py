@@ -1,4 +1,4 @@
-"""Lines of a text -> documents, each with the number of its first line."""
+"""Cuts the lines of a text into documents, each with the number of its first line."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -15,7 +15,7 @@ Cutter = Callable[[Iterable[str]], Iterator[tuple[int, str]]]
 
 
 def cutter(unit: str, heading: str | None) -> Cutter:
-    """What cuts lines into documents, each with the number of its first line."""
+    """A function that cuts lines into documents, each with the number of its first line."""
     cutters: dict[str, Cutter] = {"file": whole, "paragraph": by_paragraph, "line": by_line}
     if unit not in (*cutters, "heading"):
         raise UserError(f"data.unit={unit} is not one of {', '.join(cutters)}, heading")
@@ -61,10 +61,10 @@ def by_paragraph(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
 
 
 def by_heading(lines: Iterable[str], heading: re.Pattern[str]) -> Iterator[tuple[int, str]]:
-    """Each run of lines that a line matching `heading` opens: the documents join to the text.
+    """Each run of lines that a line matching `heading` opens; joined, they are the whole text.
 
-    Lines before the first heading belong to the first document. A heading is searched for in
-    each line: faster on 10 MB of WikiText (12 ms) than one multi-line search (35 ms).
+    Lines before the first heading belong to the first document. Searching for the heading line by
+    line is faster on 10 MB of WikiText (12 ms) than one multi-line search (35 ms).
     """
     kept, opened = Lines(1), False
     for number, line in enumerate(lines, 1):
@@ -88,7 +88,7 @@ def documents(
 
 
 class TooLongError(UserError):
-    """A document that does not end; the message goes on from the name of its file."""
+    """A document is too long; the message continues a sentence that begins with its file's name."""
 
 
 class Lines:

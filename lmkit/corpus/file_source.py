@@ -1,4 +1,4 @@
-"""What all sources share that are files on disk: their splits, pieces, names and hashes."""
+"""The base class of sources that are files on disk: their splits, pieces, names and hashes."""
 
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,7 +16,7 @@ from lmkit.system.paths import Paths
 
 
 class Span(NamedTuple):
-    """A file by its name in the source; of a parquet file perhaps some row groups only."""
+    """A file with its name in the source; of a parquet file perhaps only some row groups."""
 
     name: str
     file: Path
@@ -24,8 +24,8 @@ class Span(NamedTuple):
 
 
 class FileSource(Source):
-    """Files found by path; a split is its own path's, the one their names state, or cut out of
-    train."""
+    """Files found by path; a split has a path of its own, is stated by the files' names, or is cut
+    out of train."""
 
     suffixes: tuple[str, ...] = ()
     _by_path = True
@@ -81,7 +81,7 @@ class FileSource(Source):
         """Line or row number (0: the whole file) and text of each document of a file."""
 
     def _spans(self, name: str, file: Path) -> list[tuple[Span, int]]:
-        """What a file is read as, each with its bytes on disk."""
+        """The spans in which a file is read, each with its bytes on disk."""
         return [(Span(name, file), paths.state(file)[0])]
 
     def _own_splits(self) -> Iterable[str]:
@@ -91,18 +91,18 @@ class FileSource(Source):
         for piece in self._pieces(split):
             yield from self._read_piece(piece)
 
-    def _pieces(self, part: str) -> list[Piece]:
+    def _pieces(self, own_split: str) -> list[Piece]:
         pieces: list[Piece] = []
         run: list[Span] = []
         num_bytes = 0
-        for name, file in self._files[part].items():
+        for name, file in self._files[own_split].items():
             for span, size in self._spans(name, file):
                 if run and num_bytes + size > self.piece_bytes:
-                    pieces.append(Piece(part, tuple(run), num_bytes))
+                    pieces.append(Piece(own_split, tuple(run), num_bytes))
                     run, num_bytes = [], 0
                 run.append(span)
                 num_bytes += size
-        return [*pieces, Piece(part, tuple(run), num_bytes)]
+        return [*pieces, Piece(own_split, tuple(run), num_bytes)]
 
     def _read_piece(self, piece: Piece) -> Iterator[Document]:
         for span in piece.spans:
@@ -121,13 +121,13 @@ class FileSource(Source):
             for name, file in self._files[split].items()
         ]
         self._hashed |= {file: paths.state(file) for _, _, file in named}
-        with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter
+        with ThreadPoolExecutor() as pool:  # hashing releases the interpreter's lock
             hashes = pool.map(paths.sha256, [file for _, _, file in named])
             for (split, name, _), sha256 in zip(named, hashes, strict=True):
                 yield split, name, sha256
 
     def remarks(self, counts: Mapping[str, TokenCount]) -> list[str]:
-        """As of any source; and that names state splits which were not taken from them."""
+        """The remarks of any source, and one if file names state splits but a hash cuts train."""
         remarks = super().remarks(counts)
         if self._cut and len(self._files) == 1 and (stated := finding.by_split(self._around())):
             names = [name for files in stated.values() for name in files]
@@ -140,7 +140,7 @@ class FileSource(Source):
         return remarks
 
     def _around(self) -> Mapping[str, Path]:
-        """The files of train, or where it is one that is called so, also what lies beside it."""
+        """The files of train; if that is one file with `train` in its name, its neighbours too."""
         files = self._files["train"]
         file = next(iter(files.values()))
         if len(files) > 1 or finding.split_of(file.name) != "train":

@@ -44,7 +44,7 @@ class Files(TextFileSource):
 
 
 def _ends(*names: str) -> tuple[str, ...]:
-    """The ends of files' names, compressed or not."""
+    """The suffixes of file names, with those of compressed files."""
     return tuple(f"{name}{codec}" for name in names for codec in ("", *finding.COMPRESSED))
 
 
@@ -167,11 +167,11 @@ class WikiText(FileSource):
 def _wikitext_file(directory: Path, split: str) -> str:
     names = [f"{split}.{suffix}" for suffix in ("txt", "tokens", "raw")]
     names += [f"wiki.{split}.tokens", f"wiki.{split}.raw"]
-    found = [name for name in names if (directory / name).is_file()]
-    if len(found) != 1:
-        has = f"both {' and '.join(found)}" if found else f"none of {', '.join(names)}"
+    present = [name for name in names if (directory / name).is_file()]
+    if len(present) != 1:
+        has = f"both {' and '.join(present)}" if present else f"none of {', '.join(names)}"
         raise UserError(
             f"data.path={directory} has {has}: {paths.nearby(directory / split)}; "
             f"data=wikitext needs one file for {split}"
         )
-    return str(directory / found[0])
+    return str(directory / present[0])

@@ -1,4 +1,4 @@
-"""Paths, globs and lists of them -> files by name, and the splits that their names state."""
+"""Finds the files of paths, globs and lists of them, and the splits that their names state."""
 
 import fnmatch
 import glob
@@ -11,9 +11,9 @@ from pathlib import Path
 from lmkit.errors import UserError
 from lmkit.system.paths import Paths, listed, located, nearby, readable, reason
 
-# Of compressed files that are read as they are.
+# Suffixes of compressed files that can be read.
 COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
-# What is no text, by the ends of names, with what it is and what to do.
+# Suffixes of files that are not text, with what they are and what to do.
 _FORMATS = (
     (
         (".zip", ".tar", ".tgz", ".tbz", ".tbz2", ".txz", ".tzst", ".7z", ".rar"),
@@ -45,26 +45,26 @@ SPLIT_NAMES = {"train": "train", "test": "test"} | dict.fromkeys(
 
 
 def find_files(path: Paths, key: str, suffixes: tuple[str, ...] = ()) -> dict[str, Path]:
-    """Name -> file of a file, directory or glob, sorted; of a list, in its order, each file once.
+    """The files by name of a file, directory or glob, sorted; of a list in its order, each once.
 
-    A path that exists is never a glob. Names are relative to the directory, or to that which all
-    files of a list share, so that they do not change when it moves. `suffixes` pick files of a
+    A path that exists is never a glob. Names are relative to the directory, or to the one that all
+    files of a list share, so that they do not change when it moves. `suffixes` select files of a
     directory; hidden files are left out.
     """
     if isinstance(path, str):
-        return _found(path, key, suffixes)
+        return _find(path, key, suffixes)
     if not path:
         raise UserError(f"{key} is empty: name a file, a directory or a glob")
-    found = [_found(each, key, suffixes) for each in path]
+    found = [_find(each, key, suffixes) for each in path]
     if len(found) == 1:
         return found[0]
-    # Of a/../b.txt and b.txt, which are one file, the same is made.
+    # a/../b.txt and b.txt are the same file, and become the same path.
     files = [Path(os.path.abspath(file)) for each in found for file in each.values()]  # noqa: PTH100
     return _named(files, Path(os.path.commonpath([file.parent for file in files])))
 
 
 def _named(files: Iterable[Path], base: Path) -> dict[str, Path]:
-    """Files by their names within a directory, each once."""
+    """Files by their names within a directory, each file once."""
     named: dict[str, Path] = {}
     for file in files:
         name = readable("/".join(file.relative_to(base).parts))
@@ -73,7 +73,7 @@ def _named(files: Iterable[Path], base: Path) -> dict[str, Path]:
     return named
 
 
-def _found(path: str, key: str, suffixes: tuple[str, ...]) -> dict[str, Path]:
+def _find(path: str, key: str, suffixes: tuple[str, ...]) -> dict[str, Path]:
     if not path:
         raise UserError(f"{key} is empty: name a file, a directory or a glob")
     try:
@@ -112,7 +112,8 @@ def _belongs(name: str, suffixes: tuple[str, ...]) -> bool:
 
 
 def _expand(path: Path) -> tuple[Path, str, list[Path] | None]:
-    """The directory that exists, what follows it, and the paths meant (None: no such path)."""
+    """The part of a path that exists as a directory, the rest, and the paths it stands for (None
+    if there is no such path)."""
     if path.is_dir():
         return path, "", _files(path)
     if path.exists():
@@ -125,18 +126,19 @@ def _expand(path: Path) -> tuple[Path, str, list[Path] | None]:
 
 
 def _tree(directory: Path) -> Iterator[tuple[Path, list[str]]]:
-    """A directory and those in it, linked ones too but each once, with the names of their files.
+    """A directory and all below it, each with the names of its files; links are followed, but no
+    directory comes twice.
 
-    Raises OSError for one that cannot be read. Hidden ones are left out.
+    Raises OSError for a directory that cannot be read. Hidden directories are left out.
     """
 
     def fail(error: OSError) -> None:
         raise error
 
     seen = {directory.resolve(), *directory.resolve().parents}
-    for place, directories, names in os.walk(directory, onerror=fail, followlinks=True):
-        yield Path(place), names
-        known = {name: Path(place, name).resolve() for name in sorted(directories)}
+    for parent, directories, names in os.walk(directory, onerror=fail, followlinks=True):
+        yield Path(parent), names
+        known = {name: Path(parent, name).resolve() for name in sorted(directories)}
         directories.clear()
         for name, real in known.items():
             if real not in seen and not name.startswith("."):
@@ -145,36 +147,36 @@ def _tree(directory: Path) -> Iterator[tuple[Path, list[str]]]:
 
 
 def _files(directory: Path) -> list[Path]:
-    return [place / name for place, names in _tree(directory) for name in names]
+    return [parent / name for parent, names in _tree(directory) for name in names]
 
 
 def _globbed(base: Path, parts: Sequence[str]) -> list[Path]:
-    """The paths that a pattern matches, as Python's `glob` has them.
+    """The paths that a pattern matches, the same as Python's `glob` finds.
 
-    But it takes a directory that cannot be read for an empty one, and follows links in circles.
+    But `glob` treats a directory that cannot be read as empty, and follows links in circles.
     """
-    places = [base]
+    paths = [base]
     for part in parts:
-        inside = (_matches(place, part) for place in places if place.is_dir())
-        places = list(dict.fromkeys(itertools.chain.from_iterable(inside)))
-    return places
+        inside = (_matches(path, part) for path in paths if path.is_dir())
+        paths = list(dict.fromkeys(itertools.chain.from_iterable(inside)))
+    return paths
 
 
-def _matches(place: Path, part: str) -> list[Path]:
+def _matches(directory: Path, part: str) -> list[Path]:
     if part == "**":
         return [
             path
-            for each, names in _tree(place)
+            for each, names in _tree(directory)
             for path in (each, *(each / name for name in names if not name.startswith(".")))
         ]
     if not glob.has_magic(part):
-        return [place / part] if os.path.lexists(place / part) else []
-    names = fnmatch.filter((entry.name for entry in place.iterdir()), part)
-    return [place / name for name in names if part.startswith(".") or not name.startswith(".")]
+        return [directory / part] if os.path.lexists(directory / part) else []
+    names = fnmatch.filter((entry.name for entry in directory.iterdir()), part)
+    return [directory / name for name in names if part.startswith(".") or not name.startswith(".")]
 
 
 def _check_formats(files: Mapping[str, Path], where: str, suffixes: tuple[str, ...]) -> None:
-    """Refuse files that are no text by their names, before anything is read."""
+    """Refuse files that are not text, by their names, before anything is read."""
     kinds: dict[str, list[str]] = {}
     for name in files:
         ending = Path(name.lower().removesuffix(compression(name.lower()))).suffix
@@ -182,19 +184,19 @@ def _check_formats(files: Mapping[str, Path], where: str, suffixes: tuple[str, .
             if ending in endings:
                 kinds.setdefault(what, []).append(name)
     if kinds:
-        found = "; ".join(f"{listed(names)}, {what}" for what, names in kinds.items())
+        wrong = "; ".join(f"{listed(names)}, {what}" for what, names in kinds.items())
         others = len(files) > sum(map(len, kinds.values()))
         rest = "; for the other files alone, name them by a glob or a list" if others else ""
-        raise UserError(f"{where} names {found}{rest}")
+        raise UserError(f"{where} names {wrong}{rest}")
 
 
 def compression(name: str) -> str:
-    """The end of a compressed file's name, "" for any other."""
+    """The suffix of a compressed file, "" for any other."""
     return next((suffix for suffix in COMPRESSED if name.endswith(suffix)), "")
 
 
 def split_of(name: str) -> str:
-    """The split that a file's name or the outermost of its directories states, or "".
+    """The split that is stated by a file's name or by the outermost of its directories, or "".
 
     `train.jsonl.gz`, `wiki.train.tokens`, `en-train.csv`, `train_10M/a.txt` and
     `data/validation-00000-of-00002.parquet` state one: between dots, the first or last word.
@@ -209,19 +211,19 @@ def split_of(name: str) -> str:
 
 
 def by_split(files: Mapping[str, Path]) -> dict[str, dict[str, Path]]:
-    """Files by the split they state, "" among them; empty without train and another split."""
-    found: dict[str, dict[str, Path]] = {}
+    """Files by the split they state, "" for none; empty unless train and another are stated."""
+    splits: dict[str, dict[str, Path]] = {}
     for name, file in files.items():
-        found.setdefault(split_of(name), {})[name] = file
-    return found if "train" in found and found.keys() & {"valid", "test"} else {}
+        splits.setdefault(split_of(name), {})[name] = file
+    return splits if "train" in splits and splits.keys() & {"valid", "test"} else {}
 
 
 def split_files(files: Mapping[str, Path], path: str, key: str) -> dict[str, dict[str, Path]]:
-    """A directory's files by the splits that they state, if they do; else all are train."""
-    found = by_split(files)
-    if others := found.get(""):
+    """A directory's files by the splits that they state; if they state none, all are train."""
+    splits = by_split(files)
+    if others := splits.get(""):
         raise UserError(
             f"{key}={path} has its own splits but other files too ({listed(list(others))}): give "
             f"the splits as {key}, data.valid_path and data.test_path, or all files as a glob"
         )
-    return found or {"train": dict(files)}
+    return splits or {"train": dict(files)}

@@ -1,4 +1,4 @@
-"""Datasets of the Hugging Face hub as a source, through the extra package `datasets`."""
+"""The source of datasets on the Hugging Face hub, through the extra package `datasets`."""
 
 import importlib.util
 from collections.abc import Iterable, Iterator
@@ -43,7 +43,7 @@ class HuggingFace(Source):
             raise UserError(
                 f"data=huggingface needs the package `datasets`: {install('huggingface')}"
             )
-        if name == "pandas":  # a builder of `datasets`, as of version 4
+        if name == "pandas":  # a builder of `datasets` since version 4
             raise UserError("data.name=pandas reads pickles, which run code: use another format")
         self._column = column
         self._cutter = None if heading is None else cutting.cutter("heading", heading)
@@ -61,15 +61,15 @@ class HuggingFace(Source):
             loaded = datasets.load_dataset(**self._request)
         except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
             raise UserError(f"{self._where}: `datasets` cannot load it: {error}") from error
-        found = {SPLIT_NAMES[name]: loaded[name] for name in loaded if name in SPLIT_NAMES}
-        if "train" not in found:
+        splits = {SPLIT_NAMES[name]: loaded[name] for name in loaded if name in SPLIT_NAMES}
+        if "train" not in splits:
             raise UserError(
                 f"{self._where} has no split train: it has {paths.listed(list(loaded))}; "
                 "name files by split with data.data_files"
             )
-        for split, dataset in found.items():
+        for split, dataset in splits.items():
             self._check_rows(split, dataset)
-        return found
+        return splits
 
     def _check_rows(self, split: str, dataset: Any) -> None:
         if self._column not in dataset.column_names:
@@ -77,7 +77,7 @@ class HuggingFace(Source):
                 f"{self._where}, {split} has no column {self._column!r}: it has "
                 f"{paths.listed(dataset.column_names)}; set data.column"
             )
-        # `sample_by="document"` of `datasets` would make all of a file one document.
+        # `sample_by="document"` of `datasets` would make each whole file one document.
         if dataset.builder_name == "text" and self._cutter is None:
             raise UserError(
                 f"{self._where} is plain text, whose rows are lines: set data.heading to the "

@@ -1,7 +1,7 @@
-"""Text that only a memory can predict: two countries, filler, then the same two countries.
+"""A generated source that only a model with memory can predict: two countries, filler, again them.
 
-`kenya peru by train then slowly the two countries kenya peru`: the last two words are as far
-from their first mention as the number of filler words says, and nothing between tells of them.
+`kenya peru by train then slowly the two countries kenya peru`: the number of filler words sets how
+far the last two words are from their first mention, and nothing in between tells them.
 """
 
 import itertools
@@ -24,7 +24,7 @@ FILLER = (
 )
 SENTENCE = ("the", "two", "countries")
 NUM_NEEDED = 2
-# From a country to its repetition without filler: the other country and the sentence between.
+# The distance of a country to its repetition without filler: the other country and the sentence.
 SHORTEST = NUM_NEEDED + len(SENTENCE)
 _DISTANCE = "/distance="
 
@@ -32,11 +32,12 @@ _DISTANCE = "/distance="
 def probe_documents(
     split: str, *, seed: int, num_documents: int, num_countries: int, distances: range
 ) -> Iterator[tuple[str, str]]:
-    """Id and text of each document; the distances d take turns, in train as often as 1 / d.
+    """Id and text of each document. The distances take turns; in train, a distance d is drawn with
+    a frequency proportional to 1 / d.
 
-    Memory is learned from near to far: where all distances are as frequent, Elman networks were
-    seen to learn none. Drawn by `Random.random` alone, the one method Python keeps the same across
-    versions.
+    Memory is learned from near to far: with all distances equally frequent, Elman networks learned
+    none. Everything is drawn with `Random.random`, the only method that is the same in all
+    versions of Python.
     """
     rng = random.Random(f"{seed}/{split}")
     shares = list(accumulate(1 / distance for distance in distances))
@@ -53,12 +54,12 @@ def probe_documents(
 
 
 def probe_distance(document_id: str) -> int:
-    """How many words before each needed word its country was named."""
+    """The number of words from a country's first mention to its repetition."""
     return int(document_id.rpartition(_DISTANCE)[2])
 
 
 def needed_words(document_id: str) -> tuple[int, int]:
-    """The indices of the two needed words among the document's words: its last two."""
+    """The indices in the document of the two words to predict: its last two."""
     first = probe_distance(document_id)
     return first, first + 1
 

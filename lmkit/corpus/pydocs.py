@@ -1,4 +1,4 @@
-"""The text that every CPython carries: its language reference and its library's docstrings."""
+"""A source in every CPython: the language reference and the standard library's docstrings."""
 
 import ast
 import platform
@@ -14,7 +14,7 @@ from lmkit.ranges import Share
 from lmkit.system import paths
 
 _TOPICS = "pydoc_data.topics"
-# Tests, demonstrations and what newer versions no longer have.
+# Tests, demonstrations, and packages that newer versions do not have.
 _SKIPPED_PACKAGES = {"distutils", "idlelib", "lib2to3", "pydoc_data", "turtledemo"}
 _SKIPPED_PARTS = {"test", "tests", "idle_test"}
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
@@ -22,7 +22,7 @@ _BLOCKS = ("body", "handlers", "orelse", "finalbody")
 
 
 def source_files() -> dict[str, Path]:
-    """Public module -> source file of the standard library, and the reference's topics."""
+    """The source file of each public module of the standard library, and of the reference."""
     root = Path(sysconfig.get_path("stdlib"))
     files = {_TOPICS: root.joinpath(*_TOPICS.split(".")).with_suffix(".py")}
     if not files[_TOPICS].is_file():
@@ -42,9 +42,9 @@ def source_files() -> dict[str, Path]:
 
 
 def pydoc_documents() -> Iterator[tuple[str, str]]:
-    """Id and text of each topic, then of each module: its docstrings in their order.
+    """Id and text of each topic of the reference, then of each module: its docstrings in order.
 
-    Modules are parsed, never imported: importing all of the library has effects.
+    Modules are parsed, never imported: importing all of the library has side effects.
     """
     files = source_files()
     del files[_TOPICS]

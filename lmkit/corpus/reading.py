@@ -1,4 +1,4 @@
-"""Bytes on disk -> text: decompressing and decoding, within bounds."""
+"""Reads text from files: decompresses and decodes it, within bounds."""
 
 import codecs
 import contextlib
@@ -13,8 +13,8 @@ from typing import IO, Any
 from lmkit.corpus.finding import compression
 from lmkit.errors import UserError
 
-# Text packs by 3 to 10, logs and tables by up to 100; gzip can by 1,000, zstd and parquet by far
-# more. Small files may: what they become fits into memory anyway.
+# Text compresses by a factor of 3 to 10, logs and tables by up to 100; gzip can reach 1,000, zstd
+# and parquet far more. Small files may expand more: the result fits into memory anyway.
 MAX_EXPANSION = 200
 ALWAYS_ALLOWED = 64 << 20  # bytes
 MAX_XZ_MEMORY = 256 << 20  # bytes; xz -9 needs 65 MiB
@@ -24,9 +24,9 @@ MAX_LINE = 256 << 20  # characters
 _PYARROW = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 _BUFFER = 1 << 20
 UTF8 = "utf-8"
-# Python's encodings that no file of text has, some of which give what is no Unicode text.
+# Python's encodings that no text file has; some of them decode to invalid Unicode.
 _NO_ENCODINGS = ("idna", "punycode", "undefined", "unicode-escape", "raw-unicode-escape", "utf-7")
-# How files begin that are read in another way, and what to do.
+# The first bytes of files that have to be read in another way, and what to do.
 _BEGINNINGS = {
     codecs.BOM_UTF16_LE: "it begins as UTF-16: set data.encoding=utf-16",
     codecs.BOM_UTF16_BE: "it begins as UTF-16: set data.encoding=utf-16",
@@ -70,12 +70,12 @@ def _unpacked(path: Path, suffix: str) -> Iterator[Any]:
 
 
 class _Xz:
-    """The bytes of .xz streams; unlike Python's own reader, it raises where others follow them."""
+    """Reads .xz streams; unlike Python's own reader, it raises if other bytes follow them."""
 
     def __init__(self, packed: IO[bytes]) -> None:
         try:
             import lzma
-        except ImportError as error:  # of a Python built on a machine without liblzma
+        except ImportError as error:  # a Python that was built without liblzma
             raise UserError(
                 f"this Python cannot read .xz files ({error}): decompress them"
             ) from None
@@ -114,7 +114,7 @@ class _Xz:
 
 
 def known_encoding(encoding: str) -> str:
-    """The one name Python has for an encoding; raises UserError where it has none."""
+    """Python's canonical name of an encoding; raises UserError if Python does not know it."""
     if name := _encoding(encoding):
         return name
     names = sorted(filter(_encoding, {*aliases, *aliases.values()}))
@@ -126,7 +126,7 @@ def known_encoding(encoding: str) -> str:
 
 def _encoding(name: str) -> str | None:
     try:
-        "a".encode(name)  # which no codec of bytes does, as base64
+        "a".encode(name)  # fails for codecs of bytes, such as base64
         known = codecs.lookup(name).name
     except (LookupError, ValueError):
         return None
@@ -134,12 +134,12 @@ def _encoding(name: str) -> str | None:
 
 
 def text_lines(path: Path, encoding: str = UTF8, key: str | None = None) -> Iterator[str]:
-    r"""The lines of a file with their "\n"; "\r\n" becomes "\n", a leading BOM goes.
+    r"""The lines of a file with their "\n"; "\r\n" becomes "\n", a leading BOM is removed.
 
-    key: what sets the encoding, for messages.
+    key: the config key that sets the encoding, for messages.
     """
     with open_bytes(path) as stream:
-        text = io.TextIOWrapper(stream, encoding, newline="\n")  # cuts after "\n" alone
+        text = io.TextIOWrapper(stream, encoding, newline="\n")  # ends lines at "\n" only
         try:
             for number, line in enumerate(iter(partial(text.readline, MAX_LINE + 1), ""), 1):
                 if len(line) > MAX_LINE:
@@ -156,28 +156,28 @@ def text_lines(path: Path, encoding: str = UTF8, key: str | None = None) -> Iter
 def _undecodable(
     path: Path, encoding: str, key: str | None, num_bytes: int, error: UnicodeError
 ) -> UserError:
-    """What to raise where the first `num_bytes` of a file are not all of its encoding."""
+    """The error to raise if the first `num_bytes` of a file are not all in its encoding."""
     name = "UTF-8" if encoding == UTF8 else encoding
-    if not isinstance(error, UnicodeDecodeError):  # of utf-16 and utf-32 without their mark
+    if not isinstance(error, UnicodeDecodeError):  # utf-16 or utf-32 without a byte order mark
         ends = " or ".join(f"{key or 'encoding'}={encoding}-{order}" for order in ("le", "be"))
         return UserError(f"{path} is not {name} ({error}): without a byte order mark set {ends}")
-    place = " of the decompressed text" if compression(path.name) else ""
+    within = " of the decompressed text" if compression(path.name) else ""
     offset = num_bytes - len(error.object) + error.start
     remedy = "convert the file to UTF-8 or leave it out"
     if key:
         with open_bytes(path) as stream:
             beginning = stream.read(8)
-        found = (each for start, each in _BEGINNINGS.items() if beginning.startswith(start))
-        remedy = next(found, f"name the encoding it has with {key}, as latin-1, cp1252 or utf-16")
+        known = (each for start, each in _BEGINNINGS.items() if beginning.startswith(start))
+        remedy = next(known, f"name the encoding it has with {key}, as latin-1, cp1252 or utf-16")
         remedy += ", or leave it out"
     return UserError(
         f"{path} is not {name}: byte 0x{error.object[error.start]:02x} at byte offset "
-        f"{offset}{place} ({error.reason}); {remedy}"
+        f"{offset}{within} ({error.reason}); {remedy}"
     )
 
 
 class Expansion:
-    """What a packed file has become so far; raises UserError when it is beyond all proportion."""
+    """Counts the bytes that a compressed file expands to; raises UserError if they are too many."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -195,7 +195,7 @@ class Expansion:
 
 
 class Bounded(io.RawIOBase):
-    """A decompressing stream that stops where the file expands beyond all proportion."""
+    """A decompressing stream that raises UserError if the file expands too much."""
 
     def __init__(self, stream: Any, path: Path) -> None:
         self._stream = stream

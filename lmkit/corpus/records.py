@@ -1,4 +1,4 @@
-"""Documents that are fields of records: lines of JSON, rows of CSV and of parquet."""
+"""Reads documents that are fields of records: lines of JSON, rows of CSV and of parquet."""
 
 import contextlib
 import csv
@@ -16,12 +16,12 @@ from lmkit.system.paths import listed
 
 ENCODING = "data.encoding"
 _TABS = (".tsv", ".tab")
-# What Python bounds fields of CSV by, in the whole process, at 128 KiB: here a row is bounded.
+# Python limits a field of CSV to 128 KiB, for the whole process; here rows are limited instead.
 _FIELD = (1 << 31) - 1
 
 
 def json_fields(path: Path, field: str, encoding: str = UTF8) -> Iterator[tuple[int, str]]:
-    """The number and text field of each line of JSON; blank lines are no records."""
+    """The line number and the text field of each line of JSON; blank lines are skipped."""
     for number, line in enumerate(text_lines(path, encoding, ENCODING), 1):
         if line.isspace():
             continue
@@ -31,7 +31,7 @@ def json_fields(path: Path, field: str, encoding: str = UTF8) -> Iterator[tuple[
             raise UserError(
                 f"{path}, line {number} is not JSON: {error.msg} at column {error.colno}"
             ) from None
-        except (ValueError, RecursionError) as error:  # a number or nesting beyond Python's bounds
+        except (ValueError, RecursionError) as error:  # a number or nesting beyond Python's limits
             raise UserError(f"{path}, line {number} is no record: {error}") from None
         if not isinstance(record, dict):
             raise UserError(
@@ -46,26 +46,27 @@ def json_fields(path: Path, field: str, encoding: str = UTF8) -> Iterator[tuple[
         yield number, as_text(record[field], f"{path}, line {number}, field {field!r}")
 
 
-def as_text(value: object, place: str) -> str:
-    """The string itself, "" for null; JSON can hold half a surrogate pair, UTF-8 cannot."""
+def as_text(value: object, where: str) -> str:
+    """A value as text, "" for null. Raises UserError for other types and for half a surrogate pair,
+    which JSON can hold and UTF-8 cannot. where: names the value in messages."""
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise UserError(f"{place} is {type(value).__name__}, not a string")
+        raise UserError(f"{where} is {type(value).__name__}, not a string")
     try:
         value.isascii() or value.encode()
     except UnicodeEncodeError as error:
-        raise UserError(f"{place} is not Unicode text: {error.reason}") from None
+        raise UserError(f"{where} is not Unicode text: {error.reason}") from None
     return value.replace("\r\n", "\n")
 
 
 @dataclass(frozen=True)
 class Table:
-    """How a CSV file is written: as in RFC 4180, unless told otherwise.
+    """The format of a CSV file, by default that of RFC 4180.
 
-    column: a name in the first row, or without a header the number, from 1. delimiter: a comma, but
-    a tab in .tsv and .tab, unless given. quote: what is around a field that holds a delimiter, a
-    quote (doubled) or a line end; with None, quotes are text and a line is a row.
+    column: a name in the first row, or without a header the number, from 1. delimiter: None is a
+    tab in .tsv and .tab, else a comma. quote: the character around a field that holds a delimiter,
+    a quote (doubled) or a line end; with None, quotes are text and a line is a row.
     """
 
     column: str | int = "text"
@@ -93,7 +94,7 @@ class Table:
 
 
 def csv_column(path: Path, table: Table, encoding: str = UTF8) -> Iterator[tuple[int, str]]:
-    """The number of its first line and one field of each row; a blank line is no row."""
+    """The number of the first line and one field of each row; blank lines are skipped."""
     index, width = -1, 0
     for number, row in _rows(path, table, encoding):
         if not width:
@@ -115,7 +116,7 @@ def _rows(path: Path, table: Table, encoding: str) -> Iterator[tuple[int, list[s
     pyarrow's reader is faster, but its rows must fit into a block and its errors name no line.
     """
     csv.field_size_limit(_FIELD)
-    size = 0  # of the row so far
+    size = 0  # characters of the row so far
 
     def lines() -> Iterator[str]:
         nonlocal size
@@ -141,7 +142,7 @@ def _rows(path: Path, table: Table, encoding: str) -> Iterator[tuple[int, list[s
             row = next(reader, None)
         except csv.Error as error:
             last = f" to {reader.line_num}" if reader.line_num > first else ""
-            reason = str(error).partition(" - ")[0]  # what follows is for programmers
+            reason = str(error).partition(" - ")[0]  # the rest is for programmers
             raise UserError(
                 f"{path}, line {first}{last} is no row of CSV: {reason}; where quotes are text, "
                 "set data.quote=null"
@@ -153,18 +154,18 @@ def _rows(path: Path, table: Table, encoding: str) -> Iterator[tuple[int, list[s
 
 
 def _index(path: Path, table: Table, row: list[str]) -> int:
-    """Which field of a row is the text, by the first row."""
+    """The index of the field with the text, from the first row."""
     if not table.header:
         assert isinstance(table.column, int)
         if table.column > len(row):
             raise UserError(f"{path} has {len(row)} columns: data.column={table.column} is none")
         return table.column - 1
     names = [name.strip() for name in row]
-    found = names.count(str(table.column))
-    if found == 1:
+    number = names.count(str(table.column))
+    if number == 1:
         return names.index(str(table.column))
-    if found:
-        raise UserError(f"{path} has {found} columns {table.column!r}: rename all but one")
+    if number:
+        raise UserError(f"{path} has {number} columns {table.column!r}: rename all but one")
     remedy = "set data.column, or data.header=false and a number where the first line names none"
     for other in ("\t", ";", "|", ",") if len(row) == 1 else ():
         if other in row[0]:
@@ -176,8 +177,7 @@ def _index(path: Path, table: Table, row: list[str]) -> int:
 def parquet_column(
     path: Path, column: str, groups: range | None = None
 ) -> Iterator[tuple[int, str]]:
-    """The number (from 1) and text of each row, or of those of some row groups, read a batch at
-    a time."""
+    """The number (from 1) and text of each row, in all or some row groups; reads batch by batch."""
     with _parquet(path, column) as file:
         groups = range(file.num_row_groups) if groups is None else groups
         number = sum(file.metadata.row_group(k).num_rows for k in range(groups.start))
@@ -191,14 +191,14 @@ def parquet_column(
 
 
 def num_row_groups(path: Path) -> int:
-    """What a parquet file can be read in."""
+    """The number of row groups of a parquet file."""
     with _parquet(path) as file:
         return int(file.num_row_groups)
 
 
 @contextlib.contextmanager
 def _parquet(path: Path, column: str | None = None) -> Iterator[Any]:
-    """The file, with a look at what its footer says of the column that is to be read."""
+    """An open parquet file, after its footer was checked for the column that is to be read."""
     import pyarrow
     from pyarrow import parquet
 
@@ -207,7 +207,7 @@ def _parquet(path: Path, column: str | None = None) -> Iterator[Any]:
         if column is not None:
             _check_column(path, footer.schema.to_arrow_schema(), column)
             _check_declared(path, footer, column)
-        # As a dictionary: a value that many rows repeat is in memory once.
+        # Read as a dictionary: a value that many rows repeat is in memory once.
         repeated = [column] if column is not None else None
         with parquet.ParquetFile(path, metadata=footer, read_dictionary=repeated) as file:
             yield file
@@ -228,7 +228,7 @@ def _check_column(path: Path, schema: Any, column: str) -> None:
 
 
 def _check_declared(path: Path, footer: Any, column: str) -> None:
-    """Refuse pages that would unpack beyond all proportion, before they are read."""
+    """Refuse pages that would expand too much, before they are read."""
     expansion = Expansion(path)
     for group in range(footer.num_row_groups):
         row_group = footer.row_group(group)
@@ -238,10 +238,10 @@ def _check_declared(path: Path, footer: Any, column: str) -> None:
                 expansion.add(chunk.total_uncompressed_size)
 
 
-def _scalar_text(value: Any, place: str) -> str:
+def _scalar_text(value: Any, where: str) -> str:
     try:
-        return as_text(value.as_py(), place)
+        return as_text(value.as_py(), where)
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{place} is not UTF-8: byte offset {error.start} of the text ({error.reason})"
+            f"{where} is not UTF-8: byte offset {error.start} of the text ({error.reason})"
         ) from None

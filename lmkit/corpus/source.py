@@ -1,5 +1,5 @@
-"""What a model can be trained on, by split and with a fingerprint of what it will yield; and what a
-source of text is: documents, in pieces that can be read on their own."""
+"""The base classes of all that a model can be trained on: a corpus, with its splits and a
+fingerprint, and a source of text, whose documents are read in independent pieces."""
 
 import hashlib
 import json
@@ -17,11 +17,11 @@ from lmkit.errors import UserError
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "valid", "test")
-# Part of every fingerprint: raise it when the same bytes give other documents.
+# In every fingerprint: raise it when the same bytes come to give other documents.
 _FORMAT = 1
-# What empty documents are counted as, beside the splits.
+# The key under which empty documents are counted, beside the splits.
 EMPTY = "empty"
-# A split cut by a hash that has so many times more or fewer tokens than asked for is remarked on.
+# A split cut by a hash with so many times more or fewer tokens than asked for causes a remark.
 _LOPSIDED = 3
 
 
@@ -35,19 +35,20 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A run of the documents of a source's own split, `part`, that is read on its own.
+    """A run of documents that is read independently of others.
 
-    spans: where they are, as the source knows it. num_bytes: on disk, 0 where nobody knows.
+    own_split: the source's split before any is cut out of it. spans: where the documents are, in
+    the source's own terms. num_bytes: on disk, 0 if unknown.
     """
 
-    part: str
+    own_split: str
     spans: tuple[Any, ...] = ()
     num_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class TokenCount:
-    """The tokens of a split, and the id and tokens of its longest document."""
+    """The number of tokens of a split, and the id and number of tokens of its longest document."""
 
     total: int
     longest: str
@@ -55,17 +56,16 @@ class TokenCount:
 
 
 class Corpus(ABC):
-    """What the config group `data` may name: text (`Source`), or tokens that are there already
+    """Anything that the config group `data` may name: text (`Source`) or prepared tokens
     (`PreparedSource`); the constructor's arguments are the group's keys.
 
-    A class says of itself, before anything is read:
+    The attributes of a class are known before anything is read:
     has_text: whether a tokenizer can be trained on it.
-    has_tokenizer: whether its tokens come with the one that they were made with.
+    has_tokenizer: whether its tokens come with the tokenizer that made them.
     is_remote: whether its splits are known only after asking a service.
-    refused: the protocols by which it cannot be read, each with why and what to do.
-    repeats: whether a window can be trained on again and again
-    (`trainer.overfit_batches`). has_bytes: whether the bytes of its text are known, and so its bits
-    per byte.
+    refused: the protocols under which it cannot be read, each with the reason and a remedy.
+    repeats: whether a window can be trained on again and again (`trainer.overfit_batches`).
+    has_bytes: whether the bytes of its text are known, and so bits per byte.
     finer: how its documents can be made smaller, for messages.
     """
 
@@ -89,18 +89,18 @@ class Corpus(ABC):
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The splits there are, of train, valid and test."""
+        """Those of train, valid and test that it has."""
         return tuple(name for name in SPLITS if name in {*self._own_splits(), *self._cut})
 
     @abstractmethod
     def _own_splits(self) -> Iterable[str]: ...
 
     def _content(self) -> Iterable[object]:
-        """JSON values that change whenever what is read does."""
+        """JSON values that change whenever the documents or tokens do."""
         return ()
 
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of content and settings: equal where the same is read."""
+        """SHA-256 (hex) of content and settings: equal if the same documents are read."""
         return self._fingerprint
 
     @cached_property
@@ -112,7 +112,7 @@ class Corpus(ABC):
         return digest.hexdigest()
 
     def describe(self) -> dict[str, object]:
-        """What was read, for the run's record: plain values."""
+        """Plain values for the run's record of what was read."""
         return {
             **self._settings,
             "splits": list(self.splits),
@@ -122,9 +122,9 @@ class Corpus(ABC):
 
 
 class Source(Corpus):
-    """Documents by split.
+    """The base class of sources of text: documents by split.
 
-    piece_bytes: how large the pieces are that files are read in, on disk.
+    piece_bytes: the size on disk of the pieces in which files are read.
 
     Keys that several sources have:
     path: a file, directory, glob or list of them; of train, or of all splits told by their names.
@@ -147,7 +147,7 @@ class Source(Corpus):
                 raise UserError(f"data.{split}_fraction={fraction} is not in [0, 1)")
         if sum(cut.values()) >= 1:
             raise UserError(
-                " and ".join(f"data.{split}_fraction={part}" for split, part in cut.items())
+                " and ".join(f"data.{split}_fraction={share}" for split, share in cut.items())
                 + " leave nothing to train on: lower them"
             )
         super().__init__(where, settings)
@@ -156,23 +156,24 @@ class Source(Corpus):
 
     @cached_property
     def _cut(self) -> dict[str, float]:
-        """The splits to cut out of train: test first, so that the size of valid moves none."""
+        """The splits to cut out of train, with their fractions; test comes first, so that its
+        documents do not depend on the fraction of valid."""
         own = set(self._own_splits())
         return {
-            split: part
-            for split, part in sorted(self._fractions.items())
-            if part and split not in own
+            split: fraction
+            for split, fraction in sorted(self._fractions.items())
+            if fraction and split not in own
         }
 
     def documents(self, split: str) -> Iterator[Document]:
-        """The split's documents in their order, without the empty ones, which are counted."""
+        """The split's documents in order; empty ones are skipped and counted."""
         counts: Counter[str] = Counter()
         for piece in self.pieces(split):
             yield from self.read(split, piece, counts)
         self.check_counts(split, counts)
 
     def pieces(self, split: str) -> list[Piece]:
-        """What `documents` reads, in order: a function of the source alone."""
+        """The pieces that `documents` reads, in order; they depend on the source only."""
         if split not in self.splits:
             raise UserError(
                 f"{self._where} has no split {split!r}: it has {', '.join(self.splits)}"
@@ -180,44 +181,46 @@ class Source(Corpus):
         return self._pieces("train" if self._cut_with(split) else split)
 
     def read(self, split: str, piece: Piece, counts: Counter[str]) -> Iterator[Document]:
-        """The split's documents of one piece; all it reads is counted, by split and as EMPTY."""
+        """The split's documents in one piece; `counts` gets all those read, by split and EMPTY."""
         cut = self._cut_with(split)
         for document in self._read_piece(piece):
             if not document.text or document.text.isspace():
                 counts[EMPTY] += 1
                 continue
-            home = _home(document.text, cut) if cut else piece.part
+            home = _home(document.text, cut) if cut else piece.own_split
             counts[home] += 1
             if home == split:
                 yield document
 
     def check_counts(self, split: str, counts: Counter[str]) -> None:
-        """Warn of what was skipped in all pieces of a split; raise where a split has nothing."""
+        """Warn of documents skipped in all pieces of a split; UserError if a split has none."""
         cut = self._cut_with(split)
-        part = "train" if cut else split
+        own_split = "train" if cut else split
         total = counts.total() - counts[EMPTY]
         if total == 0:
             raise UserError(
-                f"{self._where} has no documents for {part} ({counts[EMPTY]} empty ones): "
+                f"{self._where} has no documents for {own_split} ({counts[EMPTY]} empty ones): "
                 "name text that has words"
             )
-        if counts[EMPTY] and part not in self._warned:
-            self._warned.add(part)
-            log.warning("%s: skipped %d empty documents of %s", self._where, counts[EMPTY], part)
-        homes = [name for name in SPLITS if name in (part, *cut)]
+        if counts[EMPTY] and own_split not in self._warned:
+            self._warned.add(own_split)
+            log.warning(
+                "%s: skipped %d empty documents of %s", self._where, counts[EMPTY], own_split
+            )
+        homes = [name for name in SPLITS if name in (own_split, *cut)]
         if empty := [name for name in homes if not counts[name]]:
-            found = ", ".join(f"{counts[name]} {name}" for name in homes)
+            numbers = ", ".join(f"{counts[name]} {name}" for name in homes)
             few = "1 document is too few to cut by its hash"
             few = few if total == 1 else f"{total} documents are too few to cut by their hash"
             # Where there are fewer documents than splits, no fractions give each of them one.
             remedies = map(self._remedy, empty) if total >= len(homes) else [self._uncut()]
             raise UserError(
-                f"{self._where}: {few} ({found}): "
+                f"{self._where}: {few} ({numbers}): "
                 + "; or ".join(filter(None, (self.finer, "; ".join(remedies))))
             )
 
     def remarks(self, counts: Mapping[str, TokenCount]) -> list[str]:
-        """What is lopsided in the splits that were cut by a hash, a line each."""
+        """Remarks on splits cut by a hash whose sizes are far from what was asked, a line each."""
         homes = [name for name in SPLITS if name in ("train", *self._cut)]
         if not self._cut or not all(name in counts for name in homes):
             return []
@@ -231,13 +234,13 @@ class Source(Corpus):
         longest = max((counts[name] for name in homes), key=lambda count: count.most)
         if not off and longest.most <= total / 2:
             return []
-        found = ", ".join(f"{name} {counts[name].total:,} ({shares[name]:.1%})" for name in homes)
-        wanted = " and ".join(f"{name} {part:.0%}" for name, part in self._cut.items())
+        sizes = ", ".join(f"{name} {counts[name].total:,} ({shares[name]:.1%})" for name in homes)
+        wanted = " and ".join(f"{name} {share:.0%}" for name, share in self._cut.items())
         key = "path" if self._by_path else "fraction"
         keys = " and ".join(f"data.{name}_{key}" for name in off or self._cut)
         remedy = f"name text for it with {keys}" if self._by_path else f"change {keys}"
         return [
-            f"{self._where}: the tokens are {found}, where {wanted} are cut by a hash of each "
+            f"{self._where}: the tokens are {sizes}, where {wanted} are cut by a hash of each "
             f"document, whatever its length; the longest ({longest.longest}) has "
             f"{longest.most / total:.1%} of all: "
             + "; or ".join(filter(None, (self.finer, remedy)))
@@ -261,13 +264,13 @@ class Source(Corpus):
 
     @abstractmethod
     def _read(self, split: str) -> Iterator[Document]:
-        """Every document of one of the source's own splits, before any cut."""
+        """Every document of one of the source's own splits, before any is cut out of it."""
 
-    def _pieces(self, part: str) -> list[Piece]:
-        return [Piece(part)]
+    def _pieces(self, own_split: str) -> list[Piece]:
+        return [Piece(own_split)]
 
     def _read_piece(self, piece: Piece) -> Iterator[Document]:
-        return self._read(piece.part)
+        return self._read(piece.own_split)
 
     def _content(self) -> Iterable[object]:
         for split in self._own_splits():
@@ -276,7 +279,7 @@ class Source(Corpus):
 
 
 def _home(text: str, cut: Mapping[str, float]) -> str:
-    """The split of a text by its hash alone: copies stay together and additions move nothing."""
+    """The split of a text, by its hash only: copies stay together, and new documents move none."""
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     point = int.from_bytes(digest) / 2**64
     for split, fraction in cut.items():

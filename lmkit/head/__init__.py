@@ -1,4 +1,4 @@
-"""Hidden vectors to the negative log-likelihood of each token."""
+"""The heads: from hidden vectors to the negative log-likelihood of each token."""
 
 from lmkit.head.base import Head, Loss
 from lmkit.head.full import FullSoftmax

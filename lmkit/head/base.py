@@ -1,4 +1,4 @@
-"""What a head is: the interface that training, evaluation and scoring go by."""
+"""The interface of a head, which training, evaluation and scoring use."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from torch import Tensor, nn
 
 
 class Loss(NamedTuple):
-    """Of one window."""
+    """What a head computes of one window in training."""
 
     loss: Tensor  # scalar float32: what training minimises
-    nll: Tensor  # scalar: the sum of -log p(target) in nats where weight is not 0, no gradient
+    nll: Tensor  # scalar, no gradient: the sum of -log p(target) in nats where weight is not 0
 
 
 class Head(nn.Module):
-    """The interface that training, evaluation and scoring go by.
+    """The base class of all heads: from hidden vectors to losses and probabilities of tokens.
 
     hidden is (batch, time, hidden_size); targets is int64 (batch, time).
     """
 
-    # Whether on compiled kernels results are bit for bit the same with any number of threads.
+    # Whether results on compiled kernels are bit for bit the same with any number of threads.
     any_threads = False
 
     def loss(self, hidden: Tensor, targets: Tensor, weight: Tensor) -> Loss:
-        """The sum of weight * nll, or another loss, and the sum of nll itself, which is logged;
+        """The sum of weight * nll, or another loss, and the unweighted sum of nll, which is logged;
         weight is float32 (batch, time), 0 where masked."""
         raise NotImplementedError
 
@@ -34,8 +34,8 @@ class Head(nn.Module):
         raise NotImplementedError
 
     def log_prob(self, hidden: Tensor) -> Iterator[Tensor]:
-        """Chunks of log p in nats, float32 (positions, vocabulary), over hidden's positions."""
+        """log p in nats, float32 (positions, vocabulary), by chunks of hidden's positions."""
         raise NotImplementedError
 
     def keep_gradient(self) -> None:
-        """After an update: gradients may be taken back, to use their memory again."""
+        """Called after each update: a head may keep its gradients' memory for the next one."""

@@ -1,4 +1,4 @@
-"""The softmax over the whole vocabulary, never holding all the logits."""
+"""The softmax over the whole vocabulary, which never holds all the logits at once."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from lmkit.model import Embedding
 from lmkit.model.embedding import draw
 from lmkit.ranges import Positive, Size
 
-# Without `chunk_size`, at least as many rows at a time as make this many logits.
+# Without `chunk_size`, a chunk has at least the rows that make this many logits.
 LOGITS_AT_ONCE = 12 * 2**20
 
 
 class FullSoftmax(Head):
     """y_hat = softmax(U h + b_2) over the whole vocabulary; U is the weight of `embedding` where
-    that is tied, its own otherwise.
+    that is tied, else a weight of its own.
 
-    Its own starts from U(-init_range, init_range), or without one from N(0, 1 / hidden_size)
-    (LeCun et al. 1998, equation 16).
+    A weight of its own starts from U(-init_range, init_range), or without init_range from
+    N(0, 1 / hidden_size) (LeCun et al. 1998, equation 16).
 
     bias: whether there is b_2.
     chunk_size: positions whose logits exist at a time; null: chosen by the vocabulary.
@@ -52,7 +52,7 @@ class FullSoftmax(Head):
             draw(self.weight, hidden_size**-0.5, init_range)
             self._matrix = lambda: self.weight
         self.bias = nn.Parameter(torch.zeros(vocabulary_size)) if bias else None
-        # Few enough for memory, enough that the matrix is not all that is read and written.
+        # Few enough rows for memory, enough that not all the time goes into reading the matrix.
         self.chunk_size = chunk_size or max(3 * hidden_size // 2, LOGITS_AT_ONCE // vocabulary_size)
         self._memory = Memory()
 
@@ -73,12 +73,12 @@ class FullSoftmax(Head):
 
     def nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
         if softmax.compiled(self.weight, hidden.dtype) and not torch.is_grad_enabled():
-            given = (hidden.flatten(0, 1).contiguous(), self.weight, self.bias, targets.flatten())
-            nll, _ = softmax.nll_and_odds(*given, None)
+            rows = hidden.flatten(0, 1).contiguous()
+            nll, _ = softmax.nll_and_odds(rows, self.weight, self.bias, targets.flatten(), None)
             return nll.view_as(targets)
         chunks = [
-            -log_prob.gather(1, wanted[:, None])
-            for log_prob, wanted in zip(
+            -log_prob.gather(1, target[:, None])
+            for log_prob, target in zip(
                 self.log_prob(hidden), targets.flatten().split(self.chunk_size), strict=True
             )
         ]

@@ -1,4 +1,4 @@
-"""The fused product and cross-entropy: a loss whose gradients are made with it, by chunks."""
+"""The fused product and cross-entropy: forward computes the gradients too, chunk by chunk."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from lmkit.kernels.matmul import fast_matmul, product_dtype
 
 
 class Memory:
-    """What one loss leaves to the next, so that no step waits for fresh pages."""
+    """Buffers that one loss leaves to the next, so that no step waits for fresh pages."""
 
     def __init__(self) -> None:
         self.gradient: Tensor | None = None
         self._scratch: dict[str, Tensor] = {}
 
     def scratch(self, name: str, like: Tensor, rows: int, columns: int) -> Tensor:
-        """Uninitialised (rows, columns), of which there is one of a name at a time."""
-        there = self._scratch.get(name)
-        fits = there is not None and (there.dtype, there.device) == (like.dtype, like.device)
-        if there is None or not fits or there.numel() < rows * columns:
+        """An uninitialised (rows, columns) tensor; the next of that name may use its memory."""
+        buffer = self._scratch.get(name)
+        fits = buffer is not None and (buffer.dtype, buffer.device) == (like.dtype, like.device)
+        if buffer is None or not fits or buffer.numel() < rows * columns:
             self._scratch.pop(name, None)
-            there = self._scratch[name] = like.new_empty(rows * columns)
-        return there[: rows * columns].view(rows, columns)
+            buffer = self._scratch[name] = like.new_empty(rows * columns)
+        return buffer[: rows * columns].view(rows, columns)
 
     def gradient_of(self, weight: Tensor) -> Tensor:
-        """Uninitialised, as large as weight, and the caller's own."""
-        there, self.gradient = self.gradient, None
-        if there is None or (there.shape, there.device) != (weight.shape, weight.device):
+        """An uninitialised tensor as large as weight, which the caller may keep."""
+        buffer, self.gradient = self.gradient, None
+        if buffer is None or (buffer.shape, buffer.device) != (weight.shape, weight.device):
             return torch.empty_like(weight)
-        return there
+        return buffer
 
 
 class Terms(NamedTuple):
-    """What the loss sum_i weight_i * CE(U h_i + b, target_i) is made of."""
+    """The arguments of the loss sum_i weight_i * CE(U h_i + b, target_i)."""
 
     hidden: Tensor  # (rows, hidden_size)
     matrix: Tensor  # U, (vocabulary, hidden_size)
@@ -47,7 +47,7 @@ class Terms(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """By the terms of that name; all None where none is wanted."""
+    """The gradients of the loss by the terms of these names; all None where none is needed."""
 
     hidden: Tensor | None  # float32
     matrix: Tensor | None
@@ -55,10 +55,10 @@ class Gradients(NamedTuple):
 
 
 class LinearCrossEntropy(torch.autograd.Function):
-    """The loss of `Terms`, whose gradients are made in forward, by chunks of rows.
+    """The loss of `Terms`, whose gradients forward computes too, by chunks of rows.
 
-    Backward multiplies them by one number and hands them over; after `retain_graph` a second
-    backward makes them again.
+    Backward multiplies them by one number and returns them; after `retain_graph` a second backward
+    computes them again.
     """
 
     @staticmethod
@@ -73,10 +73,10 @@ class LinearCrossEntropy(torch.autograd.Function):
         memory: Memory,
     ) -> tuple[Tensor, Tensor]:
         """`Terms` -> the loss, scalar float32, and the sum of nll where weight is not 0, which has
-        no gradient: scalar float64, float32 on a device without."""
+        no gradient: scalar float64, or float32 on a device without float64."""
         dtype = product_dtype(matrix)
         scale = None
-        if dtype == torch.float16:  # 1 / tokens is too small for it: rows are weighted up to 1
+        if dtype == torch.float16:  # 1 / tokens is too small for it: scale the largest weight to 1
             scale = weight.max().clamp_min(torch.finfo(torch.float32).tiny)
             weight = weight / scale
         terms = Terms(hidden, matrix, bias, targets, weight)
@@ -96,11 +96,11 @@ class LinearCrossEntropy(torch.autograd.Function):
                 "use head.nll, which autograd can differentiate twice"
             )
         *tensors, scale = ctx.saved_tensors
-        gradients, ctx.gradients = ctx.gradients, None  # who gets them may write into them
+        gradients, ctx.gradients = ctx.gradients, None  # given away: the receiver may change them
         if gradients is None:
             _, gradients = nll_and_gradients(Terms(*tensors), *ctx.settings)
         factor = grad_loss if scale is None else grad_loss * scale
-        if factor.device.type != "cpu" or factor != 1:  # an accelerator is not waited for
+        if factor.device.type != "cpu" or factor != 1:  # do not wait for an accelerator
             for gradient in gradients:
                 if gradient is not None:
                     gradient.mul_(factor)
@@ -112,14 +112,15 @@ class LinearCrossEntropy(torch.autograd.Function):
 
 
 def _sum(values: Tensor) -> Tensor:
-    """Of (rows); PyTorch divides a longer sum among threads, by their number."""
-    return torch.stack([piece.sum() for piece in values.split(2**14)]).sum()
+    """The sum of values (rows), the same with any number of threads: PyTorch divides a longer sum
+    among them."""
+    return torch.stack([chunk.sum() for chunk in values.split(2**14)]).sum()
 
 
 def nll_and_gradients(
     terms: Terms, chunk_size: int, dtype: torch.dtype, memory: Memory, needs_grad: bool
 ) -> tuple[Tensor, Gradients]:
-    """nll (rows), not weighted, and the gradients of the loss; products are in `dtype`."""
+    """Unweighted nll (rows) and the gradients of the loss; products are computed in `dtype`."""
     gradients = Gradients(None, None, None)
     if needs_grad:
         gradients = Gradients(
@@ -127,17 +128,17 @@ def nll_and_gradients(
             memory.gradient_of(terms.matrix),
             None if terms.bias is None else torch.zeros_like(terms.bias),
         )
-    way = _by_odds if softmax.compiled(terms.matrix, dtype) else _by_logits
+    compute = _by_odds if softmax.compiled(terms.matrix, dtype) else _by_logits
     with torch.autocast(terms.hidden.device.type, enabled=False), fast_matmul():
-        return way(terms, gradients, chunk_size, dtype, memory), gradients
+        return compute(terms, gradients, chunk_size, dtype, memory), gradients
 
 
 def _by_odds(
     terms: Terms, gradients: Gradients, chunk_size: int, dtype: torch.dtype, memory: Memory
 ) -> Tensor:
-    """The nll, and the gradients filled, on compiled kernels."""
+    """Return the nll and fill in the gradients, on compiled kernels."""
     matrix, bias = terms.matrix, terms.bias
-    counts = (terms.weight != 0).nonzero()[:, 0]  # the others are not read
+    counts = (terms.weight != 0).nonzero()[:, 0]  # rows that count; the others are not read
     every = len(counts) == len(terms.weight)
     hidden, targets, weight = (
         tensor if every else tensor[counts]
@@ -153,12 +154,12 @@ def _by_odds(
     if not len(counts):
         gradients.matrix.zero_()
     for chunk in _chunks(len(counts), chunk_size):
-        rows, aims, shares = hidden[chunk], targets[chunk], weight[chunk]
-        kept = memory.scratch("odds", hidden, 1, softmax.num_odds(len(rows), len(matrix)))
-        nll[counts[chunk]], total = softmax.nll_and_odds(rows, matrix, bias, aims, kept)
+        rows, target = hidden[chunk], targets[chunk]
+        odds = memory.scratch("odds", hidden, 1, softmax.num_odds(len(rows), len(matrix)))
+        nll[counts[chunk]], total = softmax.nll_and_odds(rows, matrix, bias, target, odds)
         into = (gradients.matrix, gradients.bias)
         gradients.hidden[counts[chunk]] = softmax.gradients(
-            rows, matrix, aims, shares, total, kept, *into, add=chunk.start > 0
+            rows, matrix, target, weight[chunk], total, odds, *into, add=chunk.start > 0
         )
     return nll
 
@@ -166,8 +167,8 @@ def _by_odds(
 def _by_logits(
     terms: Terms, gradients: Gradients, chunk_size: int, dtype: torch.dtype, memory: Memory
 ) -> Tensor:
-    """The nll, and the gradients filled, by PyTorch's operators: logits, then, from weight *
-    (softmax - one-hot) in their place, the gradients of h and U."""
+    """Return the nll and fill in the gradients, by PyTorch's operators: the logits become weight *
+    (softmax - one-hot) in their own memory, and from this come the gradients of h and U."""
     vocabulary_size, hidden_size = terms.matrix.shape
     nll = torch.empty_like(terms.weight)
     if dtype == terms.matrix.dtype:
@@ -180,8 +181,8 @@ def _by_logits(
         rows = inputs[chunk]
         logits = memory.scratch("logits", inputs, len(rows), vocabulary_size)
         torch.mm(rows, matrix.T, out=logits)
-        given = (logits, bias, terms.targets[chunk], terms.weight[chunk])
-        nll[chunk] = _to_gradient(*given, grad_bias)
+        targets, weight = terms.targets[chunk], terms.weight[chunk]
+        nll[chunk] = _to_gradient(logits, bias, targets, weight, grad_bias)
         if gradients.hidden is None or gradients.matrix is None:
             continue
         gradients.hidden[chunk] = (logits @ matrix)[:, :hidden_size]
@@ -209,8 +210,8 @@ def _chunks(rows: int, chunk_size: int) -> Iterator[slice]:
 def _joined(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, memory: Memory
 ) -> tuple[Tensor, Tensor]:
-    """hidden and weight in low precision, with a column of ones and the bias, so that products
-    add the bias and sum its gradient; as wide as kernels like, with zeros."""
+    """hidden with a column of ones and weight with the bias as a column, in low precision: so the
+    products add the bias and sum its gradient. Zeros pad both to a width that suits the kernels."""
     size = hidden.shape[1]
     width = padded(size + 1)
     like = hidden.new_empty(0, dtype=dtype)
@@ -227,14 +228,14 @@ def _joined(
 def _to_gradient(
     logits: Tensor, bias: Tensor | None, targets: Tensor, weight: Tensor, grad_bias: Tensor | None
 ) -> Tensor:
-    """logits (rows, vocabulary), without bias, become the gradient of weight * nll, summed into
-    grad_bias; nll float32 (rows)."""
+    """Turn logits (rows, vocabulary), without bias, in place into the gradient of weight * nll and
+    add its sum to grad_bias; returns nll, float32 (rows)."""
     if bias is not None:
         logits += bias.to(logits.dtype)
     targets, share = targets[:, None], weight[:, None]
     highest, wanted = logits.amax(1, keepdim=True).float(), logits.gather(1, targets).float()
     grad = torch.softmax(logits, dim=1, out=logits)
-    # The highest probability cannot underflow, as that of the target can.
+    # The highest probability cannot underflow; the target's can.
     nll = highest - wanted - grad.amax(1, keepdim=True).float().log()
     grad.scatter_(1, targets, grad.gather(1, targets) - 1)
     grad *= share.to(grad.dtype)

@@ -1,4 +1,4 @@
-"""A trained model at work: evaluation, scores, samples."""
+"""Using a trained model: evaluation, scores of tokens, samples of text."""
 
 from lmkit.inference.scoring import TokenScore
 from lmkit.inference.text import Text

@@ -1,4 +1,4 @@
-"""A model's nll of a text, under a protocol, with what else is known of it."""
+"""Evaluation: a model's nll, perplexity and bits per byte on a text, under a protocol."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NUM_LANES = 64
 def measure(
     trained: TrainedModel, store: TokenStore | Text, protocol: Protocol, num_lanes: int | None
 ) -> dict[str, Any]:
-    """nll, perplexity and, where the tokenizer loses nothing, bits per byte under a protocol."""
+    """nll, perplexity and, if the tokenizer is lossless, bits per byte under a protocol."""
     units = {
         "document": store.num_documents,
         "sentence": store.num_lines,

@@ -1,4 +1,4 @@
-"""What a checkpoint belongs to: the run's config and text, compared before it is used."""
+"""Checks, before a checkpoint is used, that it belongs to the run's config and text."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NOT_COMPARED = (
 
 
 def identity(config: Mapping[str, Any], prepared: Prepared) -> dict[str, Any]:
-    """For the manifest of a checkpoint: the config, and the hashes of tokenizer and text."""
+    """The identity in a checkpoint's manifest: the config, and the hashes of tokenizer and text."""
     return {
         "config": json.loads(strict_json(config)),
         "tokenizer": prepared.tokenizer.hash(),
@@ -35,7 +35,7 @@ def identity(config: Mapping[str, Any], prepared: Prepared) -> dict[str, Any]:
 
 
 def check_own(run: Run, checkpoint: Path) -> None:
-    """Raise UserError where the manifest of a checkpoint is that of another run."""
+    """Raise UserError if a checkpoint's manifest is from another run."""
     if differs := list(_foreign(run, read_manifest(checkpoint))):
         raise UserError(
             f"checkpoint {checkpoint.resolve()} belongs to another run than {run.id}: "
@@ -44,9 +44,9 @@ def check_own(run: Run, checkpoint: Path) -> None:
 
 
 def _foreign(run: Run, manifest: Mapping[str, Any]) -> Iterator[str]:
-    """What differs between the run that wrote a checkpoint and `run`."""
+    """The differences between the run that wrote a checkpoint and `run`."""
     config = manifest.get("config")
-    if isinstance(config, Mapping):  # older manifests have a hash, of what may change too
+    if isinstance(config, Mapping):  # older ones have a hash that covers keys that may change too
         here = json.loads(strict_json(run.config()))
         record = json.loads(strict_json(run.read("overrides.yaml")))
         for key, then, now in history.refused(renamed(config), here, diverged=False):
@@ -59,7 +59,7 @@ def _foreign(run: Run, manifest: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _texts(manifest: Mapping[str, Any], data: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """What both know of the text of a training, with its hashes."""
+    """Names of the texts that both manifest and data.json know, with their two hashes."""
     if "tokenizer" in manifest and "tokenizer" in data:
         yield "the tokenizer", str(manifest["tokenizer"]), str(data["tokenizer"])
     splits = manifest.get("splits")
@@ -71,8 +71,8 @@ def _texts(manifest: Mapping[str, Any], data: Mapping[str, Any]) -> Iterator[tup
 
 
 def check_text(run: Run, prepared: Prepared) -> None:
-    """Raise UserError where a run that goes on has another vocabulary or training text than it
-    began with, or has lost a split."""
+    """Raise UserError if a run that resumes has another vocabulary or training text than it began
+    with, or has lost a split."""
     tokenizer, then = _recorded(run)
     now = {name: store.sha256 for name, store in prepared.stores.items()}
     again = "or begin another run"
@@ -93,7 +93,7 @@ def check_text(run: Run, prepared: Prepared) -> None:
 
 
 def warn_of_text(run: Run, prepared: Prepared) -> None:
-    """Say so where a run that goes on has other text to evaluate on than before."""
+    """Warn if a run that resumes has other text to evaluate on than before."""
     _, then = _recorded(run)
     for name, store in prepared.stores.items() if then else ():
         if store.sha256 != then.get(name):
@@ -103,8 +103,8 @@ def warn_of_text(run: Run, prepared: Prepared) -> None:
 
 
 def recorded(run: Run) -> dict[str, Any]:
-    """data.json as it is by now, empty where there is none; raises DamagedError where it is not
-    what a training has written."""
+    """The newest entry of data.json, empty if there is no file; raises DamagedError if the file is
+    not one that a training has written."""
     data = run.read("data.json")
     try:
         data = history.latest(data)

@@ -1,7 +1,7 @@
-"""Text out of a language model: token after token, from the state alone.
+"""Samples text from a language model, token after token, from the state alone.
 
-A text begins where a document does, at the zero state and the input `<eos>`; the prompt
-follows. Memory and cost of a token do not depend on how many came before it.
+A text begins as a document does, with the zero state and the input `<eos>`; the prompt follows.
+Memory and cost of a token do not depend on how many tokens came before it.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ PROMPT_POSITIONS = 1024
 class Sampling:
     """How to sample: `num_samples` texts of at most `num_tokens` after the prompt.
 
-    temperature 0 takes the likeliest token. top_k keeps the k likeliest tokens, top_p of those
-    the fewest that hold this share of their probability (Holtzman et al. 2020). stop: the text
-    of a token to end before. Sample i of seed s is the only sample of seed s + i, whatever the
-    device. Raises UserError for values that cannot be.
+    temperature 0 chooses the likeliest token. top_k keeps the k likeliest tokens, top_p the fewest
+    of those that have this share of their probability (Holtzman et al. 2020). stop: the text of a
+    token before which a sample ends. Sample i with seed s is the same as the only sample with seed
+    s + i, on any device. Raises UserError for values out of range.
     """
 
     num_tokens: int = 50
@@ -66,21 +66,22 @@ def sample_texts(
     sampling: Sampling,
     protocol: Protocol,
 ) -> list[str]:
-    """What follows the prompt in each sample.
+    """The text after the prompt in each sample.
 
-    A sample also ends with its unit of `protocol`: at the `<eos>` that closes a document, under
-    `sentence` at the end of the line. The token that ends it is no part of the text.
+    A sample also ends where its unit under `protocol` does: at the `<eos>` that closes a document,
+    or under `sentence` at the end of the line. The token that ends it is not part of the text.
     """
     ends = _unit_ends(tokenizer, protocol)
-    if protocol == "sentence":  # each line of the training's text was encoded by itself
+    if protocol == "sentence":  # in training each line was encoded by itself
         prompt = prompt.rpartition("\n")[2]
-    given = tokenizer.encode_text(prompt)
-    # What lies before the last end in the prompt, the model would have forgotten.
-    begin = max((place + 1 for place, token in enumerate(given) if token in ends), default=0)
+    prompt_ids = tokenizer.encode_text(prompt)
+    # Tokens up to the last end of a unit are left out: the reset makes the model forget them.
+    begin = max((i + 1 for i, token in enumerate(prompt_ids) if token in ends), default=0)
     if sampling.stop is not None:
         ends.add(stop_token(tokenizer, sampling.stop))
-    samples = sample_tokens(model, head, given[begin:], sampling, tokenizer.eos_id, ends)
-    return ["".join(tokenizer.pieces([*given, *ids])[len(given) :]) for ids in samples]
+    samples = sample_tokens(model, head, prompt_ids[begin:], sampling, tokenizer.eos_id, ends)
+    surfaces = (tokenizer.pieces([*prompt_ids, *ids]) for ids in samples)
+    return ["".join(each[len(prompt_ids) :]) for each in surfaces]
 
 
 def sample_tokens(
@@ -97,7 +98,7 @@ def sample_tokens(
     was_training = model.training
     model.eval()
     try:
-        # On the CPU fp32: for a token it costs less than to make weights of low precision.
+        # In fp32 on the CPU: for one token this costs less than converting weights.
         with torch.autocast("cpu", enabled=False):
             stream = _stream(model, head, [eos_id, *prompt], sampling)
             for _, tokens in zip(range(sampling.num_tokens), stream, strict=False):
@@ -115,9 +116,9 @@ def sample_tokens(
 def _stream(
     model: LanguageModel, head: Head, inputs: Sequence[int], sampling: Sampling
 ) -> Iterator[list[int]]:
-    """The next token of every sample, without end."""
+    """Yields the next token of every sample, without end."""
     num_samples = sampling.num_samples
-    # Generators on the CPU: the global one is left alone, and every device draws the same.
+    # Own generators on the CPU: every device draws the same, and the global one is not used.
     generators = [torch.Generator().manual_seed(sampling.seed + i) for i in range(num_samples)]
     device = model.embedding.weight.device
     reader = Reader(model)
@@ -138,8 +139,8 @@ def _stream(
 
 
 def choose(log_prob: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:
-    """log_prob (n, vocabulary) and float64 numbers in [0, 1) (n) -> ids (n), each where the
-    cumulative distribution passes its number."""
+    """log_prob (n, vocabulary) and float64 numbers in [0, 1) (n) -> ids (n): the tokens at which
+    the cumulative distribution passes the numbers."""
     if sampling.temperature == 0:
         return log_prob.argmax(dim=1)
     ids = None
@@ -153,21 +154,21 @@ def choose(log_prob: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:
         before = prob.cumsum(dim=1) - prob
         prob = prob.masked_fill(before >= sampling.top_p, 0.0)
     cumulative = prob.cumsum(dim=1)
-    place = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True)
-    place = place.clamp_max(prob.shape[1] - 1)  # (n, 1)
-    return (place if ids is None else ids.gather(1, place))[:, 0]
+    column = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True)
+    column = column.clamp_max(prob.shape[1] - 1)  # (n, 1)
+    return (column if ids is None else ids.gather(1, column))[:, 0]
 
 
 def stop_token(tokenizer: Tokenizer, stop: str) -> int:
-    """The id of the one token that `stop` is the text of; `<eos>` is one of every tokenizer."""
+    """The id of the one token whose text is `stop`; every tokenizer has `<eos>`."""
     if stop == "<eos>":
         return tokenizer.eos_id
     ids = tokenizer.encode_text(stop)
     if len(ids) != 1:
-        pieces = " ".join(map(repr, tokenizer.pieces(ids)))
+        surfaces = " ".join(map(repr, tokenizer.pieces(ids)))
         raise UserError(
             f"stop={stop}: must be one token of the run's {tokenizer.name} tokenizer, found "
-            f"{len(ids)} ({pieces}); name one of them, or <eos>"
+            f"{len(ids)} ({surfaces}); name one of them, or <eos>"
         )
     if ids[0] == tokenizer.unk_id and stop != "<unk>":
         raise UserError(f"stop={stop}: not in the run's vocabulary, so it could never come")
@@ -175,7 +176,7 @@ def stop_token(tokenizer: Tokenizer, stop: str) -> int:
 
 
 def _unit_ends(tokenizer: Tokenizer, protocol: Protocol) -> set[int]:
-    """The tokens that end a unit of the protocol, where the model would be reset."""
+    """The tokens that end a unit of the protocol, after which training resets the model."""
     ends = {tokenizer.eos_id} if isinstance(tokenizer, DocumentTokenizer) else set()
     if protocol == "sentence":
         ids = range(tokenizer.vocabulary_size)

@@ -1,4 +1,4 @@
-"""A text from the command line or a file of its own, in the shape of a token store."""
+"""A text from the command line or a single file, with the interface of a token store."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from lmkit.tokenizer.base import Ids, Positions
 
 @dataclass(frozen=True)
 class Text:
-    """One document as tokens: ids (num_tokens,), ends and counts as those of a store.
+    """One document as tokens, with ids (num_tokens,), ends and counts as a store has them.
 
     num_documents, num_lines: how many ends there are of each.
-    unknown: by its place, the own text of each token that `<unk>` stands in for.
+    unknown: the text that each `<unk>` stands for, by the token's position.
     """
 
     tokens: Ids
@@ -32,7 +32,7 @@ class Text:
     def of(cls, text: str, tokenizer: Tokenizer, by_line: bool = False) -> Self:
         """Raises UserError for a text that is empty or not Unicode.
 
-        by_line: as lines that know nothing of each other, as protocol `sentence` reads them.
+        by_line: encode each line by itself, as protocol `sentence` reads them.
         """
         text = text.replace("\r\n", "\n")
         if not text or text.isspace():
@@ -50,15 +50,15 @@ class Text:
         return cls(encoded.ids, *ends, num_bytes, encoded.num_unknown, unknown)
 
     def pieces(self, tokenizer: Tokenizer) -> list[str]:
-        """The surface of each token, with an unknown word's own text where `<unk>` would be."""
-        pieces = tokenizer.pieces(self.tokens.tolist())
+        """The surface of each token, with an unknown word's own text in place of `<unk>`."""
+        surfaces = tokenizer.pieces(self.tokens.tolist())
         if self.unknown and tokenizer.unk_id is not None:
             mark = "".join(tokenizer.pieces([tokenizer.unk_id])).strip()
-            for place, own in self.unknown.items():
+            for position, own in self.unknown.items():
                 # A space may come before the mark, and a decoder may leave the mark out.
-                shown = mark and mark in pieces[place]
-                pieces[place] = pieces[place].replace(mark, own) if shown else own
-        return pieces
+                shown = mark and mark in surfaces[position]
+                surfaces[position] = surfaces[position].replace(mark, own) if shown else own
+        return surfaces
 
     @property
     def num_tokens(self) -> int:
@@ -73,15 +73,15 @@ class Text:
         return len(self.line_ends)
 
     def document_id(self, index: int) -> str:
-        """Its place."""
+        """Its number."""
         return str(index)
 
     def release(self) -> None:
-        """Nothing: a text in memory stays there."""
+        """Does nothing: a text in memory stays there."""
 
 
 def read_text(text: str | None, file: str | None) -> str:
-    """The text itself or all of a UTF-8 file (also .gz and .zst), of which one must be given."""
+    """`text` itself, or all of a UTF-8 file (also .gz and .zst); exactly one must be given."""
     if text is not None and file is not None:
         raise UserError("text and file are both given: leave one of them out")
     if text is not None:

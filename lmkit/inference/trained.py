@@ -1,4 +1,4 @@
-"""A trained model as a run left it: rebuilt, ready to evaluate, score and generate."""
+"""A trained model loaded from a run, ready to evaluate, score and generate."""
 
 from __future__ import annotations
 
@@ -33,13 +33,14 @@ from lmkit.windows.lanes import Protocol
 
 log = logging.getLogger(__name__)
 
-# Positions of a window over all its lanes, and of one that is scored token by token.
+# Positions of a window over all its lanes, in evaluation and in scoring token by token.
 POSITIONS = 4096
 SCORED_POSITIONS = 256
 
 
 def any_threads(model: LanguageModel, head: Head, device: str, precision: str) -> bool:
-    """Whether they compute, on the kernels in use, the same bits with any number of threads."""
+    """Whether model and head compute, on the kernels in use, bit for bit the same with any number
+    of threads."""
     dtype = torch.float32 if precision == "32-true" else torch.bfloat16
     compiled = kernels.compiled(torch.device(device), dtype)
     return compiled and model.any_threads and head.any_threads
@@ -48,9 +49,9 @@ def any_threads(model: LanguageModel, head: Head, device: str, precision: str) -
 class TrainedModel:
     """Model, head and tokenizer in evaluation mode on one device.
 
-    `protocol` is that of the training: it says where the model expects a text to be reset.
-    `threads`: with which all is computed; null leaves PyTorch's number as it is. `shape`: lanes and
-    positions of the windows in which the training evaluates.
+    `protocol`: the training's, which says where the model expects a reset. `threads`: the number
+    for all computations; None leaves PyTorch's number as it is. `shape`: lanes and positions of the
+    windows in which the training evaluates.
     """
 
     def __init__(
@@ -77,14 +78,14 @@ class TrainedModel:
         self.threads = threads
         self.shape = shape
         self.checkpoint = checkpoint
-        self._pace: Threads | None = None  # chosen on the way, within `nll_sums`
+        self._pace: Threads | None = None  # only within `nll_sums`, which chooses a number
 
     @classmethod
     def load(cls, run: Run, config: Mapping[str, Any], checkpoint: str = "best") -> Self:
         """The model of a run; checkpoint: `best`, `last` or another name in `checkpoints/`.
 
-        Raises UserError when a checkpoint is missing or damaged, and when tokenizer or config
-        are not those it was trained with.
+        Raises UserError if the checkpoint is missing or damaged, or if it was trained with another
+        tokenizer or config.
         """
         trained_with = run.config()
         for group in ("tokenizer", "model"):
@@ -96,7 +97,7 @@ class TrainedModel:
         path = find_checkpoint(run, checkpoint)
         check_own(run, path)
         tokenizer = load_tokenizer(run.path)
-        with torch.random.fork_rng(devices=[]):  # their fresh weights are not what counts
+        with torch.random.fork_rng(devices=[]):  # the initial weights are replaced
             model, head = build_model(config, tokenizer.vocabulary_size)
         load_weights(path, model, head, tokenizer)
         device, precision = _device(config["trainer"])
@@ -115,7 +116,7 @@ class TrainedModel:
 
     @contextlib.contextmanager
     def computing(self) -> Iterator[None]:
-        """Around all that runs model or head: no gradients, the precision, kernels and threads."""
+        """The context in which model and head run: no gradients; precision, kernels, threads."""
         dtype = torch.float16 if self.precision == "16-mixed" else torch.bfloat16
         mixed = self.precision != "32-true"
         number = self._pace.number if self._pace else self.threads
@@ -134,7 +135,7 @@ class TrainedModel:
         num_lanes: int = 1,
         positions: int = POSITIONS,
     ) -> WindowLoader:
-        """Windows of a text of about so many positions; in one lane its tokens keep their order."""
+        """Windows of a text with about so many positions; in one lane tokens keep their order."""
         return WindowLoader(
             text,
             eos_id=self.tokenizer.eos_id,
@@ -159,13 +160,13 @@ class TrainedModel:
             yield window, output
 
     def nll_sums(self, loader: WindowLoader) -> Iterator[tuple[float, int]]:
-        """Of all windows up to each one: the sum of the nll in nats, and the number of tokens."""
-        # Where the training's is, whose sum has the order of that device.
+        """After each window: the sum of nll in nats and the number of tokens so far."""
+        # On the same device as in training, which sums in that device's order.
         metric = TokenNLL(torch.float32 if self.device == "mps" else torch.float64)
         metric.to(self.device)
         self._pace = self._chosen_threads()
         try:
-            began = time.perf_counter()  # what is done between two windows elsewhere is not counted
+            began = time.perf_counter()  # leaves out what the caller does between two windows
             for window, output in self.read(loader):
                 with self.computing():
                     nll = self.head.nll(output.hidden, window.targets)
@@ -177,19 +178,19 @@ class TrainedModel:
             self._pace = None
 
     def _chosen_threads(self) -> Threads | None:
-        """The number of threads, chosen on the way where it is not set and changes no bit."""
+        """Threads whose number is chosen while computing, if it is not set and changes no bit."""
         with kernels.use(self.kernels), threads.use(None):
             free = any_threads(self.model, self.head, self.device, self.precision)
             return Threads(torch.get_num_threads()) if free and not self.threads else None
 
     def _note(self, num_tokens: int, seconds: float) -> None:
-        """What a window took, after which another number of threads may be chosen."""
+        """Note the time of a window, after which another number of threads may be chosen."""
         with threads.use(None):
             if self._pace and (message := self._pace.worked(num_tokens, seconds)):
                 log.info("%s", message)
 
     def nll(self, text: str, *, protocol: Protocol | None = None) -> float:
-        """Mean nll in nats of the text's tokens, its closing `<eos>` among them."""
+        """Mean nll in nats of the text's tokens, including its closing `<eos>`."""
         protocol = protocol or self.protocol
         loader = self.loader(Text.of(text, self.tokenizer, protocol == "sentence"), protocol)
         *_, (nll_sum, num_tokens) = self.nll_sums(loader)
@@ -200,7 +201,7 @@ class TrainedModel:
         return perplexity(self.nll(text, protocol=protocol))
 
     def score(self, text: str, *, protocol: Protocol | None = None) -> list[TokenScore]:
-        """Each token of the text, its closing `<eos>` among them, and how it was predicted."""
+        """Each token of the text, including its closing `<eos>`, and how it was predicted."""
         protocol = protocol or self.protocol
         read = Text.of(text, self.tokenizer, by_line=protocol == "sentence")
         return list(self.scores(read, protocol))
@@ -208,8 +209,8 @@ class TrainedModel:
     def scores(
         self, text: Text, protocol: Protocol | None = None, num_top: int = 5
     ) -> Iterator[TokenScore]:
-        """As `score`, window by window."""
-        pieces = enumerate(text.pieces(self.tokenizer))
+        """As `score`, but computed window by window as the scores are asked for."""
+        surfaces = enumerate(text.pieces(self.tokenizer))
         loader = self.loader(text, protocol or self.protocol, positions=SCORED_POSITIONS)
         for window, output in self.read(loader):
             rows: list[tuple[Any, ...]] = []
@@ -219,9 +220,9 @@ class TrainedModel:
                     rows += measures(log_prob, targets[len(rows) :], num_top)
             for token, nll, entropy, rank, probabilities, ids in rows:
                 top = tuple(zip(map(self._name, ids), probabilities, strict=True))
-                place, piece = next(pieces)
+                position, surface = next(surfaces)
                 measured = (nll, nll / math.log(2), entropy, rank, top)
-                yield TokenScore(token, piece, *measured, place in text.unknown)
+                yield TokenScore(token, surface, *measured, position in text.unknown)
 
     def generate(
         self,
@@ -235,13 +236,13 @@ class TrainedModel:
         seed: int = 1,
         stop: str | None = None,
     ) -> list[str]:
-        """Texts that begin with the prompt; the settings are those of `sampling.Sampling`."""
+        """Texts that begin with the prompt; for the settings see `sampling.Sampling`."""
         sampling = Sampling(num_tokens, temperature, top_k, top_p, num_samples, seed, stop)
-        given = self.tokenizer.encode_text(prompt)
-        if unknown := sum(token == self.tokenizer.unk_id for token in given):
+        ids = self.tokenizer.encode_text(prompt)
+        if unknown := sum(token == self.tokenizer.unk_id for token in ids):
             log.warning(
                 "%d of the prompt's %d tokens are not in the vocabulary: <unk> stands for them",
-                *(unknown, len(given)),
+                *(unknown, len(ids)),
             )
         with self.computing():
             texts = sample_texts(
@@ -256,7 +257,7 @@ class TrainedModel:
 
 
 def _device(trainer: Mapping[str, Any]) -> tuple[str, str]:
-    """Where a run's model computes here, and in which precision."""
+    """The device and the precision in which a run's model computes on this machine."""
     name, precision = hardware.accelerator(trainer["accelerator"]), trainer["precision"]
     if not hardware.is_available(name):
         log.warning("trainer.accelerator=%s is not to be had here: computing on the cpu", name)

@@ -1,4 +1,4 @@
-"""The checkpoint of a run that is meant, and its weights into a model."""
+"""Finds a checkpoint of a run by its name and loads its weights into a model."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def find_checkpoint(run: Run, name: str) -> Path:
 
 
 def _best_step(path: Path) -> int | None:
-    """The step of the best checkpoint, as another of the run remembers it."""
+    """The step of the best checkpoint, as another checkpoint of the run records it."""
     for state in load_checkpoint(path).get("callbacks", {}).values():
         if isinstance(state, dict) and isinstance(step := state.get("best_step"), int):
             return step
@@ -49,7 +49,7 @@ def _best_step(path: Path) -> int | None:
 
 
 def load_weights(path: Path, model: LanguageModel, head: Head, tokenizer: Tokenizer) -> None:
-    """Put a checkpoint's weights into `model` and `head`, if they belong to the tokenizer."""
+    """Load a checkpoint's weights into `model` and `head`; UserError if the tokenizer differs."""
     recorded = read_manifest(path).get("tokenizer", tokenizer.hash())
     if recorded != tokenizer.hash():
         raise UserError(

@@ -1,4 +1,4 @@
-"""Fast functions on tensors, equal to PyTorch's: C that is built where it runs, and its choice."""
+"""Compiled kernels that compute the same as PyTorch: C code built at first use, and its switch."""
 
 from lmkit.kernels.library import UNITS, Kernels, call, choice, compiled, load, padded, use
 

@@ -1,8 +1,8 @@
-"""Compiled kernels of the recurrent hot path on the CPU, and whether they are to be had.
+"""The library of compiled kernels for the recurrent hot path on the CPU: built, loaded, called.
 
-The C of `native/` is built for this machine at the first use, in about two seconds, and kept in
-the user's cache directory. Where there is no compiler everything works through PyTorch's own
-operators, to rounding with the same numbers.
+The C code in `native/` is compiled for this machine at first use, in about two seconds, and kept in
+the user's cache directory. Without a compiler PyTorch's own operators compute the same numbers, up
+to rounding.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ _enabled = True
 
 @contextmanager
 def use(kernels: Kernels) -> Iterator[None]:
-    """Within it `torch` leaves the compiled kernels alone; else they are taken if there."""
+    """Within this context `torch` turns the compiled kernels off; otherwise they are used if they
+    are available."""
     global _enabled
     before, _enabled = _enabled, kernels != "torch"
     try:
@@ -46,12 +47,12 @@ def use(kernels: Kernels) -> Iterator[None]:
 
 
 def choice(accelerator: str) -> Kernels:
-    """What `kernels=auto` means on an accelerator."""
+    """The meaning of `kernels=auto` on an accelerator."""
     return "compiled" if accelerator == "cpu" and load()[0] is not None else "torch"
 
 
 def compiled(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether compiled kernels compute there, in that type."""
+    """Whether compiled kernels are used on a device for a dtype."""
     if not _enabled or device.type != "cpu" or dtype not in SUFFIX:
         return False
     library, _ = load()
@@ -60,7 +61,7 @@ def compiled(device: torch.device, dtype: torch.dtype) -> bool:
 
 @cache
 def load() -> tuple[ctypes.CDLL | None, str]:
-    """The library and where it is, or None and why not."""
+    """The library and its path, or None and the reason why there is none."""
     openmp = _openmp()
     if sys.platform != "linux" or openmp is None:
         return None, "PyTorch does not thread with GNU OpenMP here"
@@ -87,7 +88,8 @@ def load() -> tuple[ctypes.CDLL | None, str]:
 
 
 def _openmp() -> Path | None:
-    """The OpenMP library that PyTorch has loaded: a second one would fight it for the cores."""
+    """The path of the OpenMP library that PyTorch has loaded: a second one would compete with it
+    for the cores."""
     maps = Path("/proc/self/maps")
     lines = maps.read_text(encoding="utf-8").splitlines() if maps.exists() else []
     paths = {line.partition("/")[2] for line in lines if "libgomp" in line}
@@ -97,7 +99,7 @@ def _openmp() -> Path | None:
 def _cache_directory() -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
     try:
-        directory = cache.expanduser() / "lmkit"  # RuntimeError: a user without a home
+        directory = cache.expanduser() / "lmkit"  # raises RuntimeError for a user without a home
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory):
             return directory
@@ -108,7 +110,7 @@ def _cache_directory() -> Path:
 
 
 def _build(compiler: str, openmp: Path, library: Path) -> None:
-    """Compile beside the target and rename: several processes may do so at once."""
+    """Compile in a temporary directory and rename, as several processes may do so at once."""
     with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
         compiled, linked = Path(scratch, "kernels.o"), Path(scratch, "kernels.so")
         _run(compiler, *FLAGS, "-c", "-o", str(compiled), str(NATIVE / "kernels.c"))
@@ -122,7 +124,7 @@ def _run(*command: str) -> str:
 
 
 def call(name: str, dtype: torch.dtype, *arguments: Tensor | int | float | None) -> None:
-    """The function of that element type; tensors are contiguous, and integers are C's long."""
+    """Call the C function `name` for a dtype; tensors are contiguous, integers become long."""
     library, _ = load()
     passed: list[object] = [ctypes.c_int(torch.get_num_threads())]
     for argument in arguments:

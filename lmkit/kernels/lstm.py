@@ -1,4 +1,4 @@
-"""A layer of long short-term memory on the compiled kernels, for training on the CPU."""
+"""A long short-term memory layer on the compiled kernels, for training on the CPU."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lmkit.kernels.matmul import fast_matmul
 
 
 class CompiledLSTM(torch.autograd.Function):
-    """torch.lstm in one layer, batch first, with resets: after one the state is exactly 0."""
+    """torch.lstm of one layer, batch first, with resets, after which the state is exactly 0."""
 
     @staticmethod
     def forward(
@@ -28,9 +28,9 @@ class CompiledLSTM(torch.autograd.Function):
         dtype: torch.dtype,
         needs_grad: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """inputs (lanes, time, n), resets bool (lanes, time), state (lanes, hidden_size),
-        float32 weights as torch.lstm has them -> outputs (lanes, time, hidden_size) in `dtype`,
-        in which is multiplied, and the float32 state after the window."""
+        """inputs (lanes, time, n), resets bool (lanes, time), state (lanes, hidden_size), float32
+        weights as in torch.lstm -> outputs (lanes, time, hidden_size) in `dtype`, the type of the
+        products, and the float32 state after the window."""
         lanes, time, size = inputs.shape
         hidden_size = weight_hh.shape[1]
         first, width = padded(size), padded(hidden_size)
@@ -100,8 +100,8 @@ class CompiledLSTM(torch.autograd.Function):
 
 
 def pack_gates(weight_ih: Tensor, weight_hh: Tensor, dtype: torch.dtype) -> Tensor:
-    """float32 (4 * hidden_size, n) and (4 * hidden_size, hidden_size) -> the panels that
-    `lstm_forward` multiplies with."""
+    """float32 (4 * hidden_size, n) and (4 * hidden_size, hidden_size) -> the panels by which
+    `lstm_forward` multiplies."""
     hidden_size = weight_hh.shape[1]
     width = padded(weight_ih.shape[1]) + padded(hidden_size)
     panels = weight_hh.new_empty(4 * padded(hidden_size) * width, dtype=dtype)
@@ -131,11 +131,14 @@ def lstm_forward(
     cells: Tensor,
     gates: Tensor | None,
 ) -> None:
-    """rows (time + 1, lanes, padded input size + padded hidden size) have the inputs, and the
-    first hidden state; resets bool (time, lanes), weight as `pack_gates` gives it, bias float32
-    (panels, 4, 16), cell float32 (lanes, padded hidden size), the state -> the other hidden
-    states in rows, cells (time + 1, lanes, padded), whose first is there, and gates (time,
-    lanes, 4 * padded), unless None; cell becomes that after the window."""
+    """Compute a window in place.
+
+    Read: rows (time + 1, lanes, padded input size + padded hidden size), with the inputs and the
+    first hidden state; resets bool (time, lanes); weight of `pack_gates`; bias float32 (panels, 4,
+    16); cell float32 (lanes, padded hidden size), the first; cells[0].
+    Written: the other hidden states in rows; cells (time + 1, lanes, padded); gates (time, lanes,
+    4 * padded) unless None; cell, the last.
+    """
     time, lanes = resets.shape
     sizes = (time, lanes, rows.shape[2] - cell.shape[1], cell.shape[1] // UNITS)
     call("lstm_forward", rows.dtype, *sizes, rows, weight, bias, resets, cell, cells, gates)
@@ -150,11 +153,11 @@ def lstm_backward(
     grad_hidden: Tensor | None,
     grad_cell: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """weight_hh as `pack_columns` gives it; resets, cells and gates of `lstm_forward`; the
-    gradients of the outputs (time, lanes, hidden_size), of the last hidden state, float32
-    (lanes, hidden_size) or None, and of the last cell, float32 (lanes, padded hidden size)
-    -> those of the gates (time, lanes, 4 * hidden_size) and of the bias, float32
-    (4 * hidden_size); grad_cell becomes the first cell's."""
+    """weight_hh of `pack_columns`; resets, cells and gates of `lstm_forward`; the gradients of the
+    outputs (time, lanes, hidden_size), of the last hidden state, float32 (lanes, hidden_size) or
+    None, and of the last cell, float32 (lanes, padded hidden size) -> the gradients of the gates
+    (time, lanes, 4 * hidden_size) and of the bias, float32 (4 * hidden_size); grad_cell becomes the
+    gradient of the first cell."""
     time, lanes, hidden_size = grad_hiddens.shape
     grad_gates = grad_hiddens.new_empty(time, lanes, 4 * hidden_size)
     grad_bias = grad_cell.new_empty(4 * hidden_size)

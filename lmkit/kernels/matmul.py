@@ -1,7 +1,7 @@
-"""fp32 matrix products on the CPU, through the faster of its two libraries.
+"""fp32 matrix products on the CPU, through the faster of PyTorch's two libraries.
 
-PyTorch sends them to MKL, which on AMD runs at half the rate of oneDNN. The one way to oneDNN
-is to allow it bf16; where it has no kernel that would use that, its results stay those of fp32.
+PyTorch uses MKL for them, which on AMD runs at half the rate of oneDNN. It uses oneDNN only if bf16
+is allowed; on machines where oneDNN has no bf16 kernel, results are those of fp32 all the same.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import torch
 
 @contextmanager
 def fast_matmul() -> Iterator[None]:
-    """Around products of fp32 matrices: the same to rounding, twice as fast where it can be.
+    """A context for products of fp32 matrices: the same up to rounding, and on some machines twice
+    as fast.
 
-    With `kernels=torch` too: runs that were begun with it would not go on bit for bit otherwise.
+    It is used with `kernels=torch` too: older runs with that would else not resume bit for bit.
     """
     if onednn_is_exact():
         with _through_onednn():
@@ -27,14 +28,14 @@ def fast_matmul() -> Iterator[None]:
 
 
 def product_dtype(tensor: torch.Tensor) -> torch.dtype:
-    """In which products with it are computed: autocast's type, or its own."""
+    """The dtype in which products with a tensor are computed: autocast's, or the tensor's own."""
     device = tensor.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensor.dtype
 
 
 @cache
 def onednn_is_exact() -> bool:
-    """Whether oneDNN, allowed bf16, still has the rounding error of fp32 on this machine."""
+    """Whether oneDNN has only the rounding error of fp32 here, even though bf16 is allowed."""
     if not torch.backends.mkldnn.is_available():
         return False
     generator = torch.Generator().manual_seed(0)
@@ -45,7 +46,7 @@ def onednn_is_exact() -> bool:
 
 
 def fp32_products() -> str:
-    """By what they are computed here, for the records."""
+    """The library that computes fp32 products here, for the record of a run's environment."""
     return "oneDNN" if onednn_is_exact() else "PyTorch's default"
 
 

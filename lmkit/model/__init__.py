@@ -1,4 +1,4 @@
-"""The language models: tokens, resets and state to hidden vectors and the next state."""
+"""The language models: from tokens, resets and a state to hidden vectors and the next state."""
 
 from lmkit.model.base import LanguageModel, Output
 from lmkit.model.dropout import Masks

@@ -1,4 +1,4 @@
-"""What the head, the task and whoever reads a text know of a language model."""
+"""The interface of a language model, which head, training, evaluation and sampling use."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from lmkit.model.state import States
 
 
 class Output(NamedTuple):
-    """What a model makes of a window; hidden and raw are (batch, time, hidden_size).
+    """What a model computes for a window; hidden and raw are (batch, time, hidden_size).
 
-    hidden: what the head reads, dropped out in training. raw: the output of the last layer as it
-    was before, the same tensor where nothing is dropped out. state: after the last position.
+    hidden: what the head reads, after dropout in training. raw: the output of the last layer before
+    dropout, the same tensor where there is no dropout. state: the state after the last position.
     """
 
     hidden: Tensor
@@ -23,14 +23,14 @@ class Output(NamedTuple):
 
 
 class LanguageModel(nn.Module):
-    """What the head and the task know of a model.
+    """The base class of all models: reads windows of tokens and carries a state between them.
 
     `embedding` is the look-up E of shape (vocabulary_size, embedding_size); with `tie_weights`
-    the head uses it as its matrix too (Press and Wolf 2017; Inan et al. 2017). `init_range` bounds
-    the uniform start of embedding and head; null has them normal, scaled by their sizes.
+    the head uses it as its matrix too (Press and Wolf 2017; Inan et al. 2017). Embedding and head
+    start uniform between -init_range and init_range; with null, normal and scaled by their sizes.
     """
 
-    # Whether on compiled kernels results are bit for bit the same with any number of threads.
+    # Whether results on compiled kernels are bit for bit the same with any number of threads.
     any_threads = False
 
     def __init__(

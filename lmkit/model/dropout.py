@@ -1,10 +1,10 @@
-"""Dropout whose mask is a function of a key and of the place in the tensor.
+"""Dropout whose mask is a hash of a key and of each element's position in the tensor.
 
-Within `Masks` the key is made of the step of the training and of a name, so that a mask does not
-depend on what else is dropped out, nor on the order of it.
+Within `Masks` the key is made of the training step and of the mask's name, so that a mask does not
+depend on which other dropouts there are, nor on their order.
 
-The mask is not kept for backward but made again, costs a tenth of drawing it from the
-generator's one stream, and does not depend on the number of threads, nor, within `Masks`, on the
+The mask is not kept for backward but computed again. It costs a tenth of drawing from the one
+stream of a generator, and does not depend on the number of threads, nor, within `Masks`, on the
 number of processes that share the lanes of a batch.
 """
 
@@ -24,32 +24,32 @@ from torch import Tensor
 from lmkit import kernels
 
 Key = tuple[int, int]
-Name = str | int  # numbers are those of `numbered`
+Name = str | int  # `numbered` gives the numbers
 SIGN = -(2**31)
 
 
 class Masks:
-    """The dropout masks of one window of a training: functions of (seed, epoch, window) and their
-    name, drawn for all lanes and cut to this process's, `first_lane` and after."""
+    """The dropout masks of one training window, each a function of (seed, epoch, window) and its
+    name. They are drawn for all lanes; this process uses those from `first_lane` on."""
 
     def __init__(
         self, seed: int, epoch: int, window: int, first_lane: int = 0, num_lanes: int | None = None
     ) -> None:
-        """num_lanes: of all processes; those of the tensor unless given."""
+        """num_lanes: lanes of all processes together; by default those of the tensor."""
         self.of = (seed, epoch, window)
         self.first_lane = first_lane
         self.num_lanes = num_lanes
 
     def key(self, name: Name) -> Key:
         """The key of the mask of this name."""
-        # A name is at least two words, so that its key is none of a number's, which is one.
+        # A text becomes two words or more and a number one, so that their keys never agree.
         words = [name] if isinstance(name, int) else [2**32 - 1, *name.encode()]
         first, second = np.random.SeedSequence([*self.of, *words]).generate_state(2).tolist()
         return first, second
 
     @contextmanager
     def use(self) -> Iterator[None]:
-        """Within it, `dropout` uses these masks."""
+        """Within this context `dropout` uses these masks."""
         token = _masks.set(self)
         try:
             yield
@@ -61,8 +61,10 @@ _masks: ContextVar[Masks | None] = ContextVar("masks", default=None)
 
 
 def numbered(probabilities: Sequence[float]) -> list[int]:
-    """The names of the dropouts of a stack, from the first to the last: how many before each have a
-    mask. Runs were begun with masks of these names, and go on with them; all else has a text."""
+    """The names of a stack's dropouts, from first to last: the number before each that have a mask.
+
+    Older runs were begun with these names and must resume with them; new masks are named by a text.
+    """
     has_mask = [0 < p < 1 for p in probabilities]
     return list(accumulate(has_mask, initial=0))[:-1]
 
@@ -70,11 +72,11 @@ def numbered(probabilities: Sequence[float]) -> list[int]:
 def dropout(
     tensor: Tensor, p: float, training: bool, name: Name, shared: Sequence[int] = ()
 ) -> Tensor:
-    """Zero with probability p, else divide by 1 - p (Srivastava et al. 2014).
+    """Set elements to zero with probability p, divide the others by 1 - p (Srivastava et al. 2014).
 
-    Dimension 0 of the tensor is the lane. name: of the mask within `Masks`, where the same name has
-    the same mask; outside of them the default generator decides. shared: dimensions, of those after
-    the lane, along which all elements have one mask (over time: Gal and Ghahramani 2016).
+    Dimension 0 of the tensor is the lane. name: the mask's name within `Masks`, where the same name
+    gives the same mask; outside of `Masks` the default generator draws it. shared: dimensions after
+    the lane along which all elements have one mask (over time: Gal and Ghahramani 2016).
     """
     if not training or p == 0:
         return tensor
@@ -90,7 +92,8 @@ def dropout(
     key = masks.key(name)
     if tensor.device.type == "cpu":
         return KeyedDropout.apply(tensor, p, key, masks.first_lane * tensor[0].numel())
-    # Elsewhere a generator is faster than a hash by many small kernels, though it draws for all.
+    # On other devices a generator, though it draws for all lanes, is faster than the hash, which
+    # would be many small kernels.
     generator = torch.Generator(tensor.device).manual_seed(key[0] << 32 | key[1])
     every = tensor.new_empty(masks.num_lanes or len(tensor), *tensor.shape[1:])
     every.bernoulli_(1 - p, generator=generator)
@@ -98,11 +101,11 @@ def dropout(
 
 
 class KeyedDropout(torch.autograd.Function):
-    """Linear in the tensor: its gradient is the same function with the same mask."""
+    """Dropout by key. It is linear in the tensor, so its gradient is the same function."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, p: float, key: Key, first: int) -> Tensor:
-        """first: the place of the tensor's first element in that for which the mask is."""
+        """first: index of the tensor's first element in the tensor of all lanes."""
         ctx.settings = (p, key, first)
         tensor = tensor.contiguous()
         threshold, scale = round(p * 2**32), 1 / (1 - p)
@@ -115,25 +118,25 @@ class KeyedDropout(torch.autograd.Function):
 
 
 def hashed(tensor: Tensor, key: Key, first: int, threshold: int, scale: float) -> Tensor:
-    """`scale` times the elements for which the hash of key and place reaches threshold."""
+    """`scale` times the elements whose hash of key and index reaches threshold, else zero."""
     kept = torch.empty_like(tensor)
-    given = (tensor.numel(), tensor, kept, *key, first, threshold, scale)
-    kernels.call("dropout", tensor.dtype, *given)
+    arguments = (tensor.numel(), tensor, kept, *key, first, threshold, scale)
+    kernels.call("dropout", tensor.dtype, *arguments)
     return kept
 
 
 def masked(tensor: Tensor, key: Key, first: int, threshold: int, scale: float) -> Tensor:
-    """`hashed` by PyTorch's operators: bit for bit the same mask."""
+    """`hashed` in PyTorch's operators: bit for bit the same mask."""
     drawn = torch.arange(first, first + tensor.numel()).to(torch.int32)  # modulo 2**32
     for half in key:
         drawn = lowbias32(drawn ^ (half - 2**32 if half >= 2**31 else half))
-    # int32 compares like uint32 with the sign bit turned over.
+    # With the sign bit flipped, int32 compares as uint32 does.
     dropped = (drawn ^ SIGN) < threshold + SIGN
     return (tensor * scale).masked_fill_(dropped.view_as(tensor), 0)
 
 
 def lowbias32(x: Tensor) -> Tensor:
-    """Wellons' 32-bit hash (2018), in int32."""
+    """Wellons' 32-bit hash (2018), computed in int32."""
     x = (x ^ ((x >> 16) & 0xFFFF)) * 0x7FEB352D
     x = (x ^ ((x >> 15) & 0x1FFFF)) * (0x846CA68B - 2**32)
     return x ^ ((x >> 16) & 0xFFFF)

@@ -18,9 +18,9 @@ Nonlinearity = Literal["tanh", "relu", "sigmoid"]
 class ElmanLayer(RecurrentLayer):
     """Elman 1990: h_t = sigma(W_h h_{t-1} + W_e e_t + b), sigma any of tanh, relu, sigmoid.
 
-    relu lands on 0 by itself. sigmoid(x) = (1 + tanh(x/2)) / 2 runs on the tanh kernel in
-    t = 2h - 1, where a shut unit is t = -1, so h = 0. tanh lands on h = -1; a second column,
-    fed 1 one position later, adds the row sums of W_h and so cancels W_h (-1).
+    At a reset relu gives h = 0 by itself. sigmoid(x) = (1 + tanh(x/2)) / 2 runs on the tanh kernel
+    with t = 2h - 1: a shut unit has t = -1, so h = 0. tanh gives h = -1; a second column, fed 1
+    one position later, adds the row sums of W_h and so cancels W_h (-1).
     """
 
     num_gates = 1
@@ -37,8 +37,9 @@ class ElmanLayer(RecurrentLayer):
 
     @torch.no_grad()
     def start_as_tanh(self, inputs_are_hidden: bool) -> None:
-        """Make of a tanh layer's start a sigmoid one's whose outputs are (1 + tanh) / 2 of it:
-        its slope is a quarter, its mean is not 0 (Glorot and Bengio 2010)."""
+        """Turn initial weights for tanh into those of a sigmoid layer whose outputs are
+        (1 + tanh) / 2: sigmoid's slope is a quarter and its mean is not 0 (Glorot and Bengio 2010).
+        """
         for bias in (self.bias_ih, self.bias_hh):
             bias.mul_(2)
         self.weight_ih.mul_(4 if inputs_are_hidden else 2)
@@ -90,7 +91,7 @@ class Elman(Recurrent):
         nonlinearity: Nonlinearity = "tanh",
         **settings: Any,
     ) -> None:
-        """settings: those of `Recurrent`."""
+        """settings: the arguments of `Recurrent`."""
         super().__init__(vocabulary_size, **settings)
         for index, layer in enumerate(self.layers):
             assert isinstance(layer, ElmanLayer)

@@ -1,4 +1,4 @@
-"""The look-up of word vectors, and one weight for look-up and softmax."""
+"""The look-up of word vectors, whose weight the softmax may share."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 
 class Embedding(nn.Embedding):
-    """E (vocabulary_size, size); the gradient is that of the rows looked up, where possible.
+    """E (vocabulary_size, size); where possible its gradient holds the looked-up rows only.
 
-    With `tied` the head multiplies with `matrix()`, and the gradients of the two uses are
-    summed where the head left its own, without a dense one of the look-up.
+    With `tied` the head multiplies by `matrix()`, and the look-up's sparse gradient is added
+    into the head's dense one, so that the look-up never makes a dense one.
 
-    It starts from U(-init_range, init_range), or without one from N(0, 1) as torch's own: inputs of
-    variance 1, as LeCun et al. 1998 want them (equation 16), who give a matrix the variance
-    1 / size. Tied it is both, and has their geometric mean.
+    E starts from U(-init_range, init_range), or without init_range from N(0, 1) as torch's own:
+    LeCun et al. 1998 (equation 16) want inputs of variance 1, and a matrix of variance 1 / size. A
+    tied E is both and starts with the geometric mean of the two.
     """
 
     def __init__(
@@ -26,7 +26,7 @@ class Embedding(nn.Embedding):
         super().__init__(vocabulary_size, size)
         draw(self.weight, size**-0.25 if tied else 1.0, init_range)
         self.tied = tied
-        self.sparse_gradient = False  # set by who knows that the optimiser can take it
+        self.sparse_gradient = False  # the task sets it where the optimiser can use one
         self._matrix: Tensor | None = None
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -38,13 +38,14 @@ class Embedding(nn.Embedding):
         return F.embedding(tokens, weight, sparse=sparse)
 
     def matrix(self) -> Tensor:
-        """The weight for one use by the head, after a look-up together with its."""
+        """The weight as the head multiplies by it, once per look-up: backward adds the gradients of
+        the two."""
         matrix, self._matrix = self._matrix, None
         return self.weight if matrix is None else matrix
 
 
 def draw(weight: Tensor, std: float, init_range: float | None) -> None:
-    """Start a weight from U(-init_range, init_range), or without one from N(0, std^2)."""
+    """Initialise a weight from U(-init_range, init_range), or without it from N(0, std^2)."""
     if init_range is None:
         nn.init.normal_(weight, 0.0, std)
     else:
@@ -52,7 +53,7 @@ def draw(weight: Tensor, std: float, init_range: float | None) -> None:
 
 
 class Shared(torch.autograd.Function):
-    """One tensor as two, for a look-up and a product."""
+    """One weight as two tensors, for a look-up and a product, whose gradients are added."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,7 +62,7 @@ class Shared(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, rows: Tensor | None, dense: Tensor | None) -> Tensor | None:
-        """rows, sparse, into dense, which the product made and nobody else has seen."""
+        """Add rows, sparse, into dense, which the product made and nothing else holds."""
         if rows is None or dense is None:
             return dense if rows is None else rows
         return dense + rows if torch.is_grad_enabled() else dense.add_(rows)

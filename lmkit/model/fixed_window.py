@@ -19,9 +19,9 @@ class Window(LanguageModel):
     """A fixed window of the `context` previous words (Bengio et al. 2003, equation 1, without
     the direct connections): hidden = tanh(H [e_{t-n+1}; ..; e_t] + d).
 
-    What lies before the start of a document is the zero vector. The state is the last
-    `context` - 1 tokens, -1 where there is none. H and d start as torch's nn.Linear has them,
-    U(-1/sqrt(n), 1/sqrt(n)) for n inputs.
+    Words before the start of a document are zero vectors. The state is the last `context` - 1
+    tokens, -1 where there is none. H and d start as in torch's nn.Linear, U(-1/sqrt(n), 1/sqrt(n))
+    for n inputs.
 
     context: words that are seen.
     embedding_size: of the vectors that tokens are looked up as.
@@ -49,7 +49,7 @@ class Window(LanguageModel):
 
     @staticmethod
     def mistakes(config: Mapping[str, Any], at: str) -> list[str]:
-        """Mistakes that only the values together show."""
+        """Mistakes that show only when the values are compared with one another."""
         if config["tie_weights"] and config["hidden_size"] != config["embedding_size"]:
             return [
                 f"{at}.hidden_size={config['hidden_size']} but {at}.embedding_size="
@@ -68,8 +68,8 @@ class Window(LanguageModel):
         # A reset position holds no word, and hides every word before it.
         words = torch.cat([past, tokens.masked_fill(resets, -1)], dim=1)
         offset = past.shape[1]
-        place = torch.arange(words.shape[1], device=words.device)
-        reset_at = F.pad(resets, (offset, 0)) * place
+        position = torch.arange(words.shape[1], device=words.device)
+        reset_at = F.pad(resets, (offset, 0)) * position
         last_reset = reset_at.cummax(dim=1).values  # (batch, context - 1 + time)
         embedded = self.embedding(words.clamp_min(0))
         below, above = numbered([self.dropout] * 2)
@@ -78,9 +78,9 @@ class Window(LanguageModel):
         for back in range(self.context - 1, -1, -1):
             begin = offset - back
             word = words[:, begin : begin + time]
-            hidden_by_reset = place[begin : begin + time] < last_reset[:, offset:]
+            hidden_by_reset = position[begin : begin + time] < last_reset[:, offset:]
             absent = (word < 0) | hidden_by_reset
             slots.append(embedded[:, begin : begin + time].masked_fill(absent[..., None], 0.0))
         raw = torch.tanh(self.projection(torch.cat(slots, dim=-1)))
-        kept = words[:, time:].masked_fill(place[time:] < last_reset[:, -1:], -1)
+        kept = words[:, time:].masked_fill(position[time:] < last_reset[:, -1:], -1)
         return Output(dropout(raw, self.dropout, self.training, above), raw, ((kept,),))

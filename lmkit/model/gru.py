@@ -11,9 +11,9 @@ from lmkit.model.state import State
 
 
 class GRULayer(RecurrentLayer):
-    """Cho et al. 2014, in cuDNN's form.
+    """One layer of gated recurrent units (Cho et al. 2014), in cuDNN's form.
 
-    At a reset r and z are 0, the input is 0 and the column cancels the input bias of n, so
+    At a reset r and z are 0, the input is 0 and the reset column cancels the input bias of n, so
     h = (1 - z) * n + z * h = n = tanh(b - b) = 0.
     """
 

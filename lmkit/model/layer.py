@@ -6,8 +6,7 @@ The native kernels cannot zero the state inside a sequence. At a reset position 
 forced instead: one more input column, fed 1 there and 0 elsewhere, whose constant weights shut
 every path from the past. The column is joined after dropout and is never a parameter.
 
-States are tuples of (lanes, hidden_size) tensors. What a layer puts out at a reset position
-is not meant to be read.
+States are tuples of (lanes, hidden_size) tensors. The output at a reset position has no meaning.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from lmkit.model.state import State
 
 RecurrentInit = Literal["uniform", "xavier", "orthogonal"]
 
-SHUT = -1e4  # sigmoid and relu of it are exactly 0, tanh exactly -1; fits in half precision
+SHUT = -1e4  # its sigmoid and relu are exactly 0, its tanh exactly -1; fits in half precision
 
 
 class RecurrentLayer(nn.Module):
@@ -51,8 +50,8 @@ class RecurrentLayer(nn.Module):
 
     @torch.no_grad()
     def initialise(self, init: RecurrentInit) -> None:
-        """`uniform` is PyTorch's own, U(-1/sqrt(hidden), 1/sqrt(hidden)) for everything; the
-        others act on each gate's block (Glorot and Bengio 2010; Saxe et al. 2014), biases 0."""
+        """`uniform` is PyTorch's own, U(-1/sqrt(hidden), 1/sqrt(hidden)) for everything; the others
+        fill each gate's block (Glorot and Bengio 2010; Saxe et al. 2014), with biases of 0."""
         if init == "uniform":
             bound = 1 / math.sqrt(self.hidden_size)
             for parameter in self.parameters():
@@ -80,7 +79,7 @@ class RecurrentLayer(nn.Module):
     def joined(
         self, inputs: Tensor, flags: list[Tensor], columns: list[Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """Inputs (lanes, time, n) and input weights (rows, n) with the flags and their columns.
+        """Inputs (lanes, time, n) and input weights (rows, n), extended by flags and their columns.
 
         inputs: (lanes, time, input_size). flags: (lanes, time) each. columns: (rows, 1) each.
         n is the input size plus the flags, padded to a multiple of 8 for the GEMM kernels.

@@ -24,7 +24,7 @@ class LSTMLayer(RecurrentLayer):
 
     num_gates = 4
     num_states = 2
-    fewest_lanes = 64  # for which packing the weights is worth it in a single position
+    fewest_lanes = 64  # from here on packing the weights pays even for a single position
 
     def forward(self, inputs: Tensor, resets: Tensor, state: State) -> tuple[Tensor, State]:
         weights: list[Tensor] = [self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh]
@@ -38,7 +38,7 @@ class LSTMLayer(RecurrentLayer):
         ):
             hidden, h, c = CompiledLSTM.apply(inputs, resets, *state, *weights, dtype, needs_grad)
             return hidden, (h, c)
-        if inputs.device.type != "cpu" or resets.any():  # an accelerator is not waited for
+        if inputs.device.type != "cpu" or resets.any():  # do not wait for an accelerator
             column = self.gates_shut(SHUT, SHUT, 0.0, SHUT)  # i, f, g, o
             inputs, weights[0] = self.joined(inputs, [resets], [column])
         hidden, h, c = torch.lstm(
@@ -64,7 +64,7 @@ class LSTM(Recurrent):
         forget_gate_bias: Real | None = None,
         **settings: Any,
     ) -> None:
-        """settings: those of `Recurrent`."""
+        """settings: the arguments of `Recurrent`."""
         super().__init__(vocabulary_size, **settings)
         if forget_gate_bias is not None:
             for layer in self.layers:

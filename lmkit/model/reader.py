@@ -1,4 +1,4 @@
-"""A model at work on a text: windows in, hidden vectors out, the state carried between them."""
+"""Reading a text with a model: windows in, hidden vectors out, the state carried between them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from lmkit.model.state import States, detached
 class Reader:
     """A model that reads a text window by window, with the state that it carries between them.
 
-    The state is detached after each window (truncated BPTT); None: the next one begins from zero.
+    The state is detached after each window (truncated BPTT); where it is None, the next window
+    begins from the zero state.
     """
 
     def __init__(self, model: LanguageModel) -> None:
@@ -31,6 +32,6 @@ class Reader:
         return output._replace(state=self.state)
 
     def repeat(self, times: int) -> None:
-        """Go on in so many lanes from where the one lane is."""
+        """Copy the state of the one lane into so many lanes, which all continue from it."""
         assert self.state is not None
         self.state = tuple(tuple(tensor.repeat(times, 1) for tensor in each) for each in self.state)

@@ -1,4 +1,4 @@
-"""A stack of recurrent layers over an embedding, and what each kind of cell adds is its layer."""
+"""A stack of recurrent layers over an embedding; each kind of cell adds a layer class."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lmkit.ranges import Positive, Share, Size
 
 
 class Recurrent(LanguageModel):
-    """Embedding, a stack of recurrent layers, dropout on every connection that is not
+    """An embedding and a stack of recurrent layers, with dropout on every connection that is not
     recurrent (Zaremba et al. 2014).
 
     embedding_size: of the vectors that tokens are looked up as.
@@ -71,7 +71,7 @@ class Recurrent(LanguageModel):
         names = numbered(probabilities)
 
         def dropped(tensor: Tensor, below: int) -> Tensor:
-            """below: of which layer it is the input."""
+            """below: index of the layer whose input the tensor is."""
             shared = (1,) if self.locked_dropout else ()
             return dropout(tensor, probabilities[below], self.training, names[below], shared)
 

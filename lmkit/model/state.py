@@ -1,4 +1,4 @@
-"""The state that a model carries: for each layer a tuple of tensors, dimension 0 the lane."""
+"""The state that a model carries: a tuple of tensors per layer, whose dimension 0 is the lane."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def detached(states: States) -> States:
 
 
 def finite(states: States) -> States:
-    """The same state, the zero state in lanes where it is not finite."""
+    """The same state, but zero in lanes where it is not finite."""
     return tuple(
         tuple(
             tensor.where(torch.isfinite(tensor).all(1, keepdim=True), 0)
@@ -30,7 +30,7 @@ def finite(states: States) -> States:
 
 
 def joined(shares: Sequence[States]) -> States:
-    """The state of all lanes, from those of the processes that share them, by rank."""
+    """The state of all lanes, from the shares of the processes, in order of rank."""
     return tuple(
         tuple(torch.cat(tensors) for tensors in zip(*layer, strict=True))
         for layer in zip(*shares, strict=True)
@@ -38,7 +38,7 @@ def joined(shares: Sequence[States]) -> States:
 
 
 def share_of(states: States, rank: int, world_size: int) -> States:
-    """What a process has of the state of all lanes."""
+    """The part of the state of all lanes that belongs to one process."""
     return tuple(
         tuple(tensor.chunk(world_size)[rank].clone() for tensor in layer) for layer in states
     )

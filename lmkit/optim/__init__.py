@@ -1,4 +1,4 @@
-"""The update: schedules of the learning rate, and norms of gradients."""
+"""Parts of the update: schedules of the learning rate, and norms of gradients."""
 
 from lmkit.optim.gradients import global_norm, is_plain_sgd
 from lmkit.optim.schedules import (

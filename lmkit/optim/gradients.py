@@ -1,4 +1,4 @@
-"""What is measured of gradients and done to them before an update."""
+"""The norm of gradients, and which optimiser may have them sparse or scaled by its rate."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.optim import SGD, Optimizer
 
 
 def is_plain_sgd(optimizer: Optimizer) -> bool:
-    """Whether a step is p -= lr * g and no more, row by row: for g sparse, and scaled by lr."""
+    """Whether a step is p -= lr * g and no more: then g may be sparse, and lr may scale it."""
     return type(optimizer) is SGD and not any(
         group[key]
         for group in optimizer.param_groups
@@ -18,7 +18,7 @@ def is_plain_sgd(optimizer: Optimizer) -> bool:
 
 
 def global_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """The 2-norm of all gradients together; sparse ones are coalesced."""
+    """The 2-norm of all gradients together; coalesces sparse ones."""
     values = []
     for parameter in parameters:
         if (grad := parameter.grad) is not None:

@@ -1,1 +1,1 @@
-"""HTML: the dashboard, and the page of scored tokens."""
+"""HTML pages: the dashboard, and the page of scored tokens."""

@@ -1,4 +1,4 @@
-"""The dashboard: a page that follows the runs of a directory, served to this machine alone."""
+"""The dashboard: a page that follows the runs of a directory, served to this machine only."""
 
 import errno
 import json
@@ -20,22 +20,22 @@ log = logging.getLogger(__name__)
 HOST = "127.0.0.1"
 NUM_PORTS = 20
 METHODS = {"/": "GET", "/changes": "POST"}
-MAX_BODY = 16 << 20  # bytes of a question, which has some 100 for a run
+MAX_BODY = 16 << 20  # bytes of a request, which has some 100 per run
 
 
 class Server(ThreadingHTTPServer):
-    """Serves one page to this machine alone."""
+    """Serves one page, to this machine only."""
 
     daemon_threads = True
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        # A tab that is closed in the middle of an answer is no error.
+        # A tab that is closed in the middle of an answer is not an error.
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 
 
 class Handler(BaseHTTPRequestHandler):
-    """`GET /` is the page, `POST /changes` what is new to it."""
+    """`GET /` answers with the page, `POST /changes` with what is new to it."""
 
     protocol_version = "HTTP/1.1"
 
@@ -46,20 +46,21 @@ class Handler(BaseHTTPRequestHandler):
         super().__init__(*arguments)
 
     def __getattr__(self, name: str) -> Any:
-        """Any method that HTTP or somebody may have, to be refused in words."""
+        """Refuse any other method of HTTP with a message."""
         if name.startswith("do_"):
             return self._refuse
         raise AttributeError(name)
 
     def parse_request(self) -> bool:
-        """Refuse a name that somebody else's page has made point to this machine."""
+        """Refuse requests by another host name, which another site may have pointed here, or by a
+        page of another origin."""
         if not super().parse_request():
             return False
         host = self.headers.get("Host", "")
         if host.partition(":")[0] not in (HOST, "localhost"):
             self.send_error(403, f"open this page as {HOST} or localhost")
             return False
-        # A page of somebody else's in the same browser could ask, if not read the answer.
+        # A page of another site in the same browser could send a request, if not read the answer.
         if urlsplit(self.headers.get("Origin", f"http://{host}")).netloc != host:
             self.send_error(403, "this page alone may ask")
             return False
@@ -91,7 +92,7 @@ class Handler(BaseHTTPRequestHandler):
         self._send("application/json", strict_json(answer))
 
     def _refuse(self, code: int | None = None) -> None:
-        """Without reading what else there is, so that the connection ends."""
+        """Answer with an error and close the connection, without reading the request's body."""
         self.close_connection = True
         allowed = METHODS.get(self.path)
         self.send_error(code or (405 if allowed else 404), allowed and f"{allowed} alone")
@@ -111,7 +112,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def _known(body: Any) -> dict[str, dict[str, Any]]:
-    """What the page has of each run, as it says; raises for what no page of ours says."""
+    """What the page has of each run, by its request; raises if the request is malformed."""
     for run in body.values():
         for name in LINES:
             offset, mark = run.get(name, (0, 0))

@@ -1,7 +1,7 @@
-"""What the run directories say by now, in pieces, for a page that follows them.
+"""Reads what is new in run directories, for a page that follows them.
 
-Nothing is kept between two questions: the page says how far it has read, and hears the rest. What
-is damaged in a run is told as one of its `problems`, and spoils that run alone.
+There is no state between two requests: the page says how far it has read, and gets the rest. Damage
+in a run is reported as one of its `problems`, and does not affect other runs.
 """
 
 import logging
@@ -28,10 +28,10 @@ from lmkit.system.regular_file import (
 
 log = logging.getLogger(__name__)
 
-NUM_ANSWERED = 16 << 20  # bytes of all that is new in one answer, but for the last of it
-NUM_LAST = 1 << 16  # bytes at its end, to look for the last row in
+NUM_ANSWERED = 16 << 20  # bytes of new content after which an answer begins no other file
+NUM_LAST = 1 << 16  # bytes at the end of a file that are searched for its last row
 REACHED = ("step", "epoch", "tokens", "seconds")
-YAML = getattr(yaml, "CBaseLoader", yaml.BaseLoader)  # every value as it is written
+YAML = getattr(yaml, "CBaseLoader", yaml.BaseLoader)  # keeps every value as it is written
 LINES = ("metrics", "samples")
 
 
@@ -43,21 +43,21 @@ class Outputs:
         self._warned: set[Path] = set()
 
     def changes(self, known: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-        """Every run by `<name>/<id>`, each with what is new to one who has `known` of it.
+        """Every run by `<name>/<id>`, each with what is new to a page that has `known` of it.
 
-        known: of a run, `stamp`, and for each file to be read on, `metrics` or `samples`, the
-        place reached. A run that is not `known` is told about, without rows. `last`: how far the
-        run has come, whether its rows are asked for or not. `more`: an answer has its bounds, and
-        there is something else to ask for at once.
+        known: of a run, its `stamp`, and for each file that the page reads, `metrics` or `samples`,
+        the `place` as in `read_rows`. A run that is not `known` is described, without rows. `last`:
+        how far the run has come, also if its rows are not asked for. `more`: the answer has become
+        too large, and the page should ask for the rest at once.
         """
-        found: dict[str, dict[str, Any]] = {}
+        answer: dict[str, dict[str, Any]] = {}
         room = NUM_ANSWERED
         for path in run_directories(self.path):
             run = Run(path)
             key = f"{run.name}/{run.id}".encode("utf-8", "backslashreplace").decode()
             had = known.get(key, {})
             about, stamp, size = _about(path, _states(path), run.held())
-            new = found[key] = {"last": last_reached(path / "metrics.jsonl")}
+            new = answer[key] = {"last": last_reached(path / "metrics.jsonl")}
             if stamp != had.get("stamp"):
                 if room > 0:
                     new |= {"stamp": stamp, "about": about}
@@ -70,21 +70,21 @@ class Outputs:
                 elif place:
                     new[name] = self._read_on(path / f"{name}.jsonl", place)
                     room -= max(0, new[name]["place"][0] - place[0])
-        return found
+        return answer
 
     def _read_on(self, path: Path, place: Sequence[int]) -> dict[str, Any]:
         try:
-            piece = read_rows(path, place)
+            read = read_rows(path, place)
         except DamagedError:
             return {**NO_ROWS, "afresh": place[0] > 0}
-        if piece["num_damaged"] and path not in self._warned:
+        if read["num_damaged"] and path not in self._warned:
             self._warned.add(path)
-            log.warning("%s: %d damaged lines are left out", path, piece["num_damaged"])
-        return piece
+            log.warning("%s: %d damaged lines are left out", path, read["num_damaged"])
+        return read
 
 
 def last_reached(path: Path) -> dict[str, float]:
-    """Step, epoch, tokens and seconds of the last whole row of the training; empty where there is
+    """Step, epoch, tokens and seconds of the last whole row of the training; empty if there is
     none."""
     return _reached(path, _state(path))
 
@@ -99,14 +99,14 @@ def _reached(path: Path, state: Sequence[int]) -> dict[str, float]:
         return {}
     for line in reversed(lines[:-1]):  # the last is empty, or half written
         row = parse_row(line)
-        # A test comes after the last epoch, or after none where a run that has ended is resumed.
+        # Skip a test, which comes after the last epoch, or after none if a finished run is resumed.
         if row is not None and not any(key.startswith("test/") for key in row):
             return {key: row[key] for key in REACHED if type(row.get(key)) in (int, float)}
     return {}
 
 
 def _state(path: Path) -> tuple[int, ...]:
-    """What changes whenever a file may have another content, or be another to read."""
+    """A value that changes whenever a file's content may have changed, or its permissions."""
     try:
         at = path.stat()
     except OSError as error:
@@ -118,19 +118,20 @@ def _state(path: Path) -> tuple[int, ...]:
 def _about(
     path: Path, states: Sequence[Sequence[int]], held: bool
 ) -> tuple[dict[str, Any], int, int]:
-    """Status, config and summary, and of what cannot be read what is wrong with it; a checksum of
-    all that, and its size. states, held: of which it is a function."""
+    """Status, config and summary of a run, with a problem for each that cannot be read; then the
+    checksum and the size of all that. states, held: change whenever the result may, for the cache.
+    """
     run = Run(path)
     problems: list[str] = []
     about: dict[str, Any] = {"path": str(path), "problems": problems}
-    parts: dict[str, Callable[[], Any]] = {
+    readers: dict[str, Callable[[], Any]] = {
         "status": run.status,
         "config": lambda: read_yaml(path / "config.yaml", YAML),
         "summary": lambda: run.read("summary.json"),
         "sweep": lambda: _trial(run),
         **{name: partial(_look_at, path / f"{name}.jsonl") for name in LINES},
     }
-    for name, read in parts.items():
+    for name, read in readers.items():
         try:
             if (value := read()) is not None:
                 about[name] = value
@@ -149,7 +150,7 @@ def _look_at(path: Path) -> None:
 
 
 def _states(path: Path) -> tuple[tuple[int, ...], ...]:
-    """Those of all files that `_about` reads; rows come and go without a word."""
+    """The states of all files that `_about` reads; of files of rows only whether they are files."""
     files = [path / name for name in ("status.json", "config.yaml", "summary.json")]
     rows = ((path / f"{name}.jsonl") for name in LINES)
     return (*map(_state, (*files, _sweep(path))), *map(_kind, rows))
@@ -164,12 +165,12 @@ def _kind(path: Path) -> tuple[int, ...]:
 
 
 def _sweep(path: Path) -> Path:
-    """Where the sweep that a run is a trial of would tell of it."""
+    """The sweep.json of the sweep that a run would be a trial of."""
     return path.parent / f"{path.name.rpartition('-')[0]}-sweep" / "sweep.json"
 
 
 def _trial(run: Run) -> Mapping[str, Any]:
-    """What the sweep that a run is a trial of says of it, if it is one."""
+    """The record of a run in its sweep's sweep.json, if it is a trial of one."""
     file = _sweep(run.path)
     if not os.path.lexists(file):
         return {}
@@ -178,10 +179,10 @@ def _trial(run: Run) -> Mapping[str, Any]:
 
 @lru_cache(maxsize=100)
 def _trials(file: Path, state: Sequence[int]) -> Mapping[str, Mapping[str, Any]]:
-    found = read_json(file, MAX_SWEEP)
+    record = read_json(file, MAX_SWEEP)
     sweep = file.parent
     try:
-        metric, trials = found["metric"], found["trials"]
+        metric, trials = record["metric"], record["trials"]
         about = {"id": f"{sweep.parent.name}/{sweep.name}", "metric": str(metric)}
         return {trial["run"]: about | _checked(trial) for trial in trials}
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -190,9 +191,9 @@ def _trials(file: Path, state: Sequence[int]) -> Mapping[str, Mapping[str, Any]]
 
 
 def _checked(trial: Mapping[str, Any]) -> dict[str, Any]:
-    """Outcome, value, values and validations of a trial; raises where they are something else."""
-    parts = {name: trial[name] for name in ("outcome", "value", "values", "validations")}
-    for number in (parts["value"], *parts["validations"]):
+    """Outcome, value, values and validations of a trial; raises if their types are wrong."""
+    kept = {name: trial[name] for name in ("outcome", "value", "values", "validations")}
+    for number in (kept["value"], *kept["validations"]):
         if number is not None and not isinstance(number, int | float):
             raise ValueError(f"{number!r} is no number")
-    return parts | {"outcome": str(parts["outcome"]), "values": dict(parts["values"].items())}
+    return kept | {"outcome": str(kept["outcome"]), "values": dict(kept["values"].items())}

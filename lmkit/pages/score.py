@@ -1,4 +1,4 @@
-"""Scored tokens to one HTML page that needs nothing else: the text, coloured by surprise."""
+"""The page of scored tokens: one self-contained HTML file with the text coloured by surprise."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from lmkit.inference import TokenScore
 from lmkit.pages.policy import own_style_and_script
 from lmkit.system.files import strict_json
 
-# Where one colour ends and the next begins, in bits.
+# The bounds between colours, in bits.
 EDGES = (1, 2, 3, 5, 7, 9, 12)
 UNKNOWN = " What is marked &lt;unk&gt; is not in the vocabulary."
-# Control characters, and those that turn round the direction of what follows.
+# Control characters, and those that change the direction of text.
 UNSHOWN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 def page(tokens: Sequence[TokenScore], summary: Mapping[str, Any]) -> str:
-    """The page of a scored text; what is in the text is only ever shown as text.
+    """The page of a scored text, in which the text itself cannot act as HTML.
 
-    tokens: the first or all of the summary's `num_tokens`.
+    tokens: all of the summary's `num_tokens`, or only the first of them.
     """
     template = (files("lmkit.pages") / "score.html").read_text(encoding="utf-8")
     last = summary["num_tokens"] - 1
     spans = [
-        f"<span{_class(token)}>{html.escape(_shown(token.piece, place == last))}</span>"
-        for place, token in enumerate(tokens)
+        f"<span{_class(token)}>{html.escape(_shown(token.piece, index == last))}</span>"
+        for index, token in enumerate(tokens)
     ]
     data = [
         [
             *(round(number, 4) for number in (token.nll, token.bits, token.entropy)),
             token.rank,
-            [[_shown(piece, False), round(share, 4)] for piece, share in token.top],
+            [[_shown(surface, False), round(share, 4)] for surface, share in token.top],
         ]
         for token in tokens
     ]
@@ -60,11 +60,11 @@ def page(tokens: Sequence[TokenScore], summary: Mapping[str, Any]) -> str:
     )
 
 
-def _shown(piece: str, is_last: bool) -> str:
-    """A token's text with a sign where nothing would be seen."""
-    if not piece:  # the end of the document, or bytes that are not yet a character
+def _shown(surface: str, is_last: bool) -> str:
+    """A token's surface, with a sign where nothing would be visible."""
+    if not surface:  # the end of the document, or bytes that are not yet a character
         return "∎" if is_last else "·"
-    return UNSHOWN.sub("\N{REPLACEMENT CHARACTER}", piece).replace("\n", "↵\n")
+    return UNSHOWN.sub("\N{REPLACEMENT CHARACTER}", surface).replace("\n", "↵\n")
 
 
 def said(summary: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What a run leaves behind: its directory, its files, and where it ran. No torch here."""
+"""Runs on disk: their directory, files, history and environment. Importing this needs no torch."""
 
 from lmkit.run.directory import DIED, Directory
 from lmkit.run.run import (

@@ -1,4 +1,4 @@
-"""Checkpoint files: written whole or not at all, checked before use, and they run no code."""
+"""Checkpoint files: written whole or not at all, checked before use, unable to run code."""
 
 import hashlib
 import json
@@ -26,7 +26,7 @@ FORMAT = 2
 class AtomicCheckpointIO(CheckpointIO):
     """Lightning's checkpoint files, each with a manifest `<stem>.json` that is renamed last.
 
-    identity: what the weights belong to (config, hashes of tokenizer and text), for the manifest.
+    identity: the config and the hashes of tokenizer and text, for the manifest.
     """
 
     def __init__(self, identity: Mapping[str, Any] | None = None) -> None:
@@ -43,11 +43,11 @@ class AtomicCheckpointIO(CheckpointIO):
                 writer = _Hashing(file)
                 try:
                     torch.save(checkpoint, cast(IO[bytes], writer))
-                except RuntimeError:  # torch's own, of a write that failed
+                except RuntimeError:  # what torch makes of a failed write
                     raise writer.error or OSError("torch.save failed") from None
                 file.flush()
                 os.fsync(file.fileno())
-            # Whatever a callback put in that only a pickle could give back fails here.
+            # Fails if a callback has put in something that only a pickle could restore.
             torch.load(temporary, map_location="cpu", weights_only=True, mmap=True)
             temporary.replace(target)
         finally:
@@ -79,7 +79,7 @@ class AtomicCheckpointIO(CheckpointIO):
 
 
 def _epochs_done(checkpoint: Mapping[str, Any]) -> int:
-    """Whole epochs that the training has behind it, as Lightning will count them on a resume."""
+    """The number of finished epochs, as Lightning will count them on a resume."""
     loops = checkpoint.get("loops")
     return loops["fit_loop"]["epoch_progress"]["current"]["processed"] if loops else 0
 
@@ -115,7 +115,7 @@ def load_checkpoint(path: str | os.PathLike[str], *, map_location: Any = "cpu") 
 
     Raises UserError when it is missing, damaged, of a newer format, or not plain.
     """
-    path = Path(os.path.realpath(path))  # of last.ckpt, what it stands for
+    path = Path(os.path.realpath(path))  # last.ckpt is a link
     check_kind(path)
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint")
@@ -124,7 +124,7 @@ def load_checkpoint(path: str | os.PathLike[str], *, map_location: Any = "cpu") 
     _check_archive(path)
     try:
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
-    except Exception as error:  # torch raises whatever the bytes lead it to
+    except Exception as error:  # damaged bytes can make torch raise anything
         code = re.search(r"unsupported (?:global: )?GLOBAL (\S+)", str(error), re.IGNORECASE)
         kind = f"is refused: it asks for {code[1]}" if code else "cannot be read as one"
         raise UserError(f"checkpoint {path} {kind}; give another one") from error
@@ -134,7 +134,7 @@ def load_checkpoint(path: str | os.PathLike[str], *, map_location: Any = "cpu") 
 
 
 def _check_archive(path: Path) -> None:
-    """Refuse what is not a zip of uncompressed files, as torch writes it: others can expand."""
+    """Refuse a file that is not a zip of uncompressed files, as torch writes: it could expand."""
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
@@ -150,12 +150,12 @@ def _check_archive(path: Path) -> None:
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint by its manifest, as the end of a sentence.
+    """How a checkpoint differs from its manifest, as the end of a sentence; None if it is sound.
 
-    Raises UserError for one that is sound but of a newer format, or cannot be read.
+    Raises UserError for one that is sound but of a newer format, or that cannot be read.
     """
     try:
-        with opened(manifest_path(path)):  # or it may be sound, and is not to be set aside
+        with opened(manifest_path(path)):  # one that cannot be read may be sound: raise
             pass
     except FileNotFoundError:
         return "has no manifest: its writing was cut short"
@@ -170,15 +170,15 @@ def damage(path: Path) -> str | None:
             f"checkpoint {path} has format {version}, this lmkit reads up to {FORMAT}: update lmkit"
         )
     with opened(path) as file:
-        if (found := os.fstat(file.fileno()).st_size) != manifest["bytes"]:
-            return f"has {found} bytes where its manifest says {manifest['bytes']}"
+        if (size := os.fstat(file.fileno()).st_size) != manifest["bytes"]:
+            return f"has {size} bytes where its manifest says {manifest['bytes']}"
         if hashlib.file_digest(file, "sha256").hexdigest() != manifest["sha256"]:
             return "differs from its manifest in its SHA-256"
     return None
 
 
 def _is_whole(manifest: Mapping[str, Any]) -> bool:
-    """Whether all is there that lmkit asks a manifest for, as what it should be."""
+    """Whether a manifest has all the values that lmkit needs, with the right types."""
     numbers = all(type(manifest.get(key)) is int for key in ("format", "step", "epoch", "bytes"))
     more = type(manifest.get("epochs_done", 0)) is int
     config = isinstance(manifest.get("config", {}), Mapping | str)  # older ones have a hash
@@ -190,7 +190,7 @@ def _is_whole(manifest: Mapping[str, Any]) -> bool:
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """Manifest of a checkpoint, with the hashes it was written with; empty if there is none."""
+    """The manifest of a checkpoint; empty if there is none, or a damaged one."""
     try:
         manifest = read_json(manifest_path(Path(os.path.realpath(path))))
     except (FileNotFoundError, DamagedError):
@@ -199,7 +199,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def newest_manifest(directory: Path) -> tuple[Path | None, dict[str, Any]]:
-    """The newest checkpoint of a run's `checkpoints/` that has a manifest, and that, unchecked."""
+    """The newest checkpoint in a run's `checkpoints/` that has a manifest, and its manifest; the
+    file itself is not checked."""
     for path in reversed(steps(directory)):
         if manifest := read_manifest(path):
             return path, manifest
@@ -207,11 +208,11 @@ def newest_manifest(directory: Path) -> tuple[Path | None, dict[str, Any]]:
 
 
 def latest_checkpoint(directory: Path) -> Path | None:
-    """The newest sound checkpoint of a run's `checkpoints/`, from which the run can go on; None
-    when none was ever written.
+    """The newest sound checkpoint in a run's `checkpoints/`, from which the run can resume; None if
+    none was ever written.
 
-    Damaged newer ones are set aside as `<name>.damaged`, with a warning that says why; one is given
-    for what has gone from beside its manifest, too.
+    Newer ones that are damaged are set aside as `<name>.damaged`, with a warning that says why;
+    there is a warning too for each that is missing beside its manifest.
     """
     manifests = listed(directory, "step-*.json")
     gone = [path for each in manifests if not (path := each.with_suffix(".ckpt")).exists()]
@@ -247,7 +248,7 @@ def steps(directory: Path) -> list[Path]:
 
 
 def link(name: Path, target: Path) -> None:
-    """Make `name` a link to its neighbour `target`, replacing another at one stroke."""
+    """Make `name` a link to its neighbour `target`; an existing link is replaced atomically."""
     temporary = name.with_name(f".{name.name}.{os.getpid()}.tmp")
     with naming(name):
         temporary.unlink(missing_ok=True)

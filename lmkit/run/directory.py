@@ -1,4 +1,4 @@
-"""A directory that one process at a time writes to: its lock, its links, its files."""
+"""A directory that one process at a time may write to: its lock, its links, its files."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ DIED = "its process died"
 
 MAX_HOLDER = 1000  # bytes of a lock file
 HOLDER = re.compile(r"process (?P<pid>\d+) on (?P<host>.+)")  # what `.lock` says
-ORPHANS = 120.0  # seconds in which they end, even if they only start on a machine that is busy
+ORPHANS = 120.0  # seconds within which they end, even while still starting on a busy machine
 
 log = logging.getLogger(__name__)
 
 
 class Directory:
-    """One directory `outputs/<name>/<id>`, written to by the process that holds it.
+    """A directory `outputs/<name>/<id>`; only the process that holds it writes to it.
 
-    A process that is spawned with the object holds it too, until both have ended.
+    A process that is spawned with the object holds the directory too, until both have ended.
     """
 
     def __init__(self, path: Path) -> None:
@@ -69,7 +69,7 @@ class Directory:
 
     @contextmanager
     def holding(self) -> Iterator[None]:
-        """Hold the directory, which is made where there is none."""
+        """Hold the directory until the block ends; it is made if it does not exist."""
         try:
             self.check_links()
             self.path.mkdir(parents=True, exist_ok=True)
@@ -82,19 +82,19 @@ class Directory:
             self.release()
 
     def release(self) -> None:
-        """Let go of the directory; the kernel does so itself when the process dies."""
+        """Release the directory; the kernel does so itself when the process dies."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
     def check_links(self) -> None:
-        """Raise UserError where what is written to the run would not become a file inside it: at a
-        link, at a FIFO."""
+        """Raise UserError if writing to the run would not write a file inside it, because of a link
+        or a FIFO."""
         outputs = self.path.parents[1].resolve()
         home = outputs / self.name / self.id
-        if (found := self.path.resolve()) != home:
+        if (target := self.path.resolve()) != home:
             raise UserError(
-                f"{self.path} is a link to {found}: a run writes inside {outputs} alone; "
+                f"{self.path} is a link to {target}: a run writes inside {outputs} alone; "
                 "name the directory that it stands for"
             )
         for directory, names, files in os.walk(home):
@@ -110,7 +110,7 @@ class Directory:
     def write_status(
         self, status: Status, reason: str | None = None, exit_code: int | None = None
     ) -> None:
-        """How the run stands; `started` and `ended` are those of the holding process."""
+        """Write status.json; `started` and `ended` are times of the holding process."""
         now = history.time()
         before = self.before("status.json")
         running = status == "running"
@@ -129,19 +129,20 @@ class Directory:
         except OSError:
             if running:
                 raise
-            # How it ended is not to hide why; to readers a free lock says that it has ended.
+            # A failed write must not hide the error that ended the run; a free lock shows that it
+            # has ended.
             with suppress(OSError):
                 write_over(self.path / "status.json", as_text("status.json", redacted(value)))
 
     def status(self) -> dict[str, Any]:
-        """status.json as it is true now: a run whose process died without a word has failed."""
+        """status.json, corrected: a run whose process died without writing it has failed."""
         status = self.read("status.json")
         if status.get("status") == "running" and not self.held():
             return status | {"status": "failed", "reason": DIED}
         return status
 
     def outputs_argument(self) -> str:
-        """` outputs=DIR` where a command would look elsewhere for what is here."""
+        """The argument ` outputs=DIR` for a command, empty if the command needs none."""
         outputs = self.path.parents[1]
         if outputs == Path("outputs").absolute():
             return ""
@@ -153,7 +154,7 @@ class Directory:
             lock = os.open(self.path / ".lock", os.O_RDONLY | os.O_NONBLOCK)
         except FileNotFoundError:
             return False
-        except OSError:  # somebody else's, who may hold it
+        except OSError:  # another user's, who may hold it
             return True
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -166,14 +167,14 @@ class Directory:
     def write(self, name: str, value: Any) -> None:
         """Write a `.json` (strict) or `.yaml` file of plain values, whole or not at all.
 
-        What is hidden is redacted, but in config.yaml, which the check keeps free of it.
+        Secrets are redacted, except in config.yaml, where the check allows none.
         """
         if name != "config.yaml":
             value = redacted(value)
         write_atomically(self.path / name, as_text(name, value))
 
     def add(self, name: str, value: Mapping[str, Any]) -> None:
-        """Write a `.json` record of how the run was begun; to one that is there only add."""
+        """Write a `.json` record of how the run was begun; if it exists, only add what is new."""
         value = json.loads(strict_json(redacted(value)))
         if not (record := self.read(name)):
             self.write(name, value)
@@ -181,7 +182,7 @@ class Directory:
             self.write(name, history.gained(record, changed))
 
     def read(self, name: str) -> dict[str, Any]:
-        """A file's mapping (the list of overrides.yaml); empty when there is no such file.
+        """The mapping in a file (overrides.yaml: a list); empty if there is no such file.
 
         Raises DamagedError.
         """
@@ -199,7 +200,7 @@ class Directory:
             return {}
 
     def before(self, name: str) -> dict[str, Any]:
-        """As `read`, of a file that is about to be written anew: damage costs a warning."""
+        """As `read`, for a file that is about to be written anew: damage only causes a warning."""
         try:
             return self.read(name)
         except DamagedError as error:
@@ -211,7 +212,7 @@ class Directory:
         return cannot_write(what, self.path, error, "give another place with outputs=DIR")
 
     def _holder(self) -> str:
-        """What the holder has written about itself, if that can be read."""
+        """The text in which the holder names itself, "" if it cannot be read."""
         try:
             return read_bytes(self.path / ".lock", MAX_HOLDER).decode("utf-8", "replace")
         except (FileNotFoundError, DamagedError):
@@ -224,7 +225,7 @@ class Directory:
         )
 
     def _await_orphans(self) -> None:
-        """Where the holder was killed, wait for the end of the processes that it had started."""
+        """If the holder was killed, wait until the processes that it started have ended."""
         holder = HOLDER.fullmatch(self._holder().strip())
         if holder and holder["host"] == socket.gethostname() and not is_alive(int(holder["pid"])):
             log.warning("%s has died; waiting for the processes that it started to end", holder[0])
@@ -234,7 +235,7 @@ class Directory:
 
     def _hold(self) -> None:
         lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-        for patience in range(10, -1, -1):  # somebody else's `held` takes it for a moment
+        for patience in range(10, -1, -1):  # `held` in another process locks it for a moment
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break

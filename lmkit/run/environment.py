@@ -1,4 +1,4 @@
-"""What a run ran on: versions, repositories, hardware, threads and command line."""
+"""The environment of a run: versions, repositories, hardware, threads and command line."""
 
 import importlib.metadata
 import os
@@ -16,7 +16,7 @@ PACKAGES = ("torch", "lightning", "hydra-core", "omegaconf", "numpy", "torchmetr
 
 
 def environment(command: Sequence[str]) -> dict[str, Any]:
-    """What this process, started in the directory of the user's work, runs on."""
+    """The environment of this process, whose current directory is the user's."""
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
     threads: dict[str, Any] = {name: os.environ[name] for name in names if name in os.environ}
     hardware: dict[str, Any] = {
@@ -24,11 +24,11 @@ def environment(command: Sequence[str]) -> dict[str, Any]:
         "num_cpus": os.cpu_count(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
     }
-    if torch := sys.modules.get("torch"):  # whoever trains has imported it
+    if torch := sys.modules.get("torch"):  # a training has imported it
         threads["torch"] = torch.get_num_threads()
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         hardware["gpus"] = [torch.cuda.get_device_name(i) for i in range(count)]
-    # So that it is not imported for this: whoever trains has done so.
+    # Not imported just for this: a training has imported it.
     if matmul := sys.modules.get("lmkit.kernels.matmul"):
         hardware["fp32_products"] = matmul.fp32_products()
     return {
@@ -62,12 +62,12 @@ def _processors() -> Iterator[str]:
     yield from (line.partition(": ")[2] for line in lines if line.startswith("model name"))
 
 
-def checkout(place: Path) -> dict[str, Any] | None:
+def checkout(directory: Path) -> dict[str, Any] | None:
     """Commit and branch of the git repository around a directory, and whether tracked files have
-    changes; None outside of one, or before its first commit."""
+    changes; None outside of a repository, or before its first commit."""
 
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(place), *arguments]
+        command = ["git", "-C", str(directory), *arguments]
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
         return done.stdout.strip()
 
@@ -82,7 +82,8 @@ def checkout(place: Path) -> dict[str, Any] | None:
 
 
 def _own_checkout() -> dict[str, Any] | None:
-    """That of lmkit itself, where it runs from one; an installation may lie inside another's."""
+    """The checkout of lmkit itself, if it runs from one and is not just installed inside another
+    project's."""
     package = Path(__file__).parent
     command = ["git", "-C", str(package), "ls-files", "--error-unmatch", Path(__file__).name]
     try:

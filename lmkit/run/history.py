@@ -1,4 +1,4 @@
-"""A run that goes on: what of its config may change, and what it was begun and gone on with."""
+"""The history of a run: what may change in its config on a resume, and the records of changes."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-# What a run may be continued with: more length, other devices, other logging; and other places, as
-# on another machine, for what is read there is compared by its hashes.
+# Keys that may change on a resume: length, devices, logging; and paths, as on another machine,
+# because what is read there is compared by its hashes.
 LENGTH = (
     r"trainer\.(min_epochs|max_epochs|min_steps|max_steps|max_time)|callbacks\.early_stopping"
     r"|scheduler\.(T_max|total_steps|epochs|steps_per_epoch|total_iters|max_iters|milestones"
@@ -20,16 +20,16 @@ FREE = re.compile(
     r"|enable_\w+)"
     r"|data\.(\w+_)?paths?|tokenizer\.path)(\.|$)"
 )
-# With another of these, a run that has ended comes to something else.
+# Keys that change the result of a run that has ended.
 AFRESH = re.compile(rf"({LENGTH}|logger|callbacks\.samples)(\.|$)")
-# What may also change once a run has diverged, so that it does not again.
+# Keys that may also change once a run has diverged, so that it does not diverge again.
 MENDS = re.compile(r"(optimizer\.lr|trainer\.gradient_clip_(val|algorithm))$")
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The dotted keys in which two configs differ, with both values, one of them maybe `absent`.
+    """The dotted keys in which two configs differ, with both values; one may be `absent`.
 
-    An empty group is as none: a run from before there was a group goes on without it.
+    An empty group counts as none, so that a run from before the group existed can resume.
     """
     one, other = ({k: v for k, v in flat(c).items() if v != {}} for c in (then, now))
     pairs = {key: (one.get(key, "absent"), other.get(key, "absent")) for key in {**one, **other}}
@@ -39,21 +39,21 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tu
 def refused(
     then: Mapping[str, Any], now: Mapping[str, Any], *, diverged: bool
 ) -> Iterator[tuple[str, Any, Any]]:
-    """Each key that may not change and has, with both values."""
+    """Each key that has changed but must not, with both values."""
     for key, pair in differences(then, now).items():
         if not FREE.match(key) and not (diverged and MENDS.match(key)):
             yield key, *pair
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Leaves by dotted key; an empty node is a leaf, lists are leaves."""
-    found: dict[str, Any] = {}
+    """The leaves of a config by dotted key; an empty mapping is a leaf, and so is a list."""
+    leaves: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping) and value:
-            found |= flat(value, f"{prefix}{key}.")
+            leaves |= flat(value, f"{prefix}{key}.")
         else:
-            found[f"{prefix}{key}"] = value
-    return found
+            leaves[f"{prefix}{key}"] = value
+    return leaves
 
 
 def inner_keys(path: str, node: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
@@ -65,29 +65,29 @@ def inner_keys(path: str, node: Mapping[str, Any]) -> Iterator[tuple[str, str, A
                 yield from inner_keys(f"{path}.{key}.{number}", inner)
 
 
-# Records of a run's first start stay as they are. A resume adds what is another by then: to
-# overrides.yaml, a list, an entry at its end; to a mapping an entry of its list `resumed`.
+# Records of a run's first start are never changed. A resume adds what is different: to
+# overrides.yaml, a list, an entry at its end; to a mapping, an entry in its list `resumed`.
 
 
 def changes(record: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a mapping is another now than it was last."""
+    """The values of `now` that differ from the newest ones of a record."""
     known = latest(record)
     return {key: value for key, value in now.items() if key not in known or known[key] != value}
 
 
 def gained(record: Mapping[str, Any], changed: Mapping[str, Any]) -> dict[str, Any]:
-    """A mapping as it was written, with what has changed since."""
+    """A record with one more entry, for what has changed."""
     return {**record, "resumed": [*record.get("resumed", []), {"at": time(), **changed}]}
 
 
 def is_record(values: Mapping[str, Any]) -> bool:
-    """Whether what has been added to a mapping, if anything, is mappings too."""
+    """Whether the entries that resumes have added, if any, are mappings."""
     resumed = values.get("resumed", [])
     return isinstance(resumed, list) and all(isinstance(each, Mapping) for each in resumed)
 
 
 def latest(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A mapping as it is by now: what was written first, with all that has changed since."""
+    """The newest values of a record: those written first, updated with all later entries."""
     first = {key: value for key, value in record.items() if key != "resumed"}
     return first | {key: e[key] for e in record.get("resumed", []) for key in e if key != "at"}
 
@@ -98,8 +98,8 @@ def overrides_gained(
     then: Mapping[str, Any],
     now: Mapping[str, Any],
 ) -> list[Any]:
-    """overrides.yaml with those of a resume, and each key of the config that they changed, with
-    the value before and now."""
+    """overrides.yaml with one more entry: a resume's overrides, and each key of the config that has
+    changed, with the values before and now."""
     changed = {key: list(pair) for key, pair in differences(then, now).items()}
     return [*record, {"resumed": time(), "overrides": list(overrides), "changed": changed}]
 
@@ -112,12 +112,13 @@ def commanded(record: Sequence[Any]) -> list[str]:
 
 
 def earlier(record: Sequence[Any], key: str) -> list[Any]:
-    """The values of a dotted key of the config before a resume gave it another."""
+    """The values that a dotted key of the config had before resumes changed it."""
     return [changed[key][0] for changed in _changes(record) if key in changed]
 
 
 def _changes(record: Sequence[Any]) -> list[dict[str, list[Any]]]:
-    """What each resume has changed, as pairs; what is none, somebody else has written."""
+    """What each resume has changed, as pairs; anything else was not written by lmkit and is left
+    out."""
     changes = [entry.get("changed") for entry in record if isinstance(entry, Mapping)]
     return [
         {key: pair for key, pair in changed.items() if isinstance(pair, list) and len(pair) == 2}
@@ -127,7 +128,7 @@ def _changes(record: Sequence[Any]) -> list[dict[str, list[Any]]]:
 
 
 def last_changed(record: Sequence[Any]) -> dict[str, list[Any]]:
-    """What the last resume has changed of the config, each key with the value before and now."""
+    """The config keys that the last resume has changed, with the values before and now."""
     return [{}, *_changes(record)][-1]
 
 

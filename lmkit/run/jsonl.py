@@ -1,4 +1,4 @@
-"""Files of JSON lines: appended to, cut back, followed while they grow."""
+"""Files of JSON lines: appending to them, cutting them back, following them while they grow."""
 
 import logging
 import os
@@ -14,25 +14,26 @@ from lmkit.system.regular_file import MAX_ROW, opened, parse_row
 log = logging.getLogger(__name__)
 
 NUM_BYTES = 1 << 20  # of a file's lines in one answer
-MAX_READ = 256 << 20  # bytes of a file's lines in all: some two million rows
-NUM_MARKED = 256  # bytes before a place that tell whether the file is still the one read
-# Of a file of lines that cannot be read, which is one of the problems of its run.
+MAX_READ = 256 << 20  # bytes of a file that are ever read: some two million rows
+NUM_MARKED = 256  # bytes before a position whose checksum tells whether the file is still the same
+# The answer for a file that cannot be read; the run's problems name it.
 NO_ROWS = {"rows": [], "place": [0, 0], "more": False, "beyond": False, "num_damaged": 0}
 
 
 class JsonLines:
-    """Appends objects to a file, one a line; what lies beyond `length` is cut off before.
+    """Appends objects to a file, one per line; bytes beyond `length` are cut off first.
 
-    `length` in bytes starts at 0: whoever goes on with a file says where, with `go_on`.
+    `length`, in bytes, starts at 0; a process that resumes sets it with `resume`.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.length = 0
 
-    def go_on(self, length: int, *, writes: bool = True) -> None:
-        """Go on at `length`, as a checkpoint says; after the last whole row before, with a warning,
-        where the file is not what it was then. writes: whether this process does, of several."""
+    def resume(self, length: int, *, writes: bool = True) -> None:
+        """Continue the file at `length`, which a checkpoint recorded; if the file is now shorter or
+        damaged, after its last whole row, with a warning. writes: whether this process writes it.
+        """
         data = b""
         with suppress(FileNotFoundError), self.path.open("rb") as file:
             data = file.read(length)
@@ -56,7 +57,7 @@ class JsonLines:
         self.length += len(line)
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """The objects up to `length`; what is damaged is left out, with a warning."""
+        """The objects up to `length`; damaged lines are left out, with a warning."""
         if not self.length:
             return
         num_damaged = 0
@@ -71,18 +72,18 @@ class JsonLines:
             log.warning("%s: %d damaged lines are left out", self.path, num_damaged)
 
     def sync(self) -> None:
-        """Have on disk what a checkpoint is about to rely on."""
+        """Flush the file to the disk, before a checkpoint relies on it."""
         if self.length:
             with self.path.open("rb") as file:
                 os.fsync(file.fileno())
 
 
 def read_rows(path: Path, place: Sequence[int], num_bytes: int = NUM_BYTES) -> dict[str, Any]:
-    """The whole lines of a file that is being written, from `place` on, about `num_bytes` of them.
+    """The next whole lines, about `num_bytes` of them, of a file that is being written.
 
-    place: [bytes read, checksum of the last of them]; [0, 0] is the beginning. A resumed run
-    cuts off rows and writes others: where the file no longer fits `place` it is read `afresh`.
-    `beyond`: whether there is more than is ever read. Raises DamagedError for what is no file.
+    place: [bytes read so far, checksum of the last of them]; [0, 0] is the beginning. A resumed run
+    cuts off rows and writes others: if the file no longer matches `place` it is read `afresh`.
+    `beyond`: whether the file is longer than is ever read. Raises DamagedError if it is no file.
     """
     offset, mark = place
     data = before = b""
@@ -115,10 +116,10 @@ def read_rows(path: Path, place: Sequence[int], num_bytes: int = NUM_BYTES) -> d
 
 
 def _split(data: bytes, inside: bool) -> tuple[bytes, list[bytes]]:
-    """As much of the data as is read now, and its lines.
+    """The part of the data that ends with a whole line, and its lines.
 
-    The last line may be half written, unless it is too long for one. inside: whether the data
-    begins in the middle of such a line, which has been counted.
+    A last line without an end may be half written and is left for later, unless it is too long to
+    be a row. inside: whether the data begins inside such a long line, which was counted already.
     """
     whole, newline, rest = data.rpartition(b"\n")
     read = data if len(rest) >= MAX_ROW else whole + newline

@@ -1,4 +1,4 @@
-"""`lmkit` in a process of its own: how it is started, and what it said when it failed."""
+"""Starts `lmkit` in a process of its own, and reads its error out of what it printed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lmkit.system.signals import FOLLOWS
 def start(
     arguments: Sequence[str], environment: Mapping[str, str] = os.environ, **options: Any
 ) -> subprocess.Popen[Any]:
-    """A command of lmkit that ends when this process does; options: those of Popen."""
+    """Start a command of lmkit, which ends when this process does; options: arguments of Popen."""
     return subprocess.Popen(
         [sys.executable, "-m", "lmkit", *arguments],
         stdin=subprocess.DEVNULL,
@@ -24,6 +24,6 @@ def start(
 
 
 def told_error(output: str) -> str:
-    """The sentence that a command ended with, out of what it printed; "" where there is none."""
-    _, found, sentence = f"\n{output}".rpartition("\nerror: ")
-    return sentence.strip() if found else ""
+    """The error message at the end of a command's output, "" if there is none."""
+    _, marker, sentence = f"\n{output}".rpartition("\nerror: ")
+    return sentence.strip() if marker else ""

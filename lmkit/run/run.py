@@ -1,4 +1,4 @@
-"""A run: what was asked for, where it ran, how it stands, and how one is found by its name."""
+"""A run: its config, environment and status on disk, and finding one by its name."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from lmkit.system.regular_file import (
 GROUP = "LMKIT_GROUP"  # in the environment of a sweep's runs: its id
 NON_FINITE = "non_finite.json"  # in the directory of a run that has diverged
 
-# What bits depend on, beside the config.
+# What results depend on, bit for bit, beside the config.
 EXACT = (
     *("versions.lmkit", "versions.torch", "hardware.processor", "hardware.gpus"),
     *("hardware.fp32_products", "trainer.precision"),
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 
 class Run(Directory):
-    """A directory with a config and a status, held from `start` on by the process that trains."""
+    """A run's directory, with its config and status; from `start` on the training holds it."""
 
     @classmethod
     def create(
@@ -51,9 +51,9 @@ class Run(Directory):
         overrides: Sequence[str] = (),
         command: Sequence[str] = (),
     ) -> Self:
-        """A new run, or the one of this `run_id` continued, held by this process.
+        """Start a new run, or resume the one with this `run_id`; this process then holds it.
 
-        Raises UserError when the directory cannot be written, is held, or has another config.
+        Raises UserError if the directory cannot be written, is held, or has another config.
         """
         run = cls.named(outputs, name, run_id)
         run.start(config, overrides, command)
@@ -61,7 +61,7 @@ class Run(Directory):
 
     @classmethod
     def named(cls, outputs: str | Path, name: str, run_id: str | None) -> Self:
-        """The run of this name and id, or of a new id, of which nothing is written yet."""
+        """The run with this name and id, or with a new id; writes nothing."""
         for key, value in (("name", name), ("run_id", run_id)):
             if value is not None:
                 check_name(key, str(value))
@@ -69,7 +69,7 @@ class Run(Directory):
 
     @classmethod
     def all(cls, outputs: str | Path) -> list[Self]:
-        """Every run under `outputs`, by the time it was last started, oldest first."""
+        """Every run under `outputs`, ordered by the time of its last start, oldest first."""
         runs = [cls(path) for path in run_directories(outputs)]
         return sorted(runs, key=lambda run: (run.started(), run.id))
 
@@ -77,13 +77,14 @@ class Run(Directory):
     def find(
         cls, outputs: str | Path, which: str, lacks: Callable[[Run], str | None] | None = None
     ) -> Self:
-        """The run that a directory, an id, the beginning of one, or `latest` names.
+        """The run named by a directory, an id, the beginning of an id, or `latest`.
 
-        lacks: what a run lacks for what it is wanted for; `latest` passes over those, and says so.
+        lacks: says what a run lacks for the purpose at hand, None if nothing; `latest` skips runs
+        that lack something, and logs it.
         """
-        outputs, place = located(str(outputs)), located(which)
-        if _is_run(place):
-            return cls(place.resolve())
+        outputs, directory = located(str(outputs)), located(which)
+        if _is_run(directory):
+            return cls(directory.resolve())
         runs = cls.all(outputs)
         if which == "latest" and runs:
             wanted = lacks or (lambda run: None)
@@ -117,19 +118,19 @@ class Run(Directory):
         )
 
     def check(self, config: Mapping[str, Any]) -> None:
-        """Raise UserError where `start` would, as far as that can be known without writing."""
+        """Raise UserError if `start` would, as far as can be known without writing."""
         if os.path.expandvars(self.path) != str(self.path):
             raise UserError(
                 f"{self.path}: loggers would put the value of a variable of the environment in the "
                 "place of the $; give another place with outputs=DIR"
             )
-        there = next(place for place in (self.path, *self.path.parents) if place.exists())
+        existing = next(path for path in (self.path, *self.path.parents) if path.exists())
         try:
-            with tempfile.TemporaryFile(dir=there):  # os.access says yes to root, wrongly in /proc
+            with tempfile.TemporaryFile(dir=existing):  # os.access is wrong for root in /proc
                 pass
             self.check_links()
             for path in listed(self.path, "*.jsonl"):
-                with path.open("ab"):  # as it will be once the training goes
+                with path.open("ab"):  # as the training will open it
                     pass
         except OSError as error:
             raise self._unwritable(error) from error
@@ -146,7 +147,7 @@ class Run(Directory):
         overrides: Sequence[str] = (),
         command: Sequence[str] = (),
     ) -> None:
-        """Hold the directory and write down what is about to run there."""
+        """Hold the directory and write the config, the environment and the status into it."""
         try:
             self.check_links()
             (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
@@ -168,12 +169,12 @@ class Run(Directory):
             raise
 
     def config(self) -> dict[str, Any]:
-        """The resolved config, secrets unresolved."""
+        """The config, resolved except for its secrets."""
         return renamed(self.read("config.yaml"))
 
     def started(self) -> float:
-        """When it was last started, in seconds since 1970; where no file says so, when the
-        directory was last changed."""
+        """The time of the last start, in seconds since 1970; if no file says so, the time of the
+        directory's last change."""
         try:
             return datetime.fromisoformat(self.read("status.json")["started"]).timestamp()
         except (UserError, KeyError, TypeError, ValueError, OverflowError):
@@ -182,13 +183,13 @@ class Run(Directory):
         return 0.0
 
     def command(self, name: str) -> str:
-        """`lmkit NAME RUN`, as it is typed in the current directory."""
+        """The command `lmkit NAME RUN`, as the user would type it in the current directory."""
         several = len(list(self.path.parents[1].glob(f"*/{self.id}/config.yaml"))) > 1
         which = f"{self.name}/{self.id}" if several else self.id
         return f"lmkit {name} {shlex.quote(which)}{self.outputs_argument()}"
 
     def damage(self) -> str | None:
-        """Why no command can use the run, as the end of a sentence."""
+        """Why no command can use the run, as the end of a sentence; None if one can."""
         try:
             self.status()
             lost = not self.config()
@@ -221,7 +222,7 @@ class Run(Directory):
             )
 
     def _compare(self, config: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
-        """Say so where another machine, version or precision cannot give the same bits."""
+        """Warn if another machine, version or precision cannot give the same results exactly."""
         then = {**self.read("environment.json"), **self.config()}
         flat, here = history.flat(then), history.flat({**environment, **config})
         changes = [
@@ -236,19 +237,19 @@ class Run(Directory):
 
 
 def run_directories(outputs: str | Path) -> list[Path]:
-    """Every `<name>/<id>` under `outputs` that is a run, whatever its files hold.
+    """Every `<name>/<id>` under `outputs` that is a run, even a damaged one.
 
-    Raises DamagedError where `outputs` cannot be read; a directory in it that is closed is passed.
+    Raises DamagedError if `outputs` cannot be read; skips directories in it that cannot be read.
     """
-    found = []
+    directories = []
     for name in listed(Path(outputs).absolute(), "*"):
         with suppress(DamagedError):
-            found += [path for path in listed(name, "*") if _is_run(path)]
-    return found
+            directories += [path for path in listed(name, "*") if _is_run(path)]
+    return directories
 
 
 def _is_run(path: Path) -> bool:
-    """Whether there is what a run has, or that cannot be seen because the directory is closed."""
+    """Whether a directory has the files of a run, or might have but cannot be read."""
     for name in ("config.yaml", "status.json"):
         try:
             (path / name).lstat()
@@ -261,7 +262,7 @@ def _is_run(path: Path) -> bool:
 
 
 def no_checkpoint(run: Run) -> str | None:
-    """Why there is no trained model in a run yet."""
+    """Why there is no trained model in a run yet; None if there is one."""
     try:
         there = any(path.is_file() for path in listed(run.path / "checkpoints", "*.ckpt"))
     except DamagedError as error:
@@ -270,13 +271,13 @@ def no_checkpoint(run: Run) -> str | None:
 
 
 def no_end(run: Run) -> str | None:
-    """Why a run cannot go on."""
+    """Why a run cannot be resumed; None if it can."""
     return "is still running" if run.held() else None
 
 
 def mint_id() -> str:
-    """A new run id: sorts by time (UTC), and differs within a second. Under SLURM that of the job,
-    so that one that is queued again goes on with its run."""
+    """A new run id: ids sort by time (UTC), and differ within a second. Under SLURM it is the
+    job's, so that a job that is queued again resumes its run."""
     if job := os.environ.get("SLURM_JOB_ID"):
         check_name("SLURM_JOB_ID", job)
         return f"slurm-{job}"
@@ -284,7 +285,7 @@ def mint_id() -> str:
 
 
 def check_name(key: str, value: str) -> None:
-    """Raises UserError where a name or an id cannot name a directory of `outputs`."""
+    """Raise UserError if a name or an id cannot be the name of a directory in `outputs`."""
     if not re.fullmatch(r"[^\W_][\w.+=,@-]*", value) or value == "latest":
         raise UserError(
             f"{key}={value}: expected letters, digits and any of ._+=,@- after the first letter "

@@ -1,4 +1,4 @@
-"""Token ids on disk: made from documents, or there already."""
+"""Stores of token ids on disk: encoded from documents, or prepared earlier."""
 
 from lmkit.store.datatrove import Datatrove
 from lmkit.store.preparation import prepare

@@ -1,4 +1,4 @@
-"""What datatrove's DocumentTokenizer writes, as a source of tokens: read where it lies."""
+"""Tokens that datatrove's DocumentTokenizer has written, read in place as a source."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class DatatrovePart:
         self.dtype: np.dtype[Any] = np.dtype(f"<u{width}")
 
     def _width(self) -> int | None:
-        """Bytes of a token, by `.ds.metadata` (`tokenizer|bytes`, tokens) where that is."""
+        """Bytes of a token, from `.ds.metadata` (`tokenizer|bytes`, tokens) if there is one."""
         file = self.file.with_name(f"{self.file.name}.metadata")
         if not file.is_file():
             return None
@@ -85,7 +85,7 @@ class DatatrovePart:
         return f"{self.name}:{index + 1}"
 
     def measure(self, eos_id: int) -> dict[str, Any]:
-        """SHA-256 of the tokens, the highest, and how many documents do not end with `<eos>`."""
+        """SHA-256 of the tokens, the highest id, and how many documents do not end with `<eos>`."""
         ends = np.asarray(self.map("document_ends"), np.int64)
         if len(ends) and not (np.diff(ends, prepend=0) > 0).all():
             raise UserError(f"{self.index} is damaged: its document ends do not increase")
@@ -103,7 +103,8 @@ class DatatrovePart:
 class Datatrove(PreparedSource):
     """Directories of `.ds` files, one for each split; the tokenizer is the one they were made with.
 
-    All tokens are read once, to check them; the result is kept by the files' sizes and times.
+    All tokens are read once, to check them; the result stays valid while the files' sizes and
+    times do.
     """
 
     refused = MappingProxyType({"sentence": f"data=datatrove has no line ends: {INSTEAD}"})
@@ -113,19 +114,19 @@ class Datatrove(PreparedSource):
         self, path: str, *, valid_path: str | None = None, test_path: str | None = None
     ) -> None:
         """path: a directory, glob or file, of train. valid_path, test_path: of the other splits."""
-        given = {"train": path, "valid": valid_path, "test": test_path}
-        self._paths = {split: place for split, place in given.items() if place is not None}
+        every = {"train": path, "valid": valid_path, "test": test_path}
+        self._paths = {split: each for split, each in every.items() if each is not None}
         self._files = {
             split: finding.find_files(
-                place, "data.path" if split == "train" else f"data.{split}_path", (SUFFIX,)
+                each, "data.path" if split == "train" else f"data.{split}_path", (SUFFIX,)
             )
-            for split, place in self._paths.items()
+            for split, each in self._paths.items()
         }
         self._check_lost()
         super().__init__(f"data.path={path}", {})
 
     def _check_lost(self) -> None:
-        """Raise UserError where an index has lost its tokens."""
+        """Raise UserError if the file of tokens is missing beside an index."""
         for folder in {file.parent for files in self._files.values() for file in files.values()}:
             for index in folder.glob(f"*{SUFFIX}.index"):
                 if not index.with_suffix("").exists():
@@ -135,7 +136,7 @@ class Datatrove(PreparedSource):
         return self._files
 
     def _content(self) -> Iterator[object]:
-        """Names, sizes and times: what the tokens are is in the hashes of the stores."""
+        """Names, sizes and times; the hashes of the stores cover the tokens themselves."""
         for split, files in self._files.items():
             for name, file in files.items():
                 for each in (file, file.with_name(f"{file.name}.index")):
@@ -176,33 +177,33 @@ class Datatrove(PreparedSource):
     def _checked(
         self, split: str, parts: Sequence[DatatrovePart], tokenizer: Tokenizer, cache: Path
     ) -> str:
-        """The hash of a split's tokens, after a look at each of them, once."""
+        """The hash of a split's tokens, which are all checked the first time."""
         key = [self.fingerprint(), split, tokenizer.hash()]
         file = cache / hashlib.sha256("\n".join(key).encode()).hexdigest()[:32] / "datatrove.json"
         if not file.exists():
             with ThreadPoolExecutor() as pool:
-                found = list(
+                measured = list(
                     pool.map(partial(DatatrovePart.measure, eos_id=tokenizer.eos_id), parts)
                 )
-            self._report(split, parts, found, tokenizer)
+            self._report(split, parts, measured, tokenizer)
             file.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(file, json.dumps([each["sha256"] for each in found]).encode())
+            write_atomically(file, json.dumps([each["sha256"] for each in measured]).encode())
         return hashlib.sha256(file.read_bytes()).hexdigest()
 
     def _report(
         self,
         split: str,
         parts: Sequence[DatatrovePart],
-        found: Sequence[dict[str, Any]],
+        measured: Sequence[dict[str, Any]],
         tokenizer: Tokenizer,
     ) -> None:
-        for part, each in zip(parts, found, strict=True):
+        for part, each in zip(parts, measured, strict=True):
             if each["highest"] >= tokenizer.vocabulary_size:
                 raise UserError(
                     f"{part.file} has the token {each['highest']}, beyond the tokenizer's "
                     f"vocabulary of {tokenizer.vocabulary_size:,}: it was made with another"
                 )
-        if unended := sum(each["unended"] for each in found):
+        if unended := sum(each["unended"] for each in measured):
             number = sum(part.num_documents for part in parts)
             raise UserError(
                 f"{self._paths[split]}: {unended:,} of {number:,} documents do not end with token "

@@ -1,4 +1,4 @@
-"""Directories that are made once, by one process, and are there whole or not at all."""
+"""Directories that one process makes once under a lock, and that exist whole or not at all."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ Made = TypeVar("Made")
 
 
 def make_once(target: Path, find: Callable[[Path], Made], make: Callable[[Path], None]) -> Made:
-    """What `find` finds in `target`, after `make` if there is nothing whole: by one process.
+    """Return what `find` finds in `target`; if it is missing or damaged, one process calls `make`
+    first.
 
     `make` fills a temporary directory, which then becomes `target` in one rename.
     """
-    with contextlib.suppress(UserError):  # what is damaged is seen to under the lock
+    with contextlib.suppress(UserError):  # damage is dealt with under the lock
         if target.exists():
             return find(target)
     with locked(target.with_name(f"{target.name}.lock"), target):
@@ -34,7 +35,7 @@ def make_once(target: Path, find: Callable[[Path], Made], make: Callable[[Path],
                 return find(target)
             except UserError as error:
                 set_aside(target, error)
-        new = target.with_name(f"{target.name}.tmp")  # of ours, or left by a process that died
+        new = target.with_name(f"{target.name}.tmp")  # may be left over from a process that died
         try:
             with writing(target):
                 shutil.rmtree(new, ignore_errors=True)
@@ -50,7 +51,7 @@ def make_once(target: Path, find: Callable[[Path], Made], make: Callable[[Path],
 
 
 def set_aside(target: Path, error: UserError) -> None:
-    """Move what is damaged out of the way, and say so."""
+    """Rename a damaged file or directory out of the way, with a warning."""
     aside = target.with_name(f"{target.name}.damaged")
     log.warning("%s\nsetting it aside as %s and preparing it again", error, aside)
     with writing(target):
@@ -61,9 +62,9 @@ def set_aside(target: Path, error: UserError) -> None:
 
 @contextlib.contextmanager
 def locked(lock: Path, what: Path) -> Iterator[None]:
-    """Hold a file against other processes; the system lets go of it when this one dies.
+    """Hold a lock file against other processes; the kernel frees the lock if this process dies.
 
-    Afterwards it is gone, and so are the directories made for it that are still empty.
+    At the end the file is removed, and with it the directories made for it that are still empty.
     """
     new = [directory for directory in lock.parents if not directory.exists()]
     with writing(what):
@@ -74,13 +75,13 @@ def locked(lock: Path, what: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):
             lock.unlink()
         os.close(held)
-        with contextlib.suppress(OSError):  # not empty: something came of it
+        with contextlib.suppress(OSError):  # not empty: something has been prepared
             for directory in new:
                 directory.rmdir()
 
 
 def _hold(lock: Path, what: Path) -> int:
-    """A descriptor that has the lock, of the file that is there and not of one removed since."""
+    """A descriptor with the lock on the file that is there now, not on one removed meanwhile."""
     while True:
         lock.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):

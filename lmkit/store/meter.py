@@ -1,4 +1,4 @@
-"""How much of a preparation is done, how fast, and how much is left."""
+"""The progress of a preparation: how much is done, how fast, and the time that is left."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Advance = Callable[[int], None]
 
 
 class Meter:
-    """Counts `unit`s of work, and the bytes on disk of the pieces that are done."""
+    """Counts work in a `unit` such as tokens, and the bytes on disk of finished pieces."""
 
     def __init__(self, unit: str, num_bytes: int) -> None:
         self.unit = unit
@@ -24,7 +24,7 @@ class Meter:
         self.amount += amount
 
     def finish(self, num_bytes: int) -> None:
-        """A piece is done."""
+        """Note that a piece is done."""
         self.done_bytes += num_bytes
 
     def __str__(self) -> str:
@@ -39,7 +39,7 @@ class Meter:
 
 @contextlib.contextmanager
 def metered(label: str, unit: str, shown: bool, num_bytes: int = 0) -> Iterator[Meter]:
-    """A meter that is shown on stderr where a person watches it."""
+    """A meter that is shown on stderr if that is a terminal."""
     meter = Meter(unit, num_bytes)
     if not (shown and sys.stderr.isatty()):
         yield meter

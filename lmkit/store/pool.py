@@ -1,4 +1,4 @@
-"""Jobs for several processes, handed out one by one; the first that fails ends all, by name."""
+"""A pool of processes that do jobs one by one; the first failure ends all, and names its job."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PATIENCE = 5.0
 
 @dataclass(frozen=True)
 class Job:
-    """A piece of a split for a process; `what` names, in messages, what is made of it."""
+    """The work of one process on a piece of a split; `what` says in messages what it makes."""
 
     split: str
     index: int
@@ -36,7 +36,7 @@ class Job:
 
     @property
     def num_bytes(self) -> int:
-        """How much of all the work it is."""
+        """The size of its piece on disk, by which progress is measured."""
         return self.piece.num_bytes
 
     def __str__(self) -> str:
@@ -44,48 +44,48 @@ class Job:
 
 
 def jobs_of(source: Source, split: str, what: str = "shard") -> list[Job]:
-    """One for every piece of a split, in order."""
+    """One job for each piece of a split, in order."""
     return [Job(split, index, piece, what) for index, piece in enumerate(source.pieces(split))]
 
 
-Task = Callable[[Any, Advance], Any]
+Work = Callable[[Any, Advance], Any]
 
 
 def num_cores() -> int:
-    """Cores that this process may run on."""
+    """The number of cores that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-def run_jobs(task: Task, jobs: Sequence[Job], workers: int, meter: Meter) -> None:
-    """Call `task(job, advance)` for every job: here, or in as many spawned processes.
+def run_jobs(work: Work, jobs: Sequence[Job], workers: int, meter: Meter) -> None:
+    """Call `work(job, advance)` for every job, in `workers` spawned processes or in this one.
 
-    Raises UserError where a job does or its process dies; then all others are ended too.
+    Raises UserError if a job does or its process dies, and ends all other processes.
     """
     if min(workers, len(jobs)) < 2:
         for job in jobs:
-            task(job, meter.advance)
+            work(job, meter.advance)
             meter.finish(job.num_bytes)
         return
-    with contextlib.closing(_Pool(task, min(workers, len(jobs)))) as pool:
+    with contextlib.closing(_Pool(work, min(workers, len(jobs)))) as pool:
         pool.run(jobs, meter)
 
 
 class _Worker:
-    """A process of the pool, and the job it has."""
+    """A process of the pool, and the job that it is doing."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, work: Work) -> None:
         context = multiprocessing.get_context("spawn")  # a fork would copy threads' locks
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, task, os.getpid()), daemon=True)
+        self.process = context.Process(target=_serve, args=(theirs, work, os.getpid()), daemon=True)
         self.process.start()
         theirs.close()
         self.job: Job | None = None
 
     def give(self, job: Job) -> None:
         self.job = job
-        with contextlib.suppress(OSError):  # it has died, which `receive` tells
+        with contextlib.suppress(OSError):  # it has died, which `receive` reports
             self.connection.send(job)
 
     def receive(self) -> tuple[str, Any]:
@@ -103,12 +103,12 @@ class _Worker:
 
 
 class _Pool:
-    def __init__(self, task: Task, number: int) -> None:
+    def __init__(self, work: Work, number: int) -> None:
         self.workers: list[_Worker] = []
         try:
             with _held_back():
                 for _ in range(number):
-                    self.workers.append(_Worker(task))
+                    self.workers.append(_Worker(work))
         except BaseException:
             self.close()
             raise
@@ -142,7 +142,7 @@ class _Pool:
         """End every process."""
         with _held_back():
             for worker in self.workers:
-                worker.connection.close()  # who has nothing to do ends by that
+                worker.connection.close()  # a process without a job ends because of this
                 if worker.job:
                     worker.process.terminate()
             for worker in self.workers:
@@ -153,7 +153,7 @@ class _Pool:
 
 @contextlib.contextmanager
 def _held_back() -> Iterator[None]:
-    """Keep signals until the block ends: a process that is started here begins without them."""
+    """Hold signals back until the block ends, also in the processes that it starts."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
@@ -161,23 +161,23 @@ def _held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _serve(connection: Connection, task: Task, parent: int) -> None:
-    """A process's whole life: a job at a time, until there are none."""
-    for signum in SIGNALS:  # Ctrl-C reaches all processes of a terminal: it is the parent's
+def _serve(connection: Connection, work: Work, parent: int) -> None:
+    """What a process of the pool runs: it does one job after another until there are no more."""
+    for signum in SIGNALS:  # Ctrl-C reaches all processes of a terminal: the parent acts on it
         signal.signal(signum, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _leave)
     follow_parent(parent)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are as many as is useful
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is a process for each core already
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     with contextlib.suppress(EOFError, OSError):
         while os.getppid() == parent:
             job = connection.recv()
-            connection.send(_outcome(task, job, connection))
+            connection.send(_outcome(work, job, connection))
 
 
-def _outcome(task: Task, job: Job, connection: Connection) -> tuple[str, Any]:
+def _outcome(work: Work, job: Job, connection: Connection) -> tuple[str, Any]:
     try:
-        task(job, lambda amount: connection.send(("advance", amount)))
+        work(job, lambda amount: connection.send(("advance", amount)))
     except Exception as error:
         if mistake := as_user_error(error):
             return "mistake", str(mistake)
@@ -186,4 +186,4 @@ def _outcome(task: Task, job: Job, connection: Connection) -> tuple[str, Any]:
 
 
 def _leave(signum: int, frame: object) -> None:
-    sys.exit(128 + signum)  # by way of every `finally`
+    sys.exit(128 + signum)  # runs every `finally` on its way out

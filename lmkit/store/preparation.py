@@ -1,4 +1,4 @@
-"""Documents to stores, once for each source and tokenizer; every later run opens the result."""
+"""Encodes documents into stores, once per source and tokenizer; later runs open the result."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ NO_TOKENIZER = (
     "tokenizer=stored: goes with data=store, whose tokens are made; for text name one with "
     "tokenizer.path=DIR"
 )
-# Part of every cache key: raise it when the same text gives other tokens or files.
+# In every cache key: raise it when the same text comes to give other tokens or files.
 _FORMAT = 2
 
 
@@ -50,13 +50,12 @@ def prepare(
     store: Path | None = None,
     by_line: bool = False,
 ) -> Prepared:
-    """Train the tokenizer on the train split where it is not trained, encode the splits, keep both.
+    """Train the tokenizer on the train split if it is untrained, encode the splits, and keep both.
 
-    The result's tokenizer is the one to use: the one given is left as it is. tokenizer: None for
-    the one that tokens come with. splits: all of the source's unless given. workers: processes
-    that encode, as many as there are cores unless given. store: where the shards go, in the cache
-    unless given. by_line: the lines of a document encoded each by itself, as protocol `sentence`
-    reads them.
+    Use the tokenizer of the result: the argument is not changed. tokenizer: None where the source's
+    tokens come with one. splits: by default all of the source's. workers: processes that encode, by
+    default one per core. store: the directory of the shards, by default in the cache. by_line:
+    encode each line of a document by itself, as protocol `sentence` reads them.
     """
     if isinstance(source, PreparedSource):
         return _as_read(source.prepared(tokenizer, Path(cache), splits), by_line)
@@ -67,13 +66,13 @@ def prepare(
     wanted = tuple(source.splits if splits is None else splits)
     encode = _encoder(source, tokenizer, Path(cache), wanted, progress, workers, store, by_line)
     directory = encode.directory
-    stores = {split: found for split in wanted if (found := _find(directory / split))}
+    stores = {split: opened for split in wanted if (opened := _find(directory / split))}
     made: dict[str, tuple[int, float]] = {}
     if len(stores) < len(wanted):
         with locked(directory / ".lock", directory):
             for split in wanted:
-                found = stores.get(split) or _find(directory / split, mend=True)
-                stores[split] = found or _make(encode, split, workers, progress, made)
+                whole = stores.get(split) or _find(directory / split, mend=True)
+                stores[split] = whole or _make(encode, split, workers, progress, made)
         for remark in source.remarks({split: _counted(each) for split, each in stores.items()}):
             log.warning("%s", remark)
     stores = {split: stores[split] for split in wanted}
@@ -91,9 +90,10 @@ def plan(
     store: Path,
     by_line: bool = False,
 ) -> tuple[Encode, list[Job]]:
-    """`prepare` up to the tokenizer, and the shards of all splits, for other processes to make.
+    """Do the work of `prepare` up to the tokenizer, and return the jobs that make the shards of all
+    splits, for other processes to do.
 
-    Afterwards `prepare` finds the shards and ends the work.
+    Afterwards `prepare` finds the shards and finishes the store.
     """
     splits = source.splits
     encode = _encoder(source, tokenizer, cache, splits, True, workers, store, by_line)
@@ -110,7 +110,7 @@ def _encoder(
     store: Path | None,
     by_line: bool,
 ) -> Encode:
-    """The tokenizer, trained if need be, and where the shards go."""
+    """The work that makes shards: with the tokenizer, trained if need be, and their directory."""
     untrained = not tokenizer.is_trained
     for split in (*splits, "train") if untrained else splits:
         if split not in source.splits:
@@ -132,24 +132,25 @@ def _encoder(
 
 
 def _as_read(prepared: Prepared, by_line: bool) -> Prepared:
-    """Refuse stores of documents encoded whole where lines are read, and the other way round."""
+    """Refuse stores of documents that were encoded whole if lines are read, and vice versa."""
     by_line = by_line and not prepared.tokenizer.lines_alone
     for store in prepared.stores.values():
         if store.num_lines and any(part.by_line != by_line for part in store.parts):
-            found, wanted = "as whole documents", "data.protocol=sentence reads lines"
+            encoded, wanted = "as whole documents", "data.protocol=sentence reads lines"
             if store.by_line:
-                found, wanted = "line by line", "only data.protocol=sentence reads lines"
+                encoded, wanted = "line by line", "only data.protocol=sentence reads lines"
             again = "with" if by_line else "without"
             raise UserError(
-                f"{store.directory} was encoded {found}, but {wanted}: the tokens of a line of the "
-                f"{prepared.tokenizer.name} tokenizer depend on what is around it; prepare the "
+                f"{store.directory} was encoded {encoded}, but {wanted}: the tokens of a line of "
+                f"the {prepared.tokenizer.name} tokenizer depend on what is around it; prepare the "
                 f"text again {again} data.protocol=sentence"
             )
     return prepared
 
 
 def _claim(source: Source, tokenizer: Tokenizer, directory: Path, how: Sequence[str]) -> None:
-    """Save the tokenizer in a directory of shards, which must not be those of another text."""
+    """Save the tokenizer and the plan in a directory of shards; UserError if the directory belongs
+    to another text or tokenizer."""
     record = {
         "format": _FORMAT,
         "fingerprint": source.fingerprint(),
@@ -180,14 +181,14 @@ def _claim(source: Source, tokenizer: Tokenizer, directory: Path, how: Sequence[
 
 @dataclass(frozen=True)
 class Encode:
-    """Makes shards, each in a process of any kind, exactly once."""
+    """Work that makes the shard of a job, exactly once whichever processes try."""
 
     source: Source
     tokenizer: Tokenizer
     directory: Path
     by_line: bool = False
 
-    def place(self, job: Job) -> Path:
+    def directory_of(self, job: Job) -> Path:
         return self.directory / job.split / shard_name(job.index)
 
     def __call__(self, job: Job, advance: Advance) -> None:
@@ -198,7 +199,7 @@ class Encode:
             batches = self._batches(documents, advance)
             write_shard(new, batches, self.tokenizer, read, by_line=self.by_line)
 
-        make_once(self.place(job), self._find, make)
+        make_once(self.directory_of(job), self._find, make)
 
     def _find(self, directory: Path) -> Shard:
         shard = Shard.open(directory, verify=True)
@@ -216,9 +217,9 @@ class Encode:
 
 
 def _find(directory: Path, mend: bool = False) -> TokenStore | None:
-    """The store of a split if it is there whole; `mend`: with its manifest set aside if damaged.
+    """The store of a split if it is whole, else None; with `mend` a damaged manifest is set aside.
 
-    A damaged shard is seen to where shards are made.
+    `Encode` deals with damaged shards.
     """
     if not (directory / MANIFEST).exists():
         return None
@@ -236,13 +237,13 @@ def _find(directory: Path, mend: bool = False) -> TokenStore | None:
 def _make(
     encode: Encode, split: str, workers: int, progress: bool, made: dict[str, tuple[int, float]]
 ) -> TokenStore:
-    """Make what is not there of a split; the tokens encoded and the seconds go into `made`."""
+    """Make the missing shards of a split; `made` gets the encoded tokens and the seconds."""
     began = time.perf_counter()
     jobs = jobs_of(encode.source, split)
     num_bytes = sum(job.num_bytes for job in jobs)
     with metered(f"encoding {split}", "tokens", progress, num_bytes) as meter:
         run_jobs(encode, jobs, workers, meter)
-    shards = [Shard.open(encode.place(job)) for job in jobs]
+    shards = [Shard.open(encode.directory_of(job)) for job in jobs]
     read: Counter[str] = Counter()
     for shard in shards:
         read.update(shard.read)

@@ -1,4 +1,4 @@
-"""Tokens that are there already: what `lmkit prepare store=DIR` made, one such or several."""
+"""Sources of prepared tokens: a directory that `lmkit prepare store=DIR` made, or several."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BY_DOCUMENT = "data=mixture reads document by document; set data.protocol=docume
 
 
 class PreparedSource(Corpus):
-    """Tokens by split, without the text that they were made of."""
+    """The base class of sources that have tokens by split, without their text."""
 
     has_text = False
 
@@ -36,9 +36,9 @@ class PreparedSource(Corpus):
     def prepared(
         self, tokenizer: Tokenizer | None, cache: Path, splits: Sequence[str] | None
     ) -> Prepared:
-        """The tokens, where they are those of the tokenizer; UserError where they are not.
+        """The tokens; UserError if they were not made with `tokenizer`.
 
-        tokenizer: None for the one that they come with.
+        tokenizer: None for the one that the tokens come with.
         """
 
     def _wanted(self, splits: Sequence[str] | None) -> tuple[str, ...]:
@@ -52,7 +52,7 @@ class Store(PreparedSource):
     """A directory that `lmkit prepare store=DIR` made: its sizes are checked, not its text."""
 
     has_tokenizer = True
-    _key = "data.path"  # which names it
+    _key = "data.path"  # the config key of its path
 
     def __init__(self, path: str) -> None:
         """path: the directory."""
@@ -85,7 +85,7 @@ class Store(PreparedSource):
         return [name for name in SPLITS if (self._directory / name / MANIFEST).exists()]
 
     def check_splits(self) -> None:
-        """Raise UserError where one that was prepared is gone."""
+        """Raise UserError if a split that was prepared is gone."""
         for split in self._recorded:
             if split not in self.splits:
                 raise UserError(
@@ -94,7 +94,7 @@ class Store(PreparedSource):
                 )
 
     def is_recorded(self, split: str, store: TokenStore) -> bool:
-        """Whether a store is the one that was prepared, by its hash and counts."""
+        """Whether a store has the hash and the counts of the one that was prepared."""
         recorded = self._recorded.get(split, {})
         return "sha256" in recorded and all(
             getattr(store, name, None) == value for name, value in recorded.items()
@@ -112,16 +112,16 @@ class Store(PreparedSource):
         own = load_tokenizer(self._directory)
         if splits is None:
             self.check_splits()
-        found, expected = own.hash(), self.tokenizer_hash
-        if found != expected:
+        own_hash, expected = own.hash(), self.tokenizer_hash
+        if own_hash != expected:
             raise UserError(
-                f"{self._directory / FILE} is not that of the tokens: found SHA-256 {found}, "
+                f"{self._directory / FILE} is not that of the tokens: found SHA-256 {own_hash}, "
                 f"expected {expected}"
             )
-        if tokenizer and not (tokenizer.is_trained and tokenizer.hash() == found):
+        if tokenizer and not (tokenizer.is_trained and tokenizer.hash() == own_hash):
             raise UserError(
-                f"{self._where} has tokens of another tokenizer ({own.name}, {found[:12]}): take "
-                "the model that was trained on it, or data=store with its own tokenizer"
+                f"{self._where} has tokens of another tokenizer ({own.name}, {own_hash[:12]}): "
+                "take the model that was trained on it, or data=store with its own tokenizer"
             )
         stores = {split: TokenStore.open(self._directory / split) for split in self._wanted(splits)}
         for split, store in stores.items():
@@ -138,8 +138,8 @@ class Store(PreparedSource):
         return Prepared(own, stores, self._directory, self._hash, self.describe(), {})
 
 
-class _Part(Store):
-    """A store of a mixture."""
+class _Member(Store):
+    """A store in a mixture, whose path has a config key of its own."""
 
     def __init__(self, path: str, name: str) -> None:
         self._key = f"data.paths.{name}"
@@ -149,7 +149,7 @@ class _Part(Store):
 class Mixture(PreparedSource):
     """Several directories that `lmkit prepare store=DIR` made, with one tokenizer.
 
-    Training reads of each its share of the tokens; what is evaluated is all of each.
+    Training reads each in proportion to its share of the tokens; evaluation reads all of each.
     """
 
     has_tokenizer = True
@@ -166,14 +166,14 @@ class Mixture(PreparedSource):
         """paths: by a name for each. weights: their shares; as large as they are unless given.
         epoch_tokens: training tokens between two validations, about; unless given, as many as until
         the first of them has been read once."""
-        self._stores = {name: _Part(path, name) for name, path in paths.items()}
+        self._stores = {name: _Member(path, name) for name, path in paths.items()}
         self._weights = weights
         self._epoch_tokens = epoch_tokens
         super().__init__("data=mixture", {})
 
     @staticmethod
     def mistakes(config: Mapping[str, Any], at: str) -> list[str]:
-        """Weights that are not those of the paths."""
+        """A mistake if there are no paths, or if the weights have other names than the paths."""
         paths, weights = config["paths"], config["weights"]
         mistakes = [] if paths else [f"{at}.paths={{}}: name at least one, {at}.paths.NAME=DIR"]
         if weights is not None and set(weights) != set(paths):
@@ -187,8 +187,8 @@ class Mixture(PreparedSource):
         return {split for store in self._stores.values() for split in store.splits}
 
     def fingerprint(self) -> str:
-        parts = [f"{name} {store.fingerprint()}" for name, store in self._stores.items()]
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+        each = [f"{name} {store.fingerprint()}" for name, store in self._stores.items()]
+        return hashlib.sha256("\n".join(each).encode()).hexdigest()
 
     def describe(self) -> dict[str, object]:
         return {name: store.describe() for name, store in self._stores.items()}
@@ -197,11 +197,11 @@ class Mixture(PreparedSource):
         self, tokenizer: Tokenizer | None, cache: Path, splits: Sequence[str] | None
     ) -> Prepared:
         wanted = self._wanted(splits)
-        parts = {
+        prepared = {
             name: store.prepared(tokenizer, cache, [s for s in wanted if s in store.splits])
             for name, store in self._stores.items()
         }
-        (first, one), *others = parts.items()
+        (first, one), *others = prepared.items()
         for name, other in others:
             if other.tokenizer.hash() != one.tokenizer.hash():
                 raise UserError(
@@ -210,23 +210,22 @@ class Mixture(PreparedSource):
                     f"{quote(f'tokenizer.path={one.directory}')}"
                 )
         stores = {
-            split: _joined([p.stores[split] for p in parts.values() if split in p.stores])
+            split: _joined([p.stores[split] for p in prepared.values() if split in p.stores])
             for split in wanted
         }
-        trained_on = {n: p.stores["train"] for n, p in parts.items() if "train" in p.stores}
+        trained_on = {n: p.stores["train"] for n, p in prepared.items() if "train" in p.stores}
         weights = self._weights or {name: s.num_tokens for name, s in trained_on.items()}
         shares = [weights[name] for name in trained_on]
         mixed = Mixed([*trained_on.values()], shares, self._epoch_tokens) if trained_on else None
         described = json.dumps(
-            [[n, p.hash, (self._weights or {}).get(n)] for n, p in parts.items()]
+            [[n, p.hash, (self._weights or {}).get(n)] for n, p in prepared.items()]
         )
         digest = hashlib.sha256(described.encode()).hexdigest()[:32]
-        place = one.directory
-        return Prepared(one.tokenizer, stores, place, digest, self.describe(), {}, mixed)
+        return Prepared(one.tokenizer, stores, one.directory, digest, self.describe(), {}, mixed)
 
 
 def _joined(stores: Sequence[TokenStore]) -> TokenStore:
-    """Several stores as one, their documents after each other."""
+    """Several stores as one, with their documents one after another."""
     if len(stores) == 1:
         return stores[0]
     digest = hashlib.sha256("\n".join(store.sha256 for store in stores).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Token ids on disk: flat, memory-mapped, checksummed; complete once the manifest is there."""
+"""A shard of token ids on disk: memory-mapped, checksummed, complete once it has a manifest."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ MANIFEST = "manifest.json"
 POSITIONS = ("document_ends", "line_ends", "document_bytes", "document_id_ends")
 FILES = ("tokens", *POSITIONS, "document_ids")
 DTYPES = ("<u2", "<u4")
-CHUNK = 1 << 22  # tokens looked at at a time
-# What reading a manifest raises that is none, or a hostile one.
+CHUNK = 1 << 22  # tokens that are checked at a time
+# The exceptions of reading a file that is not a manifest, or a hostile one.
 NOT_ONE = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 
 class Shard:
-    """A run of a split's documents, read only.
+    """A run of a split's documents as token ids, read only.
 
-    sha256: of all that it holds. tokenizer: hash of the one that made it. read: how many documents
-    of which split, and empty ones, its text had. num_bytes: of UTF-8.
+    sha256: of all its content. tokenizer: hash of the tokenizer that made it. read: how many
+    documents of each split, and empty ones, its text had. num_bytes: of its text in UTF-8.
     """
 
     def __init__(self, directory: Path, manifest: dict[str, Any]) -> None:
@@ -51,15 +51,15 @@ class Shard:
         self.sha256 = hashlib.sha256(as_json(manifest)).hexdigest()
 
     def map(self, name: str) -> npt.NDArray[Any]:
-        """One of its arrays: `tokens` (num_tokens,) uint16 or uint32, exclusive token positions
-        `document_ends` (num_documents,) and `line_ends` (num_lines,), or `document_bytes`."""
+        """Map one of its arrays: `tokens` (num_tokens,) uint16 or uint32, the exclusive token
+        positions `document_ends` (num_documents,) or `line_ends` (num_lines,), `document_bytes`."""
         file = _file(self.directory, name)
         dtype = self.dtype if name == "tokens" else np.dtype("<u8")
         return np.memmap(file, dtype, "r") if file.stat().st_size else np.empty(0, dtype)
 
     @classmethod
     def open(cls, directory: Path, verify: bool = False) -> Shard:
-        """Found whole by the sizes of its files, or with `verify` by all they hold."""
+        """Open a shard after checking the sizes of its files, or with `verify` all their bytes."""
         path = Path(directory) / MANIFEST
         try:
             manifest = json.loads(read_bytes(path, MAX_MANIFEST))
@@ -80,18 +80,18 @@ class Shard:
         return shard
 
     def check_ends(self) -> None:
-        """Raise UserError where documents do not follow each other up to the last token."""
+        """Raise UserError unless documents follow each other up to the last token."""
         check_increasing(self.map("document_ends"), _file(self.directory, "document_ends"))
         for name in ("document_ends", "line_ends"):
             ends = self.map(name)
-            if (found := int(ends[-1]) if len(ends) else 0) != self.num_tokens:
+            if (last := int(ends[-1]) if len(ends) else 0) != self.num_tokens:
                 raise damaged(
                     _file(self.directory, name),
-                    f"{found:,} as the last end of {self.num_tokens:,} tokens",
+                    f"{last:,} as the last end of {self.num_tokens:,} tokens",
                 )
 
     def document_id(self, index: int) -> str:
-        """What the source calls a document."""
+        """The source's name of a document."""
         ends = self.map("document_id_ends")
         start = int(ends[index - 1]) if index else 0
         with _file(self.directory, "document_ids").open("rb") as file:
@@ -107,9 +107,9 @@ def write_shard(
     *,
     by_line: bool = False,
 ) -> None:
-    """Write (ids, encoded) batches of documents into an empty `directory`, the manifest last.
+    """Write (names, encoded) batches of documents into an empty `directory`, the manifest last.
 
-    read: what the batches were read from, complete once they are.
+    read: counts of the documents that were read; it is complete when the batches are.
     """
     dtype = dtype_of(tokenizer.vocabulary_size)
     num_bytes = num_unknown = 0
@@ -146,7 +146,7 @@ def write_shard(
 
 
 def dtype_of(vocabulary_size: int) -> str:
-    """How the ids of a vocabulary are written."""
+    """The dtype in which the ids of a vocabulary are written."""
     return "<u2" if vocabulary_size <= 1 << 16 else "<u4"
 
 
@@ -168,7 +168,7 @@ def _append(
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Name the place where prepared data cannot be written."""
+    """Turn an OSError into a UserError that names the directory that cannot be written."""
     try:
         yield
     except OSError as error:
@@ -191,13 +191,13 @@ class _Checksummed(contextlib.AbstractContextManager["_Checksummed"]):
         self.size += len(data)
 
     def finish(self) -> dict[str, Any]:
-        """Flush to the disk; the file's record in the manifest."""
+        """Flush to the disk, and return the file's record for the manifest."""
         self._file.flush()
         os.fsync(self._file.fileno())
         return {"bytes": self.size, "sha256": self._sha256.hexdigest()}
 
     def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(OSError):  # `finish` has flushed all there is; else another raised
+        with contextlib.suppress(OSError):  # `finish` has flushed, or another error is on its way
             self._file.close()
 
 
@@ -206,14 +206,14 @@ def _file(directory: Path, name: str) -> Path:
 
 
 def as_json(manifest: Mapping[str, Any]) -> bytes:
-    """A manifest as it is written and hashed."""
+    """A manifest as the bytes that are written and hashed."""
     return json.dumps(manifest, indent=1).encode()
 
 
 def _check(file: Path, size: int, sha256: str) -> None:
-    found = file.stat().st_size if file.exists() else None
-    if found != size:
-        has = "no file" if found is None else f"{found:,} bytes"
+    actual = file.stat().st_size if file.exists() else None
+    if actual != size:
+        has = "no file" if actual is None else f"{actual:,} bytes"
         raise damaged(file, f"{has}, expected {size:,} bytes")
     if sha256:
         with opened(file) as stream:
@@ -222,7 +222,7 @@ def _check(file: Path, size: int, sha256: str) -> None:
 
 
 def _check_counts(shard: Shard, sizes: Mapping[str, int]) -> None:
-    """Raise ValueError where what a manifest counts is not what its files have room for."""
+    """Raise ValueError if the counts of a manifest do not fit the sizes of its files."""
     for name in ("num_tokens", "num_documents", "num_lines", "num_bytes", "num_unknown"):
         if type(number := getattr(shard, name)) is not int or number < 0:
             raise ValueError(f"{name} is {number!r}")
@@ -237,19 +237,19 @@ def _check_counts(shard: Shard, sizes: Mapping[str, int]) -> None:
 
 
 def check_increasing(ends: npt.NDArray[Any], file: Path) -> None:
-    """Raise UserError for ends (n,) of which one is not beyond the one before."""
+    """Raise UserError if ends (n,) do not increase strictly from above 0."""
     if len(ends) and not (ends[0] > 0 and (ends[1:] > ends[:-1]).all()):
         raise damaged(file, "ends that do not increase")
 
 
 def _check_all(shard: Shard) -> None:
-    """Raise UserError where its arrays do not agree with each other: all of them are read."""
+    """Raise UserError if a shard's arrays do not agree with each other; reads all of them."""
     check_increasing(shard.map("line_ends"), _file(shard.directory, "line_ends"))
     tokens, lines, documents = map(shard.map, ("tokens", "line_ends", "document_ends"))
     for start in range(0, len(tokens), CHUNK):
         if (highest := int(tokens[start : start + CHUNK].max())) >= shard.vocabulary_size:
-            found = f"token id {highest} of a vocabulary of {shard.vocabulary_size}"
-            raise damaged(_file(shard.directory, "tokens"), found)
+            what = f"token id {highest} of a vocabulary of {shard.vocabulary_size}"
+            raise damaged(_file(shard.directory, "tokens"), what)
     if len(documents) and not (lines[np.searchsorted(lines, documents)] == documents).all():
         raise damaged(_file(shard.directory, "line_ends"), "a document that ends within a line")
     if (num_bytes := int(shard.map("document_bytes").sum())) != shard.num_bytes:
@@ -264,7 +264,7 @@ def _check_all(shard: Shard) -> None:
 
 
 def damaged(file: Path, found: str) -> UserError:
-    """What to raise where a file is not as it was written."""
+    """The error to raise if a file is not as it was written."""
     return UserError(
         f"{file}: the prepared data is damaged: found {found}; "
         f"delete {file.parent}, and the command that prepared it makes it again"

@@ -1,4 +1,4 @@
-"""A split as its shards: one array of tokens and one list of documents, however many they are."""
+"""The token store of a split: its shards as one array of tokens and one list of documents."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from lmkit.system.regular_file import MAX_MANIFEST, read_bytes
 from lmkit.tokenizer import Tokenizer
 
 FORMAT = "lmkit split 1"
-# Files of tokens that are mapped at a time: each holds a descriptor, of which there are often 1024.
+# Files of tokens that are mapped at a time: each needs a descriptor, and 1024 is a common limit.
 NUM_MAPPED = 128
 
 
 class Part(Protocol):
-    """What a split is made of, in order; num_bytes and num_lines are 0 where nobody knows.
+    """One of the files of a split, such as a shard; num_bytes and num_lines are 0 if unknown.
 
-    by_line: its lines were encoded each by itself.
+    by_line: each line was encoded by itself.
     """
 
     dtype: np.dtype[Any]
@@ -48,7 +48,7 @@ class Part(Protocol):
 
 
 class JoinedTokens:
-    """The tokens of several parts as one array, of which only what is asked for is read."""
+    """The tokens of several parts as one array, which reads only the elements asked for."""
 
     def __init__(self, parts: Sequence[Part]) -> None:
         self.dtype = parts[0].dtype
@@ -66,17 +66,17 @@ class JoinedTokens:
         return (len(self),)
 
     def take(self, indices: npt.ArrayLike, *, mode: Literal["clip"]) -> npt.NDArray[Any]:
-        """The tokens at `indices`, of any shape; those beyond either end are the nearest."""
-        places = np.clip(indices, 0, len(self) - 1)
-        part = np.searchsorted(self._ends, places, side="right")
-        found = np.empty(places.shape, self.dtype)
+        """The tokens at `indices`, of any shape; indices are clipped to the ends."""
+        positions = np.clip(indices, 0, len(self) - 1)
+        part = np.searchsorted(self._ends, positions, side="right")
+        tokens = np.empty(positions.shape, self.dtype)
         for k in np.unique(part).tolist():
             here = part == k
-            found[here] = self._map(k).take(places[here] - self._starts[k])
-        return found
+            tokens[here] = self._map(k).take(positions[here] - self._starts[k])
+        return tokens
 
     def __getitem__(self, key: slice | int) -> Any:
-        """A token, or a copy of those of a slice."""
+        """A token, or a copy of the tokens of a slice."""
         if not isinstance(key, slice):
             index = range(len(self))[operator.index(key)]
             return self.take(index, mode="clip")[()]
@@ -101,11 +101,11 @@ class JoinedTokens:
 
 
 class TokenStore:
-    """One split, read only.
+    """The tokens of one split, read only.
 
     tokens: (num_tokens,) uint16 or uint32; a memory map, or `JoinedTokens` of several shards.
     document_ends: (num_documents,) and line_ends: (num_lines,), uint64 exclusive token positions.
-    document_bytes: (num_documents,) uint64 of UTF-8. sha256: of all that the store holds.
+    document_bytes: (num_documents,) uint64, of each text in UTF-8. sha256: of all its content.
     """
 
     def __init__(self, directory: Path, parts: Sequence[Part], sha256: str) -> None:
@@ -123,13 +123,13 @@ class TokenStore:
 
     @classmethod
     def open(cls, directory: Path, verify: bool = False) -> TokenStore:
-        """Map a store after a look at the sizes of its files, or with `verify` at all they hold."""
+        """Open a store after checking the sizes of its files, or with `verify` all their bytes."""
         directory = Path(directory)
         manifest = read_split(directory)
         recorded = [record["sha256"] for record in manifest["shards"]]
-        places = [directory / shard_name(k) for k in range(len(recorded))]
-        with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter
-            shards = list(pool.map(partial(Shard.open, verify=verify), places))
+        paths = [directory / shard_name(k) for k in range(len(recorded))]
+        with ThreadPoolExecutor() as pool:  # hashing releases the interpreter's lock
+            shards = list(pool.map(partial(Shard.open, verify=verify), paths))
         for shard, sha256 in zip(shards, recorded, strict=True):
             if shard.sha256 != sha256:
                 raise damaged(shard.directory / MANIFEST, "a shard of another preparation")
@@ -159,19 +159,19 @@ class TokenStore:
             return self.parts[0].map(name)
         joined, num_tokens = [], 0
         for part in self.parts:
-            joined.append(np.array(part.map(name)))  # a copy: the file is closed again
+            joined.append(np.array(part.map(name)))  # a copy, so that the file can be closed
             joined[-1] += np.uint64(num_tokens if shifted else 0)
             num_tokens += part.num_tokens
         return np.concatenate(joined)
 
     def document_id(self, index: int) -> str:
-        """What the source calls a document."""
+        """The source's name of a document."""
         ends = list(accumulate(part.num_documents for part in self.parts))
         k = int(np.searchsorted(ends, index, side="right"))
         return self.parts[k].document_id(index - (ends[k] - self.parts[k].num_documents))
 
     def release(self) -> None:
-        """Take the pages read so far out of resident memory; they are mapped again when read."""
+        """Free the memory of the pages read so far; they are mapped again when read."""
         if isinstance(self.tokens, JoinedTokens):
             self.tokens.release()
         for array in vars(self).values():
@@ -180,12 +180,12 @@ class TokenStore:
 
 
 def shard_name(index: int) -> str:
-    """The directory of a shard in that of its split."""
+    """The name of a shard's directory within its split's."""
     return f"{index:05d}"
 
 
 def read_split(directory: Path) -> dict[str, Any]:
-    """The manifest of a store; raises UserError where it is not whole."""
+    """The manifest of a store; raises UserError if it is damaged."""
     path = directory / MANIFEST
     try:
         manifest: dict[str, Any] = json.loads(read_bytes(path, MAX_MANIFEST))
@@ -222,10 +222,10 @@ def _split_manifest(shards: Sequence[Shard]) -> dict[str, Any]:
 
 
 class Mixed(NamedTuple):
-    """Several stores that are trained on together.
+    """Several stores that are mixed in training.
 
-    weights: the share of each. epoch_tokens: of an epoch, about; None: as many as until the first
-    of them has been read once.
+    weights: the share of each. epoch_tokens: about the tokens of an epoch; None: an epoch ends when
+    the first of the stores has been read once.
     """
 
     stores: Sequence[TokenStore]
@@ -235,10 +235,11 @@ class Mixed(NamedTuple):
 
 @dataclass(frozen=True)
 class Prepared:
-    """A trained tokenizer, a store for each split, their common hash, the source described.
+    """Data ready for training: a trained tokenizer and a store for each split.
 
-    made: tokens encoded for it just now, not found, and the seconds that took, of each split.
-    mixed: what training reads instead of the train store, where that is several.
+    hash: of all of them together. source: the source's description. made: of each split that was
+    encoded just now rather than found, the number of tokens and the seconds. mixed: the stores that
+    training reads instead of the train store, if there are several.
     """
 
     tokenizer: Tokenizer

@@ -30,7 +30,7 @@ COUNTS = "counts.json"
 def trained_tokenizer(
     source: Source, tokenizer: Tokenizer, target: Path, workers: int, progress: bool
 ) -> Tokenizer:
-    """The tokenizer that is saved in `target`, after training one like this if there is none."""
+    """The tokenizer saved in `target`; if there is none, one like `tokenizer` is trained first."""
     tokenizer = deepcopy(tokenizer)
 
     def make(directory: Path) -> None:
@@ -73,7 +73,7 @@ def _texts(documents: Iterable[Document], advance: Advance) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class _Count:
-    """Counts one piece, into a directory of its own that outlives an end by kill."""
+    """Work that counts the words of a piece, into a directory that survives a kill."""
 
     source: Source
     tokenizer: CountedTokenizer
@@ -93,7 +93,7 @@ class _Count:
 
 
 def _counts(directory: Path) -> tuple[dict[str, int], dict[str, int]]:
-    """Of a piece: how often each word occurs, and how many documents were read."""
+    """The counts of a piece: how often each word occurs, and how many documents were read."""
     try:
         with opened(directory / COUNTS) as file:
             sha256, _, data = file.read().partition(b"\n")
@@ -108,7 +108,8 @@ def _counts(directory: Path) -> tuple[dict[str, int], dict[str, int]]:
 def _count(
     source: Source, tokenizer: CountedTokenizer, directory: Path, workers: int, progress: bool
 ) -> None:
-    """Train it on counts of the pieces, added up in their order: as if read in one go."""
+    """Train a tokenizer on the counts of the pieces, added up in order: the result is the same as
+    from the whole text."""
     jobs = jobs_of(source, "train", "the counts of piece")
     label = f"training the {tokenizer.name} tokenizer"
     with metered(label, "characters", progress, sum(job.num_bytes for job in jobs)) as meter:

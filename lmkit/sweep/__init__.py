@@ -1,1 +1,1 @@
-"""Many runs: searches, and the combinations of a multirun."""
+"""Many runs at once: the searches of `lmkit sweep`, and the combinations of `train -m`."""

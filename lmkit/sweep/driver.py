@@ -1,4 +1,4 @@
-"""A sweep while it runs: trials started, followed, pruned, and told of."""
+"""Runs a sweep: starts trials, follows and prunes them, and reports the results."""
 
 from __future__ import annotations
 
@@ -27,35 +27,37 @@ from lmkit.system.signals import SIGNALS, Stopped
 
 Metric = Literal["val/nll", "val/bits_per_byte"]
 POLL_SECONDS = 0.2
-HELD_SECONDS = 60.0  # that a trial of a killed sweep may take to save its place and end
+HELD_SECONDS = 60.0  # in which a trial of a killed sweep saves a checkpoint and ends
 
 
 class Sweep:
-    """The processes of a sweep's trials, and the study that decides about them."""
+    """A sweep: the processes of its trials, and the study that decides about them."""
 
     def __init__(
         self,
-        place: Directory,
+        directory: Directory,
         config: Mapping[str, Any],
         search: Search,
         metric: Metric,
         study: Study,
         shown: Shown,
     ) -> None:
-        self.place = place
+        self.directory = directory
         self.shown = shown
-        self.identity = identity(place)
+        self.identity = identity(directory)
         self.config = config
         self.search = search
         self.metric = metric
         self.study = study
         self.running: dict[int, tuple[Trial, TrialProcess]] = {}  # by slot
-        self.killed: Counter[int] = Counter()  # how often a trial was, by number
+        self.killed: Counter[int] = Counter()  # how often each trial was killed, by number
 
     def run(self, total: int, slots: Sequence[Mapping[str, str]]) -> dict[str, Any]:
-        """Start trials until there were `total`, one a slot at a time; what they came to."""
-        print(f"sweep {self.place.name}/{self.identity} in {self.place.path}", file=sys.stderr)
-        self.place.write_status("running")
+        """Run trials, one per slot at a time, until there were `total`; returns the results."""
+        print(
+            f"sweep {self.directory.name}/{self.identity} in {self.directory.path}", file=sys.stderr
+        )
+        self.directory.write_status("running")
         if total > (size := self.study.size()):
             are = "is 1 combination" if size == 1 else f"are {size:,} combinations"
             print(
@@ -65,7 +67,7 @@ class Sweep:
             )
             total = int(size)
         try:
-            self._take_up()
+            self._reopen_finished()
             with closing(Board(self.study, total, self.metric, self.shown)) as board:
                 while self._fill(total, slots) or self.running:
                     self._follow(board)
@@ -73,52 +75,52 @@ class Sweep:
         except BaseException as error:
             self._stop()
             code = exit_code(error)
-            self.place.write_status("stopped" if code > 128 else "failed", repr(error), code)
+            self.directory.write_status("stopped" if code > 128 else "failed", repr(error), code)
             print(f"to go on: {self._command()}", file=sys.stderr)
             if isinstance(error, Stopped):
-                error.result = results(self.study, self.place, self.metric, self.shown)
+                error.result = results(self.study, self.directory, self.metric, self.shown)
             raise
         return self._report()
 
-    def _take_up(self) -> None:
-        """Hear of runs that have been finished by hand, as by `lmkit resume`, since the sweep was
-        told that they had failed."""
-        record = self.place.before("sweep.json").get("trials")
+    def _reopen_finished(self) -> None:
+        """Reopen trials that had failed but whose runs the user has finished since, as with `lmkit
+        resume`."""
+        record = self.directory.before("sweep.json").get("trials")
         if isinstance(record, list) and len(record) > self.study.num_started():
             raise UserError(
                 f"{self.study.file} is damaged: it has {self.study.num_started()} trials, "
-                f"{self.place.path / 'sweep.json'} has {len(record)}; put back a copy of it, or "
-                "begin another sweep with another run_id"
+                f"{self.directory.path / 'sweep.json'} has {len(record)}; put back a copy of it, "
+                "or begin another sweep with another run_id"
             )
         trials = self.study.trials()
         self.study.reopen([trial.number for trial in trials if self._finished_since(trial)])
 
     def _finished_since(self, trial: FrozenTrial) -> bool:
-        """Whether the run of a trial that had failed or was pruned has been finished afterwards."""
+        """Whether the run of a trial that failed or was pruned has been finished afterwards."""
         if OUTCOMES[trial.state] not in ("failed", "pruned") or trial.datetime_complete is None:
             return False
         try:
-            status = run_of(self.place, trial.number).status()
-        except UserError:  # what is damaged is that run's own
+            status = run_of(self.directory, trial.number).status()
+        except UserError:  # a damaged run does not harm the sweep
             return False
-        told = trial.datetime_complete.astimezone(UTC).isoformat()
-        return status.get("status") == "finished" and str(status.get("ended")) > told
+        concluded = trial.datetime_complete.astimezone(UTC).isoformat()
+        return status.get("status") == "finished" and str(status.get("ended")) > concluded
 
     def _fill(self, total: int, slots: Sequence[Mapping[str, str]]) -> bool:
-        """Start trials where there is room; whether any was started."""
+        """Start trials in free slots; returns whether any was started."""
         free = [slot for slot in range(len(slots)) if slot not in self.running]
         for slot in free:
             trial = self.study.unfinished()
             if trial is None and self.study.num_started() < total:
                 trial = self.study.ask()
             if trial is None:
-                return False  # there were as many as are wanted, or no other combination is left
+                return False  # there were `total` trials, or no combination is left
             self.running[slot] = (trial, self._start(trial, slots[slot], len(slots)))
             self._write()
         return bool(free)
 
     def _start(self, trial: Trial, environment: Mapping[str, str], parallel: int) -> TrialProcess:
-        run = run_of(self.place, trial.number)
+        run = run_of(self.directory, trial.number)
         deadline = time.monotonic() + HELD_SECONDS
         while run.held() and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
@@ -131,12 +133,12 @@ class Sweep:
             *(f"outputs={self.config['outputs']}", f"name={run.name}", f"run_id={run.id}"),
             "trainer.limit_test_batches=0",
         ]
-        log = self.place.path / f"trial-{trial.number:03d}.log"
+        log = self.directory.path / f"trial-{trial.number:03d}.log"
         environment = {**os.environ, **environment, GROUP: self.identity}
         return TrialProcess(run, arguments, self.metric, log, environment)
 
     def _follow(self, board: Board) -> None:
-        """Hear from every trial, end those that are not worth going on."""
+        """Read what every trial has logged, and end those that are not worth continuing."""
         for slot, (trial, process) in list(self.running.items()):
             code = process.poll()
             pruned = process.pruned or self.study.prunes(trial, process.values)
@@ -156,13 +158,13 @@ class Sweep:
         board.show([pair for _, pair in sorted(self.running.items())])
 
     def _again(self, trial: Trial, process: TrialProcess, code: int) -> None:
-        """Have a trial go on whose process was killed, as by a system that is out of memory."""
+        """Resume a trial whose process was killed, as by a system that is out of memory."""
         why = process.what_failed(code)
         print(f"trial {trial.number} was {why}: starting it again", file=sys.stderr)
         process.start()
 
     def _conclude(self, trial: Trial, process: TrialProcess, code: int) -> None:
-        """Tell the study what came of a process that has ended."""
+        """Tell the study the outcome of a process that has ended."""
         finished = code == 0 or process.status().get("status") == "finished"
         if finished and (value := process.value()) is not None:
             self.study.tell(trial, "finished", value)
@@ -170,7 +172,7 @@ class Sweep:
             why = f"pruned after {len(process.values)} validations"
             process.run.write_status("stopped", why, code)
             self.study.tell(trial, "pruned", why=why)
-        elif process.out_of_room(code):  # other trials would end so too
+        elif process.out_of_room(code):  # other trials would fail too
             raise MachineError(f"trial {trial.number}: {process.what_failed(code)}")
         elif code < 0 or code - 128 in SIGNALS:
             self.study.interrupt(trial, process.what_failed(code))
@@ -179,7 +181,7 @@ class Sweep:
             self.study.tell(trial, "failed", why=why)
 
     def _stop(self) -> None:
-        """Let the trials save their places and end; they go on with the sweep."""
+        """Stop the trials with a checkpoint, from which they resume with the sweep."""
         processes = [process for _, process in self.running.values()]
         for process in processes:
             process.stop()
@@ -192,38 +194,38 @@ class Sweep:
             raise
 
     def _write(self) -> dict[str, Any]:
-        found = results(self.study, self.place, self.metric, self.shown)
-        self.place.write("sweep.json", found)
-        return found
+        result = results(self.study, self.directory, self.metric, self.shown)
+        self.directory.write("sweep.json", result)
+        return result
 
     def _report(self) -> dict[str, Any]:
-        """Print and draw what came of the trials."""
-        found = self._write()
-        interrupted = found["counts"].get("interrupted", 0)
-        self.place.write_status("stopped" if interrupted else "finished", exit_code=0)
-        show(found)
+        """Print and draw the results."""
+        result = self._write()
+        interrupted = result["counts"].get("interrupted", 0)
+        self.directory.write_status("stopped" if interrupted else "finished", exit_code=0)
+        show(result)
         if interrupted:
             raise ResultError(
-                f"interrupted: {interrupted} of {len(found['trials'])} trials; to take them up "
+                f"interrupted: {interrupted} of {len(result['trials'])} trials; to take them up "
                 f"again: {self._command()}",
-                found,
+                result,
             )
-        if not found["best"]:
+        if not result["best"]:
             raise ResultError(
-                f"no trial finished; what they printed is in {self.place.path}", found
+                f"no trial finished; what they printed is in {self.directory.path}", result
             )
         file = io.BytesIO()
-        draw(found).savefig(file, format="png")
-        write_atomically(self.place.path / "sweep.png", file.getvalue())
-        where = self.place.outputs_argument()
-        print(f"picture:       {self.place.path / 'sweep.png'}")
-        print(f"test the best: lmkit evaluate {found['best']['run']}{where} split=test")
+        draw(result).savefig(file, format="png")
+        write_atomically(self.directory.path / "sweep.png", file.getvalue())
+        where = self.directory.outputs_argument()
+        print(f"picture:       {self.directory.path / 'sweep.png'}")
+        print(f"test the best: lmkit evaluate {result['best']['run']}{where} split=test")
         print(f"the dashboard: lmkit dashboard{where}")
-        return found
+        return result
 
     def _command(self) -> str:
         search = self.search
-        given = [a for a in (*search.own, *search.fixed) if not a.startswith("run_id=")]
+        fixed = [a for a in (*search.own, *search.fixed) if not a.startswith("run_id=")]
         varied = [dimension.source for dimension in search.dimensions]
-        words = [*search.flags, *given, *varied, f"run_id={self.identity}"]
+        words = [*search.flags, *fixed, *varied, f"run_id={self.identity}"]
         return shlex.join(["lmkit", "sweep", *words])

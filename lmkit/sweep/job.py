@@ -1,4 +1,4 @@
-"""One job of a sweep: `lmkit train` in a process of its own, wherever a launcher calls for it."""
+"""A job of `train -m`: `lmkit train` in a process of its own, wherever a launcher calls it."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from lmkit.system.signals import name_of
 POLL = 0.2  # seconds
 LOG = "log.txt"
 RESULT = "result.json"
-# By what a launcher leaves in a job's environment its run would be another than alone.
-PLACE = re.compile(
+# Variables that a launcher sets for a job; with them its run would differ from one started alone.
+LAUNCHER = re.compile(
     r"(SLURM|SUBMITIT|TORCHELASTIC|OMPI|PMIX?)_|((GROUP|NODE|LOCAL)_)?(RANK|WORLD_SIZE)$"
     r"|MASTER_(ADDR|PORT)$"
 )
@@ -55,25 +55,26 @@ class Outcome:
 
     @classmethod
     def all(cls, directory: Path) -> list[Outcome]:
-        """Those of a sweep so far, by number."""
+        """The outcomes of a sweep so far, ordered by job."""
         files = directory.glob(f"*/{RESULT}")
-        found = [cls(**json.loads(file.read_text(encoding="utf-8"))) for file in files]
-        return sorted(found, key=lambda outcome: outcome.job)
+        outcomes = [cls(**json.loads(file.read_text(encoding="utf-8"))) for file in files]
+        return sorted(outcomes, key=lambda outcome: outcome.job)
 
 
 @dataclass(frozen=True)
 class Job:
-    """Hydra's task; the fields are those of the sweep, the rest is in HydraConfig."""
+    """The function that Hydra calls for each job. Its fields belong to the whole sweep; HydraConfig
+    has the values of the job."""
 
     identity: str
     directory: Path
     cwd: Path
     config_dir: str | None
     flags: list[str]
-    threads: dict[str, str]  # what the sweep's environment says of them
+    threads: dict[str, str]  # variables for numbers of threads in the sweep's environment
 
     def __call__(self, config: Any) -> float:
-        """The best nll of the validations, or infinity, with which a sweeper can go on."""
+        """The best nll of the validations; if there is none infinity, which a sweeper can use."""
         hydra = HydraConfig.get()
         lines = OmegaConf.to_container(hydra.overrides.task, resolve=False)
         assert isinstance(lines, list)
@@ -101,7 +102,7 @@ class Job:
             )
             try:
                 out = _attend(process, self.directory)
-            except Exception as error:  # as submitit raises at the end of a job's time
+            except Exception as error:  # as submitit raises when a job's time is over
                 return Outcome(*known, process.returncode, f"ended by its launcher: {error}")
         if code := process.returncode:
             return Outcome(*known, code, _reason(code, file.read_bytes()[begins:].decode()))
@@ -109,22 +110,22 @@ class Job:
         return Outcome(*known, 0, "", summary["run"], summary.get("best/val/nll"))
 
     def _environment(self) -> dict[str, str]:
-        """The launcher's, less what it says of processes and threads."""
+        """The launcher's environment, without its variables for processes and threads."""
         kept = {
             key: value
             for key, value in os.environ.items()
-            if not PLACE.match(key) and not THREADS.match(key)
+            if not LAUNCHER.match(key) and not THREADS.match(key)
         }
         return kept | self.threads | {GROUP: self.identity}
 
 
 def ask_to_stop(directory: Path, signum: int) -> None:
-    """Have every job of a sweep, on whichever machine, pass a signal on to its run."""
+    """Make every job of a sweep, on any machine, pass a signal on to its run."""
     write_atomically(directory / "stop", str(signum).encode())
 
 
 def asked_to_stop(directory: Path) -> int | None:
-    """The signal that the sweep was stopped by."""
+    """The signal with which the sweep was stopped; None if it was not."""
     try:
         return int((directory / "stop").read_text())
     except FileNotFoundError:
@@ -132,7 +133,7 @@ def asked_to_stop(directory: Path) -> int | None:
 
 
 def clear(directory: Path) -> None:
-    """Make a sweep's directory, without what an earlier sweep in it came to."""
+    """Make a sweep's directory, and remove the outcomes of an earlier sweep from it."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
         for file in (directory / "stop", *directory.glob(f"*/{RESULT}")):
@@ -143,16 +144,16 @@ def clear(directory: Path) -> None:
 
 
 def _attend(process: subprocess.Popen[bytes], directory: Path) -> bytes:
-    """The process's stdout, at its end; it is stopped with the sweep, or with this job."""
-    told = False
+    """Wait for a process and return its stdout; it is stopped with the sweep, or with this job."""
+    signalled = False
     try:
         while True:
             try:
                 return process.communicate(timeout=POLL)[0]
             except subprocess.TimeoutExpired:
-                if not told and (signum := asked_to_stop(directory)):
+                if not signalled and (signum := asked_to_stop(directory)):
                     process.send_signal(signum)
-                    told = True
+                    signalled = True
     except BaseException:  # SystemExit: submitit has queued the job again
         process.terminate()
         process.communicate()
@@ -161,7 +162,7 @@ def _attend(process: subprocess.Popen[bytes], directory: Path) -> bytes:
 
 @contextmanager
 def _without_interrupts() -> Iterator[None]:
-    """A terminal sends Ctrl-C to joblib's processes too, but it is the sweep's to pass on."""
+    """Ignore Ctrl-C, which a terminal sends to joblib's processes too: the sweep passes it on."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -173,7 +174,7 @@ def _without_interrupts() -> Iterator[None]:
 
 
 def _reason(code: int, log: str) -> str:
-    """What a process that failed said last: its error, or the last line of a stack."""
+    """Why a process failed: its error message, or the last line of a stack."""
     if code < 0:
         return f"killed by {name_of(-code)}"
     return told_error(log) or log.strip().rpartition("\n")[2]

@@ -1,4 +1,4 @@
-"""`lmkit train -m`: a run for each combination of values, under any of Hydra's launchers."""
+"""`lmkit train -m`: a run for each combination of values, with any of Hydra's launchers."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from lmkit.system.signals import SIGNALS, Stopped, StopSignals
 log = logging.getLogger(__name__)
 
 OF_HYDRA = re.compile(r"[+~]*(hydra[./][\w./]+)(?:=(.*))?$", re.DOTALL)
-# A run has its own config.yaml, and the terminal is lmkit's.
+# Hydra would write config files and logs too, but lmkit has its own.
 DEFAULTS = {
     "hydra.output_subdir": "null",
     "hydra/job_logging": "none",
@@ -50,7 +50,7 @@ DEFAULTS = {
     "hydra.mode": "MULTIRUN",
 }
 STOPPED = [128 + signum for signum in SIGNALS]
-# Launcher -> extra, package.
+# By launcher: the extra that installs it, and its package.
 PLUGINS = {
     "joblib": ("joblib", "hydra_joblib_launcher"),
     "submitit_local": ("slurm", "hydra_submitit_launcher"),
@@ -60,9 +60,10 @@ PLUGINS = {
 
 
 def multirun(argv: Sequence[str]) -> dict[str, Any]:
-    """Check all jobs that can be foreseen, run them, and say what each came to.
+    """Check all jobs that are known in advance, run them, and print the outcome of each.
 
-    A job that fails stops no other. The exit code is 1 then, 2 where all failures are mistakes.
+    A job that fails does not stop others; the exit code is then 1, or 2 if all failures are
+    mistakes of the user.
     """
     if launched():
         raise UserError("lmkit train -m starts its runs itself: call it as one process")
@@ -98,7 +99,7 @@ def multirun(argv: Sequence[str]) -> dict[str, Any]:
 
 
 def _lines(arguments: Sequence[str], folders: Sequence[Path]) -> tuple[list[str], str]:
-    """The config's part of the command line as Hydra reads it, and the id of the sweep."""
+    """The overrides of the config in Hydra's grammar, and the id of the sweep."""
     options, parser = group_options(folders), OverridesParser.create()
     lines: list[str] = []
     mistakes: list[str] = []
@@ -128,22 +129,23 @@ def _lines(arguments: Sequence[str], folders: Sequence[Path]) -> tuple[list[str]
 
 
 def _of_hydra(arguments: Sequence[str], identity: str) -> list[str]:
-    """Hydra's part of the command line, after lmkit's defaults for it."""
-    given: dict[str, str] = {}
+    """The overrides of Hydra's own settings, after lmkit's defaults for them."""
+    overrides: dict[str, str] = {}
     for argument in arguments:
         if match := OF_HYDRA.match(argument):
             key, value = match.groups()
-            given[key] = argument
+            overrides[key] = argument
             extra, package = PLUGINS.get(value, ("", "")) if key == "hydra/launcher" else ("", "")
             if extra and not (find_spec("hydra_plugins") and find_spec(f"hydra_plugins.{package}")):
                 raise UserError(f"{argument} needs a package: {install(extra)}")
     defaults = DEFAULTS | {"hydra.sweep.dir": f"${{outputs}}/multirun/{identity}"}
-    return [*(f"{k}={v}" for k, v in defaults.items() if k not in given), *given.values()]
+    left = (f"{k}={v}" for k, v in defaults.items() if k not in overrides)
+    return [*left, *overrides.values()]
 
 
 @contextmanager
 def _hydra(folders: Sequence[Path]) -> Iterator[Hydra]:
-    """Hydra over lmkit's groups; what it finds wrong with a command line is the user's mistake."""
+    """Hydra with lmkit's config groups; its errors about a command line become UserErrors."""
     try:
         with hydra_over(folders) as hydra:
             yield hydra
@@ -162,11 +164,11 @@ def _check_launcher(launcher: DictConfig) -> None:
 
 
 def _expand(sweeper: DictConfig, lines: list[str], loader: Any) -> list[list[str]]:
-    """The lines of each job; no job where another sweeper than Hydra's own chooses them."""
+    """The lines of each job; empty if a sweeper other than Hydra's own chooses the jobs."""
     if not sweeper._target_.endswith(".BasicSweeper"):
         return []
-    given = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
-    overrides = OverridesParser.create(loader).parse_overrides([*given, *lines])
+    params = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
+    overrides = OverridesParser.create(loader).parse_overrides([*params, *lines])
     for override in overrides:
         typed = str(override.input_line).removeprefix("++")
         if override.is_discrete_sweep():
@@ -177,9 +179,9 @@ def _expand(sweeper: DictConfig, lines: list[str], loader: Any) -> list[list[str
 
 
 def _check_jobs(jobs: list[list[str]], flags: list[str], identity: str) -> None:
-    """Raises one UserError with the mistakes of all jobs, each once, and where the run of one is
-    there and another's."""
-    found: dict[str, list[int]] = {}
+    """Raise one UserError with the mistakes of all jobs, each once, and with those of resuming a
+    job's run that exists already."""
+    jobs_with: dict[str, list[int]] = {}
     for number, arguments in enumerate(jobs):
         try:
             config, _ = check(compose([*flags, *arguments]))
@@ -188,21 +190,21 @@ def _check_jobs(jobs: list[list[str]], flags: list[str], identity: str) -> None:
                 run.check(grouped(config))
         except UserError as error:
             for mistake in reported(error):
-                found.setdefault(mistake, []).append(number)
+                jobs_with.setdefault(mistake, []).append(number)
     mistakes = [
         mistake if len(numbers) == len(jobs) else f"job {', '.join(map(str, numbers))}: {mistake}"
-        for mistake, numbers in found.items()
+        for mistake, numbers in jobs_with.items()
     ]
     if mistakes:
         raise UserError(report(mistakes))
 
 
 def _run(sweep: Callable[[], Any], directory: Path, jobs: list[list[str]]) -> None:
-    """Sweep in a thread, as launchers take over signals in the main thread; tell of each end."""
+    """Sweep in a thread, as launchers take over signals in the main thread; log each outcome."""
     failures: list[BaseException] = []
 
     def target() -> None:
-        # What a launcher starts inherits this, and leaves Ctrl-C in a terminal to the sweep.
+        # Processes of a launcher inherit this, so that only the sweep acts on Ctrl-C in a terminal.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             sweep()
@@ -213,7 +215,7 @@ def _run(sweep: Callable[[], Any], directory: Path, jobs: list[list[str]]) -> No
     ray = logging.getLogger("ray._private.worker")
     ray.addFilter(lambda record: "not the main thread" not in record.getMessage())
     thread = threading.Thread(target=target, daemon=True)
-    told: set[int] = set()
+    logged: set[int] = set()
     with StopSignals() as signals:
         signals.deferred = True
         thread.start()
@@ -223,17 +225,17 @@ def _run(sweep: Callable[[], Any], directory: Path, jobs: list[list[str]]) -> No
             if signals.received and not asked_to_stop(directory):
                 ask_to_stop(directory, signals.received)
             for outcome in Outcome.all(directory):
-                if outcome.job not in told:
-                    told.add(outcome.job)
-                    count = f"{len(told)} of {len(jobs)}" if jobs else str(len(told))
+                if outcome.job not in logged:
+                    logged.add(outcome.job)
+                    count = f"{len(logged)} of {len(jobs)}" if jobs else str(len(logged))
                     log.info("%s: %s", count, _line(outcome, jobs))
     if failures and not signals.received:
-        with naming(directory):  # Hydra's multirun.yaml, on a disk that is full
+        with naming(directory):  # as when Hydra cannot write multirun.yaml on a full disk
             raise failures[0]
 
 
 def _conclude(identity: str, directory: Path, jobs: list[list[str]]) -> dict[str, Any]:
-    """Print what each job came to; end as they ended."""
+    """Print the outcome of each job, and return the result or raise the error of the sweep."""
     outcomes = Outcome.all(directory)
     for outcome in outcomes:
         print(_line(outcome, jobs))
@@ -254,7 +256,7 @@ def _conclude(identity: str, directory: Path, jobs: list[list[str]]) -> dict[str
 
 
 def _line(outcome: Outcome, jobs: list[list[str]]) -> str:
-    """An outcome with what sets it apart from the other jobs."""
+    """An outcome as a line, with the overrides that differ from those of other jobs."""
     common = set.intersection(*map(set, jobs)) if len(jobs) > 1 else set()
     apart = " ".join(argument for argument in outcome.overrides if argument not in common)
     if outcome.exit_code is None or outcome.exit_code in STOPPED:

@@ -1,4 +1,4 @@
-"""What is looked at, and made, before the first trial of a sweep."""
+"""Checks and preparations before the first trial of a sweep."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lmkit.system import hardware
 
 
 def gpu_slots(config: Mapping[str, Any], parallel: int) -> list[dict[str, str]]:
-    """What the environment of each of the trials at a time has beside this one's."""
+    """Environment variables for each of the parallel trials, which give it GPUs of its own."""
     if parallel == 1 or config["trainer"]["accelerator"] != "cuda":
         return [{}] * parallel
     each = hardware.num_processes(config["trainer"])
@@ -39,8 +39,8 @@ def gpu_slots(config: Mapping[str, Any], parallel: int) -> list[dict[str, str]]:
 
 
 def prepare_data(config: dict[str, Any], metric: Metric) -> None:
-    """Make the stores once, and not by each of the first trials; raises UserError where no trial
-    would have the metric."""
+    """Make the stores once, rather than in each of the first trials; raises UserError if no trial
+    would log the metric."""
     data = make_data(config)
     store, tokenizer = data.prepare().stores.get("valid"), data.tokenizer
     if metric == "val/bits_per_byte" and not (tokenizer.lossless and store and store.num_bytes):
@@ -57,7 +57,7 @@ def impossible(
     total: int,
     points: Sequence[Mapping[str, str]],
 ) -> Iterator[str]:
-    """What no trial could do."""
+    """Mistakes in the sweep as a whole, which would show in no single trial."""
     if points and total > len(points):
         combinations = "combination" if len(points) == 1 else "combinations"
         yield f"num_trials={total}: the grid has {len(points)} {combinations}"
@@ -72,15 +72,16 @@ def impossible(
 
 
 def read_values(search: Search, config: Mapping[str, Any]) -> tuple[Shown, list[str]]:
-    """By key, what the config has for each value of a list; and every value that it rejects."""
+    """For each key, the value in the config for every listed value; and the mistakes of values that
+    the config rejects."""
     mistakes: list[str] = []
     shown: dict[str, dict[str, Any]] = {}
-    for place, dimension in enumerate(search.dimensions):
+    for index, dimension in enumerate(search.dimensions):
         firsts = [each.examples()[0] for each in search.dimensions]
         first, *others = dimension.examples()
         shown[dimension.key] = {str(first): value_at(config, dimension.key, first)}
-        for value in others:  # the first point has been checked whole
-            firsts[place] = value
+        for value in others:  # the combination of all first values has been checked already
+            firsts[index] = value
             try:
                 checked, _ = check(compose(search.arguments(firsts)))
                 shown[dimension.key][str(value)] = value_at(checked, dimension.key, value)
@@ -90,21 +91,21 @@ def read_values(search: Search, config: Mapping[str, Any]) -> tuple[Shown, list[
 
 
 def value_at(config: Mapping[str, Any], key: str, written: object) -> Any:
-    """What a config has at a key; of a group, which option was `written`."""
-    found: Any = config
+    """The value of a config at a key; for a group, the option that was `written`."""
+    value: Any = config
     for part in key.split("."):
-        found = found.get(part) if isinstance(found, Mapping) else None
-    is_group = isinstance(found, Mapping) or (found is None and written != "null")
-    return written if is_group else found
+        value = value.get(part) if isinstance(value, Mapping) else None
+    is_group = isinstance(value, Mapping) or (value is None and written != "null")
+    return written if is_group else value
 
 
-def check_same(place: Directory, settings: dict[str, Any]) -> None:
-    """Write down what the sweep is; one that goes on must be the same."""
-    then = place.read("sweep.yaml")
-    if not then and (place.path / "study.db").exists():
+def check_same(directory: Directory, settings: dict[str, Any]) -> None:
+    """Write the settings of a sweep; raises UserError if it resumes with other settings."""
+    then = directory.read("sweep.yaml")
+    if not then and (directory.path / "study.db").exists():
         raise UserError(
-            f"{place.path} has lost its sweep.yaml, which says what its trials are: put a copy of "
-            "it back, or choose another run_id"
+            f"{directory.path} has lost its sweep.yaml, which says what its trials are: put a copy "
+            "of it back, or choose another run_id"
         )
     changes = [
         f"\n  {key}: {then.get(key)} there, {settings[key]} now"
@@ -113,7 +114,7 @@ def check_same(place: Directory, settings: dict[str, Any]) -> None:
     ]
     if changes:
         raise UserError(
-            f"run_id={identity(place)} is another sweep ({place.path}):"
+            f"run_id={identity(directory)} is another sweep ({directory.path}):"
             f"{''.join(changes)}\nonly num_trials and parallel may change; choose another run_id"
         )
-    place.write("sweep.yaml", settings)
+    directory.write("sweep.yaml", settings)

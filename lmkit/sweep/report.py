@@ -1,4 +1,4 @@
-"""What a person sees of a sweep: a board while it runs, then a table, a picture and numbers."""
+"""Shows a sweep: a board while it runs, then a table, a picture and numbers."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NUM_SHOWN = 10
-FEW = 6  # values of which each has its mark on an axis
+FEW = 6  # up to so many values each get a mark on the axis
 COLOURS = {"finished": "#0072B2", "pruned": "#E69F00", "failed": "#D55E00"}
-# Of each key of a list, by what stands on the command line, the value that the config has.
+# For each key with a list of values: by the text on the command line, the value in the config.
 Shown = Mapping[str, Mapping[str, Any]]
 
 
 class Board:
-    """On a terminal, trials that run and the best so far; elsewhere a line for each that ends."""
+    """Shows running trials on a terminal, and everywhere a line for each trial that ends."""
 
     def __init__(self, study: Study, total: int, metric: str, shown: Shown) -> None:
         self.study = study
@@ -45,22 +45,22 @@ class Board:
             self._live.start()
 
     def close(self) -> None:
-        """Leave the terminal to others."""
+        """Stop drawing on the terminal."""
         self._live.stop()
 
     def ended(self, number: int) -> None:
-        """Say what a trial came to."""
+        """Print the outcome of a trial."""
         trial = trial_record(self.study.trials()[number], self.shown)
-        came_to = trial["why"]
+        result = trial["why"]
         if trial["outcome"] == "finished":
-            came_to = f"{value_name(self.metric)} {value_text(trial['value'], self.metric)}"
-        parts = (
+            result = f"{value_name(self.metric)} {value_text(trial['value'], self.metric)}"
+        words = (
             f"{num_ended(self.study)}/{self.total}",
             f"trial {number} {trial['outcome']}",
             values_text(trial["values"]),
-            came_to,
+            result,
         )
-        self.console.print("  ".join(parts), highlight=False, soft_wrap=True, markup=False)
+        self.console.print("  ".join(words), highlight=False, soft_wrap=True, markup=False)
 
     def show(self, running: Sequence[tuple[Trial, TrialProcess]]) -> None:
         """Draw the board anew."""
@@ -76,9 +76,9 @@ class Board:
             last = process.values[-1] if process.values else math.nan
             row = process.row
             cells = (value_text(v, self.metric) for v in (last, process.best or math.nan))
-            place = (str(row.get("step", "")), str(row.get("epoch", "")))
+            reached = (str(row.get("step", "")), str(row.get("epoch", "")))
             table.add_row(
-                str(trial.number), values_text(typed(trial.params, self.shown)), *place, *cells
+                str(trial.number), values_text(typed(trial.params, self.shown)), *reached, *cells
             )
         self._live.update(table, refresh=True)
 
@@ -88,12 +88,12 @@ def num_ended(study: Study) -> int:
 
 
 def typed(params: Mapping[str, Any], shown: Shown) -> dict[str, Any]:
-    """Drawn values as the config has them."""
+    """Drawn values as they are in the config."""
     return {key: shown.get(key, {}).get(value, value) for key, value in params.items()}
 
 
 def trial_record(trial: FrozenTrial, shown: Shown) -> dict[str, Any]:
-    """A trial in plain values: its validations in their order, its value if finished."""
+    """A trial as plain values: its validations in order, its value if it finished."""
     return {
         "number": trial.number,
         "outcome": "interrupted" if interrupted(trial) else OUTCOMES[trial.state],
@@ -104,26 +104,29 @@ def trial_record(trial: FrozenTrial, shown: Shown) -> dict[str, Any]:
     }
 
 
-def identity(place: Directory) -> str:
-    """The id of the sweep whose directory is `place`."""
-    return place.id.removesuffix("-sweep")
+def identity(directory: Directory) -> str:
+    """The id of the sweep with this directory."""
+    return directory.id.removesuffix("-sweep")
 
 
-def run_of(place: Directory, number: int) -> Run:
+def run_of(directory: Directory, number: int) -> Run:
     """The run of a trial."""
-    return Run(place.path.parent / f"{identity(place)}-{number:03d}")
+    return Run(directory.path.parent / f"{identity(directory)}-{number:03d}")
 
 
-def results(study: Study, place: Directory, metric: str, shown: Shown) -> dict[str, Any]:
-    """All that a sweep came to, trials by number and their runs."""
+def results(study: Study, directory: Directory, metric: str, shown: Shown) -> dict[str, Any]:
+    """All results of a sweep: its trials by number, with their runs."""
     trials = [
-        {"run": f"{place.name}/{run_of(place, trial.number).id}", **trial_record(trial, shown)}
+        {
+            "run": f"{directory.name}/{run_of(directory, trial.number).id}",
+            **trial_record(trial, shown),
+        }
         for trial in study.trials()
         if OUTCOMES[trial.state] != "waiting"
     ]
     finished = [trial for trial in trials if trial["outcome"] == "finished"]
     return {
-        "sweep": str(place.path),
+        "sweep": str(directory.path),
         "metric": metric,
         "counts": dict(Counter(trial["outcome"] for trial in trials)),
         "best": min(finished, key=lambda trial: trial["value"], default=None),
@@ -131,10 +134,10 @@ def results(study: Study, place: Directory, metric: str, shown: Shown) -> dict[s
     }
 
 
-def show(found: Mapping[str, Any]) -> None:
-    """Print the best trials, what became of the others, and what to type next."""
+def show(result: Mapping[str, Any]) -> None:
+    """Print the best trials, the number of each outcome, and the reasons of failures."""
     console = Console()
-    metric, trials = found["metric"], found["trials"]
+    metric, trials = result["metric"], result["trials"]
     finished = sorted(
         (trial for trial in trials if trial["outcome"] == "finished"), key=lambda t: t["value"]
     )
@@ -144,26 +147,26 @@ def show(found: Mapping[str, Any]) -> None:
         values = (short(value) for value in trial["values"].values())
         table.add_row(f"{trial['number']:03d}", value_text(trial["value"], metric), *values)
     console.print(table)
-    counts = ", ".join(f"{n} {outcome}" for outcome, n in found["counts"].items())
+    counts = ", ".join(f"{n} {outcome}" for outcome, n in result["counts"].items())
     console.print(f"{len(trials)} trials: {counts}", highlight=False)
     reasons = Counter((trial["outcome"], trial["why"]) for trial in trials if trial["why"])
     for (outcome, why), count in reasons.most_common(NUM_SHOWN):
         if outcome != "pruned":
-            said = f"{count} {outcome}: {why}"
-            console.print(said, highlight=False, markup=False, soft_wrap=True)
+            line = f"{count} {outcome}: {why}"
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def draw(found: Mapping[str, Any]) -> Figure:
-    """The value of each trial against each key that was varied, one panel a key."""
+def draw(result: Mapping[str, Any]) -> Figure:
+    """A picture with a panel for each varied key: the value of each trial against the key's."""
     from matplotlib.figure import Figure
 
-    keys = list(found["trials"][0]["values"])
+    keys = list(result["trials"][0]["values"])
     columns = min(len(keys), 3)
     rows = -(-len(keys) // columns)
     figure = Figure(figsize=(4 * columns, 3.2 * rows), dpi=150, layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).flat
     for key, axes in zip(keys, panels, strict=False):
-        _panel(axes, key, found)
+        _panel(axes, key, result)
     for axes in list(figure.axes)[len(keys) :]:
         axes.remove()
     handles, labels = figure.axes[0].get_legend_handles_labels()
@@ -171,50 +174,50 @@ def draw(found: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def _panel(axes: Any, key: str, found: Mapping[str, Any]) -> None:
-    shown = [(trial, lowest(trial)) for trial in found["trials"] if lowest(trial) is not None]
+def _panel(axes: Any, key: str, result: Mapping[str, Any]) -> None:
+    shown = [(trial, lowest(trial)) for trial in result["trials"] if lowest(trial) is not None]
     values = [trial["values"][key] for trial, _ in shown]
-    places = [number(value) for value in values]
-    if any(map(math.isnan, places)):
+    xs = [number(value) for value in values]
+    if any(map(math.isnan, xs)):
         names = sorted(set(map(short, values)))
-        places = [names.index(short(value)) for value in values]
+        xs = [names.index(short(value)) for value in values]
         axes.set_xticks(range(len(names)), names)
-    elif places and min(places) > 0 and max(places) >= 30 * min(places):
+    elif xs and min(xs) > 0 and max(xs) >= 30 * min(xs):
         axes.set_xscale("log")
-    elif _few(marks := sorted(set(places))):
+    elif _few(marks := sorted(set(xs))):
         axes.set_xticks(marks, list(map(short, marks)))
     for outcome, colour in COLOURS.items():
         points = [
-            (place, value)
-            for place, (trial, value) in zip(places, shown, strict=True)
+            (x, value)
+            for x, (trial, value) in zip(xs, shown, strict=True)
             if trial["outcome"] == outcome
         ]
         if points:
             axes.scatter(*zip(*points, strict=True), s=22, color=colour, label=outcome, alpha=0.8)
-    axes.set(xlabel=key, ylabel=found["metric"])
+    axes.set(xlabel=key, ylabel=result["metric"])
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def _few(marks: Sequence[float]) -> bool:
-    """Whether there is room for a mark at each."""
+    """Whether there is room on the axis for a mark at each."""
     gaps = [after - before for before, after in pairwise(marks)]
     return len(marks) <= FEW and all(gap >= sum(gaps) / 12 for gap in gaps)
 
 
 def lowest(trial: Mapping[str, Any]) -> float | None:
-    """A trial's value, or the lowest of its validations."""
+    """A trial's value; if it has none, the lowest of its validations."""
     seen = [value for value in trial["validations"] if value is not None and math.isfinite(value)]
     return trial["value"] if trial["value"] is not None else min(seen, default=None)
 
 
 def number(value: object) -> float:
-    """A drawn value as a number; NaN where it is none."""
+    """A drawn value as a number; NaN if it is not one."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return float(value) if is_number and math.isfinite(value) else math.nan  # type: ignore
 
 
 def short(value: object) -> str:
-    """A drawn value in few digits, as a command line would have it."""
+    """A drawn value as on a command line, with few digits."""
     if isinstance(value, float):
         return f"{value:.4g}"
     return value if isinstance(value, str) else strict_json(value)
@@ -229,7 +232,7 @@ def value_name(metric: str) -> str:
 
 
 def value_text(value: float, metric: str) -> str:
-    """A perplexity for a nll, as everywhere else."""
+    """A value as a text; an nll is shown as its perplexity."""
     if not math.isfinite(value):
         return ""
     return f"{perplexity(value):,.2f}" if metric == "val/nll" else f"{value:.4f}"

@@ -1,4 +1,4 @@
-"""What a sweep varies: keys that have several values on the command line, in Hydra's syntax."""
+"""The search space of a sweep: keys with several values on the command line, in Hydra's syntax."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from lmkit.config.groups import config_folders, group_options
 from lmkit.config.mistakes import first_lines, nearest
 from lmkit.errors import UserError
 
-# A sweep gives each trial its own.
+# Keys that the sweep sets for each trial.
 NAMING = ("outputs", "name", "run_id")
 MOST = 10_000  # values of a key
-GOLDEN = 0.382  # of an interval: hardly ever a whole number where one is asked for
+GOLDEN = 0.382  # of an interval: a value there is hardly ever a whole number
 
 
 @dataclass(frozen=True)
 class Dimension:
-    """A key and what it may be: `values` in Hydra's grammar, or any number from low to high.
+    """A key and its possible values: `values` in Hydra's grammar, or any number from low to high.
 
-    source: the argument that said so. Whole numbers where low is one.
+    source: the argument that it comes from. If low is an int, only whole numbers are possible.
     """
 
     key: str
@@ -42,17 +42,17 @@ class Dimension:
 
     @property
     def size(self) -> float:
-        """How many values there are."""
+        """The number of values, which may be infinite."""
         if self.values:
             return len(self.values)
         return self.high - self.low + 1 if isinstance(self.low, int) else math.inf
 
     def argument(self, value: object) -> str:
-        """The command line's argument that gives the key this value."""
+        """The command-line argument that gives the key this value."""
         return f"{self.source.partition('=')[0]}={value}"
 
     def examples(self) -> tuple[object, ...]:
-        """Values, the first of them first, that show whether a config takes all there are."""
+        """Values to check a config with, in order: all of a list, or some of an interval."""
         if self.values:
             return self.values
         if isinstance(self.low, int):
@@ -63,8 +63,8 @@ class Dimension:
 
 @dataclass(frozen=True)
 class Search:
-    """The dimensions of a sweep, the arguments that all its trials share, those for the sweep
-    itself, and Hydra's flags."""
+    """A sweep's search space: its dimensions, the arguments that all trials share, the command's
+    own arguments, and Hydra's flags."""
 
     dimensions: tuple[Dimension, ...]
     fixed: tuple[str, ...]
@@ -72,13 +72,15 @@ class Search:
     flags: tuple[str, ...]
 
     def arguments(self, values: Sequence[object]) -> list[str]:
-        """The command line of the point with one value for each dimension."""
+        """The command line of a trial, with one value for each dimension."""
         varied = [d.argument(value) for d, value in zip(self.dimensions, values, strict=True)]
         return [*self.flags, *self.fixed, *varied]
 
     def distinct(self, shown: Mapping[str, Mapping[str, Any]]) -> Search:
-        """The search without values that are another one's in other words, as 0 and 0.0 where a
-        key is a float; shown: by key and value, what the config has for it."""
+        """The search without duplicate values, such as 0 and 0.0 where a key is a float.
+
+        shown: by key and value, the value in the config.
+        """
         dimensions = []
         for dimension in self.dimensions:
             known = shown.get(dimension.key, {})
@@ -88,7 +90,7 @@ class Search:
         return replace(self, dimensions=tuple(dimensions))
 
     def first(self) -> list[str]:
-        """The command line of the point that has the first of all values."""
+        """The command line with the first value of each dimension."""
         return self.arguments([dimension.examples()[0] for dimension in self.dimensions])
 
     def grid(self) -> list[dict[str, str]]:
@@ -104,7 +106,7 @@ class Search:
 
 
 def split(argv: Sequence[str], own: Collection[str]) -> Search:
-    """Tell the keys with several values from the rest of a command line; `own` are the command's.
+    """Split a command line into keys with several values and the rest; `own`: the command's keys.
 
     `sweep=NAME` stands for the lines of `sweep/NAME.yaml`; the command line comes after them.
     Raises UserError.
@@ -118,12 +120,12 @@ def split(argv: Sequence[str], own: Collection[str]) -> Search:
         arguments += _preset(value, folders, options) if key == "sweep" else [argument]
     dimensions: dict[str, Dimension] = {}
     fixed: dict[str, str] = {}
-    mine = []
+    own_arguments = []
     for argument in arguments:
         match = ASSIGNMENT.match(argument)
         key = match["key"] if match else argument
         if key in own:
-            mine.append(argument)
+            own_arguments.append(argument)
             continue
         override = _parse(argument, options) if match else None
         dimensions.pop(key, None)  # the last line that sets a key wins
@@ -140,7 +142,7 @@ def split(argv: Sequence[str], own: Collection[str]) -> Search:
             "optimizer.lr='tag(log,interval(1e-4,1e-2))', or a preset sweep=NAME"
         )
     kept = tuple(argument for argument in argv if argument not in flags.overrides)
-    return Search(tuple(dimensions.values()), tuple(fixed.values()), tuple(mine), kept)
+    return Search(tuple(dimensions.values()), tuple(fixed.values()), tuple(own_arguments), kept)
 
 
 def _preset(name: str, folders: Sequence[Path], options: dict[str, list[str]]) -> list[str]:
@@ -160,7 +162,7 @@ def _preset(name: str, folders: Sequence[Path], options: dict[str, list[str]]) -
 
 
 def _parse(argument: str, options: Collection[str]) -> Override | None:
-    """None for what `compose` will say is wrong."""
+    """The override of an argument; None for a mistake, which `compose` will report."""
     try:
         return OverridesParser.create().parse_override(normalise(argument, options))
     except HydraException:
@@ -193,7 +195,7 @@ def _dimension(key: str, source: str, override: Override) -> Dimension:
     written = parts(source.partition("=")[2]) if isinstance(value, ChoiceSweep) else []
     if len(written) != len(read):  # choice(..), range(..)
         written = read
-    # Of two spellings of one value the first; a key of text takes it as it is spelled.
+    # Keep the first of two spellings of one value, as spelled: the key may be one of text.
     values: dict[str, str] = {}
     for each, text in zip(read, written, strict=True):
         values.setdefault(each, text)
@@ -201,7 +203,7 @@ def _dimension(key: str, source: str, override: Override) -> Dimension:
 
 
 def check_values(source: str, override: Override) -> None:
-    """Raise UserError where a list, a range or a glob has no value, or no end of them."""
+    """Raise UserError if a list, a range or a glob has no values, or too many."""
     value = override.value()
     try:
         values = value.range() if isinstance(value, RangeSweep) else override.sweep_iterator()

@@ -1,4 +1,4 @@
-"""The trials of a sweep in optuna's database: what to try next, and what came of the others."""
+"""The trials of a sweep in optuna's database: their outcomes, and what to try next."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ UNWRITABLE = (
     *(sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PERM),
 )
 
-# What a trial came to, in lmkit's words.
+# The outcome of a trial, in lmkit's words.
 OUTCOMES = {
     TrialState.COMPLETE: "finished",
     TrialState.PRUNED: "pruned",
@@ -47,15 +47,15 @@ OUTCOMES = {
 }
 
 
-DRAWS = 20  # by a sampler, before an untried combination is drawn evenly
+DRAWS = 20  # of a sampler, before an untried combination is drawn uniformly
 
 
 class Study:
-    """Trials numbered from 0, of which those that a killed sweep left go on first.
+    """The trials of a sweep, numbered from 0; those that a killed sweep left unfinished come first.
 
-    A draw depends on the seed, the number of the trial and what the others came to, not on how
-    often the sweep was started again. No combination of values is drawn twice. For `grid`,
-    `points` are all there are, in their order. Raises UserError where the file is damaged.
+    A draw depends on the seed, the number of the trial and the outcomes of others, not on how often
+    the sweep was resumed. No combination of values is drawn twice. For `grid`, `points` are all
+    combinations in order. Raises UserError if the file is damaged.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Study:
         self._sampler = sampler
         self._pruner = _pruner(pruner, *warmup)
         self._seed = seed
-        # Where trials run side by side it keeps away from those that are running.
+        # The warning is about `constant_liar`: with it, draws keep away from running trials.
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         with _database(file):
             self._open()
@@ -88,16 +88,16 @@ class Study:
         self._left = [t for t in self.trials() if t.state == TrialState.RUNNING]
 
     def trials(self) -> list[FrozenTrial]:
-        """All of them, by number."""
+        """All trials, by number."""
         with _database(self.file):
             return self._study.get_trials(deepcopy=False)
 
     def num_started(self) -> int:
-        """How many trials there are that have been started, ever."""
+        """The number of trials that were ever started."""
         return sum(trial.state != TrialState.WAITING for trial in self.trials())
 
     def unfinished(self) -> Trial | None:
-        """A trial that an earlier process of the sweep started and did not see end."""
+        """A trial that an earlier process of the sweep left unfinished; None if there is none."""
         if not self._left:
             return None
         with _database(self.file):
@@ -106,17 +106,17 @@ class Study:
             return self._suggest(trial)
 
     def ask(self) -> Trial | None:
-        """A new trial, its values drawn; None where all combinations have been tried."""
+        """A new trial with drawn values; None if all combinations have been tried."""
         with _database(self.file):
             if not any(trial.state == TrialState.WAITING for trial in self.trials()):
                 values = self._draw()
                 if values is None:
                     return None
-                self._study.enqueue_trial(values)  # so that they outlive a kill at any moment
+                self._study.enqueue_trial(values)  # so that they survive a kill at any moment
             return self._suggest(self._study.ask())
 
     def size(self) -> float:
-        """How many combinations there are."""
+        """The number of combinations, which may be infinite."""
         return math.prod(dimension.size for dimension in self._dimensions)
 
     def _draw(self) -> dict[str, Any] | None:
@@ -124,7 +124,7 @@ class Study:
         tried = {tuple(trial.params.items()) for trial in self.trials()}
         if len(tried) >= self.size():
             return None
-        # The generator of a process that goes on would draw again what the first one drew.
+        # A new seed per draw: after a resume, one generator would repeat the first draws.
         entropy = np.random.SeedSequence([self._seed, self.num_started()])
         seed = int(entropy.generate_state(1)[0])
         drawing = optuna.create_study(sampler=_sampler(self._sampler, seed))
@@ -137,19 +137,19 @@ class Study:
         return self._untried(tried, seed)
 
     def _untried(self, tried: set[tuple[tuple[str, Any], ...]], seed: int) -> dict[str, Any]:
-        """One of the combinations that no trial has had, each as likely as the others."""
+        """A combination that no trial has had, drawn uniformly."""
         numbers = sorted(self._number(dict(values)) for values in tried)
-        place = random.Random(seed).randrange(int(self.size()) - len(numbers))
+        index = random.Random(seed).randrange(int(self.size()) - len(numbers))
         for number in numbers:
-            place += number <= place
+            index += number <= index
         values = {}
         for d in reversed(self._dimensions):
-            place, digit = divmod(place, int(d.size))
+            index, digit = divmod(index, int(d.size))
             values[d.key] = d.values[digit] if d.values else int(d.low) + digit
         return values
 
     def _number(self, values: Mapping[str, Any]) -> int:
-        """The place of a combination in the order of the grid."""
+        """The index of a combination in the order of the grid."""
         number = 0
         for d in self._dimensions:
             digit = d.values.index(values[d.key]) if d.values else values[d.key] - int(d.low)
@@ -167,15 +167,15 @@ class Study:
         return trial
 
     def interrupt(self, trial: Trial, why: str) -> None:
-        """The machine has ended it: it goes on when the sweep is started again."""
+        """Note that the machine has ended a trial, which resumes when the sweep does."""
         with _database(self.file):
             trial.set_user_attr("why", why)
 
     def reopen(self, numbers: Sequence[int]) -> None:
-        """Have trials that had ended go on.
+        """Make trials that had ended unfinished again.
 
-        What optuna has been told of a trial it keeps for good, so this is done in a copy, which
-        then takes the file's place.
+        optuna never changes the outcome of a trial, so this is done in a copy of the file, which
+        then replaces it.
         """
         if not numbers:
             return
@@ -194,14 +194,14 @@ class Study:
             self._open()
 
     def tell(self, trial: Trial, outcome: str, value: float | None = None, why: str = "") -> None:
-        """What a trial came to: finished with a value, pruned or failed, and why."""
+        """Record the outcome of a trial: finished with a value, pruned or failed, and why."""
         state = next(state for state, name in OUTCOMES.items() if name == outcome)
         with _database(self.file):
             trial.set_user_attr("why", why)
             self._study.tell(trial, value if outcome == "finished" else None, state)
 
     def prunes(self, trial: Trial, values: Sequence[float]) -> bool:
-        """Whether a trial with these values, one a validation so far, is to be stopped."""
+        """Whether to stop a trial with these values, one per validation so far."""
         known = self.trials()[trial.number].intermediate_values
         with _database(self.file):
             for step, value in enumerate(values, start=1):
@@ -211,12 +211,12 @@ class Study:
 
 
 def interrupted(trial: FrozenTrial) -> bool:
-    """Whether the machine has ended it, so that it goes on when the sweep is started again."""
+    """Whether the machine has ended a trial, which then resumes when the sweep does."""
     return trial.state == TrialState.RUNNING and bool(trial.user_attrs.get("why"))
 
 
 def _open(file: Path, pruner: BasePruner) -> tuple[RDBStorage, optuna.Study]:
-    """The study of a database, which is made where there is none."""
+    """The study in a database, which is created if it does not exist."""
     storage = RDBStorage(URL.create("sqlite", database=str(file)).render_as_string())
     study = optuna.create_study(
         storage=storage, study_name="sweep", load_if_exists=True, pruner=pruner
@@ -226,7 +226,7 @@ def _open(file: Path, pruner: BasePruner) -> tuple[RDBStorage, optuna.Study]:
 
 @contextmanager
 def _database(file: Path) -> Iterator[None]:
-    """Say in a sentence what SQLite cannot do with a file."""
+    """Turn errors of SQLite inside the block into a UserError about the file."""
     try:
         yield
     except (StorageInternalError, SQLAlchemyError, sqlite3.Error) as error:
@@ -252,7 +252,7 @@ def _unusable(file: Path, error: BaseException) -> UserError:
 def _sampler(name: Sampler, seed: int) -> BaseSampler:
     if name == "tpe":
         return TPESampler(seed=seed, constant_liar=True)
-    return RandomSampler(seed=seed)  # a grid's values are given
+    return RandomSampler(seed=seed)  # not used for a grid
 
 
 def _pruner(name: Pruner, num_trials: int, num_validations: int) -> BasePruner:

@@ -1,4 +1,4 @@
-"""One training of a sweep: a process of `lmkit train`, followed through what it writes."""
+"""A trial of a sweep: a process of `lmkit train`, followed by reading its metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ TAIL = 4000  # bytes of a log in which to look for what went wrong
 
 
 class TrialProcess:
-    """`values` are those of `metric` after each validation so far, `row` what was logged last."""
+    """The process of a trial. `values` has the metric of each validation so far, `row` the values
+    that were logged last."""
 
     def __init__(
         self,
@@ -32,7 +33,7 @@ class TrialProcess:
         log: Path,
         environment: Mapping[str, str],
     ) -> None:
-        """`arguments` train `run`; what the process prints goes to the end of `log`."""
+        """`arguments` train `run`; the output of the process is appended to `log`."""
         self.run = run
         self.metric = metric
         self.log = log
@@ -45,29 +46,29 @@ class TrialProcess:
         self.start()
 
     def start(self) -> None:
-        """Begin, or go on where a process that was killed has left it."""
+        """Start the process; it resumes if an earlier one was killed."""
         with self.log.open("ab") as file:
             self._process = start(
                 self._arguments,
                 self._environment,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                process_group=0,  # Ctrl-C is the sweep's to pass on
+                process_group=0,  # only the sweep gets Ctrl-C, and passes it on
             )
 
     def poll(self) -> int | None:
-        """The exit code of a process that has ended; None before. Reads what there is to read."""
+        """Read all new rows, and return the exit code of the process, or None while it runs."""
         code = self._process.poll()
         more = True
         while more:
             try:
-                piece = read_rows(self.run.path / "metrics.jsonl", self._place)
-            except DamagedError:  # which the process itself will say, and end
+                read = read_rows(self.run.path / "metrics.jsonl", self._place)
+            except DamagedError:  # the process itself will report it and end
                 return code
-            self._place, more = piece["place"], piece["more"]
-            if piece["afresh"]:
+            self._place, more = read["place"], read["more"]
+            if read["afresh"]:
                 self.values, self.row = [], {}
-            for row in piece["rows"]:
+            for row in read["rows"]:
                 self.row |= row
                 if self.metric in row:
                     value = row[self.metric]
@@ -80,20 +81,20 @@ class TrialProcess:
         return min(filter(math.isfinite, self.values), default=None)
 
     def value(self) -> float | None:
-        """The lowest value of a run that has finished, also where rows of it have been lost."""
+        """The lowest value of a run that has finished, even if some of its rows are lost."""
         recorded = None
         with suppress(DamagedError):
             recorded = self.run.read("summary.json").get(f"best/{self.metric}")
-        found = (value for value in (self.best, recorded) if isinstance(value, int | float))
-        return min(found, default=None)
+        known = (value for value in (self.best, recorded) if isinstance(value, int | float))
+        return min(known, default=None)
 
     def prune(self) -> None:
-        """Stop it for good."""
+        """Stop the trial for good."""
         self.pruned = True
         self.stop()
 
     def stop(self) -> None:
-        """Let it save its place and end."""
+        """Ask the process to save a checkpoint and end."""
         self._process.send_signal(signal.SIGTERM)
 
     def wait(self) -> None:
@@ -104,13 +105,13 @@ class TrialProcess:
         self._process.wait()
 
     def out_of_room(self, code: int) -> bool:
-        """Whether a process that exited with `code` has met a disk that takes no more."""
+        """Whether a process that exited with `code` failed because of a full or failing disk."""
         reason = str(self.status().get("reason"))
-        # Who cannot even write how it ended has no room.
+        # A process that could not even write its status had no room.
         return code == 2 and (reason.startswith(MachineError.__name__) or reason == DIED)
 
     def what_failed(self, code: int) -> str:
-        """Why a process that exited with `code` has, in a line."""
+        """Why a process exited with `code`, in one line."""
         if code < 0:
             return f"killed by {name_of(-code)}"
         if code - 128 in SIGNALS:
@@ -120,14 +121,14 @@ class TrialProcess:
         return str(self.status().get("reason") or f"exit code {code}")
 
     def status(self) -> dict[str, Any]:
-        """How its run stands; nothing where that cannot be read: it spoils no other trial."""
+        """The status of its run; empty if it cannot be read, so that other trials continue."""
         try:
             return self.run.status()
         except DamagedError:
             return {}
 
     def _said(self) -> str:
-        """The end of what the process has printed, as far as it can be read."""
+        """The end of the process's output, as far as it can be read."""
         try:
             with opened(self.log) as file:
                 file.seek(max(os.fstat(file.fileno()).st_size - TAIL, 0))

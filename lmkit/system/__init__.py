@@ -1,1 +1,1 @@
-"""The machine, its processes, files and secrets: nothing here knows of language models."""
+"""The machine, its processes, files and secrets; nothing here is about language models."""

@@ -1,4 +1,4 @@
-"""Memory that a step frees and the next one asks for again."""
+"""Keeps the memory that a training step frees, for the next step."""
 
 import ctypes
 import sys
@@ -9,10 +9,10 @@ KEPT = 2**31 - 1
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep what tensors free, up to 2 GiB, for the next ones.
+    """Let this process keep up to 2 GiB of freed memory for the next tensors.
 
-    The C library would give large blocks back at once, and every step would spend about a tenth
-    of its time on the page faults of getting them again. Elsewhere than in glibc nothing is done.
+    The C library would return large blocks to the system at once, and every step would spend about
+    a tenth of its time on page faults to get them again. Does nothing without glibc.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:

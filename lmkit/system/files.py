@@ -1,4 +1,4 @@
-"""Files that are whole or not there, whatever happens while they are written."""
+"""Writes files so that they are whole or absent, whatever happens during the writing."""
 
 import json
 import math
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Put `data` at `path`: after a crash at any moment it is there whole, or the old is."""
+    """Write `data` to `path`; after a crash at any moment, it is there whole or the old file is."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with naming(path):
         try:
@@ -25,9 +25,9 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def write_over(path: Path, data: bytes) -> None:
-    """Put a small text in the place of `path`'s, in one write, where a disk has no room for both.
+    """Overwrite a file with a small text in one write, for a disk without room for both.
 
-    What it is shorter than the old one becomes spaces.
+    If the text is shorter than the file, spaces fill the rest.
     """
     with naming(path), path.open("r+b", buffering=0) as file:
         file.write(data.ljust(os.fstat(file.fileno()).st_size))
@@ -36,7 +36,7 @@ def write_over(path: Path, data: bytes) -> None:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Have an OSError name `path`: that of a write names no file, or a temporary one."""
+    """Make an OSError in the block name `path`: a write's names no file, or a temporary one."""
     try:
         yield
     except OSError as error:
@@ -54,7 +54,7 @@ def sync_directory(path: Path) -> None:
 
 
 def strict_json(value: Any, indent: int | None = None) -> str:
-    """JSON that every reader takes: a number that is not finite becomes null."""
+    """JSON that every reader accepts: a number that is not finite becomes null."""
     return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
 
 

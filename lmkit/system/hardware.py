@@ -1,4 +1,4 @@
-"""What this machine can compute with, and what the `auto` values of a config mean on it."""
+"""The accelerators of this machine, and what the `auto` values of a config mean on it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CUDNN_BF16 = 91300
 
 
 def accelerator(name: str) -> str:
-    """`cpu`, `cuda` or `mps`, of which `auto` is the best there is; `gpu` is `cuda`."""
+    """`cpu`, `cuda` or `mps`; `auto` is the best that is available, `gpu` is `cuda`."""
     if name == "auto":
         if torch.cuda.is_available():
             return "cuda"
@@ -25,21 +25,21 @@ def accelerator(name: str) -> str:
 
 
 def is_available(name: str) -> bool:
-    """Whether an accelerator, as `accelerator` names it, is here."""
+    """Whether this machine has an accelerator, named as `accelerator` does."""
     if name == "cuda":
         return torch.cuda.is_available()
     return name == "cpu" or (name == "mps" and torch.backends.mps.is_available())
 
 
 def num_here(name: str) -> int | None:
-    """Devices of an accelerator on this machine; None where processes may share the one."""
+    """The number of devices of an accelerator here; None for the CPU, which processes share."""
     if name == "cpu":
         return None
     return torch.cuda.device_count() if name == "cuda" else 1
 
 
 def fast_bf16(name: str) -> bool:
-    """Whether an accelerator multiplies bf16 natively, in its recurrent kernels too."""
+    """Whether an accelerator multiplies bf16 natively, also in its recurrent kernels."""
     if name == "cuda":
         return (
             torch.cuda.is_available()
@@ -52,14 +52,14 @@ def fast_bf16(name: str) -> bool:
 
 
 def precision(name: str) -> str:
-    """What `trainer.precision=auto` means on an accelerator: the fastest that trains well."""
+    """The meaning of `trainer.precision=auto` on an accelerator: the fastest that trains well."""
     if fast_bf16(name):
         return "bf16-mixed"
     return "16-mixed" if name == "cuda" else "32-true"
 
 
 def peak_memory(device: torch.device) -> int:
-    """Most bytes of tensors on a GPU, of this process elsewhere, so far."""
+    """The peak memory in bytes so far: of tensors on a GPU, else of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     # Linux counts ru_maxrss in KiB, macOS in bytes.
@@ -68,7 +68,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def are_devices(value: object, name: str) -> bool:
-    """Whether a text or list says how many devices, or which: only GPUs are told by numbers."""
+    """Whether a value is a number of devices or, for GPUs only, a list of device numbers."""
     if not isinstance(value, str | list):
         return not isinstance(value, float)
     if isinstance(value, str) and "," not in value:
@@ -79,7 +79,7 @@ def are_devices(value: object, name: str) -> bool:
 
 
 def num_devices(trainer: Mapping[str, Any]) -> int:
-    """Processes on this node: one for each device of the composed `trainer` group."""
+    """The number of processes on this node: one per device of the composed `trainer` group."""
     devices = trainer.get("devices", "auto")
     if isinstance(devices, list):
         return len(devices)
@@ -93,11 +93,11 @@ def num_devices(trainer: Mapping[str, Any]) -> int:
 
 
 def forget_peak_memory() -> None:
-    """From here on `peak_memory` is that of what follows, where the system can do so."""
+    """Make `peak_memory` count from now on, if the system can do so."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # proc(5)
 
 
 def num_processes(trainer: Mapping[str, Any]) -> int:
-    """Processes on all nodes, over which the lanes are divided."""
+    """The number of processes on all nodes, over which the lanes are divided."""
     return num_devices(trainer) * int(trainer.get("num_nodes", 1))

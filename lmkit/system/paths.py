@@ -1,4 +1,4 @@
-"""Paths as users write them: what is there, what was meant, how they are shown."""
+"""Paths as users write them: resolving them, suggesting others, showing them in messages."""
 
 import csv
 import difflib
@@ -18,7 +18,7 @@ Paths = str | Sequence[str]
 
 
 def nearby(path: Path) -> str:
-    """What a missing path may have meant: the names at its nearest directory that exists."""
+    """Suggestions for a missing path: the names in its nearest directory that exists."""
     try:
         parent = next(p for p in path.absolute().parents if p.is_dir())
         names = sorted(entry.name for entry in parent.iterdir() if not entry.name.startswith("."))
@@ -30,7 +30,7 @@ def nearby(path: Path) -> str:
 
 
 def listed(names: Sequence[str]) -> str:
-    """At most eight names, each on the line and cut where it is long, and how many more."""
+    """At most eight names as a text, long ones shortened, and the number of others."""
     more = len(names) - _NAMES_SHOWN
     flat = [" ".join(readable(name).split()) for name in names[:_NAMES_SHOWN]]
     short = [name if len(name) <= _NAME_LENGTH else f"{name[:_NAME_LENGTH]}..." for name in flat]
@@ -48,20 +48,20 @@ def readable(name: str) -> str:
 
 
 def as_list(text: str) -> list[str] | None:
-    """The paths of `[a.txt,b/*.txt]`, double quotes around one that holds a comma; None for what
-    is a path, or a pattern such as `[ab]/[0-9]`."""
+    """The paths in a list `[a.txt,b/*.txt]`, where double quotes surround one with a comma; None if
+    the text is a path, or a pattern such as `[ab]/[0-9]`."""
     depths = list(itertools.accumulate((c == "[") - (c == "]") for c in text))
     if not text.startswith("[") or 0 in depths[:-1] or depths[-1] != 0 or exists(text):
         return None
     try:
         (names,) = csv.reader([text[1:-1]], skipinitialspace=True)
-    except csv.Error:  # of what no list has in it, as a line end
+    except csv.Error:  # something that no list contains, such as a line end
         return None
     return [name.strip() for name in names]
 
 
 def exists(path: str) -> bool:
-    """Whether there is such a path; a name that no file can have is none."""
+    """Whether a path exists; False for a name that no file can have."""
     return os.path.exists(path)  # noqa: PTH110 - Path.exists raises for a name that is too long
 
 
@@ -71,30 +71,30 @@ def spelled(path: Paths) -> str:
 
 
 def located(path: str) -> Path:
-    """The path as it stands, with a leading ~/ read as the home directory."""
+    """The path as written, but with a leading ~/ replaced by the home directory."""
     return Path(path).expanduser() if path.startswith("~/") else Path(path)
 
 
 def found_at(path: str, key: str) -> Path:
-    """As `located`; raises UserError where it lies in a directory that may not be searched."""
-    place = located(path)
+    """As `located`; raises UserError if the path is in a directory that cannot be searched."""
+    file = located(path)
     try:
-        place.stat()
+        file.stat()
     except PermissionError as error:
         raise UserError(f"{key}={path} cannot be read: {reason(error)}") from None
     except (OSError, ValueError):
-        pass  # it is not there
-    return place
+        pass  # it does not exist
+    return file
 
 
 def reason(error: OSError, path: str = "") -> str:
-    """Why, and of what, if that is not the path itself."""
-    place = "" if error.filename in (None, path) else f"{error.filename}: "
-    return f"{place}{error.strerror}"
+    """The message of an error, with the name of its file if that is not `path`."""
+    file = "" if error.filename in (None, path) else f"{error.filename}: "
+    return f"{file}{error.strerror}"
 
 
 def sha256(path: Path) -> str:
-    """The hash of a file's bytes as they lie on disk."""
+    """The hash of a file's bytes on disk."""
     try:
         with path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
@@ -103,7 +103,7 @@ def sha256(path: Path) -> str:
 
 
 def state(path: Path) -> tuple[int, int]:
-    """Size and time of a file, which change where it is written to."""
+    """Size and modification time of a file, which change when it is written to."""
     try:
         status = path.stat()
     except OSError as error:

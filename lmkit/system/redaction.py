@@ -1,7 +1,7 @@
-"""What others must not read: which keys and variables hold secrets, and texts without them.
+"""Redacts secrets: tells which keys and variables hold them, and removes their values from texts.
 
-Hidden are the values of the environment's secret variables and what `hide` was told of: what
-`${oc.env:NAME}` has revealed, and what a command line or config holds under a secret key.
+Hidden are the values of the environment's secret variables, and those passed to `hide`: values that
+`${oc.env:NAME}` stands for, and those under a secret key in a command line or config.
 """
 
 import json
@@ -16,15 +16,15 @@ from typing import Any, TextIO, cast
 from urllib.parse import quote
 
 _WORDS = r"api_?key|access_?key|private_?key|secret|passw(?:or)?d|passphrase|credential|_auth(?!or)"
-# Never tokens, num_tokens, tokenizer, eos_token: those are the field's.
+# Not tokens, num_tokens, tokenizer, eos_token, which are terms of language modelling.
 _TOKENS = r"(?:^|(?:^|_)(?:hf|api|access|auth|bearer|refresh)_)token$"
 SECRET_KEY = re.compile(rf"{_WORDS}|^auth$|{_TOKENS}", re.IGNORECASE)
 SECRET_VARIABLE = re.compile(rf"{_WORDS}|token$|_pat$", re.IGNORECASE)
 USER_INFO = re.compile(r"(?<=://)[^\s/@'\"]+(?=@)")
 _USER_OF_PATH = re.compile(r"(?<=:/)(?!/)[^\s/@'\"]+(?=@)|" + USER_INFO.pattern)  # Path drops a /
-SHORTEST = 8  # what is shorter would blank out ordinary words
+SHORTEST = 8  # shorter values are not hidden: they could be ordinary words
 SHOWN = "***"
-# A value under a secret key, wherever in an argument: api_key=x, "password": "x".
+# A value under a secret key anywhere in an argument: api_key=x, "password": "x".
 _ASSIGNED = re.compile(
     r"""(?P<key>\w+)(?P<is>["']?\s*[=:]\s*)(?P<value>"[^"]*"|'[^']*'|[^\s,{}]+)"""
 )
@@ -42,19 +42,19 @@ def is_secret_variable(name: str) -> bool:
 
 
 def hide(value: str, shown: str = SHOWN) -> None:
-    """From now on `redact` writes `shown` for a value, unless it is too short to be looked for."""
+    """From now on `redact` replaces a value by `shown`, unless the value is too short."""
     if len(value) >= SHORTEST:
         _hidden[value] = shown
 
 
 def secret_variable_in(text: str) -> str | None:
-    """The secret variable of the environment whose value is within `text`."""
+    """The secret environment variable whose value is in `text`, None if there is none."""
     return next((name for value, name in _environment().items() if value in text), None)
 
 
 def redact(text: str) -> str:
-    """`text` without what is hidden, also as JSON, Python and URLs would write it, and without
-    the user and password of a URL."""
+    """`text` without hidden values, also as JSON, Python and URLs would write them, and without the
+    user and password of a URL."""
     hidden = dict.fromkeys(_environment(), SHOWN) | _hidden
     if hidden:
         pattern, shown = _search(tuple(hidden.items()))
@@ -63,7 +63,7 @@ def redact(text: str) -> str:
 
 
 def redacted(value: Any) -> Any:
-    """Plain nested values, each text within redacted."""
+    """Plain nested values in which all texts are redacted."""
     if isinstance(value, str):
         return redact(value)
     if isinstance(value, Mapping):
@@ -86,7 +86,7 @@ def mask(argument: str) -> str:
 
 
 def hide_arguments(argv: Sequence[str]) -> None:
-    """Hide what a command line holds under secret keys, that no message about it shows it."""
+    """Hide the values of secret keys in a command line, so that no message shows them."""
     for argument in argv:
         key, _, value = argument.partition("=")
         if is_secret_key(key.lstrip("+~-")):
@@ -97,11 +97,11 @@ def hide_arguments(argv: Sequence[str]) -> None:
 
 
 class Redacting:
-    """A text stream that redacts what is written to it; in all else the stream itself."""
+    """A text stream that redacts what is written to it; otherwise it acts as the stream itself."""
 
     def __init__(self, stream: TextIO, *, loses: tuple[type[OSError], ...] = ()) -> None:
-        """loses: after one of these errors of the stream all that is written to it is lost, and
-        nobody hears of it."""
+        """loses: after one of these errors of the stream, all that is written to it is silently
+        discarded."""
         self._stream = stream
         self._loses = loses
 
@@ -130,7 +130,7 @@ class Redacting:
 
 
 def discard(stream: TextIO) -> None:
-    """Have nobody, not even the interpreter at its end, write to a stream that takes no more."""
+    """Redirect a stream that cannot be written to the null device, for the last flush too."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())
     os.close(nowhere)
@@ -140,8 +140,8 @@ def discard(stream: TextIO) -> None:
 def redacted_output() -> Iterator[None]:
     """Redact all that Python writes to stdout and stderr: prints, warnings, logs, tracebacks.
 
-    No work ends, or ends otherwise, because nobody reads what it prints, as after `| head`, or
-    because what it says of itself on stderr cannot be written.
+    A command does not fail because nobody reads its output, as after `| head`, nor because stderr
+    cannot be written.
     """
     before = sys.stdout, sys.stderr
     sys.stdout = out = cast(TextIO, Redacting(before[0], loses=(BrokenPipeError,)))
@@ -149,7 +149,7 @@ def redacted_output() -> Iterator[None]:
     loggers = [logging.root, *logging.root.manager.loggerDict.values()]
     for handler in (h for logger in loggers for h in getattr(logger, "handlers", ())):
         if isinstance(handler, logging.StreamHandler) and handler.stream in before:
-            handler.setStream(out if handler.stream is before[0] else err)  # of a library, as it is
+            handler.setStream(out if handler.stream is before[0] else err)  # a library's handler
     try:
         yield
     finally:
@@ -157,7 +157,7 @@ def redacted_output() -> Iterator[None]:
 
 
 def _environment() -> dict[str, str]:
-    """The values of secret variables, each with a name."""
+    """The values of secret environment variables, each with the variable's name."""
     return {
         value: name
         for name, value in os.environ.items()
@@ -167,12 +167,12 @@ def _environment() -> dict[str, str]:
 
 @lru_cache(maxsize=8)
 def _search(hidden: tuple[tuple[str, str], ...]) -> tuple[re.Pattern[str], dict[str, str]]:
-    """What finds every way to write the hidden values, the longest first, and what replaces it."""
+    """A pattern for all forms of the hidden values, the longest first, and their replacements."""
     shown = {
         form: text
         for value, text in hidden
-        for part in (value, *value.splitlines())  # as of a private key
-        for form in (quote(part, safe=""), repr(part)[1:-1], json.dumps(part)[1:-1], part)
+        for line in (value, *value.splitlines())  # a private key has several lines
+        for form in (quote(line, safe=""), repr(line)[1:-1], json.dumps(line)[1:-1], line)
         if len(form) >= SHORTEST
     }
     forms = sorted(shown, key=len, reverse=True)

@@ -1,4 +1,4 @@
-"""Files that may hold anything: regular ones alone, within bounds, without waiting, one error."""
+"""Reads files that may be damaged or hostile: only regular ones, within bounds, with one error."""
 
 import json
 import os
@@ -17,13 +17,13 @@ from lmkit.errors import UserError
 MAX_JSON = 4 << 20  # bytes
 MAX_MANIFEST = 64 << 20  # bytes, of some 600,000 shards
 MAX_SWEEP = 64 << 20  # bytes of a sweep.json, which has every validation of every trial
-MAX_YAML = 1 << 20  # bytes, which Python parses in some 20 s, C in one
+MAX_YAML = 1 << 20  # bytes; Python needs some 20 s to parse them, C one
 MAX_ROW = 1 << 20  # bytes of a line of metrics.jsonl and its like
 # YAML's aliases can stand for more values than there is memory.
 MAX_VALUES = 100_000
-MAX_DEPTH = 50  # OmegaConf follows some 80 before Python ends it
-MAX_BITS = 1024  # of an integer: more is no float, and from 14,000 on no text
-# In a run directory, what is so called is one.
+MAX_DEPTH = 50  # beyond some 80, OmegaConf raises RecursionError
+MAX_BITS = 1024  # of an integer: a longer one fits no float, and from 14,000 on cannot be printed
+# Names in a run directory that must be those of files.
 FILES = (".json", ".jsonl", ".yaml", ".ckpt", ".db", ".log", ".png")
 TOO_DEEP = f"it holds values more than {MAX_DEPTH} within each other"
 NAMES = {dict: "a mapping", list: "a list", str: "a text", type(None): "nothing"}
@@ -38,7 +38,7 @@ KINDS = {
 
 
 class DamagedError(UserError):
-    """A file that is not what it should be: says which, what is wrong, and the remedy."""
+    """A file is not what it should be; the message says which, what is wrong, and the remedy."""
 
     def __init__(
         self, path: Path, what: str, remedy: str = "put a sound copy in its place"
@@ -48,15 +48,15 @@ class DamagedError(UserError):
 
 @contextmanager
 def opened(path: Path) -> Iterator[BufferedReader]:
-    """A regular file to read from; what is none is not waited for.
+    """Open a regular file for reading; never waits for another kind of file, such as a FIFO.
 
-    Raises FileNotFoundError, and DamagedError for all else that goes wrong with it.
+    Raises FileNotFoundError, and DamagedError for any other problem.
     """
     try:
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode):
             raise DamagedError(path, f"is {KINDS[stat.S_IFMT(mode)]}, not a file")
-        # It may have become a FIFO by now, which would have us wait for somebody who writes.
+        # It may have become a FIFO meanwhile, and opening that would wait for a writer.
         with open(path, "rb", opener=_without_waiting) as file:
             yield file
     except FileNotFoundError:
@@ -70,7 +70,7 @@ def _without_waiting(path: str, flags: int) -> int:
 
 
 def read_bytes(path: Path, most: int = MAX_JSON) -> bytes:
-    """All of a file of at most so many bytes; raises as `opened` does."""
+    """The content of a file with at most so many bytes; raises as `opened` does."""
     with opened(path) as file:
         data = file.read(most + 1)
     if len(data) > most:
@@ -79,9 +79,9 @@ def read_bytes(path: Path, most: int = MAX_JSON) -> bytes:
 
 
 def listed(directory: Path, pattern: str) -> list[Path]:
-    """The entries of a directory with such names, sorted; none where it does not exist.
+    """The entries of a directory that match a pattern, sorted; empty if it does not exist.
 
-    Raises DamagedError where it cannot be read: what is not seen may be there.
+    Raises DamagedError if it cannot be read: there might be entries.
     """
     try:
         return sorted(path for path in directory.iterdir() if fnmatchcase(path.name, pattern))
@@ -93,11 +93,11 @@ def listed(directory: Path, pattern: str) -> list[Path]:
 
 
 def check_kind(path: Path) -> None:
-    """Raises DamagedError for what is there and cannot be written as a file; a directory may be
-    one that has no file's name."""
+    """Raise DamagedError if a path exists but cannot be written as a file; a directory is allowed
+    unless its name is a file's."""
     try:
         kind = stat.S_IFMT(path.stat().st_mode)
-    except FileNotFoundError:  # a link to what is not there yet
+    except FileNotFoundError:  # a link whose target does not exist yet
         return
     except OSError as error:
         raise DamagedError(path, f"cannot be read: {error.strerror}", "remove it") from error
@@ -106,22 +106,22 @@ def check_kind(path: Path) -> None:
 
 
 def read_json(path: Path, most: int = MAX_JSON) -> dict[str, Any]:
-    """The mapping that a JSON file holds; raises as `opened` does."""
+    """The mapping in a JSON file; raises as `opened` does."""
     data = read_bytes(path, most)
     value: dict[str, Any] = _plain(path, lambda: json.loads(data), dict, max_values=most)
     return value
 
 
 def read_yaml(path: Path, loader: type[Any] | None = None, kind: type[Any] = dict) -> Any:
-    """The mapping, or list, that a YAML file holds, as `loader` takes its values; raises as
-    `opened` does."""
+    """The mapping, or list, in a YAML file, with values as `loader` reads them; raises as `opened`
+    does."""
     data = read_bytes(path, MAX_YAML)
     loader = _without_merging(loader or getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     return _plain(path, lambda: yaml.load(data.decode(), loader), kind, max_values=MAX_VALUES)
 
 
 def _without_merging(loader: type[Any]) -> type[Any]:
-    """The loader, refusing `<<`: nobody writes it, and ten of ten of ten of it fill the memory."""
+    """The loader, but it refuses `<<`: lmkit does not write it, and nested ones can fill memory."""
     return type(loader.__name__, (loader,), {"flatten_mapping": lambda self, node: None})
 
 
@@ -144,7 +144,7 @@ def _plain(path: Path, parse: Callable[[], Any], kind: type[Any], max_values: in
 
 
 def check_plain(value: Any, max_values: int = MAX_VALUES) -> None:
-    """Raise ValueError where nested values are not plain, or, written out, too many or too deep."""
+    """Raise ValueError if nested values are not plain, or, when expanded, too many or too deep."""
     num_values, level = 1, [value]
     for _ in range(MAX_DEPTH):
         inner: list[Any] = []
@@ -167,7 +167,7 @@ def check_plain(value: Any, max_values: int = MAX_VALUES) -> None:
 
 
 def parse_row(line: bytes) -> dict[str, Any] | None:
-    """A line of `metrics.jsonl` and its like as a mapping of plain values; None for no such one."""
+    """A line of `metrics.jsonl` or a similar file as a mapping of plain values, None if invalid."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):

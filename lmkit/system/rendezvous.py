@@ -1,4 +1,4 @@
-"""Where the processes of a run wait for each other, and what they tell each other then."""
+"""How the processes of a run wait for each other and exchange values."""
 
 from __future__ import annotations
 
@@ -22,38 +22,38 @@ from lmkit.errors import UserError
 from lmkit.system.processes import Launched, number
 from lmkit.system.signals import Stopped
 
-LIMIT = 300.0  # seconds in which all processes have to be there
-WORD = 5.0  # seconds of which nothing is said
-TIMEOUT = timedelta(minutes=30)  # of what processes then do together, Lightning's
+LIMIT = 300.0  # seconds within which all processes must come
+WORD = 5.0  # seconds of waiting before the first message
+TIMEOUT = timedelta(minutes=30)  # of later exchanges, the same as Lightning's
 
 
-def meet(place: Launched, accelerator: str) -> None:
-    """Wait for the other processes, and say so; Lightning finds the group made.
+def meet(process: Launched, accelerator: str) -> None:
+    """Wait for the other processes, with messages, and make the group that Lightning then uses.
 
-    Raises UserError where one does not come within LIMIT seconds.
+    Raises UserError if a process does not come within LIMIT seconds.
     """
-    host, port = _address(place)
-    if place.by == "slurm":  # for `cluster`, as torchrun has it
-        node = number(os.environ, "SLURM_NODEID", place.rank // place.local_world_size)
-        numbers = {"RANK": place.rank, "WORLD_SIZE": place.world_size}
-        numbers |= {"LOCAL_RANK": place.local_rank, "GROUP_RANK": node, "MASTER_PORT": port}
+    host, port = _address(process)
+    if process.by == "slurm":  # set torchrun's variables, which `cluster` uses
+        node = number(os.environ, "SLURM_NODEID", process.rank // process.local_world_size)
+        numbers = {"RANK": process.rank, "WORLD_SIZE": process.world_size}
+        numbers |= {"LOCAL_RANK": process.local_rank, "GROUP_RANK": node, "MASTER_PORT": port}
         os.environ |= {"MASTER_ADDR": host} | {key: str(n) for key, n in numbers.items()}
     backend = "nccl" if accelerator == "cuda" else "gloo"
     if backend == "nccl":
-        torch.cuda.set_device(place.local_rank)
+        torch.cuda.set_device(process.local_rank)
     dist.init_process_group(
         backend,
-        store=_gathered(place, host, port),
-        rank=place.rank,
-        world_size=place.world_size,
+        store=_gathered(process, host, port),
+        rank=process.rank,
+        world_size=process.world_size,
         timeout=TIMEOUT,
     )
 
 
-def _address(place: Launched) -> tuple[str, int]:
-    """Host and port of the store in which processes find each other."""
+def _address(process: Launched) -> tuple[str, int]:
+    """Host and port of the store through which processes find each other."""
     host = os.environ.get("MASTER_ADDR")
-    if place.by == "slurm":
+    if process.by == "slurm":
         nodes = os.environ.get("SLURM_STEP_NODELIST", os.environ.get("SLURM_NODELIST"))
         host = host or SLURMEnvironment.resolve_root_node_address(nodes or "")
         if "MASTER_PORT" not in os.environ:  # the same for all tasks of a job
@@ -64,40 +64,40 @@ def _address(place: Launched) -> tuple[str, int]:
     return host, number(os.environ, "MASTER_PORT", most=65535)
 
 
-def _gathered(place: Launched, host: str, port: int) -> Store:
-    """A store in which every process has signed.
+def _gathered(process: Launched, host: str, port: int) -> Store:
+    """A store in which every process has set its key.
 
-    Not torch's own wait, which is in C++: deaf to signals, without a word, for half an hour.
+    torch's own wait is in C++: for half an hour it handles no signals and prints nothing.
     """
-    wait = _Wait(place, f"{host}:{port}")
-    # Else torchrun's agent serves it.
-    serves = place.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    wait = _Wait(process, f"{host}:{port}")
+    # If no process serves the store, torchrun's agent does.
+    serves = process.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     try:
         while not serves and (reason := _unreachable(host, port)):
             wait.on([0], f" ({reason})")
         store = TCPStore(
-            *(host, port, place.world_size, serves),
+            *(host, port, process.world_size, serves),
             timeout=timedelta(seconds=WORD),
             wait_for_workers=False,
         )
         store.set_timeout(TIMEOUT)
-        keys = [f"lmkit/{rank}" for rank in range(place.world_size)]
-        store.set(keys[place.rank], "here")
+        keys = [f"lmkit/{rank}" for rank in range(process.world_size)]
+        store.set(keys[process.rank], "here")
         while not store.check(keys):
             wait.on([rank for rank, key in enumerate(keys) if not store.check([key])])
     except Stopped as stopped:
-        print(f"rank {place.rank}: stopped by {stopped.name} while it waited", file=sys.stderr)
+        print(f"rank {process.rank}: stopped by {stopped.name} while it waited", file=sys.stderr)
         raise
     except dist.DistError as error:
         reason = str(error).partition("\n")[0]
         raise UserError(
-            f"rank {place.rank} cannot meet the others at {host}:{port}: {reason}"
+            f"rank {process.rank} cannot meet the others at {host}:{port}: {reason}"
         ) from error
     return store
 
 
 def _unreachable(host: str, port: int) -> str | None:
-    """Why nobody answers at a port."""
+    """The reason why a port cannot be reached, None if it can."""
     try:
         socket.create_connection((host, port), timeout=2).close()
     except OSError as error:
@@ -106,10 +106,11 @@ def _unreachable(host: str, port: int) -> str | None:
 
 
 class _Wait:
-    """A wait for other processes: a word after WORD seconds, two a minute then, an end at LIMIT."""
+    """A wait for other processes: a message after WORD seconds, then two a minute, and an error at
+    LIMIT."""
 
-    def __init__(self, place: Launched, address: str) -> None:
-        self.place = place
+    def __init__(self, process: Launched, address: str) -> None:
+        self.process = process
         self.address = address
         self.began = time.monotonic()
         self.next = WORD
@@ -118,22 +119,22 @@ class _Wait:
         """Wait a little for ranks that are missing."""
         seconds = time.monotonic() - self.began
         ranks = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
-        said = (
-            f"rank {self.place.rank} waits for rank {ranks} of {self.place.world_size} at "
+        message = (
+            f"rank {self.process.rank} waits for rank {ranks} of {self.process.world_size} at "
             f"{self.address}, {seconds:.0f} s{why}"
         )
         if seconds > LIMIT:
             alone = "; for a run of this process alone, unset SLURM_STEP_ID"
-            raise UserError(f"{said}: start all{alone if self.place.by == 'slurm' else ''}")
+            raise UserError(f"{message}: start all{alone if self.process.by == 'slurm' else ''}")
         if seconds > self.next:
-            print(said, file=sys.stderr, flush=True)
+            print(message, file=sys.stderr, flush=True)
             self.next += 30
         time.sleep(0.1)
 
 
-def cluster(place: Launched | None) -> ClusterEnvironment:
-    """What Lightning is to know of the processes, whatever else the environment says."""
-    if place:
+def cluster(process: Launched | None) -> ClusterEnvironment:
+    """Lightning's description of the processes, whatever else the environment says."""
+    if process:
         return TorchElasticEnvironment()
     alone = LightningEnvironment()
     alone.set_global_rank(0)

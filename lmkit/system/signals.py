@@ -1,5 +1,5 @@
-"""Ctrl-C, SIGTERM and a cluster's SIGUSR1, from start-up to the last file written, without losing
-a step."""
+"""Handles Ctrl-C, SIGTERM and a cluster's SIGUSR1, from start-up to the last file, so that no step
+is lost."""
 
 import contextlib
 import os
@@ -12,23 +12,23 @@ from typing import Any, Self
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 FOLLOWS = "LMKIT_FOLLOWS"  # in the environment of a process that is to end with its parent
-POLL = 0.2  # seconds between two looks at who the parent is
-ORPHAN = 10  # seconds that a process has to save its state after its parent has died
-PATIENCE = 5.0  # seconds that a signal may go unheard by a main thread that computes or waits in C
+POLL = 0.2  # seconds between two checks of the parent
+ORPHAN = 10  # seconds in which a process can save its state after its parent has died
+PATIENCE = 5.0  # seconds for which a main thread in C code may leave a signal unhandled
 HEARD = b"\0"  # no signal has this number
 
 
 def follow_parent(parent: int) -> None:
-    """End this process when the one that started it, `parent`, dies or has died.
+    """End this process when `parent`, which started it, dies or has died.
 
     It gets SIGTERM, and ORPHAN seconds later the kernel ends it, whatever it waits for.
     """
-    # A launcher may have blocked them.
+    # A launcher may have blocked these signals.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (*SIGNALS, signal.SIGALRM))
 
     def watch() -> None:
-        # PR_SET_PDEATHSIG misses a parent that is dead already, and takes the end of the thread
-        # that started this process for that of the parent.
+        # PR_SET_PDEATHSIG misses a parent that is dead already, and fires when the thread that
+        # started this process ends, even if the parent lives.
         while os.getppid() == parent:
             time.sleep(POLL)
         signal.alarm(ORPHAN)
@@ -38,7 +38,7 @@ def follow_parent(parent: int) -> None:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether there is a process of this id here."""
+    """Whether a process with this id exists on this machine."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -49,7 +49,7 @@ def is_alive(pid: int) -> bool:
 
 
 def name_of(signum: int) -> str:
-    """As in `SIGKILL`; `signal 60` for one that has no name of its own."""
+    """The name of a signal, such as `SIGKILL`; `signal 60` if it has none."""
     try:
         return signal.Signals(signum).name
     except ValueError:
@@ -57,22 +57,23 @@ def name_of(signum: int) -> str:
 
 
 class Stopped(BaseException):
-    """The work ends because of a signal; like KeyboardInterrupt, no `except Exception` stops it."""
+    """A signal ends the work; as with KeyboardInterrupt, no `except Exception` catches it."""
 
     def __init__(self, signum: int) -> None:
         self.name = name_of(signum)
         self.signum = signum
         self.exit_code = 128 + signum  # 130 for SIGINT, 143 for SIGTERM
-        self.result: Any = None  # of what was done before
+        self.result: Any = None  # the result of what was done before
         super().__init__(f"stopped by {self.name}")
 
 
 class StopSignals:
     """A context in which SIGNALS raise `Stopped`, or wait while `deferred`.
 
-    While deferred, the first signal is only noted in `received`, for training to stop between
-    two steps; a second Ctrl-C raises at once, and a third is the kernel's. Where the main thread
-    does not return from C within PATIENCE seconds to raise, the process ends without.
+    While deferred, the first signal is only noted in `received`, so that training can stop between
+    two steps; a second Ctrl-C raises at once, and for a third the kernel ends the process. If the
+    main thread does not return from C code within PATIENCE seconds, the process ends without
+    `Stopped`.
     """
 
     def __init__(self) -> None:
@@ -85,7 +86,7 @@ class StopSignals:
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             self._before = {signum: signal.getsignal(signum) for signum in SIGNALS}
-            # Python's C handler writes each signal's number here at once, `_handle` HEARD later.
+            # Python's C handler writes each signal's number here at once; `_handle` writes HEARD.
             self._wakeup, listening = socket.socketpair()
             self._wakeup.setblocking(False)
             threading.Thread(target=self._listen, args=(listening,), daemon=True).start()
@@ -108,12 +109,12 @@ class StopSignals:
             self._wakeup = None
 
     def install(self) -> None:
-        """Take the signals (back: Lightning replaces SIGTERM's handler as it starts)."""
+        """Install the handlers, also again: Lightning replaces SIGTERM's when it starts."""
         for signum in self._before:
             signal.signal(signum, self._handle)
 
     def _listen(self, listening: socket.socket) -> None:
-        """In a thread: end the process where a signal that is to raise is not heard."""
+        """Runs in a thread: ends the process if the main thread leaves a signal unhandled."""
         unheard: list[int] = []
         with listening:
             while True:
@@ -131,7 +132,7 @@ class StopSignals:
                     unheard.append(number[0])
 
     def _end(self, unheard: list[int]) -> None:
-        """End the process, unless it is to go on to the next step or another handles signals."""
+        """End the process, unless the stop is deferred or somebody else handles the signal."""
         first = self.received is None
         if self.deferred and unheard.count(signal.SIGINT) <= first:
             return
@@ -147,7 +148,7 @@ class StopSignals:
         first = self.received is None
         self.received = self.received or signum
         if first and self.deferred:
-            # Not `print`: a handler may run inside a write to the same buffer.
+            # Not `print`: a handler may run in the middle of a write to the same buffer.
             os.write(2, b"\nstopping after this step; Ctrl-C again stops at once\n")
         elif first or signum == signal.SIGINT:
             if not first:

@@ -1,4 +1,4 @@
-"""The switches of a process that a training sets, put back for whoever shares the process."""
+"""Restores the process-wide settings that a training changes, for other code in the process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-# What Lightning and its launcher leave in the environment, and what cuBLAS reads there.
+# Environment variables that Lightning and its launcher leave behind, and one that cuBLAS reads.
 VARIABLES = (
     "CUBLAS_WORKSPACE_CONFIG",
     "HOROVOD_FUSION_THRESHOLD",
@@ -20,7 +20,7 @@ VARIABLES = (
     "PL_SEED_WORKERS",
     "TORCHELASTIC_SIGNALS_TO_HANDLE",
 )
-# What is told of themselves by libraries, and by which of their own rules.
+# The loggers of libraries whose levels are changed.
 LOGGERS = (
     "alembic",
     "lightning.fabric",
@@ -33,8 +33,8 @@ LOGGERS = (
 
 @contextmanager
 def restored() -> Iterator[None]:
-    """Within it these may be set; afterwards they are as before: filters of warnings, levels of
-    libraries' loggers, deterministic algorithms, cuDNN's benchmark, random states, VARIABLES."""
+    """A context after which these are as before: filters of warnings, levels of libraries' loggers,
+    deterministic algorithms, cuDNN's benchmark, random states, VARIABLES."""
     levels = {name: logging.getLogger(name).level for name in LOGGERS}
     variables = {name: os.environ.get(name) for name in VARIABLES}
     deterministic = torch.are_deterministic_algorithms_enabled()

@@ -1,4 +1,4 @@
-"""How many threads a process computes with: by trying, since other programs may use its cores."""
+"""Chooses the number of threads by timing work, since other programs may use the same cores."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from contextlib import contextmanager
 import torch
 
 BLOCK = 0.4  # seconds with one number of threads in a trial
-LOOK = 5.0  # seconds over which the speed is looked at afterwards
-AGAIN = 120.0  # seconds until fewer threads than there could be are doubted
-QUIET = 60.0  # seconds at least from one trial, or word about the speed, to the next
-FALLEN = 0.6  # of the speed, that calls for another trial
-GAIN = 1.05  # times as fast must another number be, to be taken
+LOOK = 5.0  # seconds over which the speed is measured afterwards
+AGAIN = 120.0  # seconds until another trial if fewer threads than possible were chosen
+QUIET = 60.0  # seconds at least between two trials or two messages about the speed
+FALLEN = 0.6  # share of the expected speed below which there is another trial
+GAIN = 1.05  # times as fast must another number be, to be chosen
 
 
 @contextmanager
 def use(number: int | None) -> Iterator[None]:
-    """Within it PyTorch and the compiled kernels compute with so many threads; None changes
+    """Within this context PyTorch and the compiled kernels use so many threads; None changes
     nothing."""
     before = torch.get_num_threads()
     if number is not None and number != before:
@@ -32,8 +32,9 @@ def use(number: int | None) -> Iterator[None]:
 def trial(most: int, current: int | None = None) -> Generator[int, float, int]:
     """Yields numbers of threads to try, is sent the speed with each, and returns the best.
 
-    `most` is halved for as long as that does not cost a fifth; the best two are tried twice. What
-    is hardly faster than the current number, or else the higher, is not taken.
+    `most` is halved as long as that does not cost a fifth of the speed; the best two are tried
+    twice. The current number, or without one the higher of the two, stays unless the other is
+    clearly faster.
     """
     rates: dict[int, float] = {}
     number = most
@@ -52,10 +53,10 @@ def trial(most: int, current: int | None = None) -> Generator[int, float, int]:
 
 
 class Threads:
-    """The number of threads of this process, chosen by the speed of the work that it does anyway.
+    """Chooses the number of threads of this process by timing its actual work.
 
-    most: threads that there may be. number: threads to begin with; without it a trial comes
-    first. With `fixed` the number stays what it is, and is only watched.
+    most: the largest number. number: the number to begin with; without it a trial comes first. With
+    `fixed` the number does not change, and only the speed is watched.
     """
 
     def __init__(
@@ -65,23 +66,24 @@ class Threads:
         self.number = number or most
         self.fixed = fixed
         self.rates: dict[int, float] = {self.number: rate}  # tokens per second in the last trial
-        self._rate = rate  # that is expected
-        self._before: int | None = None  # the number before the trial that is going on
+        self._rate = rate  # the expected speed
+        self._before: int | None = None  # the number before the present trial
         self._trial: Generator[int, float, int] | None = None
         self._tokens = 0
         self._seconds = 0.0
-        self._since = QUIET  # seconds, the last trial or word
+        self._since = QUIET  # seconds since the last trial or message
         if number is None and not fixed and most > 1:
             self._try(None)
         torch.set_num_threads(self.number)
 
     @property
     def settled(self) -> bool:
-        """Whether no trial is going on."""
+        """Whether no trial is running."""
         return self._trial is None
 
     def worked(self, tokens: int, seconds: float) -> str | None:
-        """Take note of work done with `number` threads, which may change; what to say of it."""
+        """Note work done with `number` threads, which may change then; returns a message if the
+        speed fell or the number changed."""
         self._tokens += tokens
         self._seconds += seconds
         if self._seconds < (LOOK if self.settled else BLOCK):
@@ -132,7 +134,7 @@ class Threads:
         )
 
     def __str__(self) -> str:
-        """`5,900 tokens/s with 2 threads (3,700 with 1)`."""
+        """The measured speeds, as `5,900 tokens/s with 2 threads (3,700 with 1)`."""
         others = [n for n in sorted(self.rates, reverse=True) if n != self.number]
         speeds = ", ".join(f"{self.rates[n]:,.0f} with {n}" for n in others)
         chosen = f"{self.rates[self.number]:,.0f} tokens/s with {counted(self.number)}"

@@ -1,4 +1,4 @@
-"""Documents to token ids: what a tokenizer is, those there are, and the way back from a file."""
+"""The tokenizers: from documents to token ids and back, and loading a saved one."""
 
 from lmkit.tokenizer.base import AnyTokenizer, Encoded, Tokenizer
 from lmkit.tokenizer.characters import Bytes, Characters

@@ -1,4 +1,4 @@
-"""What every tokenizer is: documents in, token ids with their document and line ends out."""
+"""The interface of tokenizers: documents in, token ids with document and line ends out."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Encoded:
     """Some documents as one run of token ids.
 
     ids: (tokens,). document_ends: (documents,) and line_ends: (lines,), exclusive token
-    positions, strictly increasing, each document's end being a line's. num_bytes: (documents,)
-    of UTF-8 text. num_unknown: tokens that `<unk>` stands in for.
+    positions, strictly increasing; the end of a document is also the end of a line. num_bytes:
+    (documents,), of the text in UTF-8. num_unknown: tokens that `<unk>` replaces.
     """
 
     ids: Ids
@@ -44,10 +44,10 @@ class Encoded:
 
 
 class AnyTokenizer(ABC):
-    """What the config group `tokenizer` may name: a tokenizer, or where a saved one lies.
+    """Anything that the config group `tokenizer` may name: a tokenizer, or the path of a saved one.
 
-    trainable: `train` must see the train split before anything is encoded.
-    is_saved: whether it only says where one lies.
+    trainable: whether `train` must see the train split before anything is encoded.
+    is_saved: whether it is only the path of a saved one.
     """
 
     trainable: ClassVar[bool] = False
@@ -55,16 +55,16 @@ class AnyTokenizer(ABC):
 
     @abstractmethod
     def resolved(self) -> Tokenizer | None:
-        """The tokenizer that is meant; None: that of the data, which has its own."""
+        """The tokenizer itself; None: use the one that the data comes with."""
 
 
 class Tokenizer(AnyTokenizer):
     """Text to ids and back; `name` is what messages call it.
 
-    lossless: `decode` gives back every text exactly, so that bits per byte mean something.
-    lines_alone: a line has the same tokens whatever stands around it.
-    vocabulary_size: the number of ids, `<eos>` and `<unk>` among them. The setting of that name is
-    the most there may be, counted so too. One that is trainable has it once it is trained.
+    lossless: `decode` returns every text exactly, so that bits per byte have a meaning.
+    lines_alone: a line has the same tokens whatever comes before and after it.
+    vocabulary_size: the number of ids, including `<eos>` and `<unk>`. The setting of that name is
+    an upper bound, which includes them too. A trainable tokenizer has it only after training.
     """
 
     name: ClassVar[str]
@@ -86,7 +86,7 @@ class Tokenizer(AnyTokenizer):
 
     @property
     def is_trained(self) -> bool:
-        """Whether it has its vocabulary, or needs none of the text."""
+        """Whether it has its vocabulary, or needs no training."""
         return not self.trainable or hasattr(self, "vocabulary_size")
 
     @abstractmethod
@@ -95,14 +95,14 @@ class Tokenizer(AnyTokenizer):
 
     @abstractmethod
     def encode(self, texts: Sequence[str], by_line: bool = False) -> Encoded:
-        """One or more whole documents, each closed with `<eos>`, so that none is left empty.
+        """Encode one or more whole documents, each closed with `<eos>`, so that none is empty.
 
-        by_line: as lines that know nothing of each other.
+        by_line: encode each line by itself.
         """
 
     @abstractmethod
     def encode_text(self, text: str) -> list[int]:
-        """A prompt: as `encode`, but nothing is added at its end."""
+        """Encode a prompt: as `encode`, but nothing is added at its end."""
 
     @abstractmethod
     def decode(self, ids: Sequence[int]) -> str:
@@ -112,11 +112,12 @@ class Tokenizer(AnyTokenizer):
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """The surface of each token; joined they are `decode(ids)`.
 
-        A character cut by token ends is the surface of the token that completes it.
+        A character that is split over several tokens is the surface of the last of them.
         """
 
     def unknown(self, text: str, by_line: bool = False) -> dict[int, str]:
-        """Where `encode([text], by_line)` has `<unk>` for what is unknown, and for what."""
+        """The positions at which `encode([text], by_line)` has `<unk>` for an unknown text, and
+        these texts."""
         return {}
 
     @abstractmethod
@@ -152,15 +153,15 @@ class CountedTokenizer(Tokenizer):
 
     @abstractmethod
     def count(self, texts: Iterable[str]) -> dict[str, int]:
-        """How often each part of a vocabulary occurs, in the order of first appearance."""
+        """How often each entry of a vocabulary occurs, in the order of first appearance."""
 
     @abstractmethod
     def learn(self, counts: dict[str, int]) -> None:
-        """Take the vocabulary from the counts of all texts."""
+        """Choose the vocabulary by the counts of all texts."""
 
 
 def add_counts(counts: dict[str, int], more: Mapping[str, int]) -> None:
-    """Add those of the text that follows."""
+    """Add the counts of the text that follows."""
     for token, n in more.items():
         counts[token] = counts.get(token, 0) + n
 
@@ -182,25 +183,25 @@ class DocumentTokenizer(Tokenizer):
 
     @cached_property
     def newline(self) -> list[int]:
-        """The tokens of a line's end: none where the tokenizer reads it as a space or skips it."""
+        """The tokens of a line end: none if the tokenizer reads it as a space or skips it."""
         alone, closed = self.encode_text("a"), self.encode_text("a\n")
         end = closed[len(alone) :] if closed[: len(alone)] == alone else []
         ends = (end, self.encode_text("\n"))
         return next((end for end in ends if "\n" in self.decode(end)), [])
 
     def _flat_lines(self, texts: Sequence[str]) -> Flat:
-        """Each line encoded by itself, without its end, whose tokens follow."""
+        """Encode each line by itself and without its line end, whose tokens are inserted after."""
         rows = [text.split("\n") for text in texts]
         flat = self._flat([line for lines in rows for line in lines])
         last = np.cumsum([len(lines) for lines in rows]) - 1
         ended = np.ones(len(flat.counts), bool)
-        ended[last] = False  # by no newline, but by the text's end
-        places = np.repeat(np.cumsum(flat.counts)[ended], len(self.newline))
+        ended[last] = False  # the last line has no newline
+        positions = np.repeat(np.cumsum(flat.counts)[ended], len(self.newline))
         newlines = np.tile(np.array(self.newline, np.uint32), int(ended.sum()))
         counts = flat.counts + len(self.newline) * ended
         line_ends = np.cumsum(counts)
         return Flat(
-            np.insert(flat.ids, places, newlines),
+            np.insert(flat.ids, positions, newlines),
             np.diff(line_ends[last], prepend=0),
             line_ends[counts > 0],
             flat.num_unknown,
@@ -211,7 +212,7 @@ class DocumentTokenizer(Tokenizer):
         closings = np.cumsum(flat.counts)
         document_ends = closings + np.arange(1, len(texts) + 1)
         newline_ends = flat.newline_ends + np.searchsorted(closings, flat.newline_ends)
-        # The closing <eos> joins the last line: it is never a line of its own.
+        # The closing <eos> belongs to the last line and is never a line of its own.
         inner = np.setdiff1d(newline_ends, document_ends - 1)
         return Encoded(
             ids=np.insert(flat.ids, closings, np.uint32(self.eos_id)),
@@ -236,10 +237,10 @@ class ByteSurfaces(DocumentTokenizer):
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        pieces = [decoder.decode(self.surfaces[i]) for i in ids]
-        if pieces:
-            pieces[-1] += decoder.decode(b"", final=True)
-        return pieces
+        surfaces = [decoder.decode(self.surfaces[i]) for i in ids]
+        if surfaces:
+            surfaces[-1] += decoder.decode(b"", final=True)
+        return surfaces
 
 
 def by_frequency(
@@ -247,8 +248,8 @@ def by_frequency(
 ) -> list[str]:
     """The vocabulary, most frequent first, ties by first appearance (the order of `counts`).
 
-    size: the most tokens it may have, `specials` among them.
-    The last of `specials` is the unknown token: it counts what it stands in for.
+    size: the most tokens it may have, including `specials`.
+    The last of `specials` is the unknown token; its count is that of all tokens it replaces.
     """
     ordinary = {token: n for token, n in counts.items() if n >= min_frequency}
     for special in specials:
@@ -268,7 +269,7 @@ def by_frequency(
 def in_batches(
     items: Iterable[Item], length: Callable[[Item], int], size: int = 1 << 22
 ) -> Iterator[list[Item]]:
-    """Runs of items of together at least `size` characters (the last may be shorter)."""
+    """Group items into runs with a total length of at least `size` (the last may be shorter)."""
     batch: list[Item] = []
     total = 0
     for item in items:

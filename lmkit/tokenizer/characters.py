@@ -1,4 +1,4 @@
-"""A token for each byte, or for each character."""
+"""The tokenizers that have a token for each byte, or for each character."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lmkit.tokenizer.word import EOS, UNK
 
 
 class Bytes(ByteSurfaces):
-    """The 256 bytes of UTF-8 and `<eos>`."""
+    """A token for each of the 256 bytes of UTF-8, and `<eos>`."""
 
     name = "bytes"
     trainable = False
@@ -30,7 +30,7 @@ class Bytes(ByteSurfaces):
     surfaces = [*(bytes([byte]) for byte in range(256)), b""]  # noqa: RUF012
 
     def train(self, texts: Iterable[str]) -> None:
-        """Nothing to learn."""
+        """Does nothing: the vocabulary is fixed."""
 
     def _flat(self, texts: Sequence[str]) -> Flat:
         data = [text.encode() for text in texts]
@@ -104,7 +104,7 @@ class Characters(DocumentTokenizer, CountedTokenizer):
 
     def unknown(self, text: str, by_line: bool = False) -> dict[int, str]:
         ids = self._flat([text]).ids
-        return {place: text[place] for place in np.flatnonzero(ids == self.unk_id).tolist()}
+        return {i: text[i] for i in np.flatnonzero(ids == self.unk_id).tolist()}
 
     def decode(self, ids: Sequence[int]) -> str:
         return "".join(self.pieces(ids))
@@ -113,7 +113,7 @@ class Characters(DocumentTokenizer, CountedTokenizer):
         return [self._surfaces[i] for i in ids]
 
     def settings(self) -> dict[str, Any]:
-        # Without a bound as it was before there was one: hashes of saved tokenizers stay.
+        # Only with a bound, which is a later setting: so the hashes of saved tokenizers stay.
         bound = {} if self.wanted_size is None else {"vocabulary_size": self.wanted_size}
         return {"min_frequency": self.min_frequency, **bound}
 

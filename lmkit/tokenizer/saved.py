@@ -1,4 +1,4 @@
-"""A tokenizer out of the file that it was saved to."""
+"""Loads a tokenizer from the file that it was saved to."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MAX_TOKENIZER = 1 << 30  # bytes; a vocabulary of a million words has 20 MiB
 
 
 class Stored(AnyTokenizer):
-    """A tokenizer that has been saved: that of prepared tokens, or `path`'s."""
+    """A tokenizer that has been saved: the one that prepared tokens come with, or `path`'s."""
 
     is_saved = True
 
@@ -57,7 +57,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
         return kind._restore(state)
     except UserError as error:
         raise UserError(f"{path}: the tokenizer is damaged: {error}") from None
-    except Exception as error:  # whatever the library or a missing key makes of it
+    except Exception as error:  # the library, or a missing key, may raise anything
         raise UserError(f"{path}: the tokenizer is damaged: {error!r}") from None
 
 

@@ -1,6 +1,6 @@
-"""Subwords, through the `tokenizers` library: byte-level BPE of one's own, or any tokenizer.json.
+"""Subword tokenizers of the `tokenizers` library: trained byte-level BPE, or any tokenizer.json.
 
-The library is told never to read a special token out of the text of a document.
+The library is set never to read a special token from the text of a document.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ log = logging.getLogger(__name__)
 
 EOS = "<eos>"
 USUAL_EOS = (EOS, "</s>", "<|endoftext|>", "<|end_of_text|>", "[EOS]", "<EOS>", "[SEP]")
-# Before a space that follows a word, no match of the byte-level pattern goes on: cut there.
+# No match of the byte-level pattern crosses the start of a space after a word: cut there.
 SAFE_CUT = re.compile(r"(?<=\S) ")
-PIECE = 1 << 16
-MOST_IDS = 1 << 24  # of a vocabulary; the largest there are have a million
-MOST_COUNTED = (1 << 64) - 1  # by the library; no text has so many pairs
+CHUNK = 1 << 16  # characters that the library gets at a time
+MOST_IDS = 1 << 24  # of a vocabulary; the largest in use have a million
+MOST_COUNTED = (1 << 64) - 1  # the library's largest count; no text has so many pairs
 # Ids may have gaps: so many for each token, and so many besides.
 MOST_GAPS, MANY_GAPS = 10, 1000
-# Text in which a tokenizer that loses anything (case, spaces, accents, ...) loses it.
+# A text that a tokenizer which loses anything (case, spaces, accents, ...) does not give back.
 PROBE = (
     "A  b\t\n\n c\r\n \u00a0don't \u00dcn\u00ef e\u0301 \u4f60\u597d \U0001f642 \x00 <eos> </s>\n"
 )
@@ -97,10 +97,10 @@ class ByteLevelBPE(ByteSurfaces):
 
     def _flat(self, texts: Sequence[str]) -> Flat:
         runs, counts = [], np.zeros(len(texts), np.int64)
-        pieces = ((row, piece) for row, text in enumerate(texts) for piece in _cut_safely(text))
-        # An Encoding takes a hundred times the memory of its ids: few at once.
-        for batch in in_batches(pieces, lambda item: len(item[1]), 1 << 20):
-            encodings = self._library.encode_batch_fast([piece for _, piece in batch])
+        chunks = ((row, chunk) for row, text in enumerate(texts) for chunk in _cut_safely(text))
+        # An Encoding needs a hundred times the memory of its ids: few at once.
+        for batch in in_batches(chunks, lambda item: len(item[1]), 1 << 20):
+            encodings = self._library.encode_batch_fast([chunk for _, chunk in batch])
             for (row, _), encoding in zip(batch, encodings, strict=True):
                 runs.append(np.array(encoding.ids, np.uint32))
                 counts[row] += len(runs[-1])
@@ -149,8 +149,8 @@ class Pretrained(DocumentTokenizer):
     def _adopt(self, library: tokenizers.Tokenizer, eos: str | None) -> None:
         vocabulary = library.get_vocab(with_added_tokens=True)
         names = USUAL_EOS if eos is None else (eos,)
-        found = next((name for name in names if name in vocabulary), None)
-        if found is None:
+        name = next((name for name in names if name in vocabulary), None)
+        if name is None:
             special = [t.content for t in library.get_added_tokens_decoder().values() if t.special]
             raise UserError(
                 f"{self._where}: a token that closes a document is needed, none of "
@@ -161,8 +161,8 @@ class Pretrained(DocumentTokenizer):
         library.no_padding()
         library.encode_special_tokens = True
         self._library = library
-        self.eos = found
-        self.eos_id = vocabulary[found]
+        self.eos = name
+        self.eos_id = vocabulary[name]
         self.unk_id = _unk_id(library)
         self._check_ids(vocabulary)
         self.vocabulary_size = max(vocabulary.values()) + 1  # ids may have gaps
@@ -176,7 +176,7 @@ class Pretrained(DocumentTokenizer):
         self.lossless = self.decode(self.encode_text(PROBE)) == PROBE
 
     def _check_ids(self, vocabulary: Mapping[str, int]) -> None:
-        """Refuse ids that two tokens share, or that lie far apart."""
+        """Refuse a vocabulary in which two tokens share an id, or ids have large gaps."""
         token_of: dict[int, str] = {}
         for token, i in vocabulary.items():
             if (other := token_of.setdefault(i, token)) != token:
@@ -188,7 +188,7 @@ class Pretrained(DocumentTokenizer):
             )
 
     def train(self, texts: Iterable[str]) -> None:
-        """Nothing to learn."""
+        """Does nothing: the vocabulary is fixed."""
 
     def _flat(self, texts: Sequence[str]) -> Flat:
         runs = [np.empty(0, np.uint32)]
@@ -208,15 +208,15 @@ class Pretrained(DocumentTokenizer):
         return Flat(ids, counts, np.concatenate(newline_ends), unknown)
 
     def unknown(self, text: str, by_line: bool = False) -> dict[int, str]:
-        found, begin = {}, 0
+        texts, begin = {}, 0
         for line in text.split("\n") if by_line else [text]:
             with self._encoding():
                 encoding = self._library.encode(line, add_special_tokens=False)
-            for place, i in enumerate(encoding.ids, begin):
+            for position, i in enumerate(encoding.ids, begin):
                 if i == self.unk_id:
-                    found[place] = line[slice(*encoding.offsets[place - begin])]
+                    texts[position] = line[slice(*encoding.offsets[position - begin])]
             begin += len(encoding.ids) + len(self.newline)
-        return found
+        return texts
 
     def decode(self, ids: Sequence[int]) -> str:
         text = [i for i in ids if i != self.eos_id]
@@ -236,7 +236,7 @@ class Pretrained(DocumentTokenizer):
         return surfaces
 
     def _encoding(self) -> AbstractContextManager[None]:
-        # As a vocabulary without an unknown token.
+        # Such a tokenizer has a vocabulary without an unknown token.
         return _named(f"{self._where}: it cannot encode every text")
 
     def _decoding(self) -> AbstractContextManager[None]:
@@ -257,10 +257,10 @@ class Pretrained(DocumentTokenizer):
 
 
 def _newline_ends(text: str, offsets: Sequence[tuple[int, int]]) -> Positions:
-    """How many tokens there are up to the end of each line that has any.
+    """The number of tokens up to the end of each line that has any.
 
-    A newline that is no token of its own belongs to the token that it completes, but where a
-    word's token begins with it, as in SentencePiece's, that is the next line's.
+    A newline that is not a token of its own belongs to the line of the token that it completes.
+    But if it begins the token of a word, as in SentencePiece, this token is in the next line.
     """
     starts, stops = np.array(offsets, np.int64).reshape(-1, 2).T
     newlines = np.array([match.start() for match in re.finditer("\n", text)], np.int64)
@@ -277,16 +277,16 @@ def _newline_ends(text: str, offsets: Sequence[tuple[int, int]]) -> Positions:
 def _unk_id(library: tokenizers.Tokenizer) -> int | None:
     if token := getattr(library.model, "unk_token", None):
         return library.get_vocab(with_added_tokens=True).get(token)
-    # A Unigram model keeps it to itself.
+    # A Unigram model has no attribute for it.
     unk_id: int | None = json.loads(library.to_str())["model"].get("unk_id")
     return unk_id
 
 
 @contextmanager
 def _named(what: str) -> Iterator[None]:
-    """What the library raises, which is nothing narrower than Exception, as a mistake in its file.
+    """Turn what the library raises, a plain Exception, into a UserError about its file.
 
-    A panic of Rust is a BaseException, and of a class that has no name to import.
+    A panic of Rust is a BaseException, of a class that cannot be imported.
     """
     try:
         yield
@@ -304,11 +304,11 @@ def _library(text: str, what: str = "not the library's") -> tokenizers.Tokenizer
 
 
 def _cut_safely(text: str) -> Iterator[str]:
-    """Pieces that the byte-level pattern tokenizes as it would the whole: bounded memory."""
+    """Chunks of a text that have the same tokens as the whole, so that memory is bounded."""
     start = 0
-    while len(text) - start > PIECE and (cut := SAFE_CUT.search(text, start + PIECE)):
-        yield text[start : cut.start()]
-        start = cut.start()
+    while len(text) - start > CHUNK and (space := SAFE_CUT.search(text, start + CHUNK)):
+        yield text[start : space.start()]
+        start = space.start()
     yield text[start:]
 
 

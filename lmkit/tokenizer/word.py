@@ -1,4 +1,4 @@
-"""Words between whitespace, a line at a time: the tokens of WikiText and the Penn Treebank."""
+"""The tokenizer of words between whitespace, line by line, as in WikiText and the Penn Treebank."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Word(CountedTokenizer):
         self._index = {word: i for i, word in enumerate(vocabulary)}
         self.eos_id = vocabulary.index(EOS)
         self._unk = self.unk_id = vocabulary.index(UNK)
-        # What almost every chunk is, so that it need not be decoded: a word and one space.
+        # Almost every chunk is a word and one space, and need not be decoded: look it up.
         spaced = " \n".join([*vocabulary, ""]).encode().split(b"\n")
         self._usual = dict(zip(spaced, range(len(vocabulary)), strict=False))
         self._usual[b"\n"] = self.eos_id
@@ -58,8 +58,8 @@ class Word(CountedTokenizer):
     def count(self, texts: Iterable[str]) -> dict[str, int]:
         chunks: dict[bytes, int] = {}
         for batch in in_batches(texts, len):
-            cut = _cut(batch)
-            for chunk, n in zip(cut.chunks, np.bincount(cut.codes).tolist(), strict=True):
+            text = _in_chunks(batch)
+            for chunk, n in zip(text.chunks, np.bincount(text.codes).tolist(), strict=True):
                 chunks[chunk] = chunks.get(chunk, 0) + n
         counts: dict[str, int] = {}
         for chunk, n in chunks.items():
@@ -83,26 +83,26 @@ class Word(CountedTokenizer):
         return (text.lower() if self.lower else text).split()
 
     def encode(self, texts: Sequence[str], by_line: bool = False) -> Encoded:
-        cut = _cut(texts)
-        ids = np.array(list(map(self._usual.get, cut.chunks, repeat(-1))), np.int32)
-        unusual = {k: self._split(cut.chunks[k]) for k in np.flatnonzero(ids < 0).tolist()}
+        text = _in_chunks(texts)
+        ids = np.array(list(map(self._usual.get, text.chunks, repeat(-1))), np.int32)
+        unusual = {k: self._split(text.chunks[k]) for k in np.flatnonzero(ids < 0).tolist()}
         widths = np.ones(len(ids), np.int32)
         widths[list(unusual)] = list(map(len, unusual.values()))
         starts = np.cumsum(widths, dtype=np.int32) - widths
-        # From chunks to their words: each once more, in order, whether known or not.
+        # The ids of the words of each distinct chunk, in order.
         word_ids = np.repeat(ids, widths)
         unknown = np.zeros(len(word_ids), np.bool_)
         for k, words in unusual.items():
-            for place, word in enumerate(words, start=starts[k]):
-                word_ids[place] = self._index.get(word, self._unk)
-                unknown[place] = word not in self._index
-        tokens = _spread(cut.codes, starts, widths)
-        line_ends = np.flatnonzero(tokens == starts[cut.chunks.index(b"\n")]) + 1
+            for position, word in enumerate(words, start=starts[k]):
+                word_ids[position] = self._index.get(word, self._unk)
+                unknown[position] = word not in self._index
+        tokens = _spread(text.codes, starts, widths)
+        line_ends = np.flatnonzero(tokens == starts[text.chunks.index(b"\n")]) + 1
         return Encoded(
             ids=word_ids.astype(np.uint32)[tokens],
-            document_ends=line_ends[cut.line_counts - 1],
+            document_ends=line_ends[text.line_counts - 1],
             line_ends=line_ends,
-            num_bytes=cut.num_bytes,
+            num_bytes=text.num_bytes,
             num_unknown=int(unknown[tokens].sum()) if unknown.any() else 0,
         )
 
@@ -110,7 +110,7 @@ class Word(CountedTokenizer):
         text = text.lower() if self.lower else text
         lines = text.removesuffix("\n").split("\n")
         words = (word for line in lines for word in (*line.split(), EOS))
-        return {place: word for place, word in enumerate(words) if word not in self._index}
+        return {i: word for i, word in enumerate(words) if word not in self._index}
 
     def encode_text(self, text: str) -> list[int]:
         text = text.lower() if self.lower else text
@@ -138,7 +138,7 @@ class Word(CountedTokenizer):
         }
 
     def _state(self) -> dict[str, Any]:
-        # In the file the size keeps its first name, on which the hash of every saved one depends.
+        # In the file the size keeps its old name, on which the hashes of saved tokenizers depend.
         names = {"vocabulary_size": "max_size"}
         settings = {names.get(key, key): value for key, value in self.settings().items()}
         return {"settings": settings, "vocabulary": self.vocabulary}
@@ -151,8 +151,8 @@ class Word(CountedTokenizer):
         return tokenizer
 
 
-class _Cut(NamedTuple):
-    """A text as chunks: `codes` says which of `chunks` follow each other.
+class _Chunks(NamedTuple):
+    """A text as chunks: `chunks` has each distinct one, `codes` their order in the text.
 
     line_counts: (documents,) lines up to each document's end. num_bytes: (documents,).
     """
@@ -163,10 +163,10 @@ class _Cut(NamedTuple):
     num_bytes: Positions
 
 
-def _cut(texts: Sequence[str]) -> _Cut:
-    """Cut after every space and around every newline, which leaves each word a chunk of its own.
+def _in_chunks(texts: Sequence[str]) -> _Chunks:
+    """Cut after every space and around every newline, so that each word is a chunk of its own.
 
-    Only distinct chunks are then seen by Python; other whitespace stays inside a chunk.
+    Python then has to look at distinct chunks only; other whitespace stays inside a chunk.
     """
     import pyarrow as pa
 
@@ -184,7 +184,7 @@ def _cut(texts: Sequence[str]) -> _Cut:
         pa.large_binary(), len(offsets) - 1, [None, pa.py_buffer(offsets), pa.py_buffer(data)]
     ).dictionary_encode()
     closings = np.cumsum([len(text) for text in closed])
-    return _Cut(
+    return _Chunks(
         codes=chunks.indices.to_numpy(),
         chunks=chunks.dictionary.to_pylist(),
         line_counts=np.searchsorted(np.flatnonzero(newline), closings),
@@ -195,7 +195,7 @@ def _cut(texts: Sequence[str]) -> _Cut:
 def _spread(
     codes: npt.NDArray[np.int32], starts: npt.NDArray[np.int32], widths: npt.NDArray[np.int32]
 ) -> npt.NDArray[np.integer[Any]]:
-    """Chunks to words: code c becomes `starts[c], .., starts[c] + widths[c] - 1`."""
+    """From chunks to words: code c becomes `starts[c], .., starts[c] + widths[c] - 1`."""
     if widths.max() <= 1:
         tokens = np.where(widths == 1, starts, -1)[codes]
         return tokens[tokens >= 0]

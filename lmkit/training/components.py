@@ -29,7 +29,8 @@ from lmkit.windows import DataModule
 
 
 def make_task(config: dict[str, Any], data: DataModule) -> Task:
-    """Model, head, regularizers, optimiser and schedule of a checked config, for prepared data."""
+    """The task of a checked config for prepared data: model, head, regularizers, optimiser and
+    schedule."""
     model, head = build_model(config, data.tokenizer.vocabulary_size)
     nodes = config["regularizers"]
     regularizers = {name: build("regularizers", node) for name, node in nodes.items()}
@@ -40,8 +41,8 @@ def make_task(config: dict[str, Any], data: DataModule) -> Task:
     node, stepping = split_node("scheduler", config["scheduler"] or {})
 
     def make_scheduler(optimizer: Any, num_steps: float) -> Any:
-        given = {"optimizer": optimizer, "num_steps": num_steps}
-        return build("scheduler", node, **given) if node else None
+        passed = {"optimizer": optimizer, "num_steps": num_steps}
+        return build("scheduler", node, **passed) if node else None
 
     splits = {"val": "valid", "test": "test"} if data.tokenizer.lossless else {}
     stores = data.prepared.stores
@@ -54,7 +55,7 @@ def make_task(config: dict[str, Any], data: DataModule) -> Task:
 
 
 def make_tracking(run: Run, config: Mapping[str, Any], step: int | None) -> Tracking:
-    """The loggers of a run that goes on from `step`, and metrics.jsonl, which they follow."""
+    """The loggers of a run that resumes from `step`, and metrics.jsonl, which they follow."""
     account = Account(run.path, step, JsonlLogger(run.path, run.id))
     return Tracking(account, make_trackers(config["logger"], run, account))
 
@@ -62,12 +63,12 @@ def make_tracking(run: Run, config: Mapping[str, Any], step: int | None) -> Trac
 def make_callbacks(
     run: Run, config: Mapping[str, Any], task: Task, data: DataModule, tracking: Tracking
 ) -> list[pl.Callback]:
-    """The callbacks of a config, the checkpoint last: it saves the state of those before it."""
+    """The callbacks of a config, the checkpoint last, as it saves the state of the others."""
 
     def generate(module: pl.LightningModule, prompt: str, num_tokens: int, seed: int) -> str:
         sampling = Sampling(num_tokens=num_tokens, seed=seed)
-        parts = (task.model, task.head, data.tokenizer)
-        return sample_texts(*parts, prompt, sampling, data.protocol)[0]
+        trained = (task.model, task.head, data.tokenizer)
+        return sample_texts(*trained, prompt, sampling, data.protocol)[0]
 
     samples = {"generate": generate, "path": run.path / "samples.jsonl"}
     callbacks = [
@@ -89,8 +90,8 @@ def make_trainer(
     tracking: Tracking,
     identity: Mapping[str, Any],
 ) -> pl.Trainer:
-    """Lightning's trainer; identity: what its checkpoints say that they belong to."""
-    # In the other processes a callback finds something in their place.
+    """Lightning's trainer; identity: the config and text that its checkpoints record."""
+    # Processes other than the first have dummies, for callbacks that look for a logger.
     loggers = [t.logger for t in tracking.trackers] or [DummyLogger() for _ in config["logger"]]
     metrics = tracking.account.metrics
     trainer = build_trainer(

@@ -1,4 +1,4 @@
-"""What a run that goes on does not take over from its checkpoint as it was."""
+"""The callback that fits a checkpoint's state to what has changed when a run resumes from it."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from lmkit.training.task import Task
 
 log = logging.getLogger(__name__)
 
-# What the learning rate of a step depends on, and what says how long a schedule of torch's is.
+# Keys on which the learning rate of a step depends, and keys of torch's schedules with a length.
 RATES = re.compile(r"optimizer\.|scheduler\.|trainer\.max_(epochs|steps)$")
 LENGTHS = ("T_max", "total_steps", "epochs", "total_iters", "max_iters", "milestones")
 
 
 class Continuation(Callback):
-    """Lets the state of a checkpoint fit what has changed since it was written.
+    """Fits the state of a checkpoint to what has changed since it was written.
 
-    A schedule is put where one of this length would be by now, and with it the optimiser's rate.
-    What was best on other validation text is forgotten. Training that early stopping has ended
-    stays ended. Goes before the other callbacks.
+    The schedule, and with it the learning rate, is set to where one of the present length would be
+    by now. The best score on another validation text is forgotten. A training that early stopping
+    has ended stays ended. This callback must come before the others.
     """
 
     def __init__(self, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -49,12 +49,12 @@ class Continuation(Callback):
         then, now = self.then.get("splits", {}), self.now["splits"]
         if then and then.get("valid") != now.get("valid"):
             self._forget_validations(trainer, checkpoint)
-            if isinstance(pl_module, Task):  # which has taken its own state over already
+            if isinstance(pl_module, Task):  # its own state has been restored already
                 pl_module.forget_validations()
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             state = checkpoint["callbacks"].get(callback.state_key)
             if isinstance(callback, EarlyStopping) and state:
-                state["patience"] = callback.patience  # the old one would come back
+                state["patience"] = callback.patience  # else the checkpoint's would replace it
                 again = any(key.startswith("callbacks.early_stopping.") for key in self.changed)
                 if again and state["wait_count"] < callback.patience:
                     state["stopping_reason"] = EarlyStoppingReason.NOT_STOPPED.value
@@ -71,7 +71,7 @@ class Continuation(Callback):
             self._reschedule(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The last state is written before an average of the weights takes their place."""
+        """Write the last checkpoint before a callback replaces the weights by their average."""
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Checkpoint):
                 callback.on_train_end(trainer, pl_module)
@@ -82,7 +82,7 @@ class Continuation(Callback):
             if not state or not str(getattr(callback, "monitor", None)).startswith("val/"):
                 continue
             if isinstance(callback, Checkpoint):
-                state["best_score"] = None  # its file stays until there is one to take its place
+                state["best_score"] = None  # its file stays until another is the best
             else:
                 checkpoint["callbacks"][callback.state_key] = callback.state_dict()
         for state in checkpoint["lr_schedulers"]:
@@ -90,7 +90,7 @@ class Continuation(Callback):
                 state |= {"best": state["mode_worse"], "num_bad_epochs": 0}
 
     def _reschedule(self, trainer: Trainer, task: Task) -> None:
-        """Make the steps of the schedule again, on an optimiser that has nothing to train."""
+        """Repeat the schedule's steps on an optimiser of a dummy parameter, and adopt its state."""
         trial = task.make_optimizer([torch.nn.Parameter(torch.zeros(1))])
         restored = [config.scheduler for config in trainer.lr_scheduler_configs]
         follows = restored and not isinstance(restored[0], ReduceLROnPlateau)
@@ -101,7 +101,7 @@ class Continuation(Callback):
             if done is None:  # ChainedScheduler
                 done = restored[0]._schedulers[0].last_epoch  # type: ignore[attr-defined]
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that the optimiser has made no step
+                warnings.simplefilter("ignore")  # the warning that the optimiser has made no step
                 for _ in range(done):
                     schedule.step()
             restored[0].load_state_dict(schedule.state_dict())
@@ -112,7 +112,7 @@ class Continuation(Callback):
                 group.update(now)
 
     def _warn_of_lengths(self) -> None:
-        """A schedule with a length of its own does not follow the training's."""
+        """Warn where the training's length has changed but a schedule has a length of its own."""
         inner = history.inner_keys("scheduler", self.now["config"]["scheduler"])
         own = {path: value for path, key, value in inner if key in LENGTHS}
         longer = {key: pair for key, pair in self.changed.items() if key.startswith("trainer.max_")}

@@ -1,4 +1,4 @@
-"""What a training of a config takes on this machine: some of its own steps, timed."""
+"""Estimates the time and memory of a training on this machine by timing some of its steps."""
 
 from __future__ import annotations
 
@@ -25,18 +25,19 @@ from lmkit.training.limits import in_windows
 from lmkit.windows import DataModule
 
 WARM_UP = 3  # windows, or a second
-SECONDS = 3.0  # of steps with the number of threads that was chosen
-SHORT = 15.0  # seconds of a training that a trial is not worth
+SECONDS = 3.0  # of steps with the chosen number of threads
+SHORT = 15.0  # seconds; a training that is over by then is not worth a trial
 EVALUATED = 6  # windows
-MANY = 10**6  # epochs, of a text that is very short
+MANY = 10**6  # epochs, enough even for a very short text
 
 
 class Estimate(NamedTuple):
-    """On one process, whatever the config says.
+    """Size, speed and duration of a training on one process, however many the config asks for.
 
-    tokens: targets of an epoch. threads: the number chosen, with the speeds of a trial.
-    any_threads: whether another number changes no bit. steps: updates of the whole training.
-    seconds: of it with its validations and test. Both are infinite without an end.
+    tokens: targets of an epoch. threads: the chosen number, with the speeds that were measured.
+    any_threads: whether results are the same bit for bit with another number. steps: updates of
+    the whole training. seconds: its duration with validations and test. Both are infinite for a
+    training without an end.
     """
 
     tokens: int
@@ -55,18 +56,18 @@ class Estimate(NamedTuple):
 
 
 class _Clock(pl.Callback):
-    """Has the number of threads chosen by the steps after the warm-up, and ends the fit after
-    `wanted` seconds of them with the number chosen; with `unless_short`, at once where the whole
-    training is SHORT."""
+    """Times steps after a warm-up to choose the number of threads, and ends the fit after `wanted`
+    seconds with the chosen number; with `unless_short`, at once if the whole training is shorter
+    than SHORT."""
 
     def __init__(
         self, node: Mapping[str, Any], threads: Threads, wanted: float, unless_short: bool
     ) -> None:
-        self.node = node  # of the trainer that is to train
+        self.node = node  # the config of the training's own trainer
         self.threads = threads
         self.wanted = wanted
         self.unless_short = unless_short
-        self.num_windows = 0  # trained on, warm-up and all
+        self.num_windows = 0  # trained on, the warm-up included
         self.windows_of_epoch = self.windows_of_all = 0.0
         self.num_tokens = self.timed = 0  # tokens and windows in `seconds`
         self.seconds = 0.0
@@ -104,7 +105,7 @@ class _Clock(pl.Callback):
         short = self.unless_short and self.seconds_per_window * self.windows_of_all < SHORT
         if not self.threads.settled:
             self.threads.worked(batch.num_targets, seconds)
-            if self.threads.settled:  # only what is computed with the number chosen counts
+            if self.threads.settled:  # only steps with the chosen number count
                 self.num_tokens, self.seconds, self.timed = 0, 0.0, 0
         elif self.seconds > self.wanted:
             trainer.should_stop = True
@@ -128,8 +129,8 @@ def estimate(
     """Train a checked config for some seconds, leaving nothing behind but the prepared text.
 
     The number of threads is the config's, or chosen by a trial. With `unless_short` a training
-    that will be over soon is timed by a window alone. data: that of the config, where this process
-    has opened it already.
+    that will be over soon is timed by a single window. data: the config's data, if this process has
+    opened it already.
     """
     data = data or make_data(config)
     stores = data.prepared.stores
@@ -139,7 +140,7 @@ def estimate(
         quiet()
         chosen = Threads(config["threads"] or torch.get_num_threads(), fixed=fixed)
         pl.seed_everything(config["seed"], verbose=False)
-        # A schedule may have no more steps than the training, or watch what is not validated here.
+        # A schedule could run out of steps, or watch a value that is not validated here.
         task = make_task({**config, "scheduler": None}, data)
         wanted = SECONDS if seconds is None else seconds
         clock = _Clock(config["trainer"], chosen, wanted, unless_short)
@@ -167,7 +168,7 @@ def estimate(
 
 
 def _unending(trainer: Mapping[str, Any]) -> dict[str, Any]:
-    """A trainer's node for one process that trains until its clock stops it, and then validates
+    """A trainer's config for one process that trains until its clock stops it, and then validates
     some windows."""
     alone = {"devices": 1, "num_nodes": 1, "strategy": "auto"}
     unending = {"max_epochs": MANY, "max_steps": -1, "max_time": None, "fast_dev_run": False}
@@ -177,7 +178,7 @@ def _unending(trainer: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _num_windows(trainer: Mapping[str, Any], windows_of_epoch: float) -> float:
-    """Training windows until the trainer's own end, infinite where that is not known."""
+    """The number of windows until the trainer's limits end the training, infinite if unknown."""
     epochs, steps = trainer.get("max_epochs"), trainer.get("max_steps", -1)
     if trainer.get("max_time") is not None:
         return math.inf
@@ -189,7 +190,7 @@ def _num_windows(trainer: Mapping[str, Any], windows_of_epoch: float) -> float:
 
 
 def _whole(trainer: Mapping[str, Any], data: DataModule, clock: _Clock) -> float:
-    """Seconds of a training with a validation an epoch, and a test."""
+    """The seconds of a training with a validation after each epoch, and a test."""
     if math.isinf(clock.windows_of_all):
         return math.inf
     stores = data.prepared.stores
@@ -204,14 +205,14 @@ def _whole(trainer: Mapping[str, Any], data: DataModule, clock: _Clock) -> float
 
 
 def _limited(limit: float | None, windows: int) -> float:
-    """Windows that Lightning's `limit_..._batches` leaves: a number of them, or a share."""
+    """The number of windows under Lightning's `limit_..._batches`, which is a number or a share."""
     if limit is None:
         return windows
     return min(limit, windows) if isinstance(limit, int) else limit * windows
 
 
 def lasting(seconds: float) -> str:
-    """`3 min 20 s`, to the precision that an estimate has."""
+    """Seconds as a text such as `3 min 20 s`, rounded to the precision of an estimate."""
     if seconds < 60:
         return f"{max(round(seconds), 1)} s"
     if seconds < 600:

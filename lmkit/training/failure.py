@@ -1,4 +1,4 @@
-"""How a process of a run has ended, told to the one that started it."""
+"""The record that a failed process of a run leaves for the process that started it."""
 
 from __future__ import annotations
 
@@ -15,17 +15,16 @@ from lmkit.system.redaction import redacted
 
 @dataclass(frozen=True)
 class Failure:
-    """How a process of a run has ended, for its parent: `died` if another try may do better,
-    `signum` if it was stopped."""
+    """How a process of a run has ended, written for its parent."""
 
     rank: int
-    what: str
+    what: str  # the error in words
     stack: str
-    died: bool = False
-    mistake: bool = False  # the user's: what says it all
-    machine: bool = False  # of which that of the machine
-    failed: bool = False  # what was to come of the work did not: the same
-    signum: int = 0
+    died: bool = False  # another try may succeed
+    mistake: bool = False  # a UserError: `what` is the whole message, without a stack
+    machine: bool = False  # a MachineError, which is a UserError too
+    failed: bool = False  # a ResultError: `what` is the whole message here too
+    signum: int = 0  # the signal that stopped it
     time: float = field(default_factory=time.time)
     process: str = field(default_factory=lambda: f"process {os.getpid()} on {socket.gethostname()}")
 
@@ -35,9 +34,9 @@ class Failure:
 
     @classmethod
     def take(cls, directory: Path) -> list[Failure]:
-        """All that have been written, the earliest first; they are gone afterwards."""
-        found = []
+        """Read all records in a directory, earliest first, and delete them."""
+        failures = []
         for file in directory.glob("rank-*.failure.json"):
-            found.append(cls(**json.loads(file.read_text(encoding="utf-8"))))
+            failures.append(cls(**json.loads(file.read_text(encoding="utf-8"))))
             file.unlink()
-        return sorted(found, key=lambda failure: failure.time)
+        return sorted(failures, key=lambda failure: failure.time)

@@ -1,4 +1,4 @@
-"""What one process does of a run: fit, test the best weights, write the summary."""
+"""The work of a run in one process: fit, test the best weights, write the summary."""
 
 from __future__ import annotations
 
@@ -45,8 +45,7 @@ def work(
 ) -> None:
     """Train to the end, from the checkpoint `newest` if there is one; raises `Stopped`.
 
-    data: that of the config, where this process has opened it already. pace: what watches its
-    speed.
+    data: the config's data, if this process has opened it already. pace: watches the speed.
     """
     with restored(), StopSignals() as signals, computing(config):
         data = data or make_data(config)
@@ -76,10 +75,10 @@ def work(
 
 @contextmanager
 def computing(config: Mapping[str, Any]) -> Iterator[None]:
-    """Kernels, threads, random numbers and the order of sums as a config has them."""
+    """Within this context kernels, threads, seeds and the order of sums are as the config says."""
     with kernels.use(config["kernels"]), threads.use(config["threads"]):
         quiet()
-        if config["trainer"]["accelerator"] == "cuda":  # sums in one order, for the same bits again
+        if config["trainer"]["accelerator"] == "cuda":  # a fixed order of sums, so the same bits
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True, warn_only=True)
         pl.seed_everything(config["seed"], verbose=False)
@@ -89,15 +88,15 @@ def computing(config: Mapping[str, Any]) -> Iterator[None]:
 def _describe(
     run: Run, config: Mapping[str, Any], task: Task, data: DataModule, tracking: Tracking
 ) -> None:
-    """Write `data.json`, or add to it what has changed, and the tokenizer, which travels along;
-    tell the loggers what the run is about."""
+    """Write the tokenizer and `data.json`, or add to it what has changed, into the run directory;
+    give the loggers the config."""
     data.tokenizer.save(run.path)
     run.add("data.json", data.prepared.describe())
     tracking.account.config = _about(run, config, task)
 
 
 def _about(run: Run, config: Mapping[str, Any], task: Task) -> dict[str, Any]:
-    """The config of a run for its loggers, as config.yaml has it, and what identifies it."""
+    """A run's config for its loggers, as in config.yaml, with its hashes, commit and versions."""
     data = recorded(run)
     here = run.read("environment.json")
     return {
@@ -114,18 +113,19 @@ def _about(run: Run, config: Mapping[str, Any], task: Task) -> dict[str, Any]:
 
 
 def quiet() -> None:
-    """Leave out what Lightning says about itself and what its user cannot mend, `restored()`."""
+    """Silence what Lightning says about itself and warnings that a user cannot act on; `restored()`
+    undoes it."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     logging.getLogger("lightning.pytorch.loggers.mlflow").setLevel(logging.ERROR)
-    logging.getLogger("mlflow").setLevel(logging.WARNING)  # of the tables that it makes
+    logging.getLogger("mlflow").setLevel(logging.WARNING)  # it reports each table that it makes
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    # What is logged at the end of an evaluation is summed over the processes already.
+    # The values logged at the end of an evaluation are summed over the processes already.
     warnings.filterwarnings("ignore", ".*It is recommended to use `self.log.*sync_dist=True.*")
     warnings.filterwarnings("ignore", "The number of training batches .* is smaller than the log")
-    # There is no validation to step after yet.
+    # The schedule watches validations, and there has been none yet.
     warnings.filterwarnings("ignore", "ReduceLROnPlateau conditioned on metric .* not available")
-    # Only scheduler.interval=epoch makes it so.
+    # This happens only if the user has set scheduler.interval=epoch.
     warnings.filterwarnings("ignore", "A `OneCycleLR` scheduler is using 'interval': 'epoch'")
-    # lightning 2.6 asks torch 2.13's pytree the old way.
+    # lightning 2.6 uses a function of pytree that torch 2.13 deprecates.
     warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated", FutureWarning)

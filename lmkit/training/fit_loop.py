@@ -1,4 +1,4 @@
-"""All that is private of Lightning's loops, to be held against a new version of it in one place."""
+"""The private counters of Lightning's loops, all in one file to compare with each new version."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +9,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 @dataclass
 class Position:
-    """Where training stands: `epoch` counts from 0, `windows` are those done of it."""
+    """How far training is: `epoch` counts from 0, `windows` are those of it that are done."""
 
     epoch: int
     windows: int
@@ -51,7 +51,7 @@ def forget_restart(trainer: Trainer) -> None:
 
 
 def current_position(trainer: Trainer, last: Position) -> Position:
-    """The position that the next step begins from; only `loaders` is known to `last` alone."""
+    """The position from which the next step begins; `loaders` is known only from `last`."""
     if trainer.validating:
         return last
     batches = trainer.fit_loop.epoch_loop.batch_progress.current
@@ -61,11 +61,11 @@ def current_position(trainer: Trainer, last: Position) -> Position:
 
 
 def rewind(loop: dict[str, Any], now: Position, *, validate: bool) -> None:
-    """Set the saved loop counters to `now`; `validate` if the step's validation is to be done.
+    """Set the saved loop counters to `now`; `validate` if the step's validation is still to come.
 
-    Lightning tells by comparing `ready`, `started`, `processed` and `completed` where it was.
+    Lightning compares `ready`, `started`, `processed` and `completed` to find where it was.
     """
-    begun = not now.ended or validate  # of the epoch that comes next
+    begun = not now.ended or validate  # whether Lightning is to be inside the epoch
     done = now.epoch + (not begun)
     epochs = {"ready": done + 1, "started": done + begun, "processed": done, "completed": done}
     loop["epoch_progress"] = {"total": dict(epochs), "current": dict(epochs)}

@@ -1,4 +1,4 @@
-"""One run, in one process or several or as one of those that torchrun or SLURM has started."""
+"""Starts a run: in this process, in several, or as one that torchrun or SLURM has started."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ from lmkit.training.workers import log_to, work_in_processes
 from lmkit.windows import DataModule
 
 Result = TypeVar("Result")
-TRIAL_SECONDS = 0.5  # of steps with the threads that a trial has chosen
+TRIAL_SECONDS = 0.5  # of steps with the chosen number of threads
 
 
 def launch(run: Run, config: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
-    """Do the work of a run, in as many processes as it is to have: its summary, with `run`, its
-    directory; empty in all processes but the first.
+    """Train a run in as many processes as its config asks for, and return its summary with `run`,
+    its directory; all processes but the first return an empty one.
 
-    The run is written only once its data is prepared: a mistake found until then leaves no run
-    behind, and one that is there as it was.
+    The run is written only after its data is prepared: a mistake until then creates no run and
+    leaves an existing one as it was.
     """
-    if place := launched():
-        return _join(run, config, overrides, place)
+    if started := launched():
+        return _join(run, config, overrides, started)
     _check(run, config)
     data = _prepare(run, config)
     if _stays(run, config):
@@ -56,7 +56,7 @@ def launch(run: Run, config: dict[str, Any], overrides: list[str]) -> dict[str, 
     if hardware.num_processes(config["trainer"]) > 1:
         run.start(config, overrides, sys.argv)
         return _hold(run, config, lambda: work_in_processes(run, config))
-    with threads.use(None):  # `pace` sets the number, which it changes on the way
+    with threads.use(None):  # `pace` sets the number, and may change it during training
         pace = _pace(run, config, overrides, data)
         config = {**config, "threads": pace.threads.number}
         run.start(config, overrides, sys.argv)
@@ -69,11 +69,11 @@ def launch(run: Run, config: dict[str, Any], overrides: list[str]) -> dict[str, 
 
 
 def _check(run: Run, config: dict[str, Any]) -> None:
-    """Raises UserError where the run cannot be started, or has come further already, and where its
-    checkpoints are not its own."""
+    """Raise UserError if the run cannot be started, has come further already, or has checkpoints of
+    another run."""
     newest: Path | None = None
     manifest: dict[str, Any] = {}
-    if run.path.is_dir():  # what is in its way, `check` says
+    if run.path.is_dir():  # `check` reports anything else in its way
         newest, manifest = newest_manifest(run.path / "checkpoints")
     if newest and not run.config():
         raise UserError(
@@ -102,8 +102,8 @@ def _check(run: Run, config: dict[str, Any]) -> None:
 
 
 def _prepare(run: Run, config: dict[str, Any]) -> DataModule:
-    """The data, prepared; raises UserError where a run that goes on began with another text, or
-    its trainer's limits or its schedule do not fit the text."""
+    """The prepared data; raises UserError if a run that resumes began with another text, or if its
+    trainer's limits or its schedule do not fit the text."""
     data = make_data(config)
     check_text(run, data.prepare())
     check_limits(config, data)
@@ -111,9 +111,9 @@ def _prepare(run: Run, config: dict[str, Any]) -> DataModule:
 
 
 def _stays(run: Run, config: dict[str, Any]) -> bool:
-    """Whether a run has ended by itself and nothing is asked of it that would change its result."""
+    """Whether a run has finished and the config changes nothing that could change its result."""
     status = {}
-    with suppress(DamagedError):  # which `start` says, and writes it anew
+    with suppress(DamagedError):  # `start` reports it, and writes the file anew
         status = run.status()
     if status.get("status") != "finished" or not run.before("summary.json"):
         return False
@@ -130,7 +130,7 @@ def _stays(run: Run, config: dict[str, Any]) -> bool:
 
 
 def _ends(config: Mapping[str, Any]) -> list[str]:
-    """The keys that may have ended a training."""
+    """The config keys that may have ended a training."""
     keys = ("max_epochs", "max_steps", "max_time")
     limits = [f"trainer.{key}" for key in keys if config["trainer"].get(key) not in (None, -1)]
     stops = [key for key, node in config["callbacks"].items() if "patience" in node]
@@ -138,11 +138,11 @@ def _ends(config: Mapping[str, Any]) -> list[str]:
 
 
 def _pace(run: Run, config: dict[str, Any], overrides: list[str], data: DataModule) -> Pace:
-    """The threads of a training, chosen by a trial unless they are set; says how long it takes.
+    """The threads of a training, chosen by a trial unless they are set; prints how long it takes.
 
-    A run that goes on keeps a number that was set, and one that its bits depend on.
+    A run that resumes keeps a number that was set, and one on which its results depend.
     """
-    before = run.config().get("threads")  # nothing where the run is a new one
+    before = run.config().get("threads")  # None for a new run
     now_set = any(each.lstrip("+").startswith("threads=") for each in overrides)
     is_set = now_set or (config["threads"] is not None and not (run.path / CHOICES).exists())
     _, manifest = newest_manifest(run.path / "checkpoints")
@@ -166,19 +166,20 @@ def _pace(run: Run, config: dict[str, Any], overrides: list[str], data: DataModu
         )
     number, fixed = chosen.number, is_set or not measured.any_threads
     if not is_set and fixed and before not in (None, number):
-        said = f"{counted(before)} as before, so that the run goes on bit for bit"
+        message = f"{counted(before)} as before, so that the run goes on bit for bit"
         if (slow := chosen.rates.get(before, 0.0)) and slow < rate:
-            said += f"; threads={number} computed {rate / slow:.1f} times as fast here now"
-        print(said, file=sys.stderr)
+            message += f"; threads={number} computed {rate / slow:.1f} times as fast here now"
+        print(message, file=sys.stderr)
         number, rate = before, slow
     return Pace(Threads(chosen.most, number, rate, fixed=fixed), run.path, is_set=is_set)
 
 
 def _say_what_set(run: Run, threads: int | None, overrides: list[str]) -> None:
-    """Say so where no command has set the number of threads: a file may have, or one is lost."""
+    """Tell the user where no command has set the number of threads: a config file may have, or the
+    file of chosen numbers is lost."""
     record: Any = run.read("overrides.yaml")
-    given = [*overrides, *commanded(record)]
-    if threads is not None and not any(each.lstrip("+").startswith("threads=") for each in given):
+    every = [*overrides, *commanded(record)]
+    if threads is not None and not any(each.lstrip("+").startswith("threads=") for each in every):
         print(
             f"{run.id} has no {CHOICES}, which would say that its threads were chosen: it keeps "
             f"{counted(threads)}, as set; with threads=null they are chosen anew",
@@ -187,12 +188,12 @@ def _say_what_set(run: Run, threads: int | None, overrides: list[str]) -> None:
 
 
 def _join(
-    run: Run, config: dict[str, Any], overrides: list[str], place: Launched
+    run: Run, config: dict[str, Any], overrides: list[str], started: Launched
 ) -> dict[str, Any]:
-    """As one of the processes that torchrun or SLURM has started; rank 0 holds the run."""
-    if place.by == "torchrun":
+    """Train as one of the processes that torchrun or SLURM has started; rank 0 writes the run."""
+    if started.by == "torchrun":
         follow_parent(os.getppid())
-    meet(place, config["trainer"]["accelerator"])
+    meet(started, config["trainer"]["accelerator"])
     newest = None
 
     def start() -> Path | None:
@@ -200,30 +201,30 @@ def _join(
         return latest_checkpoint(run.path / "checkpoints")
 
     try:
-        _agree(place, lambda: _check(run, config), alone=True)
-        # By all of them, of which a lock lets one work: a wait for rank 0 would time out.
-        data = _agree(place, lambda: _prepare(run, config))
-        if broadcast(_agree(place, lambda: _stays(run, config), alone=True)):
-            return {} if place.rank else _summary(run)
-        if data and place.rank == 0:
+        _agree(started, lambda: _check(run, config), alone=True)
+        # All call this, and a lock lets one of them work: waiting for rank 0 would time out.
+        data = _agree(started, lambda: _prepare(run, config))
+        if broadcast(_agree(started, lambda: _stays(run, config), alone=True)):
+            return {} if started.rank else _summary(run)
+        if data and started.rank == 0:
             warn_of_text(run, data.prepared)
-        newest = _agree(place, start, alone=True)
+        newest = _agree(started, start, alone=True)
         path, newest = broadcast((run.path, newest))
-        log_to(path, place.rank)
-        if place.rank == 0:
+        log_to(path, started.rank)
+        if started.rank == 0:
             return _hold(run, config, lambda: work(run, config, newest, data))
         work(Run(path), config, newest, data)
     except Stopped as stopped:
-        if place.by == "slurm":
-            if stopped.signum == signal.SIGUSR1 and place.rank == 0:
+        if started.by == "slurm":
+            if stopped.signum == signal.SIGUSR1 and started.rank == 0:
                 _requeue(run)
             raise
-        # torchrun would take another code for a failure, and start again.
+        # torchrun reads any exit code but 0 as a failure, and would start again.
     return {}
 
 
 def _requeue(run: Run) -> None:
-    """Have SLURM begin this job again, or say why not."""
+    """Ask SLURM to queue this job again, or print why that failed."""
     try:
         subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)
     except (KeyError, OSError, subprocess.CalledProcessError) as error:
@@ -231,24 +232,24 @@ def _requeue(run: Run) -> None:
         print(f"{what}; to go on: {run.command('resume')}", file=sys.stderr)
 
 
-def _agree(place: Launched, do: Callable[[], Result], *, alone: bool = False) -> Result | None:
-    """The result of `do`, by every process or rank 0 alone; a mistake of one of them, which rank 0
-    tells, ends them all."""
+def _agree(started: Launched, do: Callable[[], Result], *, alone: bool = False) -> Result | None:
+    """Call `do` in every process, or with `alone` in rank 0, and return its result. A UserError in
+    any process ends all of them, and rank 0 reports it."""
     mistake = result = None
-    if place.rank == 0 or not alone:
+    if started.rank == 0 or not alone:
         try:
             result = do()
         except UserError as error:
             mistake = str(error)
     if mistakes := list(filter(None, gather(mistake))):
-        if place.rank:
+        if started.rank:
             sys.exit(2)
         raise UserError(mistakes[0])
     return result
 
 
 def _hold(run: Run, config: dict[str, Any], do: Callable[[], None]) -> dict[str, Any]:
-    """Do the work of a started run and write down how it ended."""
+    """Do the work of a started run, and write how it ended into its status."""
     print(f"{_begins(run)}{run.name}/{run.id} in {run.path}{_changes(run)}", file=sys.stderr)
     try:
         do()
@@ -257,11 +258,11 @@ def _hold(run: Run, config: dict[str, Any], do: Callable[[], None]) -> dict[str,
         print(f"stopped by {stopped.name}; to go on: {run.command('resume')}", file=sys.stderr)
         raise
     except BaseException as error:
-        told = as_user_error(error) or error
-        reason = redact(str(told)).partition("\n")[0]
-        run.write_status("failed", f"{type(told).__name__}: {reason}", exit_code(told))
-        if isinstance(told, MachineError):
-            raise MachineError(f"{told}, then go on with: {run.command('resume')}") from error
+        shown = as_user_error(error) or error
+        reason = redact(str(shown)).partition("\n")[0]
+        run.write_status("failed", f"{type(shown).__name__}: {reason}", exit_code(shown))
+        if isinstance(shown, MachineError):
+            raise MachineError(f"{shown}, then go on with: {run.command('resume')}") from error
         raise
     else:
         run.write_status("finished", exit_code=0)
@@ -272,23 +273,24 @@ def _hold(run: Run, config: dict[str, Any], do: Callable[[], None]) -> dict[str,
 
 
 def _changes(run: Run) -> str:
-    """What a resume has changed of the config."""
+    """The config keys that a resume has changed, as a text to print."""
     record: Any = run.read("overrides.yaml") if run.continued else []
-    said = [
+    changes = [
         f"{key}={now} ({then} before)"
         for key, (then, now) in last_changed(record).items()
         if key not in ("threads", "outputs", "run_id", "name")
     ]
-    return f", with {', '.join(said)}" if said else ""
+    return f", with {', '.join(changes)}" if changes else ""
 
 
 def _summary(run: Run) -> dict[str, Any]:
-    """What a run that has ended came to."""
+    """The summary of a finished run."""
     return {"run": str(run.path), **run.read("summary.json")}
 
 
 def _begins(run: Run) -> str:
-    """`run `, or from where it goes on; epochs count from 1, as on the bar."""
+    """The text before a run's name: `run `, or the step from which it resumes; epochs count from 1,
+    as on the progress bar."""
     _, manifest = newest_manifest(run.path / "checkpoints")
     if not manifest:
         return "run "
@@ -296,8 +298,8 @@ def _begins(run: Run) -> str:
 
 
 def _say_how_to_sync(run: Run) -> None:
-    """Name what wandb has kept offline, also of a run that has failed or was stopped."""
-    if parts := unsynced(run.path):
+    """Print the command that uploads wandb's offline directories, also for a run that failed."""
+    if paths := unsynced(run.path):
         here = Path.cwd()
-        near = [part.relative_to(here) if part.is_relative_to(here) else part for part in parts]
+        near = [path.relative_to(here) if path.is_relative_to(here) else path for path in paths]
         print(f"to wandb: {shlex.join(['wandb', 'sync', *map(str, near)])}", file=sys.stderr)

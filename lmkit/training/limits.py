@@ -1,4 +1,4 @@
-"""What a trainer's limits and intervals come to in windows of the prepared text."""
+"""A trainer's limits and intervals, converted to windows of the prepared text and checked."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ SPLITS = {"train": "train", "val": "valid", "test": "test"}
 
 
 def in_windows(trainer: Mapping[str, Any], data: DataModule) -> dict[str, Any]:
-    """A trainer's node with its shares of an epoch as numbers of windows.
+    """A trainer's config with its shares of an epoch as numbers of windows.
 
-    The loaders must know these, to weight a last update that a limit cuts short; and of several
-    processes, which read different numbers of windows in evaluation, all read the same ones.
-    Raises UserError where nothing is left, and where a validation would fall within an update or
-    never come.
+    The loaders need the numbers to weight a last update that a limit cuts short. Processes have
+    different numbers of windows in evaluation, and a share would be another number in each.
+    Raises UserError where no window is left, and where a validation would fall within an update
+    or never come.
     """
     if trainer.get("fast_dev_run"):
         return dict(trainer)
@@ -39,10 +39,10 @@ def in_windows(trainer: Mapping[str, Any], data: DataModule) -> dict[str, Any]:
 
 
 def check_size(data: DataModule) -> None:
-    """Raise UserError where there is too little to train on: no tokens, or fewer than lanes; the
-    lanes of evaluation are bounded too, by all there is to read."""
+    """Raise UserError if there is too little text: no tokens to train on, or fewer than lanes in
+    training, or in evaluation fewer in every split than lanes."""
     store = data.prepared.stores.get("train")
-    if store is None:  # a mixture, which has one for each of its texts
+    if store is None:  # there is no train split
         return
     if store.num_tokens == store.num_documents:
         raise UserError(
@@ -66,13 +66,13 @@ def check_limits(config: Mapping[str, Any], data: DataModule) -> None:
     check_size(data)
     valid = data.prepared.stores.get("valid")
     lossless = data.tokenizer.lossless and bool(valid and valid.num_bytes)
-    if mistakes := list(never_logged(config, lossless)):  # of a saved tokenizer it is known now
+    if mistakes := list(never_logged(config, lossless)):  # of a saved tokenizer, only known now
         raise UserError(report(mistakes))
     check_schedule({**config, "trainer": in_windows(config["trainer"], data)}, data)
 
 
 def check_schedule(config: Mapping[str, Any], data: DataModule) -> None:
-    """Raise UserError where the training of a checked config is longer than its schedule.
+    """Raise UserError if the training of a checked config is longer than its schedule.
 
     config: with the trainer's limits as numbers of windows.
     """
@@ -90,7 +90,7 @@ def check_schedule(config: Mapping[str, Any], data: DataModule) -> None:
     epochs = math.inf if epochs in (None, -1) else epochs
     updates, each = math.inf if most == -1 else most, _updates(trainer, data)
     epochs, updates = min(epochs, updates / each), min(updates, epochs * each)
-    # A last epoch that is cut short is not stepped after.
+    # The schedule makes no step after a last epoch that is cut short.
     Stepping(**stepping).check_length(scheduler, updates=updates, epochs=epochs // 1)
 
 
@@ -112,7 +112,7 @@ def _limits(
 
 
 def _untimely(trainer: Mapping[str, Any], data: DataModule) -> Iterator[str]:
-    """A validation, or an end, at a time that cannot be; the text is only looked at for these."""
+    """Mistakes in when to validate and when to end; only these need the number of windows."""
     interval = trainer.get("val_check_interval")
     every_epoch = isinstance(interval, float) and interval == 1
     if interval is not None and trainer.get("limit_val_batches") != 0 and not every_epoch:
@@ -132,19 +132,19 @@ def _untimely(trainer: Mapping[str, Any], data: DataModule) -> Iterator[str]:
 
 
 def _epoch(trainer: Mapping[str, Any], data: DataModule) -> int:
-    """Windows that are trained on in an epoch."""
+    """The number of windows that are trained on in an epoch."""
     whole = data.num_windows("train")
     limit = trainer.get("overfit_batches") or trainer.get("limit_train_batches")
     return min(whole, limit) if isinstance(limit, int) else whole
 
 
 def _updates(trainer: Mapping[str, Any], data: DataModule) -> int:
-    """Updates of an epoch."""
+    """The number of updates in an epoch."""
     return math.ceil(_epoch(trainer, data) / trainer.get("accumulate_grad_batches", 1))
 
 
 def _within_update(trainer: Mapping[str, Any], interval: int | float, epoch: int) -> Iterator[str]:
-    """The best checkpoint holds the weights that were validated: those between two updates."""
+    """The mistake of a validation within an update, where no checkpoint could hold its weights."""
     share = isinstance(interval, float) and interval < 1
     windows = max(int(epoch * interval), 1) if share else int(interval)
     together = trainer.get("accumulate_grad_batches", 1)

@@ -1,4 +1,4 @@
-"""While a run trains: is it still as fast as it was, and would other threads be faster?"""
+"""The callback that watches the speed of training and may change the number of threads."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from lmkit.training.loggers.jsonl import position
 log = logging.getLogger(__name__)
 
 
-NAME = "threads.jsonl"  # in a run directory whose number of threads nobody has set
+NAME = "threads.jsonl"  # in the run directory, if the number of threads is chosen and not set
 
 
 class Pace(Callback):
-    """Says when training has become slower, and changes the number of threads where `threads`
-    may.
+    """Warns when training has become slower, and changes the number of threads where `threads`
+    allows it.
 
-    threads.jsonl in the run directory has each number that was chosen, with its step and the
-    speeds that spoke for it; none where somebody has set the number, as `is_set` says.
+    threads.jsonl in the run directory records each chosen number with its step and the measured
+    speeds; nothing is recorded if `is_set`, the user has set the number.
     """
 
     def __init__(self, threads: Threads, path: Path, *, is_set: bool) -> None:
@@ -36,7 +36,7 @@ class Pace(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._began = time.perf_counter()
         if self._choices.path.exists():  # a kill may have cut its last row short
-            self._choices.go_on(self._choices.path.stat().st_size)
+            self._choices.resume(self._choices.path.stat().st_size)
         if not self.is_set:
             self._write(trainer, "chosen for the start")
 

@@ -1,4 +1,4 @@
-"""The state of every generator of random numbers."""
+"""The states of all random number generators, saved and restored."""
 
 import random
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ import torch
 
 
 def random_state() -> dict[str, Any]:
-    """State of all generators of this process, as plain values and tensors."""
+    """The states of all generators of this process, as plain values and tensors."""
     version, internal, gauss = random.getstate()
     name, keys, *rest = np.random.get_state(legacy=True)
     return {
@@ -21,7 +21,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: Mapping[str, Any]) -> None:
-    """Put back what `random_state` gave; CUDA's only where there are as many devices."""
+    """Restore what `random_state` returned; CUDA's only if there are as many devices."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal.tolist()), gauss))
     name, keys, *rest = state["numpy"]

@@ -1,4 +1,4 @@
-"""What a run came to: its last validation, its best weights, their test, and what it took."""
+"""The summary of a run: last validation, best validation, test, speed, time and memory."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ log = logging.getLogger(__name__)
 
 
 def num_parameters(task: Task) -> int:
-    """Those of model and head, a tied matrix once."""
+    """The number of parameters of model and head; a tied matrix counts once."""
     return sum(parameter.numel() for parameter in task.parameters())
 
 
 @contextmanager
 def concluding(trainer: pl.Trainer, tracking: Tracking) -> Iterator[dict[str, float]]:
-    """The summary of a run, to be filled, which its loggers get however the run ends."""
+    """Yields the summary of a run, to be filled in; its loggers get it however the run ends."""
     summary: dict[str, float] = {}
     code = 1
     try:
@@ -45,20 +45,20 @@ def concluding(trainer: pl.Trainer, tracking: Tracking) -> Iterator[dict[str, fl
 
 
 def logged(trainer: pl.Trainer, stage: str) -> dict[str, float]:
-    """What was logged last of a stage: `val/` or `test/`."""
+    """The values last logged in a stage, `val/` or `test/`."""
     values = trainer.callback_metrics
     return {key: float(values[key]) for key in values if key.startswith(stage)}
 
 
 def validated(trainer: pl.Trainer, metrics: JsonlLogger) -> dict[str, float]:
-    """The last validation: of a run that had ended already, as metrics.jsonl has it."""
+    """The last validation; of a run that had ended already, from metrics.jsonl."""
     rows = [row for row in metrics.rows() if "val/nll" in row]
     last = {key: value for row in rows[-1:] for key, value in row.items() if key[:4] == "val/"}
     return last | logged(trainer, "val/")
 
 
 def take_best(run: Run, trainer: pl.Trainer, task: Task) -> dict[str, float]:
-    """Give the task the weights of the best checkpoint; what was best about them."""
+    """Load the weights of the best checkpoint into the task; returns its step and scores."""
     path = run.path / "checkpoints" / "best.ckpt"
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
         return {}
@@ -73,7 +73,7 @@ def take_best(run: Run, trainer: pl.Trainer, task: Task) -> dict[str, float]:
 
 
 def best(trainer: pl.Trainer) -> dict[str, float]:
-    """The best validation so far."""
+    """The scores of the best validation so far."""
     scores: dict[str, float] = {}
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, Checkpoint) and callback.best_score is not None:
@@ -84,7 +84,7 @@ def best(trainer: pl.Trainer) -> dict[str, float]:
 
 
 def effort(task: Task, seconds: float) -> dict[str, float]:
-    """What the run took: its speed and time over all resumes, this process's memory."""
+    """Speed and time of a run over all its resumes, this process's peak memory, and sizes."""
     return {
         "tokens_per_second": task.tokens_seen / max(task.seconds, 1e-9),
         "peak_memory_bytes": hardware.peak_memory(task.device),

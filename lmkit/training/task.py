@@ -1,4 +1,4 @@
-"""The LightningModule: windows to losses, with the state carried from window to window."""
+"""The LightningModule: computes losses of windows and carries the state between them."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ MakeScheduler = Callable[[Optimizer, float], LRScheduler | None]
 
 
 class Task(pl.LightningModule):
-    """Truncated BPTT, one window a batch, under automatic optimisation.
+    """Trains and evaluates a model: truncated BPTT, one window per batch, automatic optimisation.
 
-    The loss is the head's and the terms of the regularizers, by the window's weight: the mean over
+    The loss is the head's plus the terms of the regularizers, weighted so that it is the mean over
     the tokens of an update.
 
     The state of each stage lives outside the registered buffers (DDP would broadcast them),
@@ -92,7 +92,7 @@ class Task(pl.LightningModule):
             self.test_sums = TokenNLL(torch.float32)
 
     def read(self, stage: str, window: Window) -> Output:
-        """The model's output for a window, going on from the state of the stage's last one."""
+        """The model's output for a window, from the state after the stage's last window."""
         if window.index == 0:
             self._readers[stage] = Reader(self.model)
         return self._readers[stage].read(window.tokens, window.resets)
@@ -227,13 +227,13 @@ class Task(pl.LightningModule):
                     parameter.grad.mul_(share)
 
     def gradient_norm(self) -> Tensor:
-        """Of the update that is about to be made, before clipping."""
+        """The gradient's norm in the update that is about to be made, before clipping."""
         if self._grad_norm is None:
             self._grad_norm = global_norm(_parameters(self.trainer.optimizers[0]))
         return self._grad_norm
 
     def drop_update(self) -> None:
-        """Make nothing of the update that is about to be made, nor of its windows."""
+        """Discard the update that is about to be made, and the sums of its windows."""
         for parameter in _parameters(self.trainer.optimizers[0]):
             parameter.grad = None
         self._grad_norm = None
@@ -253,7 +253,7 @@ class Task(pl.LightningModule):
         optimizer.zero_grad()  # Lightning would keep the others through the next forward
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        """Step ReduceLROnPlateau once a validation, whatever the epochs without one."""
+        """Step ReduceLROnPlateau once per validation, and not in epochs without one."""
         if isinstance(scheduler, ReduceLROnPlateau):
             if not self._unseen:
                 return
@@ -271,7 +271,7 @@ class Task(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": self.stepping.settings(scheduler)}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The state in the order of all lanes; the sums of every process, by rank."""
+        """Save the state of all lanes in their order, and the sums of every process by rank."""
         reader = self._readers.get("train")
         own = {"state": reader and reader.state, "sums": self._sums}
         every = gather(own)
@@ -289,7 +289,7 @@ class Task(pl.LightningModule):
         }
 
     def forget_validations(self) -> None:
-        """Have no callback or schedule look at the values of a validation of before."""
+        """Keep callbacks and schedules from using the values of earlier validations."""
         self.validated, self._unseen = {}, False
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -299,7 +299,7 @@ class Task(pl.LightningModule):
             self._readers["train"] = Reader(self.model)
             self._readers["train"].state = share_of(saved["state"], rank, world_size)
         sums = saved.get("sums") or [nll.view(1) for nll in saved["nll_sums"]]  # of older runs
-        if len(sums) != world_size:  # the run goes on with another number of processes
+        if len(sums) != world_size:  # the run resumes with another number of processes
             sums = [sum(sums), *[torch.zeros_like(sums[0])] * (world_size - 1)]
         self._sums = sums[rank]
         self.tokens_seen = saved["tokens_seen"]
@@ -311,22 +311,23 @@ class Task(pl.LightningModule):
         self._stops = saved.get("stops", False)
 
     def on_fit_start(self) -> None:
-        """What callbacks and schedules watch is not in Lightning's checkpoints."""
+        """Restore the values that callbacks and schedules watch: Lightning does not save them."""
         self.trainer.callback_metrics.update(_exact(self.validated))
         self.trainer.should_stop |= self._stops
         self._stops = False
 
 
 def _sums(loss: Tensor, nll: Tensor, terms: Sequence[Tensor], window: Window) -> Tensor:
-    """Over a window's targets: of the nll, the whole loss and each term."""
+    """The sums over a window's targets of the nll, the whole loss and each term."""
     num_targets, weight = window.mask.sum(), window.weight.sum()
-    # The loss has its weight in it, which is that of no target where the window has none.
+    # The loss is weighted already; a window without targets has a weight of 0.
     whole = torch.where(num_targets > 0, loss.detach() * num_targets / weight, 0)
     return torch.stack([nll, whole, *((term.detach() * window.mask).sum() for term in terms)])
 
 
 def _exact(values: Mapping[str, float]) -> dict[str, Tensor]:
-    """For Lightning, which would make numbers float32; on the CPU, as not all devices have more."""
+    """Values as float64 tensors, as Lightning would make numbers float32; on the CPU, as not all
+    devices have float64."""
     return {key: torch.tensor(value, dtype=torch.float64) for key, value in values.items()}
 
 

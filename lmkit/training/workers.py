@@ -1,4 +1,4 @@
-"""The processes of a run on this machine: started, told to stop, started again when one dies."""
+"""Starts the processes of a run on this machine, stops them, and restarts them when one dies."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from lmkit.training.fit import work
 
 log = logging.getLogger(__name__)
 
-# What a process says whose peer is gone.
+# The messages of a process that has lost the connection to another.
 PEER_GONE = re.compile(
     r"onnection (closed|reset|refused)|closed by peer|Broken pipe|Timed out wait"
 )
 
 
 class WorkerError(RuntimeError):
-    """One of the processes of a run has raised or died; `died` if without an exception."""
+    """A process of a run has raised an exception, or died without one, as `died` says."""
 
     def __init__(self, message: str, died: bool) -> None:
         super().__init__(message)
@@ -48,10 +48,10 @@ class WorkerError(RuntimeError):
 
 
 def work_in_processes(run: Run, config: dict[str, Any]) -> None:
-    """Do the work of a run in one process a device, over prepared data; raises `Stopped`.
+    """Train a run with one process per device, on prepared data; raises `Stopped`.
 
-    When a process dies, as by a signal, all are started again from the last checkpoint,
-    `config["restarts"]` times. An exception would come again, and ends the run.
+    When a process dies, as by a signal, all are started again from the last checkpoint, up to
+    `config["restarts"]` times. An exception would only be raised again, so it ends the run.
     """
     with restored():
         _launch(run, config)
@@ -91,26 +91,26 @@ def _launch(run: Run, config: dict[str, Any]) -> None:
 
 
 def _worker(run: Run, config: dict[str, Any], newest: Path | None) -> None:
-    """One process's work; how it ended otherwise is for `cause`."""
-    os.setpgrp()  # Ctrl-C is the parent's to pass on, once
-    parent, place = multiprocessing.parent_process(), launched()
+    """The work of one process; writes a `Failure` for `cause` if it does not finish."""
+    os.setpgrp()  # only the parent gets Ctrl-C, and passes it on once
+    parent, started = multiprocessing.parent_process(), launched()
     assert parent
     assert parent.pid
-    assert place
+    assert started
     follow_parent(parent.pid)
-    rank, logs = place.rank, run.path / "logs"
+    rank, logs = started.rank, run.path / "logs"
     keep_freed_memory()
     with redacted_output():
         stream = log_to(run.path, rank)
         try:
             with StopSignals():
-                meet(place, config["trainer"]["accelerator"])
+                meet(started, config["trainer"]["accelerator"])
                 work(run, config, newest)
         except Stopped as stopped:
             Failure(rank, str(stopped), "", signum=stopped.signum).write(logs)
             sys.stdout.flush()
             sys.stderr.flush()
-            # A return would wait for the parent, which waits for the end.
+            # A return would wait for the parent, which waits for this process to end.
             os._exit(stopped.exit_code)
         except BaseException as error:
             mistake, failed = as_user_error(error), isinstance(error, ResultError)
@@ -126,13 +126,13 @@ def _worker(run: Run, config: dict[str, Any], newest: Path | None) -> None:
             with suppress(OSError):  # a disk that is full
                 failure.write(logs)
                 traceback.print_exc(file=stream)
-            # Of an exception torch would keep the text, as it is, in $TMPDIR.
+            # Not raised: torch would write an exception's text, unredacted, to $TMPDIR.
             sys.exit(exit_code(error))
 
 
 def log_to(path: Path, rank: int) -> TextIO:
-    """Have `logs/rank-<n>.log` of the run, which is returned, get this process's warnings and,
-    from ranks but 0, all that it prints."""
+    """Send this process's warnings, and with ranks other than 0 all that it prints, to
+    `logs/rank-<n>.log` of the run, which is returned."""
     file = path / "logs" / f"rank-{rank}.log"
     file.parent.mkdir(exist_ok=True)
     opened = file.open("a", buffering=1, encoding="utf-8")
@@ -150,18 +150,18 @@ def log_to(path: Path, rank: int) -> TextIO:
 
 
 def cause(run: Run, error: ChildFailedError, number: int) -> WorkerError:
-    """Which process failed first: those that waited for it fail after it, of its absence."""
+    """The failure of the process that failed first; the others fail later because they miss it."""
     failures = Failure.take(run.path / "logs")
     heard = {failure.rank for failure in failures}
     rank, failure = error.get_first_failure()
     code = failure.exitcode
     if rank not in heard:
-        if (signum := -code if code < 0 else code - 128) in SIGNALS:  # before it could say so
+        if (signum := -code if code < 0 else code - 128) in SIGNALS:  # too early to write a record
             raise Stopped(signum) from None
-        if code == 2:  # a mistake for which there was no room
+        if code == 2:  # a UserError, but a full disk had no room for its record
             full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(run.path / "logs"))
             raise as_user_error(full) from None  # type: ignore[misc]
-        if code < 0:  # the others were stopped because of it
+        if code < 0:  # killed; the others were stopped because of it
             how = f"was killed by {name_of(-code)}"
             return WorkerError(f"rank {rank} (process {failure.pid}) {how}", died=True)
     first = next((failure for failure in failures if not PEER_GONE.search(failure.what)), None)

@@ -1,4 +1,4 @@
-"""Stores to batches: documents to lanes, lanes to windows, and Lightning's side of it."""
+"""From stores to batches: documents to lanes, lanes to windows, and Lightning's data module."""
 
 from lmkit.windows.datamodule import DataModule
 from lmkit.windows.lanes import Lanes, cut_stream, plan_lanes

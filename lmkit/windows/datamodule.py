@@ -1,4 +1,4 @@
-"""Prepared stores to Lightning: one window loader per split."""
+"""Lightning's data module: one window loader for each split of the prepared stores."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class DataModule(pl.LightningDataModule):
         return lanes, sizes["eval_bptt"] or sizes["bptt"]
 
     def prepare(self) -> Prepared:
-        """Make the stores and the tokenizer, or find them in the cache; once for each object."""
+        """Make the stores and the tokenizer, or find them in the cache; later calls return them."""
         if self._prepared is None:
             self._prepared = prepare(
                 self.source,
@@ -98,7 +98,7 @@ class DataModule(pl.LightningDataModule):
         return self.prepared.tokenizer
 
     def loader(self, split: str, *, train: bool = False, **layout: Any) -> WindowLoader:
-        """Windows of a split; `layout` may give what `WindowLoader` takes."""
+        """The windows of a split; `layout` overrides arguments of `WindowLoader`."""
         defaults = {
             "protocol": self.protocol,
             "num_lanes": self.batch_size if train else self.eval_batch_size,
@@ -116,7 +116,7 @@ class DataModule(pl.LightningDataModule):
         return {"rank": trainer.global_rank, "world_size": trainer.world_size} if trainer else {}
 
     def num_windows(self, split: str) -> int:
-        """Of an epoch over all processes, with no limit."""
+        """Windows of an epoch over all processes, without any limit."""
         return len(self._training_loader() if split == "train" else self.loader(split))
 
     def train_dataloader(self) -> WindowLoader | MixtureLoader:
@@ -129,7 +129,7 @@ class DataModule(pl.LightningDataModule):
         return self._training
 
     def _updates(self) -> dict[str, Any]:
-        """Which windows make an epoch and an update; `limits.in_windows` has counted them."""
+        """How many windows make an epoch and an update; `limits.in_windows` has counted them."""
         trainer = self.trainer
         if trainer is None:
             return {}

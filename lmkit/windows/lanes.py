@@ -1,4 +1,4 @@
-"""Documents to lanes to windows: which token stands at which position of which batch.
+"""From documents to lanes: which token stands at which position of which batch.
 
 A lane is a queue of documents read end to end; a window is the next `bptt` positions of
 every lane. What differs between the protocols is where a lane is reset:
@@ -6,8 +6,8 @@ every lane. What differs between the protocols is where a lane is reset:
 - `document`: before every document, `sentence`: before every line. A unit (document or line)
   of n tokens takes n + 1 positions: a reset position, then inputs `[<eos>, x_1 .. x_{n-1}]`
   with targets `[x_1 .. x_n]`.
-- `stream`: never. The text is cut into `num_lanes` contiguous pieces of (almost) equal length;
-  the first input of a piece is the token before it.
+- `stream`: never. The text is cut into `num_lanes` contiguous lanes of (almost) equal length;
+  the first input of a lane is the token before it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Protocol = Literal["document", "sentence", "stream"]
 
 Integers = npt.NDArray[np.int64]
 
-# Units that are put into lanes at a time.
+# Units that are assigned to lanes at a time.
 PLANNED = 2**16
 
 
@@ -47,17 +47,17 @@ class Lanes:
 
     @property
     def unit_ends(self) -> Integers:
-        """Where each unit ends when the lanes are laid end to end, in positions."""
+        """The position at which each unit ends when the lanes are laid end to end."""
         return np.cumsum(self.unit_lengths + self.lead)
 
     @property
     def lane_starts(self) -> Integers:
-        """Where each lane starts when the lanes are laid end to end, and where the last ends."""
+        """The position at which each lane starts when they are laid end to end, then their end."""
         return np.concatenate([[0], self.unit_ends])[self.lane_units]
 
     @property
     def lengths(self) -> Integers:
-        """Positions of each lane."""
+        """The number of positions of each lane."""
         return np.diff(self.lane_starts)
 
     @property
@@ -66,7 +66,7 @@ class Lanes:
         return float(self.unit_lengths.sum() / (self.num_lanes * self.lengths.max()))
 
     def num_targets(self, bptt: int) -> Integers:
-        """Real targets of each window of `bptt` positions."""
+        """The number of real targets in each window of `bptt` positions."""
         lengths = self.lengths
         windows = np.arange(-(-int(lengths.max()) // bptt))
         # Lanes still running at a position, summed over the window, less its reset positions.
@@ -88,11 +88,11 @@ class Lanes:
 def plan_lanes(
     ends: npt.ArrayLike, num_lanes: int, rng: np.random.Generator | None = None
 ) -> Lanes:
-    """Put units into lanes, longest first into the emptiest lane, then shuffle each lane.
+    """Assign units to lanes, longest first and always to the emptiest lane, then shuffle each lane.
 
-    ends: exclusive token end of each unit. Without `rng` the order in a lane is that of the
-    text and the lanes are sorted by length, longest first. The lengths of the lanes, and so
-    the number of windows, do not depend on `rng`.
+    ends: exclusive token end of each unit. Without `rng` units stay in the order of the text
+    and the lanes are sorted by length, longest first. The lengths of the lanes, and so the
+    number of windows, do not depend on `rng`.
     """
     ends = np.asarray(ends, dtype=np.int64)
     lengths = np.diff(ends, prepend=0)
@@ -109,11 +109,11 @@ def plan_lanes(
             heapq.heapreplace(filled, (load + length + 1, lane))
         lane_of_unit[units] = chosen
     if rng is None:
-        place = np.empty(num_lanes, dtype=np.int64)
-        place[[lane for _, lane in sorted(filled, key=lambda lane: -lane[0])]] = np.arange(
+        row_of_lane = np.empty(num_lanes, dtype=np.int64)
+        row_of_lane[[lane for _, lane in sorted(filled, key=lambda lane: -lane[0])]] = np.arange(
             num_lanes
         )
-        lane_of_unit = place[lane_of_unit]
+        lane_of_unit = row_of_lane[lane_of_unit]
         order = np.argsort(lane_of_unit, kind="stable")
     else:
         order = np.lexsort((rng.permutation(len(lengths)), lane_of_unit))

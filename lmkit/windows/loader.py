@@ -1,4 +1,4 @@
-"""Lanes to windows: a text read in the order of its plan."""
+"""From lanes to windows: the loader that reads a text in the order of its lanes."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from lmkit.windows.window import Passes, Tokens, Window
 
 
 class WindowLoader(Passes):
-    """Iterates over the windows of one split, this process's rows of them.
+    """Iterates over the windows of one split; each process gets its own rows of every window.
 
     A training loader keeps all rows to the end and shuffles by (seed, epoch); an evaluation
-    loader keeps the order and drops the rows that have ended.
+    loader keeps the order of the text and drops rows whose lane has ended.
     """
 
     def __init__(
@@ -33,8 +33,8 @@ class WindowLoader(Passes):
         limit: int | None = None,
         reshuffle: bool = True,
     ) -> None:
-        """`seed` None makes an evaluation loader; `accumulate` windows share one update. limit: an
-        epoch is no more windows than that. reshuffle: false keeps the order of the first epoch."""
+        """`seed` None makes an evaluation loader; `accumulate` windows share one update. limit: the
+        most windows of an epoch. reshuffle: false keeps the order of the first epoch."""
         self.store = store
         self.eos_id = eos_id
         self.protocol = protocol
@@ -49,7 +49,7 @@ class WindowLoader(Passes):
         self.world_size = world_size
         lanes = self.lanes(0)
         self.efficiency = lanes.efficiency
-        # A longer window would hold no more, and its products not fit in 64 bits.
+        # A longer window would hold no more, and products with it could exceed 64 bits.
         self.bptt = min(bptt, max(int(lanes.lengths.max()), 1))
         read = lanes.lengths.max() if seed is not None else lanes.lengths[self.rows].max(initial=0)
         super().__init__([store], -(-int(read) // self.bptt), store.num_tokens, limit)
@@ -64,21 +64,21 @@ class WindowLoader(Passes):
         return plan_lanes(ends, self.num_lanes, rng)
 
     def documents(self, epoch: int, index: int) -> list[int]:
-        """Numbers of the documents, in all lanes, of which a window has targets."""
+        """The numbers of the documents, in all lanes, that have targets in a window."""
         lanes = self.lanes(epoch)
         begins = lanes.lane_starts[:-1] + index * self.bptt
         ends = np.minimum(begins + self.bptt, lanes.lane_starts[1:])
-        found: set[int] = set()
+        numbers: set[int] = set()
         for begin, end in zip(begins.tolist(), ends.tolist(), strict=True):
             position = np.arange(begin, max(begin, end))
             unit = np.searchsorted(lanes.unit_ends, position, side="right")
             token = position + (lanes.unit_starts + lanes.unit_lengths - lanes.unit_ends)[unit]
             token = token[token >= lanes.unit_starts[unit]]
-            found |= set(np.searchsorted(self.store.document_ends, token, side="right").tolist())
-        return sorted(found)
+            numbers |= set(np.searchsorted(self.store.document_ends, token, side="right").tolist())
+        return sorted(numbers)
 
     def document_names(self, epoch: int, index: int) -> list[str]:
-        """What the sources call the `documents` of a window."""
+        """The source's names of the `documents` of a window."""
         return [self.store.document_id(number) for number in self.documents(epoch, index)]
 
     def _windows(self) -> Iterator[Window]:
@@ -88,7 +88,7 @@ class WindowLoader(Passes):
 
 
 class _Reader:
-    """Gathers the windows of one epoch out of the token map."""
+    """Gathers the windows of one epoch from the array of tokens."""
 
     def __init__(self, loader: WindowLoader, lanes: Lanes) -> None:
         self.bptt = loader.bptt
@@ -100,7 +100,7 @@ class _Reader:
         self.tokens = np.asarray(tokens) if isinstance(tokens, Sequence | np.ndarray) else tokens
         self.lead = lanes.lead
         self.unit_ends = lanes.unit_ends
-        # Token index minus position, for every position of a unit.
+        # Token index minus position, the same for every position of a unit.
         self.shift = lanes.unit_starts + lanes.unit_lengths - self.unit_ends
         self.unit_starts = lanes.unit_starts
         self.lane_starts = lanes.lane_starts[:-1][loader.rows]
@@ -118,16 +118,16 @@ class _Reader:
         rows = int((self.lengths > begin).sum()) if self.drop_ended else len(self.lengths)
         time = min(self.bptt, self.longest - begin)
         lengths = self.lengths[:rows, None]
-        place = np.arange(begin, begin + time)[None, :]  # (1, time)
-        inside = place < lengths  # (rows, time)
-        position = self.lane_starts[:rows, None] + np.minimum(place, np.maximum(lengths - 1, 0))
+        column = np.arange(begin, begin + time)[None, :]  # (1, time)
+        inside = column < lengths  # (rows, time)
+        position = self.lane_starts[:rows, None] + np.minimum(column, np.maximum(lengths - 1, 0))
         unit = np.searchsorted(self.unit_ends, position, side="right")
         unit = np.minimum(unit, len(self.unit_ends) - 1)  # the empty lanes at the end
         token = position + self.shift[unit]
-        first = token - self.unit_starts[unit]  # place in the unit; -1 at a reset position
-        resets = inside & (first < 0)
-        mask = inside & (first >= 0)
-        fresh = first <= 0 if self.lead else token == 0
+        offset = token - self.unit_starts[unit]  # in the unit; -1 at a reset position
+        resets = inside & (offset < 0)
+        mask = inside & (offset >= 0)
+        fresh = offset <= 0 if self.lead else token == 0
         targets = np.where(mask, self.tokens.take(token, mode="clip"), self.eos_id)
         tokens = np.where(mask & ~fresh, self.tokens.take(token - 1, mode="clip"), self.eos_id)
         weight = mask * (self.scale / max(self.targets_of_update[index], 1))

@@ -1,9 +1,9 @@
-"""Several texts at once, in proportions: an endless stream of documents into lanes.
+"""The loader of several texts mixed in proportions: an endless stream of documents into lanes.
 
-Each text is read in passes, in an order of its own for each pass. A lane that comes to the end of
-its document takes the next of the text that lags most behind its share of tokens. Nothing is kept
-for each document, so that memory does not grow with the texts; and lanes go on over the end of an
-epoch, which is a number of windows here, so that no document is cut short and none is padded.
+Each text is read in passes, each pass in an order of its own. A lane that comes to the end of its
+document reads the next document of the text that is furthest behind its share of tokens. Nothing is
+kept per document, so that memory does not grow with the texts. An epoch is a number of windows
+here and lanes continue across its end, so that no document is cut short and none is padded.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MASK64 = (1 << 64) - 1
 
 
 class Segment(NamedTuple):
-    """Positions `place` to `place + count` of a document, 0 being the one that resets.
+    """Positions `offset` to `offset + count` of a document, where position 0 resets the state.
 
     text: number of its text. document: its number there. start, length: in tokens.
     """
@@ -33,15 +33,15 @@ class Segment(NamedTuple):
     document: int
     start: int
     length: int
-    place: int
-    count: int  # type: ignore[assignment]  # of tuple, which nobody asks a segment
+    offset: int
+    count: int  # type: ignore[assignment]  # hides a method of tuple that nobody calls
 
 
 @dataclass
 class Progress:
-    """Where a mixture stands: documents and tokens taken of each text, and what each lane reads.
+    """How far a mixture has been read: documents and tokens of each text, and each lane's document.
 
-    lanes: [text, document, start, length, positions read] each; empty before the first document.
+    lanes: for each [text, document, start, length, positions read]; empty between two documents.
     """
 
     taken: list[int]
@@ -50,9 +50,9 @@ class Progress:
 
 
 class MixtureLoader(Passes):
-    """Iterates over the windows of an epoch, this process's rows of them.
+    """Iterates over the windows of an epoch; each process gets its own rows of every window.
 
-    A window's `index` counts from the first epoch on: the state is never reset between epochs.
+    A window's `index` counts on from the first epoch: the state is not reset between epochs.
     """
 
     def __init__(
@@ -70,9 +70,9 @@ class MixtureLoader(Passes):
         accumulate: int = 1,
         limit: int | None = None,
     ) -> None:
-        """weights: shares of the tokens. epoch_tokens: about how many an epoch reads; if None, as
-        many as until the first of the texts has been read once. limit: an epoch is no more windows
-        than that."""
+        """weights: shares of the tokens. epoch_tokens: about how many an epoch reads; if None, an
+        epoch ends when the first of the texts has been read once. limit: the most windows of an
+        epoch."""
         self.shares = [weight / sum(weights) for weight in weights]
         self.eos_id = eos_id
         self.num_lanes = num_lanes
@@ -89,10 +89,10 @@ class MixtureLoader(Passes):
             p * (n + documents) / n for (n, documents), p in zip(read, self.shares, strict=True)
         )
         positions = epoch_tokens / self.efficiency
-        self.bptt = min(bptt, math.ceil(positions))  # of a lane, no more than an epoch in all
+        self.bptt = min(bptt, math.ceil(positions))  # a window is no longer than an epoch
         num_windows = max(round(positions / (num_lanes * self.bptt)), 1)
         super().__init__(texts, num_windows, epoch_tokens, limit)
-        self._group = self._beginning()  # as it was before the update that is being read
+        self._group = self._beginning()  # progress before the update whose windows are being read
 
     def _windows(self) -> Iterator[Window]:
         while self.position < len(self):
@@ -101,14 +101,14 @@ class MixtureLoader(Passes):
             together = min(self.accumulate, len(self) - first)
             plans = [self._plan(progress) for _ in range(together)]
             counts = [num_targets(plan) for plan in plans]
-            for place in range(self.position - first, together):
-                window = self._window(plans[place], counts[place], sum(counts))
-                if place + 1 == together:
+            for number in range(self.position - first, together):
+                window = self._window(plans[number], counts[number], sum(counts))
+                if number + 1 == together:
                     self._group = progress
                 yield window
 
     def state_dict(self) -> dict[str, Any]:
-        """Windows of the epoch already handed out, and where the update they belong to began."""
+        """Windows of the epoch already handed out, and the progress when their update began."""
         return super().state_dict() | {"mixture": asdict(self._group)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -116,15 +116,15 @@ class MixtureLoader(Passes):
         self._group = Progress(**state["mixture"])
 
     def documents(self, epoch: int, index: int) -> list[tuple[int, int]]:
-        """(text, number) of the documents, in all lanes, of which a window has targets."""
+        """(text, number) of the documents, in all lanes, that have targets in a window."""
         progress = self._beginning()
         for _ in range(epoch * len(self) + index):
             self._plan(progress)
         segments = [segment for lane in self._plan(progress) for segment in lane]
-        return sorted({(s.text, s.document) for s in segments if s.place + s.count > 1})
+        return sorted({(s.text, s.document) for s in segments if s.offset + s.count > 1})
 
     def document_names(self, epoch: int, index: int) -> list[str]:
-        """What the sources call the `documents` of a window."""
+        """The sources' names of the `documents` of a window."""
         return [
             self.texts[text].document_id(number) for text, number in self.documents(epoch, index)
         ]
@@ -134,7 +134,7 @@ class MixtureLoader(Passes):
         return Progress([*none], [*none], [[] for _ in range(self.num_lanes)])
 
     def _plan(self, progress: Progress) -> list[list[Segment]]:
-        """What the lanes read in the next window; moves `progress` on."""
+        """The segments that each lane reads in the next window; advances `progress`."""
         plan: list[list[Segment]] = []
         for lane in progress.lanes:
             segments = []
@@ -152,14 +152,14 @@ class MixtureLoader(Passes):
         return plan
 
     def _take(self, progress: Progress) -> tuple[int, int, int, int]:
-        """Text, number, start and length of the next document."""
+        """The text, number, start and length of the next document; advances `progress`."""
         behind = [
             tokens / share for tokens, share in zip(progress.tokens, self.shares, strict=True)
         ]
         text = behind.index(min(behind))
         ends = self.texts[text].document_ends
-        turn, place = divmod(progress.taken[text], len(ends))
-        document = shuffled(place, len(ends), mix(mix(mix(self.seed) + text) + turn))
+        turn, index = divmod(progress.taken[text], len(ends))
+        document = shuffled(index, len(ends), mix(mix(mix(self.seed) + text) + turn))
         start = int(ends[document - 1]) if document else 0
         length = int(ends[document]) - start
         progress.taken[text] += 1
@@ -173,18 +173,18 @@ class MixtureLoader(Passes):
         resets, mask = np.zeros((2, *tokens.shape), bool)
         for row, segments in enumerate(own):
             column = 0
-            for text, _, start, _, place, count in segments:
+            for text, _, start, _, offset, count in segments:
                 read = self.texts[text].tokens
-                # Position p reads token p - 2 and has token p - 1 as its target.
-                first, stop = max(place, 1), place + count
+                # Position p of a document has token p - 2 as its input and p - 1 as its target.
+                first, stop = max(offset, 1), offset + count
                 if first < stop:
-                    at = slice(column + first - place, column + count)
+                    at = slice(column + first - offset, column + count)
                     targets[row, at] = read[start + first - 1 : start + stop - 1]
                     known = max(first, 2)  # the input of position 1 is `<eos>`
-                    at = slice(column + known - place, column + count)
+                    at = slice(column + known - offset, column + count)
                     tokens[row, at] = read[start + known - 2 : start + stop - 2]
-                mask[row, column + first - place : column + count] = True
-                resets[row, column] = place == 0
+                mask[row, column + first - offset : column + count] = True
+                resets[row, column] = offset == 0
                 column += count
         weight = mask * (self.accumulate * self.world_size / max(num_update, 1))
         return Window(
@@ -202,28 +202,29 @@ class MixtureLoader(Passes):
 
 
 def num_targets(plan: list[list[Segment]]) -> int:
-    """Real targets of a window: all positions but those that reset."""
-    return sum(s.count - (s.place == 0) for segments in plan for s in segments)
+    """The number of real targets of a window: all positions except those that reset."""
+    return sum(s.count - (s.offset == 0) for segments in plan for s in segments)
 
 
-def shuffled(place: int, size: int, key: int) -> int:
-    """What stands at `place` of a permutation of range(size), drawn by `key`, without a table.
+def shuffled(index: int, size: int, key: int) -> int:
+    """The element at `index` of a permutation of range(size) drawn by `key`, without a table.
 
-    A Feistel network over a power of four, walked on until it is inside (Black and Rogaway 2002).
+    A Feistel network over a power of four, applied again until the result is below size (cycle
+    walking, Black and Rogaway 2002).
     """
     half = max(((size - 1).bit_length() + 1) // 2, 1)
     low = (1 << half) - 1
     while True:
-        left, right = place >> half, place & low
+        left, right = index >> half, index & low
         for number in range(ROUNDS):
             left, right = right, left ^ mix(right + mix(key + number)) & low
-        place = left << half | right
-        if place < size:
-            return place
+        index = left << half | right
+        if index < size:
+            return index
 
 
 def mix(value: int) -> int:
-    """64 bits that depend on all bits of a number (splitmix64, Steele et al. 2014)."""
+    """A 64-bit hash of a number (splitmix64, Steele et al. 2014)."""
     value = (value + 0x9E3779B97F4A7C15) & MASK64
     value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9 & MASK64
     value = (value ^ value >> 27) * 0x94D049BB133111EB & MASK64

@@ -1,4 +1,4 @@
-"""Windows of text, and the passes over them that training and evaluation read."""
+"""A window of text, and the base class of loaders, which hand out an epoch's windows."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import Tensor
 from lmkit.store import TokenStore
 from lmkit.store.shard import MANIFEST, damaged
 
-# Tokens read before a memory map is asked to give its pages back: each document begins with 64 KiB
-# or more of them, whatever its length.
+# Tokens that are read before a memory map gives its pages back: reading the first token of a
+# document maps 64 KiB or more, however short the document is.
 RELEASE_EVERY = 2**20
 
 
@@ -34,10 +34,10 @@ class Tokens(Interface):
     @property
     def num_tokens(self) -> int: ...
     def document_id(self, index: int) -> str:
-        """What the source calls a document."""
+        """The source's name of a document."""
 
     def release(self) -> None:
-        """Take what was read out of resident memory; it may be read again."""
+        """Free the memory of what was read; it may be read again."""
 
 
 class Window(NamedTuple):
@@ -45,9 +45,9 @@ class Window(NamedTuple):
 
     tokens, targets: int64 ids. resets: bool, the state is zero after this position.
     mask: bool, the target counts. weight: float32, the factor of a position's nll in the loss.
-    index: place of the window in its epoch; at 0 every lane starts from the zero state.
+    index: number of the window in its epoch; at 0 every lane starts from the zero state.
     num_targets: targets that count in the rows of all processes. num_lanes: rows of all
-    processes; those of training from first_lane on are this one's.
+    processes; in training this process has those from first_lane on.
     """
 
     tokens: Tensor
@@ -55,7 +55,7 @@ class Window(NamedTuple):
     resets: Tensor
     mask: Tensor
     weight: Tensor
-    index: int  # type: ignore[assignment]  # of tuple, which nobody asks a window
+    index: int  # type: ignore[assignment]  # hides a method of tuple that nobody calls
     num_targets: int
     epoch: int
     first_lane: int
@@ -63,21 +63,21 @@ class Window(NamedTuple):
 
 
 class Passes(ABC):
-    """Iterates over the windows of an epoch; resumes exactly.
+    """The base class of loaders: iterates over the windows of an epoch and resumes exactly.
 
-    Every pass is the next epoch, except the first after `load_state_dict`, which goes on where the
-    state was taken.
+    Each iteration is the next epoch, except the first one after `load_state_dict`, which resumes
+    where the state was saved.
     """
 
     def __init__(
         self, texts: Sequence[Tokens], num_windows: int, num_tokens: int, limit: int | None
     ) -> None:
-        """num_windows, num_tokens: of each epoch. limit: an epoch is no more windows than that."""
+        """num_windows, num_tokens: of each epoch without a limit. limit: its most windows."""
         self.texts = texts
         self._whole = (num_windows, num_tokens)
         num_windows = num_windows if limit is None else min(num_windows, limit)
         self._num_windows = num_windows
-        self.epoch = -1  # read to its end, so that the first pass is epoch 0
+        self.epoch = -1  # as if read to its end, so that the first pass is epoch 0
         self.position = num_windows
         self._resumed = False
 
@@ -86,13 +86,13 @@ class Passes(ABC):
 
     @property
     def epoch_tokens(self) -> int:
-        """Targets of an epoch, about, where a limit cuts it short."""
+        """The number of targets of an epoch; approximate where a limit cuts it short."""
         num_windows, num_tokens = self._whole
         return round(num_tokens * len(self) / num_windows)
 
     def __iter__(self) -> Iterator[Window]:
-        # Lightning may call iter() without ever asking for an item: as a generator, nothing
-        # here happens before the first one.
+        # Lightning may call iter() without ever asking for an item: this is a generator so that
+        # nothing happens before the first one.
         if not self._resumed or self.position >= len(self):
             self.epoch += 1
             self.position = 0
@@ -110,22 +110,22 @@ class Passes(ABC):
         self._release()
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the pass stands: windows already handed out, and the epoch."""
+        """The epoch, and how many of its windows have been handed out."""
         return {"epoch": self.epoch, "position": self.position}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """`ended` true, which a trainer may add, means that no more of the pass was wanted."""
+        """`ended` true, which a trainer may add, means that the rest of the epoch is left out."""
         self.epoch = state["epoch"]
         self.position = state["position"]
         self._resumed = not state.get("ended", False)
 
     @abstractmethod
     def document_names(self, epoch: int, index: int) -> list[str]:
-        """What the sources call the documents, in all lanes, of which a window has targets."""
+        """The sources' names of the documents, in all lanes, that have targets in a window."""
 
     @abstractmethod
     def _windows(self) -> Iterator[Window]:
-        """The windows of the epoch from `position` on, which moves on as each is handed out."""
+        """The windows of the epoch from `position` on, which `__iter__` advances after each."""
 
     def _release(self) -> None:
         for text in self.texts:
@@ -133,7 +133,7 @@ class Passes(ABC):
 
 
 def _check_ids(window: Window, stores: Sequence[TokenStore]) -> None:
-    """Refuse ids that no vocabulary of theirs has: a store is not read whole when opened."""
+    """Refuse ids beyond the stores' vocabulary: opening a store does not read all its tokens."""
     most = max((store.vocabulary_size for store in stores), default=None)
     if most is not None and (highest := int(window.targets.max())) >= most:
         raise damaged(

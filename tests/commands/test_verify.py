@@ -60,7 +60,7 @@ def test_a_training_that_fails_is_told_in_its_own_words(
     python = tmp_path / "python"
     python.write_text(f"#!/bin/sh\nprintf '{said}' >&2; exit {code}\n")
     python.chmod(0o755)
-    monkeypatch.setattr(verify.sys, "executable", str(python))
+    monkeypatch.setattr("lmkit.run.process.sys.executable", str(python))
     trials = verify.Trials(tmp_path / "outputs", Run(finished[0]).config())
     with pytest.raises(kind) as caught:
         trials.run("whole", 4)

@@ -119,7 +119,7 @@ def test_the_users_repository_is_recorded(tmp_path, monkeypatch):
 def test_the_checkout_of_lmkit_is_recorded_apart(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     recorded = environment([])["lmkit"]
-    assert recorded["version"] == lmkit.__version__ == version("lmkit")
+    assert recorded["version"] == lmkit.__version__ == version("recurrent-lmkit")
     here = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     head = subprocess.run(here, capture_output=True, text=True, check=False)
     if head.returncode:

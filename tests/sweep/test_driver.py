@@ -293,7 +293,7 @@ def test_a_study_that_is_lost_is_not_a_new_one(swept, tmp_path, harm):
     place = tmp_path / "tiny" / "s-sweep"
     harm(place / "study.db")
     with pytest.raises(UserError) as caught:
-        swept()._take_up()
+        swept()._reopen_finished()
     assert str(caught.value).startswith(
         f"{place}/study.db is damaged: it has 0 trials, {place}/sweep.json has 2; put back a copy"
     )
@@ -313,7 +313,7 @@ def test_results_that_are_damaged_are_made_anew_from_the_study(swept, tmp_path, 
     before = file.read_text()
     file.write_text(text)
     sweep = swept()
-    sweep._take_up()
+    sweep._reopen_finished()
     sweep._write()
     assert file.read_text() == before
     told = [f"{file} is damaged: " in message for message in caplog.messages]
@@ -324,7 +324,7 @@ def test_results_of_very_many_trials_are_read(swept, tmp_path):
     file = tmp_path / "tiny" / "s-sweep" / "sweep.json"
     file.write_text(json.dumps({"trials": [[1.0] * 900_000, [], []]}))
     with pytest.raises(UserError, match=r"sweep\.json has 3; put back a copy"):
-        swept()._take_up()
+        swept()._reopen_finished()
 
 
 @pytest.mark.parametrize("name", ["study.db", "sweep.json", "sweep.yaml", "sweep.png", "trial.log"])

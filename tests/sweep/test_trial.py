@@ -45,7 +45,7 @@ def test_what_a_run_came_to_outlives_its_rows_and_damage_is_its_own(process, mon
 @pytest.mark.parametrize("harm", [Path.unlink, lambda log: (log.unlink(), os.mkfifo(log))])
 def test_a_log_that_cannot_be_read_is_no_reason(process, harm, monkeypatch, tmp_path):
     monkeypatch.setattr(process, "log", log := tmp_path / "log.txt")
-    log.write_text("x" * 10_000 + "error: a\nb")
+    log.write_text("x" * 10_000 + "\nerror: a\nb")
     assert process.what_failed(2) == "a b"
     harm(log)
     assert process.what_failed(2) == "exit code 2"

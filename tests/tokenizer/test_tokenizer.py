@@ -259,7 +259,7 @@ def bpe_once(made: list[Tokenizer] = []) -> Tokenizer:  # noqa: B006
 def test_a_long_text_in_pieces_is_the_same_tokens(atoms: list[str]) -> None:
     text, tokenizer = "".join(atoms), bpe_once()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(subword, "PIECE", 2)
+        patch.setattr(subword, "CHUNK", 2)
         in_pieces = tokenizer.encode_text(text)
     assert in_pieces == tokenizer._library.encode(text).ids
 
@@ -271,7 +271,7 @@ def test_training_in_pieces_and_processes_gives_the_same_bpe() -> None:
         "t.train([' '.join(r.choices(['ab', 'ba', 'abc', 'cab', 'é'], k=300)) for _ in range(50)])"
         "\nprint(t.hash())"
     )
-    smaller = script.replace("r = ", "subword.PIECE = 50; r = ")
+    smaller = script.replace("r = ", "subword.CHUNK = 50; r = ")
     environments = [(script, "1", "1"), (script, "2", "2"), (smaller, "3", "2")]
     hashes = {
         subprocess.run(

@@ -123,7 +123,7 @@ def test_a_damaged_file_is_told_and_goes_on_after_its_last_whole_row(tmp_path, c
     harmed = harm(path.read_bytes())
     path.unlink() if harmed is None else path.write_bytes(harmed)
     resumed = JsonLines(path)
-    resumed.go_on(lines.length)
+    resumed.resume(lines.length)
     assert caplog.messages == [
         f"{path} is damaged: {9 * kept} of its 36 bytes are there in whole rows; the others are "
         "lost, and it goes on after these"
@@ -140,7 +140,7 @@ def test_a_sound_file_goes_on_without_a_word(tmp_path, caplog):
     length = lines.length
     lines.append({"a": 2})
     resumed = JsonLines(lines.path)
-    resumed.go_on(length)
+    resumed.resume(length)
     assert list(resumed.rows()) == [{"a": 1}]
     assert caplog.messages == []
 

@@ -133,13 +133,13 @@ def test_a_validation_counts_as_one_and_not_as_a_slow_step():
     pace = TimeLeft(0, 0.0)
     now = 0.0
     for step in range(1, 41):
-        pace.go_on(now)
+        pace.resume(now)
         now += 1.0
         pace.step(step, now)
         if step % 20 == 0:
             pace.pause()
             now += 30.0
-    pace.go_on(now)
+    pace.resume(now)
     assert pace.left(60, 3) == pytest.approx(60 + 90)
 
 

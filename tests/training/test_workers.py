@@ -69,7 +69,7 @@ def test_a_mistake_is_told_alone(tmp_path):
 def test_a_watchdog_whose_place_cannot_be_written_goes_on(tmp_path):
     """As on a full disk, which ends the training in a sentence of its own."""
     watchdog = Watchdog(seconds=30)
-    watchdog._place, watchdog._moved = (1, 0, 0), time.monotonic()
+    watchdog._position, watchdog._moved = (1, 0, 0), time.monotonic()
     threading.Timer(1.5, watchdog._ended.set).start()  # after one look
     watchdog._watch(tmp_path / "gone", 0, 1)
     assert not (tmp_path / "gone").exists()

@@ -1,4 +1,4 @@
-"""What follows a training: checkpoints, signals, values that are not finite, samples, a bar."""
+"""The callbacks: checkpoints, signals, values that are not finite, samples, the progress bar."""
 
 from lmkit.training.callbacks.checkpoint import Checkpoint
 from lmkit.training.callbacks.non_finite import NonFiniteError, StopOnNonFinite

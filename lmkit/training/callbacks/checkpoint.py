@@ -1,9 +1,9 @@
-"""When to write a checkpoint, and how a run goes on from one as if it had never stopped.
+"""The callback that writes checkpoints, from which a run resumes as if it had never stopped.
 
 A checkpoint is the state between two steps: everything that belongs to a step (its update, its
-rows in the logs, its validation, the schedule that follows) is done, nothing of the next has
-begun. Lightning has no hook there; what is due is written when the next batch starts, and the
-loop counters, by then one batch ahead, are put back in the file.
+rows in the logs, its validation, the schedule's step) is done, nothing of the next has begun.
+Lightning has no hook there: a checkpoint that is due is written when the next batch starts, and
+the loop counters, by then one batch ahead, are set back in the file.
 """
 
 import copy
@@ -34,8 +34,8 @@ from lmkit.training.random_state import random_state, set_random_state
 class Checkpoint(Callback):
     """Writes `checkpoints/step-<n>.ckpt` with `last.ckpt` and `best.ckpt` as links to them.
 
-    At times, when `monitor` is better than ever, at the end, and on a graceful stop; always between
-    two optimiser steps. Goes last in the list of callbacks, so that it saves theirs.
+    At intervals, when `monitor` is better than ever, at the end, and on a graceful stop; always
+    between two optimiser steps. Comes last in the list of callbacks, so that it saves their state.
 
     every_n_train_steps: updates between two checkpoints; null: none by updates.
     every_n_epochs: epochs between two checkpoints; null: none by epochs.
@@ -128,8 +128,8 @@ class Checkpoint(Callback):
             self._better = self._due = True
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Training ends within an epoch (max_steps, max_time, early stopping): Lightning now takes
-        # the epoch for done and is about to log it.
+        # Training ends within an epoch (max_steps, max_time, early stopping), but Lightning is
+        # about to count the epoch as done and to log it.
         mid_epoch = self._position is not None and not self._position.ended
         if mid_epoch and not is_within_update(trainer):
             self.save(trainer)
@@ -137,12 +137,12 @@ class Checkpoint(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._position is not None and self._position.ended:
             self.save(trainer)
-        self._position = None  # what the weights become from here on is no state between steps
+        self._position = None  # from here on a callback may change the weights outside of a step
 
     def save(self, trainer: Trainer) -> None:
-        """Write the state between the last step and the next; called on every process.
+        """Write the state between the last step and the next; every process must call it.
 
-        When it returns, `best.ckpt` and `last.ckpt` are the new ones for every process.
+        When it returns, every process sees the new `best.ckpt` and `last.ckpt`.
         """
         if self._position is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
@@ -201,7 +201,7 @@ class Checkpoint(Callback):
         return self.directory / f"step-{step:09d}.ckpt"
 
     def _remove_old(self, newest: Path) -> None:
-        """Leave the newest `keep` up to the one just written, and the best."""
+        """Delete checkpoints up to the one just written, except the newest `keep` and the best."""
         paths = [path for path in steps(self.directory) if path <= newest]
         for path in paths[: -self.keep]:
             if self.best_step is None or path != self._path(self.best_step):

@@ -1,4 +1,4 @@
-"""Ends a training whose loss or gradient is not finite, and says where."""
+"""The callback that ends a training whose loss or gradient is not finite, and reports where."""
 
 import shlex
 from pathlib import Path
@@ -26,9 +26,10 @@ class NonFiniteError(ResultError):
 class StopOnNonFinite(Callback):
     """Raises NonFiniteError, on every process, when a loss or a gradient is NaN or infinite on any.
 
-    Before the update, on a CPU. An accelerator is not waited for at each step: the first bad
-    window is noted on the device and looked for every `log_every_n_steps` updates and before every
-    checkpoint. No checkpoint is written after a bad loss, nor with a weight that is not finite.
+    On a CPU this happens before the update. An accelerator is not waited for at each step: the
+    first bad window is noted on the device and checked every `log_every_n_steps` updates and
+    before each checkpoint. No checkpoint is written after a bad loss, nor with a weight that is not
+    finite.
     `non_finite.json` in the run directory names the documents of the window.
 
     action: stop the run, or skip the update, which is counted as `train/skipped`; a lane whose
@@ -55,7 +56,7 @@ class StopOnNonFinite(Callback):
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         norm = getattr(pl_module, "gradient_norm", None)
-        if norm is not None and trainer.precision != "16-mixed":  # whose scaler skips by itself
+        if norm is not None and trainer.precision != "16-mixed":  # its loss scaler skips by itself
             self._note(trainer, norm())
         now = (trainer.global_step + 1) % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
         if self.action == "skip":
@@ -103,28 +104,28 @@ class StopOnNonFinite(Callback):
         if (window := self._bad_window(trainer)) < 0:
             return
         num_windows, together = int(trainer.num_training_batches), trainer.accumulate_grad_batches
-        epoch, place = divmod(window, num_windows)
-        step = epoch * -(-num_windows // together) + place // together + 1
-        where = f"at step {step} (epoch {epoch}, window {place})"
+        epoch, index = divmod(window, num_windows)
+        step = epoch * -(-num_windows // together) + index // together + 1
+        where = f"at step {step} (epoch {epoch}, window {index})"
         loader = trainer.train_dataloader
         if trainer.is_global_zero and isinstance(loader, Passes):
-            names = loader.document_names(epoch, place)
-            found = {"step": step, "epoch": epoch, "window": place, "documents": names}
-            where += f"; {_write_down(trainer, found)} names its documents"
+            names = loader.document_names(epoch, index)
+            report = {"step": step, "epoch": epoch, "window": index, "documents": names}
+            where += f"; {_write_down(trainer, report)} names its documents"
         hint = _hint(trainer, step - 1)
         raise NonFiniteError(f"the loss or its gradient is not finite {where}{hint}")
 
 
-def _write_down(trainer: Trainer, found: dict[str, Any]) -> Path:
+def _write_down(trainer: Trainer, report: dict[str, Any]) -> Path:
     path = Path(trainer.default_root_dir) / NON_FINITE
     if trainer.is_global_zero:
-        write_atomically(path, strict_json(found, indent=1).encode())
+        write_atomically(path, strict_json(report, indent=1).encode())
     return path
 
 
 def _hint(trainer: Trainer, first: int) -> str:
-    """What to do where the state after `first` updates is the first that must not be gone on from:
-    what comes of it depends on no learning rate."""
+    """A remedy for the error message. A checkpoint of `first` or more updates does not help: its
+    next update would be bad again, whatever the learning rate."""
     run = Path(trainer.default_root_dir)
     _, manifest = newest_manifest(run / "checkpoints")
     optimizer = trainer.optimizers[0]

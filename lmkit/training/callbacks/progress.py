@@ -1,4 +1,4 @@
-"""What a person sees on stderr while a run trains: the model's size, then how far it is."""
+"""The callback that shows a run on stderr: first the model's size, then the progress."""
 
 import math
 import time
@@ -17,12 +17,12 @@ from lmkit.training.fit_loop import is_fitting
 BAR_SECONDS = 0.5  # reading the running loss waits for the device: at most this often
 LINE_SECONDS = 10.0
 WARM_UP = 3  # steps that may compile, and fill caches
-ENOUGH = 5.0  # seconds of further steps, by which the rest is judged
+ENOUGH = 5.0  # seconds of further steps that are needed for an estimate
 
 
 class TimeLeft:
-    """How long the rest takes, by what this process has done of it: its steps, and the pauses
-    between them for validations, samples and checkpoints."""
+    """Estimates how long the rest of a training takes, from the steps of this process so far and
+    from the pauses between them for validations, samples and checkpoints."""
 
     def __init__(self, step: int, now: float) -> None:
         self._from = step + WARM_UP
@@ -36,11 +36,11 @@ class TimeLeft:
 
     @property
     def ready(self) -> bool:
-        """Whether there is enough to go by."""
+        """Whether there have been enough steps for an estimate."""
         return self._seconds >= ENOUGH
 
     def step(self, step: int, now: float) -> None:
-        """`step` updates are done."""
+        """Note that `step` updates are done."""
         if self._step >= self._from:
             self._steps += step - self._step
             self._seconds += now - self._last
@@ -49,8 +49,8 @@ class TimeLeft:
     def pause(self) -> None:
         self._pausing = True
 
-    def go_on(self, now: float) -> None:
-        """The next step begins, after a pause or none."""
+    def resume(self, now: float) -> None:
+        """Note that the next step begins, after a pause or without one."""
         if self._pausing:
             self._pausing = False
             self._pauses += 1
@@ -58,7 +58,7 @@ class TimeLeft:
             self._last = now
 
     def left(self, steps: float, pauses: float) -> float | None:
-        """Seconds that so many more steps and pauses will take; None before it is known."""
+        """Seconds that so many more steps and pauses will take; None while unknown."""
         if not self.ready or not self._steps or math.isinf(steps):
             return None
         pause = self._paused / self._pauses if self._pauses else 0.0
@@ -66,9 +66,10 @@ class TimeLeft:
 
 
 class Progress(Callback):
-    """Epoch, loss, perplexity, tokens per second and time left, over all training steps.
+    """Shows epoch, loss, perplexity, tokens per second and time left.
 
-    A bar on a terminal; elsewhere a plain line after each validation and every ten seconds.
+    On a terminal this is a bar over all training steps; elsewhere a plain line after each
+    validation and every ten seconds.
     """
 
     def __init__(self) -> None:
@@ -92,7 +93,7 @@ class Progress(Callback):
                 BarColumn(bar_width=None),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[values]}"),
-                TextColumn("{task.fields[left]}"),  # rich's own would count what was there before
+                TextColumn("{task.fields[left]}"),  # rich's own counts steps before a resume too
                 console=self.console,
                 auto_refresh=False,
             )
@@ -105,7 +106,7 @@ class Progress(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self._time.go_on(time.monotonic())
+        self._time.resume(time.monotonic())
 
     def on_train_batch_end(
         self,
@@ -184,8 +185,8 @@ class Progress(Callback):
 
 
 def describe(values: dict[str, float], stage: str) -> str:
-    """`loss 5.123  perplexity 167.8  2,400 tokens/s` of the values under `stage`; where the loss
-    has more terms than the nll, both."""
+    """The values of `stage` as a text, `loss 5.123  perplexity 167.8  2,400 tokens/s`; loss and nll
+    are both shown if the loss has other terms too."""
     forms = {
         "loss": "loss {:.3f}",
         "nll": "nll {:.3f}" if f"{stage}loss" in values else "loss {:.3f}",
@@ -198,19 +199,21 @@ def describe(values: dict[str, float], stage: str) -> str:
 
 
 def summary(module: nn.Module) -> Table:
-    """Parameters by the module that holds them; a shared one counts where it is met first."""
+    """A table of modules and their parameters; a shared one counts where it comes first."""
     table = Table("module", "class", "parameters", title_justify="left", box=None)
     table.columns[2].justify = "right"
     seen: set[int] = set()
     total = 0
-    for name, part in module.named_modules():
-        own = list(part.parameters(recurse=False))
+    for name, submodule in module.named_modules():
+        own = list(submodule.parameters(recurse=False))
         if not own:
             continue
         count = sum(p.numel() for p in own if id(p) not in seen)
         shared = any(id(p) in seen for p in own)
         seen.update(map(id, own))
         total += count
-        table.add_row(name, type(part).__name__, f"{count:,}" + (" + shared" if shared else ""))
+        table.add_row(
+            name, type(submodule).__name__, f"{count:,}" + (" + shared" if shared else "")
+        )
     table.add_row("total", "", f"{total:,}")
     return table

@@ -1,4 +1,4 @@
-"""Text that the model writes while it learns."""
+"""The callback that generates text samples during training."""
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -17,7 +17,7 @@ Generate = Callable[[LightningModule, str, int, int], str]
 class Samples(Callback):
     """Continues a prompt after every validation and writes `samples.jsonl`.
 
-    `generate(task, prompt, num_tokens, seed) -> text`; training's random numbers are left alone.
+    `generate(task, prompt, num_tokens, seed) -> text`; training's random numbers are not affected.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Samples(Callback):
             follower(row)
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """What is written so far, of a resumed run that up to its checkpoint."""
+        """The rows written so far; in a resumed run, those up to its checkpoint."""
         return self._lines.rows()
 
     def state_dict(self) -> dict[str, Any]:
@@ -53,4 +53,4 @@ class Samples(Callback):
         return {"length": self._lines.length}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._lines.go_on(state_dict["length"], writes=is_first())
+        self._lines.resume(state_dict["length"], writes=is_first())

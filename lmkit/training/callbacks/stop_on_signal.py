@@ -1,4 +1,4 @@
-"""Ends a training in order on Ctrl-C, SIGTERM or SIGUSR1: between two steps, with a checkpoint."""
+"""The callback that ends a training on Ctrl-C, SIGTERM or SIGUSR1, with a checkpoint."""
 
 from typing import Any
 
@@ -11,10 +11,10 @@ from lmkit.training.fit_loop import is_fitting, is_within_update
 
 
 class StopOnSignal(Callback):
-    """Stops all processes between the same two steps, saved there, by raising `Stopped`.
+    """Saves a checkpoint and raises `Stopped`, in all processes between the same two steps.
 
-    One process stops between two batches of a validation too; the run then continues with that
-    validation. Not `trainer.should_stop`, which would validate and log off schedule first.
+    A run of one process also stops between two batches of a validation, and then resumes with that
+    validation. `trainer.should_stop` would not do: it validates and logs out of schedule first.
     """
 
     def __init__(self, signals: StopSignals) -> None:
@@ -48,7 +48,7 @@ class StopOnSignal(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.signals.deferred = False
-        if self.signals.received is not None:  # in the last step, and saved
+        if self.signals.received is not None:  # during the last step, which has been saved
             raise Stopped(self.signals.received)
 
     def on_exception(
@@ -62,7 +62,7 @@ class StopOnSignal(Callback):
             here = torch.tensor(received, device=trainer.strategy.root_device)
             received = int(trainer.strategy.reduce(here, reduce_op="max"))
         if received:
-            self.signals.received = received  # on whatever process: there is only one stop
+            self.signals.received = received  # whichever process got it, all stop
             for callback in trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(callback, Checkpoint):
                     callback.save(trainer)

@@ -1,4 +1,4 @@
-"""A process of several that no longer moves is ended, with its name and stack."""
+"""The callback that ends a process of several when it hangs, and reports its rank and stack."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lmkit.ranges import Positive
 from lmkit.training.failure import Failure
 
-Place = tuple[int, int, int]  # updates done, phase of the next, window of that phase
+Position = tuple[int, int, int]  # updates done, phase of the next, window of that phase
 PHASES = ("forward", "backward", "update", "validation", "end of validation", "checkpoint")
 
 
 class Watchdog(Callback):
-    """Ends this process when it has not moved for long and is behind all others, which wait for
-    it; only where there are several, and only in a fit.
+    """Ends this process if it has not moved for long and is behind all others, which wait for it;
+    only during a fit of several processes.
 
-    A process that waits would do so for half an hour, and then name the wrong one.
+    Without this the others would wait for half an hour, and then report the wrong process.
 
     seconds: without moving, after which it is ended.
     """
 
     def __init__(self, *, seconds: Positive = 600.0) -> None:
         self.seconds = seconds
-        self._place: Place = (0, 0, 0)
+        self._position: Position = (0, 0, 0)
         self._moved = 0.0
         self._ended = threading.Event()
 
@@ -59,10 +59,10 @@ class Watchdog(Callback):
         self._move(trainer, 0, batch_idx)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Any) -> None:
-        self._move(trainer, 1, self._place[2])
+        self._move(trainer, 1, self._position[2])
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._move(trainer, 2, self._place[2])
+        self._move(trainer, 2, self._position[2])
 
     def on_validation_batch_start(
         self,
@@ -83,27 +83,28 @@ class Watchdog(Callback):
         self._move(trainer, 5, 0)
 
     def _move(self, trainer: Trainer, phase: int, window: int) -> None:
-        self._place = (trainer.global_step, phase, window)
+        self._position = (trainer.global_step, phase, window)
         self._moved = time.monotonic()
 
     def _watch(self, directory: Path, rank: int, world_size: int) -> None:
-        """In a thread: tell the others where this process is, and look whether it is stuck."""
+        """Runs in a thread: writes this process's position for the others, and checks whether it
+        hangs."""
         files = [directory / f"rank-{other}.place" for other in range(world_size)]
-        told: Place | None = None
+        written: Position | None = None
         while not self._ended.wait(min(1.0, self.seconds / 5)):
-            place, still = self._place, time.monotonic() - self._moved
-            if place != told:
-                with suppress(OSError):  # on a full disk, which the training itself tells
-                    files[rank].write_text(json.dumps(place), encoding="ascii")
-                    told = place
+            position, still = self._position, time.monotonic() - self._moved
+            if position != written:
+                with suppress(OSError):  # a full disk, which the training itself reports
+                    files[rank].write_text(json.dumps(position), encoding="ascii")
+                    written = position
             if still < self.seconds:
                 continue
-            # A process that is ahead waits; should the one behind not end, it ends later.
-            if place <= min(map(_read, files)) or still > 2 * self.seconds:
-                self._end(directory, rank, place, still)
+            # A process that is ahead waits; it ends later if the one behind does not.
+            if position <= min(map(_read, files)) or still > 2 * self.seconds:
+                self._end(directory, rank, position, still)
 
-    def _end(self, directory: Path, rank: int, place: Place, still: float) -> None:
-        step, phase, window = place
+    def _end(self, directory: Path, rank: int, position: Position, still: float) -> None:
+        step, phase, window = position
         where = f"{PHASES[phase]}, step {step + 1}, window {window}"
         what = f"has not moved for {still:.0f} s ({where})"
         frame = sys._current_frames()[threading.main_thread().ident or 0]
@@ -115,7 +116,7 @@ class Watchdog(Callback):
         os._exit(1)
 
 
-def _read(file: Path) -> Place:
+def _read(file: Path) -> Position:
     try:
         step, phase, window = json.loads(file.read_text(encoding="ascii"))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Where the rows of a training go: metrics.jsonl, and any of Lightning's loggers beside it."""
+"""The loggers of a training: metrics.jsonl, and beside it any of Lightning's loggers."""
 
 from lmkit.training.loggers.jsonl import JsonlLogger
 from lmkit.training.loggers.wandb import WandbLogger

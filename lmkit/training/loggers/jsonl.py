@@ -1,4 +1,4 @@
-"""The rows of metrics.jsonl."""
+"""The logger that writes metrics.jsonl."""
 
 import time
 from argparse import Namespace
@@ -14,10 +14,10 @@ from lmkit.run.jsonl import JsonLines
 
 
 class JsonlLogger(Logger):
-    """Writes `metrics.jsonl`: rows of step, epoch, tokens, seconds and the values logged then.
+    """Writes `metrics.jsonl`: rows of step, epoch, tokens, seconds and the logged values.
 
-    step: updates done; tokens: training targets seen; seconds: spent in training, those before
-    a resume included. Values that are not finite become null.
+    step: updates done; tokens: training targets seen; seconds: time in training, including before
+    a resume. Values that are not finite become null.
     """
 
     def __init__(self, save_dir: str | Path, version: str = "") -> None:
@@ -43,7 +43,7 @@ class JsonlLogger(Logger):
         return self._save_dir
 
     def follow(self, trainer: Trainer) -> None:
-        """Take step, epoch and tokens from `trainer`, about to fit, and start the clock."""
+        """Use step, epoch and tokens of `trainer`, which is about to fit, and start the clock."""
         self._trainer = trainer
         self._started = time.perf_counter()
 
@@ -52,7 +52,7 @@ class JsonlLogger(Logger):
         self._lines.append(self.row(metrics, step))
 
     def row(self, metrics: Mapping[str, Any], step: int | None = None) -> dict[str, Any]:
-        """The row of these metrics; the same one for every logger that gets the same mapping."""
+        """The row of these metrics; every logger that passes the same mapping gets the same row."""
         if self._last is None or self._last[0] is not metrics:
             row: dict[str, Any] = {"step": step, "epoch": None, "tokens": None}
             if self._trainer is not None:
@@ -63,16 +63,16 @@ class JsonlLogger(Logger):
         return self._last[1]
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """What is written so far, of a resumed run that up to its checkpoint."""
+        """The rows written so far; in a resumed run, those up to its checkpoint."""
         return self._lines.rows()
 
     @property
     def seconds(self) -> float:
-        """Wall time in training so far."""
+        """Wall time in training so far, including before a resume."""
         return self._seconds + time.perf_counter() - self._started
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *_: Any, **__: Any) -> None:
-        """Nothing: config.yaml has them."""
+        """Does nothing: config.yaml has them."""
 
     def state_dict(self) -> dict[str, Any]:
         """How long the file is, in bytes, and the seconds of the run."""
@@ -81,18 +81,18 @@ class JsonlLogger(Logger):
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Cut the file back to what it was then, and go on."""
-        self._lines.go_on(state_dict["length"], writes=is_first())
+        self._lines.resume(state_dict["length"], writes=is_first())
         self._seconds = state_dict["seconds"]
         self._started = time.perf_counter()
 
 
 def is_first() -> bool:
-    """Whether this process is the one of a run that writes."""
+    """Whether this process is the first of its run, which alone writes."""
     return not rank_zero_only.rank  # type: ignore[attr-defined]
 
 
 def position(trainer: Trainer) -> dict[str, Any]:
-    """Updates done, epoch from 0, training tokens seen."""
+    """How far training is: updates done, epoch from 0, training tokens seen."""
     return {
         "step": trainer.global_step,
         "epoch": trainer.current_epoch,

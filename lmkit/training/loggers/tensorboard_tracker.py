@@ -1,4 +1,4 @@
-"""A run in TensorBoard: rows, samples as text, and hyperparameters with the result."""
+"""Tracks a run in TensorBoard: rows, samples as text, and hyperparameters with the result."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from lmkit.training.loggers.tracker import NOTHING, Account, Mark, Tracker
 
-# What the HPARAMS tab compares runs by.
+# The values by which the HPARAMS tab compares runs.
 RESULTS = ("best/val/nll", "best/val/perplexity", "test/nll", "test/perplexity", "val/nll")
-# The tab shows the first keys by the alphabet, and these would push aside what matters.
+# The tab shows the first keys in alphabetical order; these would push aside more useful ones.
 NOT_COMPARED = ("callbacks", "logger", "outputs", "run_id", "restarts", "hashes", "versions")
 
 
 class TensorBoardTracker(Tracker):
-    """A run that goes on tells TensorBoard to forget what is there from its checkpoint's step on,
-    and logs that again."""
+    """The tracker of TensorBoard. A run that resumes makes TensorBoard forget all rows from its
+    checkpoint's step on, and logs them again."""
 
     logger: TensorBoardLogger
 
@@ -45,7 +45,7 @@ class TensorBoardTracker(Tracker):
         self.logger.experiment.add_text("samples", text, row["step"])
 
     def note(self) -> None:
-        """Nothing: what it has is told by step."""
+        """Does nothing: the step of a checkpoint says which rows TensorBoard keeps."""
 
     def conclude(self, summary: Mapping[str, float], exit_code: int) -> None:
         if self.logger._experiment is not None:
@@ -53,14 +53,14 @@ class TensorBoardTracker(Tracker):
         super().conclude(summary, exit_code)
 
     def _write_hparams(self, config: Mapping[str, Any], exit_code: int | None) -> None:
-        """At the start: the values; at the end: how it ended. TensorBoard takes the results from
-        the scalars of these names."""
+        """Write the values at the start, with exit_code None, and at the end how the run ended.
+        TensorBoard reads the results from the scalars of these names."""
         from tensorboard.plugins.hparams.api_pb2 import Status
         from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
         from torch.utils.tensorboard.summary import hparams
 
         config = {key: value for key, value in config.items() if key not in NOT_COMPARED}
-        # The tab cannot hold lists or null, but as text.
+        # The tab can show lists and null only as text.
         flat = {
             key: value if isinstance(value, bool | int | float | str) else str(value)
             for key, value in _flatten_dict(dict(config)).items()
@@ -71,7 +71,7 @@ class TensorBoardTracker(Tracker):
             writer.add_summary(experiment)
             writer.add_summary(start)
             return
-        metadata = end.value[0].metadata.plugin_data  # torch's, which always says success
+        metadata = end.value[0].metadata.plugin_data  # torch always writes success here
         data = HParamsPluginData.FromString(metadata.content)
         status = "STATUS_FAILURE" if exit_code else "STATUS_SUCCESS"
         data.session_end_info.status = Status.Value(status)

@@ -1,9 +1,9 @@
-"""Any logger of Lightning's, given each row of metrics.jsonl once, whatever kills the run.
+"""Trackers: they give a Lightning logger each row of metrics.jsonl once, even if a run is killed.
 
-The rows that a killed run logged after its last checkpoint are logged again by the one that goes
-on. A tracker knows the last row that its logger has, from what the logger keeps where that can be
-read, and leaves out what comes up to there. Rows of metrics.jsonl that the logger has lost, as
-those in its memory when it was killed, it is given again.
+A run that resumes logs again the rows that it logged after its last checkpoint before it was
+killed. A tracker knows the last row that its logger has, where possible from the logger's own
+files, and leaves out all rows up to it. Rows of metrics.jsonl that the logger has lost, such as
+those in memory at a kill, are given to it again.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from lmkit.training.loggers.jsonl import JsonlLogger
 
 log = logging.getLogger(__name__)
 
-# A row by its step and its number among the rows of that step, from 1.
+# Identifies a row: its step, and its number among the rows of that step, from 1.
 Mark = tuple[int, int]
 NOTHING: Mark = (-1, 0)
 
 
 @dataclass
 class Rows:
-    """Rows as they come, and which of them are new to somebody who has them up to `known`."""
+    """Counts rows as they come, and tells which are new to a logger that has them up to `known`."""
 
     known: Mark = NOTHING
     last: Mark = NOTHING
@@ -49,10 +49,10 @@ class Rows:
 
 @dataclass
 class Account:
-    """What a run tells its loggers beside its rows.
+    """What the loggers of a run need beside its rows.
 
-    config: what it was asked for, redacted, and what it is about (parameters, hashes, commit).
-    step: of the checkpoint that it goes on from; None for one that starts.
+    config: the run's config, redacted, with the number of parameters, hashes and commit.
+    step: of the checkpoint from which the run resumes; None for a run that starts.
     """
 
     directory: Path
@@ -63,11 +63,11 @@ class Account:
 
 
 class Tracker:
-    """Stands between Lightning and one logger, whose mistakes cost a warning, never the run.
+    """Stands between Lightning and one logger, whose errors become a warning and never end the run.
 
-    What Lightning calls of the logger comes here: it gets the rows of metrics.jsonl, by their
-    step, and is finalised once, at the end of the run rather than of each of its stages.
-    A subclass says what a service has beyond Lightning's common methods.
+    Calls of Lightning to the logger come here first: the logger gets the rows of metrics.jsonl with
+    their step, and is finalised once, at the end of the run rather than of each of its stages.
+    A subclass adds what a service has beyond Lightning's common methods.
     """
 
     def __init__(self, logger: Logger, account: Account, key: str = "") -> None:
@@ -86,15 +86,15 @@ class Tracker:
         self.log_sample = self._tolerating(self._log_sample)
         self.flush = self._tolerating(self._flush)
 
-    # ---- what a service may do in its own way
+    # ---- methods that a subclass may override for its service
 
     def known(self) -> tuple[Mark, Mark]:
-        """The last row and the last sample that the logger has, of runs before this one."""
+        """The last row and the last sample that the logger has from before this resume."""
         noted = self._notes().get(self._key, {})
         return tuple(noted.get("metrics", NOTHING)), tuple(noted.get("samples", NOTHING))
 
     def configure(self, config: dict[str, Any]) -> None:
-        """Log the config, once: MLflow takes no other value of a key that it has."""
+        """Log the config, once: MLflow refuses another value of a key that it has."""
         if self._key not in self._notes():
             self.logger.log_hyperparams(config)
 
@@ -103,16 +103,16 @@ class Tracker:
         type(self.logger).log_metrics(self.logger, values, step)
 
     def send_sample(self, row: Mapping[str, Any]) -> None:
-        """Lightning's loggers have no method in common for a text."""
+        """Does nothing: Lightning's loggers have no common method for texts."""
 
     def note(self) -> None:
-        """Remember how far the logger is, and what it calls the run."""
+        """Write down how far the logger is, and its name of the run."""
         here = {"metrics": self.metrics.reached, "samples": self.samples.reached}
         every = self._notes() | {self._key: here | {"version": str(self.logger.version)}}
         write_atomically(self.account.directory / NOTES, strict_json(every, indent=2).encode())
 
     def conclude(self, summary: Mapping[str, float], exit_code: int) -> None:
-        """Log what the run came to, and that it has ended."""
+        """Log the run's best values, and that it has ended."""
         best = {key: value for key, value in summary.items() if key.startswith("best/")}
         if best:
             self.send(best, max(self.metrics.last[0], 0))
@@ -121,7 +121,7 @@ class Tracker:
     # ----
 
     def finish(self, summary: Mapping[str, float], exit_code: int) -> None:
-        """End the logger's run, also that of a logger that has failed."""
+        """End the logger's run, even if the logger has failed."""
         if not self.begun:
             return
         try:
@@ -147,7 +147,7 @@ class Tracker:
             return
         absent = [key for key in ("epoch", "tokens") if row[key] is None]
         values = {
-            key: math.nan if row[key] is None else row[key]  # as JSON has it
+            key: math.nan if row[key] is None else row[key]  # JSON has null for NaN
             for key in row
             if key != "step" and key not in absent
         }
@@ -160,7 +160,7 @@ class Tracker:
             self.note()
 
     def _flush(self) -> None:
-        if self.begun:  # Lightning asks for it before it has restored a checkpoint
+        if self.begun:  # Lightning calls this also before it has restored a checkpoint
             type(self.logger).save(self.logger)
 
     def _notes(self) -> dict[str, Any]:
@@ -172,7 +172,7 @@ class Tracker:
                 return None
             try:
                 return method(*args, **kwargs)
-            except Exception as error:  # whatever a service or its library leads to
+            except Exception as error:  # a service or its library may raise anything
                 return self._give_up(error)
 
         return call
@@ -184,7 +184,7 @@ class Tracker:
 
 
 class CSVTracker(Tracker):
-    """Lightning's CSV file, which it begins anew in every process: it gets all rows again."""
+    """The tracker of Lightning's CSV file. Each process begins the file anew with all rows."""
 
     logger: CSVLogger
 
@@ -198,15 +198,15 @@ class CSVTracker(Tracker):
         CSVLogger.save(self.logger)
 
     def note(self) -> None:
-        """Nothing: the file is the note."""
+        """Does nothing: the file always has all rows."""
 
     def conclude(self, summary: Mapping[str, float], exit_code: int) -> None:
-        super().conclude({}, exit_code)  # rows alone, as in metrics.jsonl
+        super().conclude({}, exit_code)  # without best values: only rows, as in metrics.jsonl
 
 
 class Tracking(Callback):
-    """Begins the trackers of a run once it knows where it goes on, and flushes them with every
-    checkpoint. Goes before the checkpoint's callback, which relies on what is flushed."""
+    """Begins the trackers of a run once it is known where the run resumes, and flushes them with
+    every checkpoint. Must come before the checkpoint's callback, which relies on the flush."""
 
     def __init__(self, account: Account, trackers: Iterable[Tracker]) -> None:
         self.account = account
@@ -227,12 +227,12 @@ NOTES = "loggers.json"
 
 
 def notes(directory: Path) -> dict[str, Any]:
-    """What the trackers of a run have noted, by the logger's key; what is damaged is left out."""
+    """The notes of a run's trackers, by the logger's key; damaged ones are left out."""
     try:
-        found = read_json(directory / NOTES)
+        read = read_json(directory / NOTES)
     except FileNotFoundError:
         return {}
     except DamagedError as error:
         log.warning("%s: the loggers begin anew", error)
         return {}
-    return {key: noted for key, noted in found.items() if isinstance(noted, dict)}
+    return {key: noted for key, noted in read.items() if isinstance(noted, dict)}

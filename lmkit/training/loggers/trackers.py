@@ -1,4 +1,4 @@
-"""The loggers of a config, each with what tracks it."""
+"""Makes the loggers of a config, each with its tracker."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ TRACKERS: dict[type[Logger], type[Tracker]] = {
 
 
 def make_trackers(nodes: Mapping[str, Any], run: Run, account: Account) -> list[Tracker]:
-    """The loggers of a checked config, tracked; one that cannot be made costs a warning.
+    """The trackers of the loggers of a checked config; one that cannot be made costs a warning.
 
-    Of several processes the first alone has any.
+    Of several processes only the first has any.
     """
-    place = launched()
-    if place and place.rank:
+    process = launched()
+    if process and process.rank:
         return []
     made = []
     for key, node in nodes.items():
@@ -47,11 +47,11 @@ def make_trackers(nodes: Mapping[str, Any], run: Run, account: Account) -> list[
             kind = next(
                 (each for base, each in TRACKERS.items() if isinstance(logger, base)), Tracker
             )
-            tracker = kind(logger, account, key)  # which may yet say how the logger begins
-            _ = getattr(logger, "experiment", None)  # Lightning would begin it without tolerance
+            tracker = kind(logger, account, key)  # may still change how the logger begins
+            _ = getattr(logger, "experiment", None)  # begun here, where an error does no harm
         except UserError:
             raise
-        except Exception as error:  # whatever a service or its library leads to
+        except Exception as error:  # a service or its library may raise anything
             what = redact(f"{type(error).__name__}: {error}")
             log.warning("logger.%s cannot start (%s): the run goes on without it", key, what)
             continue
@@ -60,10 +60,10 @@ def make_trackers(nodes: Mapping[str, Any], run: Run, account: Account) -> list[
 
 
 def _make(key: str, node: Mapping[str, Any], run: Run) -> Logger:
-    """A logger that writes inside the run directory, and goes on with what it has of the run."""
+    """A logger that writes inside the run directory, and continues what it has of the run."""
     name = f"{run.name}/{run.id}"
     known = notes(run.path).get(key, {}).get("version")
-    given = {
+    passed = {
         "save_dir": run.path,
         "version": run.id,
         "run_name": name,
@@ -72,8 +72,8 @@ def _make(key: str, node: Mapping[str, Any], run: Run) -> Logger:
     }
     local = "tracking_uri" in signature_keys(resolve_target(node["_target_"]))
     if local and not (node.get("tracking_uri") or os.environ.get("MLFLOW_TRACKING_URI")):
-        # MLflow's own default, files below the current directory, it refuses by now.
+        # MLflow now refuses its own default, files below the current directory.
         node = {"artifact_location": "mlflow", **node}
         node["tracking_uri"] = f"sqlite:///{run.path / 'mlflow.db'}"
-    made: Logger = build("logger", anchored(node, run.path), **given)
+    made: Logger = build("logger", anchored(node, run.path), **passed)
     return made

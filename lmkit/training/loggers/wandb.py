@@ -1,5 +1,5 @@
-"""Weights & Biases inside the run directory, without an account, and without patience for its
-network."""
+"""The logger for Weights & Biases: inside the run directory, without an account, and never waiting
+long for a network."""
 
 import logging
 import netrc
@@ -17,14 +17,14 @@ from lightning.pytorch.utilities import rank_zero_only
 log = logging.getLogger(__name__)
 
 NETWORK_SECONDS = 15.0  # that wandb may take to start, and to end
-FLUSH_SECONDS = 1.0  # of rows that are lost when a run is killed; 15 unless set
+FLUSH_SECONDS = 1.0  # of rows that a kill loses at most; wandb's default is 15
 
 
 class WandbLogger(LightningWandbLogger):
-    """The same rows in wandb, offline inside the run directory.
+    """Logs the rows of metrics.jsonl to wandb too, offline inside the run directory.
 
-    A network that fails, at the start or later, costs a warning and at most half a minute, never
-    the run.
+    A network that fails, at the start or later, costs a warning and at most half a minute, but
+    never ends the run.
 
     project: of the run in wandb.
     mode: offline or online, which sends the rows where somebody is logged in.
@@ -79,7 +79,7 @@ class WandbLogger(LightningWandbLogger):
 
     @staticmethod
     def mistakes(config: Mapping[str, Any], at: str) -> list[str]:
-        """Modes that there are not."""
+        """A mode that does not exist."""
         if config["mode"] in ("offline", "online"):
             return []
         return [f"{at}.mode={config['mode']}: expected offline or online"]
@@ -91,7 +91,7 @@ class WandbLogger(LightningWandbLogger):
 
         try:
             return super().experiment
-        except Exception as error:  # wandb's own, and whatever its network layer raises
+        except Exception as error:  # wandb's own errors, or any that its network layer raises
             if self._wandb_init["mode"] == "offline":
                 raise
             log.warning("wandb cannot be reached (%s): staying offline", error)
@@ -108,7 +108,7 @@ class WandbLogger(LightningWandbLogger):
 
 
 def logged_in() -> bool:
-    """Whether a wandb key is at hand, in the environment or in netrc."""
+    """Whether there is a wandb key, in the environment or in netrc."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
@@ -119,32 +119,34 @@ def logged_in() -> bool:
 
 
 def unsynced(directory: Path) -> list[Path]:
-    """The parts of a run that wandb keeps offline, oldest first; `wandb sync` takes them so."""
-    parts = sorted(directory.glob("wandb/offline-run-*"))
-    return [part for part in parts if not any(part.glob("*.wandb.synced"))]
+    """The offline directories of a run that are not uploaded, in the order `wandb sync` needs:
+    oldest first."""
+    paths = sorted(directory.glob("wandb/offline-run-*"))
+    return [path for path in paths if not any(path.glob("*.wandb.synced"))]
 
 
 def records(file: Path) -> Iterator[Any]:
     """The protobuf records of a .wandb file, up to where its writing was cut short.
 
-    It is a LevelDB log after a header of 7 bytes: blocks of 32 KiB of chunks, each with CRC,
-    length and whether it is whole (1), the first (2), a middle (3) or the last part (4).
+    The file is a LevelDB log after a header of 7 bytes: blocks of 32 KiB made of chunks, each with
+    its CRC, length, and a 1 if it is a whole record, 2 if its first, 3 if a middle, 4 if its last
+    chunk.
     """
     from wandb.proto import wandb_internal_pb2
 
-    data, place, parts = file.read_bytes(), 7, b""
-    while place + 7 <= len(data):
-        left = 32768 - place % 32768
+    data, offset, chunks = file.read_bytes(), 7, b""
+    while offset + 7 <= len(data):
+        left = 32768 - offset % 32768
         if left < 7:  # the end of a block is padded
-            place += left
+            offset += left
             continue
-        _, length, kind = struct.unpack("<IHB", data[place : place + 7])
-        place += 7
-        if kind == 0 or place + length > len(data):
+        _, length, kind = struct.unpack("<IHB", data[offset : offset + 7])
+        offset += 7
+        if kind == 0 or offset + length > len(data):
             return
-        parts = (parts if kind in (3, 4) else b"") + data[place : place + length]
-        place += length
+        chunks = (chunks if kind in (3, 4) else b"") + data[offset : offset + length]
+        offset += length
         if kind in (1, 4):
             record = wandb_internal_pb2.Record()  # type: ignore[attr-defined]
-            record.ParseFromString(parts)
+            record.ParseFromString(chunks)
             yield record

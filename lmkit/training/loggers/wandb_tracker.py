@@ -1,4 +1,4 @@
-"""A run in wandb: config, rows, a table of samples, the result, and how it ended."""
+"""Tracks a run in wandb: config, rows, a table of samples, the result, and how it ended."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from lmkit.training.loggers.wandb import records
 
 STEP = "trainer/global_step"  # Lightning's x-axis
 SAMPLES = "samples"
-MOST_SAMPLES = 100  # in the table, which is written anew with each: the newest
+MOST_SAMPLES = 100  # newest samples in the table, which is written anew with each
 
 
 class WandbTracker(Tracker):
-    """A wandb run that may go on, where wandb numbers rows by itself.
+    """The tracker of wandb, which resumes a run although wandb numbers rows by itself.
 
-    Offline every process that goes on writes a directory of its own; `wandb sync` uploads them in
-    order and appends. wandb's ways to go back (`resume_from`, `fork_from`) ask the server, and
-    a wandb run that is killed loses what it has not written to its file. So the rows that its files
-    hold are read back, those beyond are logged, again or for the first time, and no row is twice.
-    Online what the server has counts: so many of these rows.
+    Offline, every resume writes a directory of its own; `wandb sync` uploads them in order and
+    appends. wandb can set a run back (`resume_from`, `fork_from`) only on its server, and a killed
+    run loses what it has not written to its file. So the rows in its files are read back, and only
+    rows after these are logged: none is logged twice. Online, only as many of these rows count as
+    the server has.
     """
 
     logger: WandbLogger
@@ -32,8 +32,8 @@ class WandbTracker(Tracker):
     def known(self) -> tuple[Mark, Mark]:
         rows = list(self._recorded())
         run = self.logger.experiment
-        # wandb's log of its own is a link to the user's cache until the run ends; a run whose
-        # directory has a link out of it, as of one that is killed, does not go on.
+        # Until a run ends, wandb's own log is a link to the user's cache. A killed run keeps the
+        # link, and lmkit does not resume a run whose directory has a link out of it.
         for link in (Path(run.settings.sync_dir) / "logs").glob("*"):
             if link.is_symlink():
                 link.unlink()
@@ -60,7 +60,7 @@ class WandbTracker(Tracker):
         super()._log_sample(row)
 
     def note(self) -> None:
-        """Nothing: its files tell."""
+        """Does nothing: the rows are in its files."""
 
     def conclude(self, summary: Mapping[str, float], exit_code: int) -> None:
         type(self.logger).finalize(self.logger, "failed" if exit_code else "success")
@@ -69,15 +69,15 @@ class WandbTracker(Tracker):
         try:
             run.summary.update(dict(summary))
         finally:
-            # Or a later run in this process would be merged into it.
+            # Else a later run in this process would be merged into this one.
             run.finish(exit_code=exit_code)
             self.logger._experiment = None
 
     def _recorded(self) -> Iterator[dict[str, Any]]:
-        """The rows in the files of this run, oldest first, those of samples included."""
-        place = Path(str(self.logger.save_dir)) / "wandb"
-        parts = place.glob(f"*run-*/run-{self.logger.version}.wandb")
-        for file in sorted(parts, key=lambda file: file.parent.name.removeprefix("offline-")):
+        """The rows in the files of this run, oldest first, including those of samples."""
+        directory = Path(str(self.logger.save_dir)) / "wandb"
+        files = directory.glob(f"*run-*/run-{self.logger.version}.wandb")
+        for file in sorted(files, key=lambda file: file.parent.name.removeprefix("offline-")):
             if file.parent.is_symlink():  # latest-run
                 continue
             for record in records(file):
