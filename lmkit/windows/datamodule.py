@@ -87,6 +87,10 @@ class DataModule(pl.LightningDataModule):
             )
         return self._prepared
 
+    def prepare_data(self) -> None:
+        """Lightning's hook, in one process of a node, before the others look for what it makes."""
+        self.prepare()
+
     @property
     def prepared(self) -> Prepared:
         """The stores and the tokenizer."""

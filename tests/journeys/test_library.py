@@ -100,3 +100,29 @@ def test_a_checkpoint_within_an_epoch_is_gone_on_from_too(text: Path, tmp_path: 
     resumed = fit("resumed", str(first))
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
+
+
+@pytest.mark.filterwarnings("ignore")  # what Lightning advises a script of one's own
+def test_the_text_is_prepared_by_lightnings_hook(text: Path, tmp_path: Path) -> None:
+    """In one process of a node, before any of them sets up."""
+
+    class Watched(DataModule):
+        def setup(self, stage: str) -> None:
+            assert self._prepared is not None
+
+    data = Watched(Files(str(text), unit="paragraph"), Bytes(), cache=tmp_path, batch_size=4)
+    model = LSTM(257, hidden_size=4, embedding_size=4)
+    task = Task(
+        model, FullSoftmax(4, 257, model.embedding), lambda params: torch.optim.SGD(params, lr=0.1)
+    )
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_steps=1,
+        limit_val_batches=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(task, data)
+    assert trainer.global_step == 1
