@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from lmkit.assembly import make_data
 from lmkit.config.check import check
 from lmkit.config.compose import compose
+from lmkit.config.trainer import build_trainer
 from lmkit.system.allocator import keep_freed_memory
 from lmkit.training.callbacks.progress import Progress
-from lmkit.config.trainer import build_trainer
 from lmkit.training.loggers import JsonlLogger
 from lmkit.windows import DataModule, Window
 
