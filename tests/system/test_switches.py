@@ -34,7 +34,7 @@ from lmkit.config.compose import compose
 from lmkit.training.estimate import estimate
 from lmkit.commands.evaluate import evaluate
 from lmkit.commands.train import train
-from lmkit.training.callbacks.stop_on_signal import NonFiniteError
+from lmkit.training.callbacks import NonFiniteError
 from lmkit.run import Run
 from lmkit.inference.text import Text
 
