@@ -145,6 +145,7 @@ def test_a_process_that_hangs_is_named_with_its_stack_and_started_again(two, set
     assert rows(tmp_path / "outputs" / "tiny" / "cut") == rows(two)
 
 
+@pytest.mark.slow
 def test_two_to_one_to_two_processes(settings, tmp_path):
     """State and sums are those of all lanes, whoever had them; stopped in mid-epoch each time."""
     lmkit("train", *settings, "run_id=one", cwd=tmp_path)

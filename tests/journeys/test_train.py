@@ -123,7 +123,7 @@ def test_another_model_under_the_same_id_is_refused(finished, settings):
     assert json.loads((run / "status.json").read_text())["status"] == "finished"
 
 
-@pytest.mark.parametrize("number", [2, 4])
+@pytest.mark.parametrize("number", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_several_processes_are_the_same_run(settings, tmp_path, number):
     """Same windows, masks and global token mean: losses agree while rounding has not grown."""
     common = [*settings, "trainer.max_steps=50"]

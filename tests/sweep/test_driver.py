@@ -42,6 +42,7 @@ def run_of(place: Path, trial: dict) -> Path:
     return place / "outputs" / trial["run"]
 
 
+@pytest.mark.slow
 def test_12_trials_killed_in_the_middle_end_as_12(tmp_path, settings):
     command = [
         *("sweep", *settings, "run_id=s", "trainer.max_epochs=2", "sampler=random"),

@@ -267,7 +267,7 @@ def alone(short, tmp_path_factory) -> list[Path]:
 @pytest.mark.parametrize(
     "launcher",
     [
-        "joblib",
+        pytest.param("joblib", marks=pytest.mark.slow),
         pytest.param("submitit_local", marks=pytest.mark.slow),
         pytest.param("ray", marks=pytest.mark.slow),
     ],
