@@ -22,14 +22,7 @@ from typing import Any
 
 import torch
 from baseline import Baseline, read
-from measure import (
-    PeakMemory,
-    console,
-    gemm_rate,
-    in_child,
-    print_header,
-    settings,
-)
+from measure import PeakMemory, console, gemm_rate, in_child, print_header, settings
 from rich.table import Table
 from turns import LMKIT, PLAIN, PLAIN_BF16, Settings, TurnAbout, composed, make_trainer, start
 

@@ -102,8 +102,9 @@ def _given(
         "selected": selected,
         "overrides": composition.overrides,
         "config_dir": parse_flags(argv).config_dir,
-        "commands": {name: known.purpose for name, known in commands().items()},
     }
+    if "commands" in command.positional:  # all of their sources are read
+        given["commands"] = {name: known.purpose for name, known in commands().items()}
     return given, own
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +18,7 @@ from lmkit.config.mistakes import nearest
 from lmkit.errors import UserError
 from lmkit.inference import TrainedModel
 from lmkit.run import Directory, Run, mint_id
-from lmkit.system.files import strict_json, write_atomically
+from lmkit.system.files import strict_json, write_atomically, write_figure
 from lmkit.training.launch import launch
 
 
@@ -44,10 +43,8 @@ def analyze(
     result = _train_and_measure(config, overrides, context, identity)
     directory.mkdir(parents=True, exist_ok=True)
     result |= {name: str(directory / f"probe.{name}") for name in ("json", "png")}
-    picture = io.BytesIO()
-    draw(result).savefig(picture, format="png")
     write_atomically(directory / "probe.json", strict_json(result, indent=2).encode())
-    write_atomically(directory / "probe.png", picture.getvalue())
+    write_figure(directory / "probe.png", draw(result))
     Console().print(_table(result))
     print(f"picture: {result['png']}\nnumbers: {result['json']}")
     return result

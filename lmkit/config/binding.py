@@ -4,13 +4,7 @@ import shlex
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import is_dataclass
 from difflib import get_close_matches
-from typing import (
-    Any,
-    Protocol,
-    get_args,
-    get_origin,
-    runtime_checkable,
-)
+from typing import Any, Protocol, get_args, get_origin, runtime_checkable
 
 from lmkit.config.groups import CONF
 from lmkit.config.keys import elsewhere, option_targets, options_taking

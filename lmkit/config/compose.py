@@ -19,12 +19,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.basecontainer import BaseContainer
 from omegaconf.errors import OmegaConfBaseException
 
-from lmkit.config.as_typed import (
-    AsTyped,
-    find_misread,
-    literal,
-    retyped,
-)
+from lmkit.config.as_typed import AsTyped, find_misread, literal, retyped
 from lmkit.config.grammar import parse_flags, sort_overrides
 from lmkit.config.groups import config_folders
 from lmkit.config.mistakes import first_lines, nearest, report

@@ -12,12 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
-from lmkit.config.as_typed import (
-    quoted,
-    retyped,
-    takes_text,
-    unliteral,
-)
+from lmkit.config.as_typed import quoted, retyped, takes_text, unliteral
 from lmkit.config.groups import config_folders, group_options
 from lmkit.config.keys import node_keys
 from lmkit.config.mistakes import first_lines, nearest, report

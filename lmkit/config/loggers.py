@@ -9,16 +9,17 @@ from typing import Any
 
 from lmkit.config.signatures import signature_keys
 from lmkit.config.targets import resolve_target, slot_bases
+from lmkit.errors import install
 from lmkit.run import GROUP
 
-# By Lightning's module: the packages of which it needs one, and the one to install.
+# By Lightning's module: the packages of which it needs one, and the command that installs it.
 PACKAGES = {
-    "comet": (("comet_ml",), "comet-ml"),
-    "litlogger": (("litlogger",), "litlogger"),
-    "mlflow": (("mlflow",), "mlflow-skinny"),
-    "neptune": (("neptune",), "neptune"),
-    "tensorboard": (("tensorboard", "tensorboardX"), "'recurrent-lmkit[tensorboard]'"),
-    "wandb": (("wandb",), "wandb"),
+    "comet": (("comet_ml",), "pip install comet-ml"),
+    "litlogger": (("litlogger",), "pip install litlogger"),
+    "mlflow": (("mlflow",), "pip install mlflow-skinny"),
+    "neptune": (("neptune",), "pip install neptune"),
+    "tensorboard": (("tensorboard", "tensorboardX"), install("tensorboard")),
+    "wandb": (("wandb",), "pip install wandb"),
 }
 
 
@@ -29,11 +30,10 @@ def missing_packages(nodes: Mapping[str, Any]) -> Iterator[str]:
             continue
         for base in resolve_target(node["_target_"], slot_bases("logger")).__mro__:
             module = base.__module__.removeprefix("lightning.pytorch.loggers.")
-            packages, install = PACKAGES.get(module, ((), ""))
+            packages, command = PACKAGES.get(module, ((), ""))
             if packages and not any(map(find_spec, packages)):
                 yield (
-                    f"logger.{key}: {node['_target_']} needs the package {packages[0]}: "
-                    f"pip install {install}"
+                    f"logger.{key}: {node['_target_']} needs the package {packages[0]}: {command}"
                 )
 
 

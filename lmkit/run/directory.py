@@ -53,7 +53,6 @@ class Directory:
         self.path = path
         self.id = path.name
         self.name = path.parent.name
-        self.continued = False
         self._lock: int | None = None
 
     def __getstate__(self) -> dict[str, Any]:

@@ -21,10 +21,7 @@ from lmkit.run.environment import environment
 from lmkit.run.renamed import renamed
 from lmkit.system.paths import located
 from lmkit.system.redaction import mask
-from lmkit.system.regular_file import (
-    DamagedError,
-    listed,
-)
+from lmkit.system.regular_file import DamagedError, listed
 
 GROUP = "LMKIT_GROUP"  # in the environment of a sweep's runs: its id
 NON_FINITE = "non_finite.json"  # in the directory of a run that has diverged
@@ -40,6 +37,8 @@ log = logging.getLogger(__name__)
 
 class Run(Directory):
     """A run's directory, with its config and status; from `start` on the training holds it."""
+
+    continued = False  # whether `start` has found a run there
 
     @classmethod
     def create(

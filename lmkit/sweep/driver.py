@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import shlex
 import sys
@@ -22,7 +21,7 @@ from lmkit.sweep.search import Search
 from lmkit.sweep.study import OUTCOMES, FrozenTrial, Study, Trial
 from lmkit.sweep.trial import TrialProcess
 from lmkit.system import hardware
-from lmkit.system.files import write_atomically
+from lmkit.system.files import write_figure
 from lmkit.system.signals import SIGNALS, Stopped
 
 Metric = Literal["val/nll", "val/bits_per_byte"]
@@ -214,9 +213,7 @@ class Sweep:
             raise ResultError(
                 f"no trial finished; what they printed is in {self.directory.path}", result
             )
-        file = io.BytesIO()
-        draw(result).savefig(file, format="png")
-        write_atomically(self.directory.path / "sweep.png", file.getvalue())
+        write_figure(self.directory.path / "sweep.png", draw(result))
         where = self.directory.outputs_argument()
         print(f"picture:       {self.directory.path / 'sweep.png'}")
         print(f"test the best: lmkit evaluate {result['best']['run']}{where} split=test")

@@ -1,5 +1,6 @@
 """Writes files so that they are whole or absent, whatever happens during the writing."""
 
+import io
 import json
 import math
 import os
@@ -22,6 +23,13 @@ def write_atomically(path: Path, data: bytes) -> None:
         finally:
             temporary.unlink(missing_ok=True)
         sync_directory(path.parent)
+
+
+def write_figure(path: Path, figure: Any) -> None:
+    """Write a matplotlib figure as a PNG file, as `write_atomically` does."""
+    png = io.BytesIO()
+    figure.savefig(png, format="png")
+    write_atomically(path, png.getvalue())
 
 
 def write_over(path: Path, data: bytes) -> None:

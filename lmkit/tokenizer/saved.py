@@ -8,12 +8,7 @@ from pathlib import Path
 from lmkit.errors import UserError
 from lmkit.system.allowed import allowed_class, remedy, under, users_prefixes
 from lmkit.system.regular_file import read_bytes
-from lmkit.tokenizer.base import (
-    FILE,
-    FORMAT,
-    AnyTokenizer,
-    Tokenizer,
-)
+from lmkit.tokenizer.base import FILE, FORMAT, AnyTokenizer, Tokenizer
 from lmkit.tokenizer.characters import Bytes, Characters
 from lmkit.tokenizer.subword import ByteLevelBPE, Pretrained
 from lmkit.tokenizer.word import Word

@@ -11,10 +11,7 @@ from lmkit.config.compose import compose
 from lmkit.errors import UserError
 from lmkit.head import FullSoftmax, Loss
 from lmkit.model import LSTM, Output
-from lmkit.regularizers import (
-    ActivationRegularization,
-    TemporalActivationRegularization,
-)
+from lmkit.regularizers import ActivationRegularization, TemporalActivationRegularization
 from lmkit.run import Run
 from lmkit.training.task import Task
 

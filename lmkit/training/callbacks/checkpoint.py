@@ -112,8 +112,7 @@ class Checkpoint(Callback):
             self._resume(trainer, self._restored)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        fitting = is_fitting(trainer)
-        if not fitting or self.monitor is None:
+        if not is_fitting(trainer) or self.monitor is None:
             return
         if self.monitor not in trainer.callback_metrics:
             logged = ", ".join(sorted(trainer.callback_metrics))

@@ -138,8 +138,7 @@ class Progress(Callback):
             self._update(trainer, "validating")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        fitting = is_fitting(trainer)
-        if fitting and trainer.is_global_zero:
+        if is_fitting(trainer) and trainer.is_global_zero:
             values = {key: float(value) for key, value in trainer.callback_metrics.items()}
             self._line(trainer, "validation", describe(values, "val/"))
 

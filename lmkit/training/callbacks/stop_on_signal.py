@@ -41,9 +41,9 @@ class StopOnSignal(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        fitting = is_fitting(trainer)
         # Processes validate different numbers of windows: they only meet between two steps.
-        if fitting and trainer.world_size == 1 and not is_within_update(trainer):
+        alone = trainer.world_size == 1
+        if alone and is_fitting(trainer) and not is_within_update(trainer):
             self._stop_if_asked(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
