@@ -101,14 +101,15 @@ class Baseline:
 
     def __init__(self, vocabulary_size: int, config: Mapping[str, Any], bf16: bool = False) -> None:
         self.bf16 = bf16
-        self.model = WordModel(vocabulary_size, config["model"])
+        self.device: str = config["trainer"]["accelerator"]
+        self.model = WordModel(vocabulary_size, config["model"]).to(self.device)
         self.lr: float = config["optimizer"]["lr"]
         self.clip: float = config["trainer"]["gradient_clip_val"]
         self.state: LSTMState | None = None
         self.losses: list[float] = []
 
     def precision(self) -> torch.autocast:
-        return torch.autocast("cpu", torch.bfloat16, enabled=self.bf16)
+        return torch.autocast(self.device, torch.bfloat16, enabled=self.bf16)
 
     def take_weights(self, model: nn.Module, head: nn.Module) -> None:
         self.model.take_weights(model, head)
@@ -121,8 +122,8 @@ class Baseline:
             if self.state is not None:
                 self.state = [(h.detach(), c.detach()) for h, c in self.state]
             with self.precision():
-                log_prob, self.state = self.model(batch.tokens, self.state)
-                loss = F.nll_loss(log_prob, batch.targets)
+                log_prob, self.state = self.model(batch.tokens.to(self.device), self.state)
+                loss = F.nll_loss(log_prob, batch.targets.to(self.device))
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
             for parameter in self.model.parameters():
@@ -140,7 +141,8 @@ class Baseline:
             if state is not None:  # lanes that have ended are the last ones
                 state = [(h[:, :rows].contiguous(), c[:, :rows].contiguous()) for h, c in state]
             with self.precision():
-                log_prob, state = self.model(batch.tokens, state)
-                nll_sum += batch.num_targets * F.nll_loss(log_prob, batch.targets).item()
+                log_prob, state = self.model(batch.tokens.to(self.device), state)
+                nll = F.nll_loss(log_prob, batch.targets.to(self.device))
+                nll_sum += batch.num_targets * nll.item()
             num_tokens += batch.num_targets
         return nll_sum / num_tokens if num_tokens else math.nan

@@ -42,9 +42,10 @@ def settings(of: type[T]) -> T:
 
 def print_header() -> None:
     """The command and what it ran on."""
+    gpu = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
     console.print(f"[bold]python {shlex.join(sys.argv)}[/bold]", soft_wrap=True)
     console.print(
-        f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads; "
+        f"{gpu}{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads; "
         f"torch {torch.__version__}, Python {platform.python_version()}; "
         f"load {os.getloadavg()[0]:.1f}",
         soft_wrap=True,
@@ -76,9 +77,9 @@ class Rates:
         """Call every side once a round, and once before; a side returns its number of tokens."""
         for _ in range(rounds + 1):
             for side, run in sides.items():
-                begin = time.perf_counter()
+                begin = now()
                 num_tokens = run()
-                self.add(side, num_tokens, time.perf_counter() - begin)
+                self.add(side, num_tokens, now() - begin)
 
     def median_ratio(self, side: str) -> float:
         """To the baseline."""
@@ -111,15 +112,23 @@ class Rates:
         return table
 
 
-def gemm_rate(dtype: torch.dtype, size: int = 2048, rounds: int = 9) -> float:
+def now() -> float:
+    """The clock in seconds, when the GPU, if there is one, has done what it was given."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def gemm_rate(dtype: torch.dtype, device: str = "cpu", rounds: int = 9) -> float:
     """FLOP/s of one large matrix product, the median of some."""
-    one, other = torch.randn(2, size, size).to(dtype)
+    size = 2048 if device == "cpu" else 8192
+    one, other = torch.randn(2, size, size, device=device).to(dtype)
     seconds = []
     with fast_matmul():
         for _ in range(rounds + 1):
-            begin = time.perf_counter()
+            begin = now()
             torch.mm(one, other.T)
-            seconds.append(time.perf_counter() - begin)
+            seconds.append(now() - begin)
     return 2 * size**3 / statistics.median(seconds[1:])
 
 
@@ -145,7 +154,8 @@ def in_child(function: Callable[..., T], *args: Any) -> T:
 
 
 class PeakMemory:
-    """Most resident bytes of this process while the block ran, above those at its start.
+    """Most resident bytes of this process while the block ran, above those at its start; of tensors
+    on the GPU where there is one in use.
 
     Linux's VmHWM; getrusage's ru_maxrss starts with the parent's, across fork and exec.
     """
@@ -157,7 +167,8 @@ class PeakMemory:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.num_bytes = _status("VmHWM") - self._start
+        on_gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else 0
+        self.num_bytes = on_gpu or _status("VmHWM") - self._start
 
     def __str__(self) -> str:
         return f"{self.num_bytes / 2**20:,.0f} MiB"

@@ -1,7 +1,7 @@
 """Training speed, memory and loss curve: lmkit's fit against the plain loop.
 
-    python benchmarks/train.py path=DIR [shape=200|200_tied|650_tied|awd] [precision=32-true]
-        [steps=100] [rounds=10] [dropout=0]
+    python benchmarks/train.py path=DIR [shape=200|200_tied|650_tied|1500_tied|awd]
+        [precision=32-true] [accelerator=cuda] [steps=100] [rounds=10] [dropout=0]
     python benchmarks/train.py path=DIR epoch=true [rounds=60]
 
 All start from the same weights, read the same windows and take turns in one process, `steps /
@@ -16,6 +16,7 @@ minutes for 2x200, an hour for 2x650.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -30,6 +31,7 @@ from lmkit.assembly import make_data
 from lmkit.metrics import perplexity
 from lmkit.system.allocator import keep_freed_memory
 from lmkit.training.components import make_task
+from lmkit.training.fit import computing
 
 MEMORY_STEPS = 6
 
@@ -57,7 +59,8 @@ def take_turns(given: TrainSettings) -> tuple[TurnAbout, Table | None]:
     turns = TurnAbout(sides, batches, block)
     length = {"max_epochs": 1} if given.epoch else steps(len(batches))
     trainer = make_trainer(config, turns, **length)
-    trainer.fit(make_task(config, data), datamodule=data)
+    with computing(config):
+        trainer.fit(make_task(config, data), datamodule=data)
     if not given.epoch:
         return turns, None
     nll = {
@@ -85,7 +88,7 @@ def memory_of_lmkit(given: Settings) -> PeakMemory:
     trainer = make_trainer(config, **steps(MEMORY_STEPS))
     data.prepare()  # before the memory counts
     keep_freed_memory()
-    with PeakMemory() as peak:
+    with PeakMemory() as peak, computing(config):
         trainer.fit(make_task(config, data), datamodule=data)
     return peak
 
@@ -110,15 +113,18 @@ def curves(plain: list[float], lmkit: list[float]) -> Table:
 def main() -> None:
     given = settings(TrainSettings)
     print_header()
-    memory = {
-        PLAIN: in_child(memory_of_plain, given, False),
-        PLAIN_BF16: in_child(memory_of_plain, given, True),
-        LMKIT: in_child(memory_of_lmkit, given),
+    cases = {
+        PLAIN: (memory_of_plain, given, False),
+        PLAIN_BF16: (memory_of_plain, given, True),
+        LMKIT: (memory_of_lmkit, given),
     }
+    with ThreadPoolExecutor() as pool:  # at once: their memory does not depend on each other
+        peaks = pool.map(lambda case: in_child(*case), cases.values())
+        memory = dict(zip(cases, peaks, strict=True))
     turns, validation = take_turns(given)
     dtype = torch.bfloat16 if given.precision == "bf16-mixed" else torch.float32
     columns = {
-        "of GEMM peak": turns.rates.shares(3 * turns.flops, gemm_rate(dtype)),
+        "of GEMM peak": turns.rates.shares(3 * turns.flops, gemm_rate(dtype, given.accelerator)),
         "peak memory": {side: str(peak) for side, peak in memory.items()},
     }
     console.print(turns.rates.table(f"training {given.shape}, {given.precision}", columns))

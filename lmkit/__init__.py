@@ -18,9 +18,12 @@ __all__ = ["__version__", "load"]
 
 def __getattr__(name: str) -> str:
     if name == "__version__":
-        from importlib.metadata import version
+        from importlib.metadata import PackageNotFoundError, version
 
-        return version("recurrent-lmkit")
+        try:
+            return version("recurrent-lmkit")
+        except PackageNotFoundError:  # a checkout on the path
+            return "not installed"
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

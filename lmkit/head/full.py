@@ -16,8 +16,10 @@ from lmkit.model import Embedding
 from lmkit.model.embedding import draw
 from lmkit.ranges import Positive, Size
 
-# Without `chunk_size`, a chunk has at least the rows that make this many logits.
+# Without `chunk_size`, a chunk has at least the rows that make this many logits. Each chunk costs a
+# GPU's host some twenty launches, whatever its size.
 LOGITS_AT_ONCE = 12 * 2**20
+LOGITS_AT_ONCE_ON_GPU = 2**27
 
 
 class FullSoftmax(Head):
@@ -52,8 +54,7 @@ class FullSoftmax(Head):
             draw(self.weight, hidden_size**-0.5, init_range)
             self._matrix = lambda: self.weight
         self.bias = nn.Parameter(torch.zeros(vocabulary_size)) if bias else None
-        # Few enough rows for memory, enough that not all the time goes into reading the matrix.
-        self.chunk_size = chunk_size or max(3 * hidden_size // 2, LOGITS_AT_ONCE // vocabulary_size)
+        self._chunk_size = chunk_size
         self._memory = Memory()
 
     def loss(self, hidden: Tensor, targets: Tensor, weight: Tensor) -> Loss:
@@ -63,10 +64,18 @@ class FullSoftmax(Head):
             self.bias,
             targets.flatten(),
             weight.flatten(),
-            self.chunk_size,
+            self._rows(),
             self._memory,
         )
         return Loss(loss, nll)
+
+    def _rows(self) -> int:
+        """Of a chunk: few enough for memory, enough that not all the time goes into reading the
+        matrix."""
+        vocabulary_size, hidden_size = self.weight.shape
+        if self._chunk_size is None and self.weight.device.type != "cpu":
+            return max(LOGITS_AT_ONCE_ON_GPU // vocabulary_size, 1)
+        return self._chunk_size or max(3 * hidden_size // 2, LOGITS_AT_ONCE // vocabulary_size)
 
     def keep_gradient(self) -> None:
         self._memory.gradient, self.weight.grad = self.weight.grad, None
@@ -79,14 +88,14 @@ class FullSoftmax(Head):
         chunks = [
             -log_prob.gather(1, target[:, None])
             for log_prob, target in zip(
-                self.log_prob(hidden), targets.flatten().split(self.chunk_size), strict=True
+                self.log_prob(hidden), targets.flatten().split(self._rows()), strict=True
             )
         ]
         return torch.cat(chunks).view_as(targets)
 
     def log_prob(self, hidden: Tensor) -> Iterator[Tensor]:
         matrix = self.weight.to(hidden.dtype)
-        for rows in hidden.flatten(0, 1).split(self.chunk_size):
+        for rows in hidden.flatten(0, 1).split(self._rows()):
             with fast_matmul():
                 logits = F.linear(rows, matrix).float()
             if torch.is_grad_enabled():

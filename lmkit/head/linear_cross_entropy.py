@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -237,8 +238,26 @@ def _to_gradient(
     grad = torch.softmax(logits, dim=1, out=logits)
     # The highest probability cannot underflow; the target's can.
     nll = highest - wanted - grad.amax(1, keepdim=True).float().log()
-    grad.scatter_(1, targets, grad.gather(1, targets) - 1)
+    wanted = grad.gather(1, targets) - 1
+    with one_write_each():
+        grad.scatter_(1, targets, wanted)
     grad *= share.to(grad.dtype)
     if grad_bias is not None:
         grad_bias += grad.sum(0, dtype=torch.float32)
     return nll[:, 0]
+
+
+@contextmanager
+def one_write_each() -> Iterator[None]:
+    """A context for a scatter whose indices all differ: it needs no order, for which PyTorch would
+    sort them on a GPU."""
+    before = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    if not before:
+        yield
+        return
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warn_only)

@@ -56,24 +56,16 @@ class ElmanLayer(RecurrentLayer):
         if self.nonlinearity == "tanh":
             after = F.pad(resets[:, :-1], (1, 0))
             inputs, weight_ih = self.joined(inputs, [resets, after], [shut, row_sums[:, None]])
-            hidden, h = self.kernel(torch.rnn_tanh, inputs, h, [weight_ih, *weights])
+            hidden, h = self.native(torch.rnn_tanh, inputs, state, [weight_ih, *weights])
             return hidden, (h.masked_fill(resets[:, -1:], 0.0),)
         inputs, weight_ih = self.joined(inputs, [resets], [shut])
         if self.nonlinearity == "relu":
-            hidden, h = self.kernel(torch.rnn_relu, inputs, h, [weight_ih, *weights])
+            hidden, h = self.native(torch.rnn_relu, inputs, state, [weight_ih, *weights])
             return hidden, (h,)
         bias = (self.bias_ih + self.bias_hh) / 2 + row_sums / 4
         weights = [weight_ih / 2, self.weight_hh / 4, bias, torch.zeros_like(bias)]
-        hidden, h = self.kernel(torch.rnn_tanh, inputs, 2 * h - 1, weights)
+        hidden, h = self.native(torch.rnn_tanh, inputs, (2 * h - 1,), weights)
         return (1 + hidden) / 2, ((1 + h) / 2,)
-
-    def kernel(
-        self, function: object, inputs: Tensor, h: Tensor, weights: list[Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        hidden, h = function(  # type: ignore[operator]
-            inputs, h[None], weights, True, 1, 0.0, self.training, False, True
-        )
-        return hidden, h[0]
 
 
 class Elman(Recurrent):

@@ -25,10 +25,8 @@ class GRULayer(RecurrentLayer):
         inputs = inputs.masked_fill(resets[..., None], 0.0)
         inputs, weight_ih = self.joined(inputs, [resets], [column])
         weights = [weight_ih, self.weight_hh, self.bias_ih, self.bias_hh]
-        hidden, h = torch.gru(
-            inputs, state[0][None], weights, True, 1, 0.0, self.training, False, True
-        )
-        return hidden, (h[0],)
+        hidden, h = self.native(torch.gru, inputs, state, weights)
+        return hidden, (h,)
 
 
 class GRU(Recurrent):

@@ -12,16 +12,19 @@ States are tuples of (lanes, hidden_size) tensors. The output at a reset positio
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lmkit.kernels.matmul import product_dtype
 from lmkit.model.state import State
 
 RecurrentInit = Literal["uniform", "xavier", "orthogonal"]
+
+Kernel = Callable[..., tuple[Tensor, ...]]  # torch.lstm and its like
 
 SHUT = -1e4  # its sigmoid and relu are exactly 0, its tanh exactly -1; fits in half precision
 
@@ -73,8 +76,8 @@ class RecurrentLayer(nn.Module):
 
     def gates_shut(self, *gates: float) -> Tensor:
         """A reset column (rows, 1) with one constant per gate."""
-        column = self.weight_ih.new_tensor(gates).repeat_interleave(self.hidden_size)
-        return column[:, None]
+        size = (self.hidden_size, 1)
+        return torch.cat([self.weight_ih.new_full(size, gate) for gate in gates])
 
     def joined(
         self, inputs: Tensor, flags: list[Tensor], columns: list[Tensor]
@@ -90,6 +93,32 @@ class RecurrentLayer(nn.Module):
             F.pad(torch.cat([inputs, extra], dim=-1), (0, padding)),
             F.pad(torch.cat([self.weight_ih, *columns], dim=1), (0, padding)),
         )
+
+    def native(
+        self, kernel: Kernel, inputs: Tensor, state: State, weights: Sequence[Tensor]
+    ) -> tuple[Tensor, ...]:
+        """One of PyTorch's recurrent kernels over inputs (lanes, time, n): outputs and next state.
+
+        On CUDA it computes in autocast's dtype. Autocast itself takes fp16 even where it is told
+        bf16 (PyTorch's cudnn/RNN.cpp), in which small gradients become zero without a loss scaler.
+        """
+
+        def run(inputs: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor]) -> Any:
+            before = [part[None] for part in state]
+            start = before if len(before) > 1 else before[0]
+            return kernel(inputs, start, weights, True, 1, 0.0, self.training, False, True)
+
+        if inputs.device.type == "cuda":
+            dtype = product_dtype(inputs)
+            # In one piece of memory, of which cuDNN needs no copy.
+            flat = torch.cat([weight.flatten() for weight in weights]).to(dtype)
+            pieces = flat.split([weight.numel() for weight in weights])
+            weights = [piece.view_as(weight) for piece, weight in zip(pieces, weights, strict=True)]
+            with torch.autocast("cuda", enabled=False):
+                outputs, *after = run(inputs.to(dtype), [s.to(dtype) for s in state], weights)
+        else:
+            outputs, *after = run(inputs, state, weights)
+        return outputs, *(part[0] for part in after)
 
     def step(self, inputs: Sequence[Tensor], weights: Sequence[Tensor], state: State) -> State:
         """The state after one position, whose first tensor, h, is the layer's output.

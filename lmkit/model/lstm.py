@@ -41,10 +41,8 @@ class LSTMLayer(RecurrentLayer):
         if inputs.device.type != "cpu" or resets.any():  # do not wait for an accelerator
             column = self.gates_shut(SHUT, SHUT, 0.0, SHUT)  # i, f, g, o
             inputs, weights[0] = self.joined(inputs, [resets], [column])
-        hidden, h, c = torch.lstm(
-            inputs, [s[None] for s in state], weights, True, 1, 0.0, self.training, False, True
-        )
-        return hidden, (h[0], c[0])
+        hidden, h, c = self.native(torch.lstm, inputs, state, weights)
+        return hidden, (h, c)
 
 
 class LSTM(Recurrent):

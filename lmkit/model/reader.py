@@ -22,11 +22,12 @@ class Reader:
     def read(self, tokens: Tensor, resets: Tensor) -> Output:
         """tokens int64 and resets bool, both (lanes, time); the state of the output is detached.
 
-        There may be fewer lanes than before: those that have ended are always the last ones.
+        There may be fewer lanes than before: those that have ended are always the last ones. The
+        state may be on another device, as one that was loaded is.
         """
         lanes = len(tokens)
         state = self.model.initial_state(lanes) if self.state is None else self.state
-        state = tuple(tuple(tensor[:lanes] for tensor in layer) for layer in state)
+        state = tuple(tuple(part[:lanes].to(tokens.device) for part in layer) for layer in state)
         output: Output = self.model(tokens, resets, state)
         self.state = detached(output.state)
         return output._replace(state=self.state)

@@ -39,6 +39,7 @@ def restored() -> Iterator[None]:
     variables = {name: os.environ.get(name) for name in VARIABLES}
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    fills = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     benchmark = torch.backends.cudnn.benchmark
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     with warnings.catch_warnings():
@@ -49,6 +50,7 @@ def restored() -> Iterator[None]:
             np.random.set_state(states[1])
             torch.set_rng_state(states[2])
             torch.backends.cudnn.benchmark = benchmark
+            torch.utils.deterministic.fill_uninitialized_memory = fills  # type: ignore[attr-defined]
             torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
             for name, value in variables.items():
                 if value is None:

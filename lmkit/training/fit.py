@@ -81,6 +81,8 @@ def computing(config: Mapping[str, Any]) -> Iterator[None]:
         if config["trainer"]["accelerator"] == "cuda":  # a fixed order of sums, so the same bits
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True, warn_only=True)
+            # With them PyTorch would fill all memory that it hands out, hundreds of times a step.
+            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         pl.seed_everything(config["seed"], verbose=False)
         yield
 

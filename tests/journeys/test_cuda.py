@@ -1,7 +1,13 @@
 """What cuDNN and a GPU must do as the CPU does; skipped where there is none."""
 
+import json
+import signal
+import subprocess
+import sys
+
 import pytest
 import torch
+from journey import LIMIT, assert_same_state, last, lmkit, rows, start, wait_for_rows
 
 from lmkit.head import FullSoftmax
 from lmkit.model.dropout import Masks, dropout
@@ -87,3 +93,73 @@ def test_masks_are_those_of_all_lanes_cut_to_the_process(shared):
     whole = masked(0, tensor)
     assert torch.equal(torch.cat(shares), whole)
     assert torch.equal(whole, whole[:, :1].expand_as(whole)) == bool(shared)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, settings):
+    """An undisturbed run on the GPU in fp32."""
+    place = tmp_path_factory.mktemp("cuda")
+    done = lmkit("train", *settings, "trainer=gpu", "run_id=whole", cwd=place)
+    assert "is not deterministic" not in done.stderr
+    return place / "outputs" / "tiny" / "whole"
+
+
+def losses(run):
+    return [row["train/nll"] for row in rows(run) if "train/nll" in row]
+
+
+def test_a_training_has_the_losses_of_one_on_the_cpu(settings, whole):
+    """Without dropout, whose masks each device draws in a way of its own."""
+    undropped = [*settings, "model.dropout=0", "trainer.max_epochs=1"]
+    place = whole.parents[2]
+    for trainer in ("cpu", "gpu"):
+        lmkit("train", *undropped, f"trainer={trainer}", f"run_id={trainer}", cwd=place)
+    cpu, gpu = (losses(whole.parent / trainer) for trainer in ("cpu", "gpu"))
+    assert len(cpu) > 10
+    assert gpu == pytest.approx(cpu, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("model", "precision"),
+    [
+        *(("lstm", precision) for precision in ("32-true", "16-mixed", "bf16-mixed")),
+        *((model, "bf16-mixed") for model in ("gru", "elman", "window")),
+    ],
+)
+def test_a_killed_training_resumes_bit_for_bit(tmp_path, settings, model, precision):
+    changed = [*settings, "trainer=gpu", f"model={model}", f"trainer.precision={precision}"]
+    changed += ["model.dropout=0.3", "trainer.max_epochs=2"]
+    lmkit("train", *changed, "run_id=whole", cwd=tmp_path)
+    runs = tmp_path / "outputs" / "tiny"
+    process = start("train", *changed, "run_id=killed", cwd=tmp_path)
+    wait_for_rows(process, runs / "killed", 4)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    lmkit("resume", "killed", cwd=tmp_path)
+    assert rows(runs / "killed") == rows(runs / "whole")
+    assert_same_state(last(runs / "killed"), last(runs / "whole"))
+
+
+def test_a_run_computes_on_the_cpu_what_it_computes_on_the_gpu(whole):
+    place, found = whole.parents[2], {}
+    command = ["score", "whole", "text=the cat sat on the mat"]
+    for device in ("cuda", "cpu"):
+        more = [f"trainer.accelerator={device}", "trainer.precision=32-true"]
+        evaluated = lmkit("evaluate", "whole", *more, "format=json", cwd=place).stdout
+        scored = lmkit(*command, *more, cwd=place).stdout.splitlines()
+        nll = [result["nll"] for result in json.loads(evaluated)["results"]]
+        found[device] = nll + [json.loads(line)["nll"] for line in scored]
+    assert len(found["cpu"]) > 20
+    assert found["cuda"] == pytest.approx(found["cpu"], abs=1e-4)
+
+
+def test_one_process_over_nccl_is_the_run_without_processes(settings, whole):
+    place = whole.parents[2]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1"]
+    arguments = ["-m", "lmkit", "train", *settings, "trainer=ddp", "run_id=nccl"]
+    done = subprocess.run(
+        [*command, *arguments], cwd=place, capture_output=True, text=True, timeout=LIMIT
+    )
+    assert done.returncode == 0, done.stderr
+    assert rows(whole.parent / "nccl") == rows(whole)
+    assert_same_state(last(whole.parent / "nccl"), last(whole))

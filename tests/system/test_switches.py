@@ -65,6 +65,7 @@ def snapshot():
     return {
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "warn only": torch.is_deterministic_algorithms_warn_only_enabled(),
+        "filled memory": torch.utils.deterministic.fill_uninitialized_memory,
         "cudnn.benchmark": torch.backends.cudnn.benchmark,
         "cudnn.deterministic": torch.backends.cudnn.deterministic,
         "fp32 products": torch.backends.mkldnn.matmul.fp32_precision,
