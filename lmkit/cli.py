@@ -88,7 +88,7 @@ def _dispatch(argv: list[str]) -> None:
     if "." in name:
         known[name] = users_command(name)
     if name in ("--help", "-h"):
-        from lmkit.usage import overview
+        from lmkit.overview import overview
 
         print(overview(known))
     elif name == "--version":

@@ -156,7 +156,7 @@ def _take_words(command: Command, argv: list[str]) -> tuple[dict[str, str], list
     for name in command.words:
         first = argv[0] if argv else "-"
         if first.startswith("-") or (ASSIGNMENT.match(first) and not Path(first).is_dir()):
-            from lmkit.usage import RUN
+            from lmkit.overview import RUN
 
             raise UserError(f"lmkit {command.name} needs a {RUN if name == 'run' else name}")
         words[name], argv = first, argv[1:]

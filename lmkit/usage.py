@@ -1,25 +1,18 @@
-"""The texts of `lmkit --help` and `lmkit COMMAND --help`, made from signatures and docstrings."""
+"""The text of `lmkit COMMAND --help`, made from the command's signature and docstring."""
 
 from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
-from itertools import chain
+from collections.abc import Sequence
 from typing import Any
 
 from lmkit.config.docstrings import described
 from lmkit.config.groups import OWN
 from lmkit.config.keys import function_keys
+from lmkit.overview import RUN
 
 WIDTH = 100
-RUN = "RUN: a run directory, an id, the beginning of one, or latest"
-GROUPS = {
-    "train": ("train", "resume", "sweep", "prepare"),
-    "use a trained model": ("evaluate", "generate", "score"),
-    "look": ("dashboard", "analyze", "verify"),
-    "find your way": ("doctor", "list", "completion"),
-}
 FLAGS = {
     "--config-dir": ("--config-dir DIR", "config groups, and configs, of yours beside lmkit's"),
     "--config-name": ("--config-name NAME", "the config to start from, lmkit's or yours"),
@@ -27,23 +20,6 @@ FLAGS = {
     "--info": ("--info defaults", "print which file each part of the config comes from, and end"),
     "--multirun": ("-m, --multirun", "a run for each combination of values a,b of several keys"),
 }
-
-
-def overview(known: Mapping[str, Any]) -> str:
-    """The overview of all commands, a line each."""
-    lines = ["usage: lmkit COMMAND [RUN] [key=value ...]"]
-    others = [name for name in known if name not in chain(*GROUPS.values())]
-    groups = {**GROUPS, **({"of other packages": others} if others else {})}
-    for title, names in groups.items():
-        lines += ["", f"{title}:", *(f"  {name:<10} {known[name].purpose}" for name in names)]
-    lines += [
-        "",
-        RUN,
-        "format=json prints the result as one JSON document.",
-        "lmkit COMMAND --help tells what a command takes, lmkit list what a config can name.",
-        OWN,
-    ]
-    return "\n".join(lines)
 
 
 def usage(command: Any) -> str:

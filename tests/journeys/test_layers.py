@@ -40,9 +40,10 @@ ALLOWED = {
         *{"kernels", "system", "corpus", "tokenizer", "store", "windows"},
     },
     "command": {"system"},
-    "usage": {"config"},
-    "invoke": {"command", "usage", "sweep", "config", "run", "system"},
-    "cli": {"invoke", "command", "commands", "usage", "config", "system"},
+    "overview": {"config"},
+    "usage": {"overview", "config"},
+    "invoke": {"command", "overview", "sweep", "config", "run", "system"},
+    "cli": {"invoke", "command", "commands", "overview", "usage", "config", "system"},
     "__main__": {"cli", "system"},
     "__init__": {"inference", "config", "run"},
 }
