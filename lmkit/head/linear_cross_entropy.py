@@ -238,9 +238,9 @@ def _to_gradient(
     grad = torch.softmax(logits, dim=1, out=logits)
     # The highest probability cannot underflow; the target's can.
     nll = highest - wanted - grad.amax(1, keepdim=True).float().log()
-    wanted = grad.gather(1, targets) - 1
-    with one_write_each():
-        grad.scatter_(1, targets, wanted)
+    less_one = grad.gather(1, targets) - 1
+    with _one_write_each():
+        grad.scatter_(1, targets, less_one)
     grad *= share.to(grad.dtype)
     if grad_bias is not None:
         grad_bias += grad.sum(0, dtype=torch.float32)
@@ -248,16 +248,15 @@ def _to_gradient(
 
 
 @contextmanager
-def one_write_each() -> Iterator[None]:
+def _one_write_each() -> Iterator[None]:
     """A context for a scatter whose indices all differ: it needs no order, for which PyTorch would
     sort them on a GPU."""
-    before = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    if not before:
+    if not torch.are_deterministic_algorithms_enabled():
         yield
         return
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(False)
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before, warn_only=warn_only)
+        torch.use_deterministic_algorithms(True, warn_only=warn_only)

@@ -4,6 +4,7 @@ import json
 import math
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -130,6 +131,14 @@ def test_the_checkout_of_lmkit_is_recorded_apart(tmp_path, monkeypatch):
 def test_the_version_costs_no_torch():
     code = "import lmkit, sys; lmkit.__version__; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_checkout_that_is_only_on_the_path_says_so(tmp_path):
+    (tmp_path / "lmkit").mkdir()
+    shutil.copy(lmkit.__file__, tmp_path / "lmkit")
+    command = [sys.executable, "-S", "-c", "import lmkit; print(lmkit.__version__)"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == "not installed\n"
 
 
 def test_ids_sort_by_time_and_differ_within_a_second(monkeypatch):
