@@ -185,7 +185,7 @@ def _set_up(callback: Callback, trainer: Trainer) -> Exception | None:
 
 def _callbacks(config: Node, directory: Path, mistakes: list[str]) -> Iterator[tuple[str, Any]]:
     """The callbacks by their paths; loggers that need no service are tried too."""
-    given = {"generate": None, "path": directory / "samples.jsonl"}
+    given = {"generate": None, "samples_path": directory / "samples.jsonl"}
     refused = [mistake.partition(":")[0] for mistake in mistakes]
     for key, node in (config.get("callbacks") or {}).items():
         if f"callbacks.{key}" in refused:

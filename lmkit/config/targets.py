@@ -44,7 +44,7 @@ SLOTS = {
         "lightning.pytorch.loggers.Logger",
         ("save_dir", "version", "run_name", "run_id", "experiment_key"),
     ),
-    "callbacks": Slot("lightning.pytorch.callbacks.Callback", ("generate", "path")),
+    "callbacks": Slot("lightning.pytorch.callbacks.Callback", ("generate", "samples_path")),
 }
 
 # Classes whose keys are in a group beside those of its object, and the arguments from the code.

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lmkit.errors import UserError
 from lmkit.kernels.matmul import product_dtype
 from lmkit.model.state import State
 
@@ -128,6 +129,21 @@ class RecurrentLayer(nn.Module):
         """
         raise NotImplementedError
 
+    def _check(self, before: State, after: object) -> None:
+        """Raise UserError if a step makes another state of one than such a state."""
+
+        def described(state: object) -> str:
+            if not isinstance(state, tuple):
+                return f"a {type(state).__name__}"
+            shapes = [tuple(each.shape) if isinstance(each, Tensor) else each for each in state]
+            return f"a tuple of {', '.join(map(str, shapes)) or 'nothing'}"
+
+        if (found := described(after)) != (expected := described(before)):
+            raise UserError(
+                f"{type(self).__name__}.step returned {found}, expected {expected}: its "
+                f"num_states={self.num_states} tensors (lanes, hidden_size)"
+            )
+
     def forward(self, inputs: Tensor, resets: Tensor, state: State) -> tuple[Tensor, State]:
         """inputs (lanes, time, input_size), resets (lanes, time) bool, state of each lane
         -> outputs (lanes, time, hidden_size), state after the last position.
@@ -137,9 +153,11 @@ class RecurrentLayer(nn.Module):
         projected = F.linear(inputs, self.weight_ih, self.bias_ih + self.bias_hh)
         gates = [gate.unbind(1) for gate in projected.chunk(self.num_gates, dim=-1)]
         weights = self.weight_hh.chunk(self.num_gates)
-        outputs = []
+        outputs: list[Tensor] = []
         for *here, reset in zip(*gates, resets[..., None].unbind(1), strict=True):
-            state = self.step(here, weights, state)
+            before, state = state, self.step(here, weights, state)
+            if not outputs:
+                self._check(before, state)
             state = tuple(tensor.masked_fill(reset, 0.0) for tensor in state)
             outputs.append(state[0])
         return torch.stack(outputs, dim=1), state

@@ -3,6 +3,7 @@
 from lmkit.run.directory import DIED, Directory
 from lmkit.run.run import (
     GROUP,
+    IMPORTED,
     NON_FINITE,
     Run,
     check_name,
@@ -15,6 +16,7 @@ from lmkit.run.run import (
 __all__ = [
     "DIED",
     "GROUP",
+    "IMPORTED",
     "NON_FINITE",
     "Directory",
     "Run",

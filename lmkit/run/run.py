@@ -24,6 +24,7 @@ from lmkit.system.redaction import mask
 from lmkit.system.regular_file import DamagedError, listed
 
 GROUP = "LMKIT_GROUP"  # in the environment of a sweep's runs: its id
+IMPORTED = "import.json"  # in the directory of a run that another program has trained
 NON_FINITE = "non_finite.json"  # in the directory of a run that has diverged
 
 # What results depend on, bit for bit, beside the config.
@@ -248,16 +249,20 @@ def run_directories(outputs: str | Path) -> list[Path]:
 
 
 def _is_run(path: Path) -> bool:
-    """Whether a directory has the files of a run, or might have but cannot be read."""
-    for name in ("config.yaml", "status.json"):
-        try:
-            (path / name).lstat()
-        except PermissionError:
-            return True
-        except (OSError, ValueError):
-            continue
+    """Whether a directory has the files of a run, or might have but cannot be read. A run that has
+    lost its config is one too; a sweep's directory has a status as well, and is none."""
+    sweep = any(_may_exist(path / name) for name in ("sweep.yaml", "study.db"))
+    return _may_exist(path / "config.yaml") or (_may_exist(path / "status.json") and not sweep)
+
+
+def _may_exist(path: Path) -> bool:
+    try:
+        path.lstat()
+    except PermissionError:
         return True
-    return False
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def no_checkpoint(run: Run) -> str | None:

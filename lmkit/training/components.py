@@ -70,7 +70,7 @@ def make_callbacks(
         trained = (task.model, task.head, data.tokenizer)
         return sample_texts(*trained, prompt, sampling, data.protocol)[0]
 
-    samples = {"generate": generate, "path": run.path / "samples.jsonl"}
+    samples = {"generate": generate, "samples_path": run.path / "samples.jsonl"}
     callbacks = [
         build("callbacks", anchored(node, run.path), **samples)
         for node in config["callbacks"].values()

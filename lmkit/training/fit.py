@@ -23,7 +23,7 @@ from lmkit.system import threads
 from lmkit.system.redaction import redacted
 from lmkit.system.signals import StopSignals
 from lmkit.system.switches import restored
-from lmkit.training.callbacks import StopOnSignal
+from lmkit.training.callbacks import Checkpoint, StopOnSignal
 from lmkit.training.callbacks.progress import Progress
 from lmkit.training.components import make_callbacks, make_task, make_tracking, make_trainer
 from lmkit.training.continuation import Continuation
@@ -60,6 +60,7 @@ def work(
         trainer = make_trainer(run, config, data, callbacks, tracking, here)
         if trainer.is_global_zero:
             _describe(run, config, task, data, tracking)
+            _warn_without_checkpoints(trainer)
         with concluding(trainer, tracking) as summary:
             with complaints():
                 trainer.fit(task, datamodule=data, ckpt_path=newest)
@@ -95,6 +96,15 @@ def _describe(
     data.tokenizer.save(run.path)
     run.add("data.json", data.prepared.describe())
     tracking.account.config = _about(run, config, task)
+
+
+def _warn_without_checkpoints(trainer: pl.Trainer) -> None:
+    saves = any(isinstance(callback, Checkpoint) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+    if not (saves or trainer.fast_dev_run):  # type: ignore[attr-defined]
+        log.warning(
+            "no checkpoints are written: what is trained can be neither resumed nor used; "
+            "with callbacks=[default,...] they are"
+        )
 
 
 def _about(run: Run, config: Mapping[str, Any], task: Task) -> dict[str, Any]:

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lmkit.assembly import make_data
-from lmkit.errors import MachineError, UserError, as_user_error, exit_code
+from lmkit.errors import MachineError, ResultError, UserError, as_user_error, exit_code
 from lmkit.inference.identity import check_own, check_text, warn_of_text
-from lmkit.run import Run
+from lmkit.run import IMPORTED, Run
 from lmkit.run.checkpoints import latest_checkpoint, newest_manifest
 from lmkit.run.history import AFRESH, commanded, differences, last_changed
 from lmkit.system import hardware, threads
@@ -71,6 +71,10 @@ def launch(run: Run, config: dict[str, Any], overrides: list[str]) -> dict[str, 
 def _check(run: Run, config: dict[str, Any]) -> None:
     """Raise UserError if the run cannot be started, has come further already, or has checkpoints of
     another run."""
+    if (run.path / IMPORTED).exists():
+        raise UserError(
+            f"{run.name}/{run.id} was imported: lmkit has no training of it to go on with"
+        )
     newest: Path | None = None
     manifest: dict[str, Any] = {}
     if run.path.is_dir():  # `check` reports anything else in its way
@@ -257,6 +261,10 @@ def _hold(run: Run, config: dict[str, Any], do: Callable[[], None]) -> dict[str,
         run.write_status("stopped", stopped.name, stopped.exit_code)
         print(f"stopped by {stopped.name}; to go on: {run.command('resume')}", file=sys.stderr)
         raise
+    except SystemExit as error:  # of code that is not lmkit's
+        reason = f"sys.exit({error.code!r}) ended the training before its end"
+        run.write_status("failed", reason, 1)
+        raise ResultError(f"{run.name}/{run.id}: {reason}", None) from error
     except BaseException as error:
         shown = as_user_error(error) or error
         reason = redact(str(shown)).partition("\n")[0]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from lmkit.errors import UserError
 from lmkit.head import Head
 from lmkit.metrics import TokenNLL, bits_per_byte, perplexity
 from lmkit.model import LanguageModel, Output, Reader, finite, joined, share_of
@@ -104,8 +105,11 @@ class Task(pl.LightningModule):
         loss, nll = self.head.loss(output.hidden, window.targets, window.weight)
         sums = nll
         if self.regularizers:
-            weight, each = window.weight, self.regularizers.values()
-            terms = [one.term(output, window.mask).expand_as(weight) for one in each]
+            weight = window.weight
+            terms = [
+                _term(name, one.term(output, window.mask), weight)
+                for name, one in self.regularizers.items()
+            ]
             loss = loss + sum((term * weight).sum() for term in terms)
             sums = _sums(loss, nll, terms, window)
         self._sums = self._sums.to(loss.device) + sums
@@ -315,6 +319,17 @@ class Task(pl.LightningModule):
         self.trainer.callback_metrics.update(_exact(self.validated))
         self.trainer.should_stop |= self._stops
         self._stops = False
+
+
+def _term(name: str, term: Any, weight: Tensor) -> Tensor:
+    """A regularizer's values at all positions, as `weight` has them; a scalar is that of each."""
+    if isinstance(term, Tensor) and term.shape in (weight.shape, ()):
+        return term.expand_as(weight)
+    found = tuple(term.shape) if isinstance(term, Tensor) else f"a {type(term).__name__}"
+    raise UserError(
+        f"regularizers.{name}: its term is {found}, expected a tensor (lanes, time) = "
+        f"{tuple(weight.shape)}, or a scalar"
+    )
 
 
 def _sums(loss: Tensor, nll: Tensor, terms: Sequence[Tensor], window: Window) -> Tensor:

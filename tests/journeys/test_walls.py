@@ -128,6 +128,22 @@ def test_a_run_without_its_config_is_named(outputs, hurt, caplog):
     assert about["problems"] == [f"{hurt.path} has lost its config.yaml"]
 
 
+def test_a_sweep_is_no_run_that_has_lost_its_config(outputs):
+    made = []
+    for file in ("sweep.yaml", "study.db"):
+        sweep = outputs / "tiny" / f"{file}-sweep"
+        sweep.mkdir()
+        (sweep / file).write_text("")
+        (sweep / "status.json").write_text("{}")
+        made.append(sweep)
+    try:
+        assert not [name for name in Outputs(outputs).changes({}) if "-sweep" in name]
+        assert not [run.id for run in Run.all(outputs) if "-sweep" in run.id]
+    finally:
+        for sweep in made:
+            shutil.rmtree(sweep)
+
+
 def test_files_of_somebody_else(outputs, hurt):
     """As of a colleague whose files have the mode 0600, and whose directory 0700."""
     if os.geteuid():

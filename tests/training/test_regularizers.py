@@ -1,5 +1,7 @@
 """Terms of the loss: against loops over documents, however the windows are cut and shared out."""
 
+import re
+
 import pytest
 import torch
 from fitted import Place, assert_same
@@ -11,7 +13,11 @@ from lmkit.config.compose import compose
 from lmkit.errors import UserError
 from lmkit.head import FullSoftmax, Loss
 from lmkit.model import LSTM, Output
-from lmkit.regularizers import ActivationRegularization, TemporalActivationRegularization
+from lmkit.regularizers import (
+    ActivationRegularization,
+    Regularizer,
+    TemporalActivationRegularization,
+)
 from lmkit.run import Run
 from lmkit.training.task import Task
 
@@ -197,10 +203,24 @@ def test_a_class_of_ones_own(place, monkeypatch):
         assert torch.equal(mine.weights[name], tensor)
 
 
-def test_a_term_of_another_shape_is_an_error():
+@pytest.mark.parametrize("shape", [[4, 5, 1], [1], [4, 1], [5]])
+def test_a_term_of_another_shape_is_an_error(shape):
+    """Also one that would stretch to the right shape: (lanes,) may be taken for (time,)."""
     task = make_task()
-    task.regularizers = {"ar": Constant([4, 5, 1])}
-    with pytest.raises(RuntimeError, match="expand"):
+    task.regularizers = {"mine": Constant(shape)}
+    expected = re.escape(f"regularizers.mine: its term is {tuple(shape)}, expected a tensor (lanes")
+    with pytest.raises(UserError, match=expected):
+        gradients(task, loader(Text(LENGTHS)))
+
+
+def test_a_term_that_is_no_tensor_is_an_error():
+    class Float(Regularizer):
+        def term(self, output, mask):
+            return 0.5
+
+    task = make_task()
+    task.regularizers = {"mine": Float()}
+    with pytest.raises(UserError, match=r"regularizers\.mine: its term is a float, expected"):
         gradients(task, loader(Text(LENGTHS)))
 
 

@@ -21,16 +21,16 @@ class Samples(Callback):
     """
 
     def __init__(
-        self, generate: Generate, path: Path, prompt: str, num_tokens: Size, seed: Seed
+        self, generate: Generate, samples_path: Path, prompt: str, num_tokens: Size, seed: Seed
     ) -> None:
-        """prompt: the text to continue. num_tokens: of the continuation, at most.
-        seed: of its random draws; the same every time."""
+        """samples_path: of the file. prompt: the text to continue. num_tokens: of the
+        continuation, at most. seed: of its random draws; the same every time."""
         self.generate = generate
         self.prompt = prompt
         self.num_tokens = num_tokens
         self.seed = seed
         self.followers: list[Callable[[Mapping[str, Any]], None]] = []
-        self._lines = JsonLines(path)
+        self._lines = JsonLines(samples_path)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking or not trainer.is_global_zero:
