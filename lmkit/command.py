@@ -5,6 +5,7 @@ import importlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from keyword import iskeyword
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ MODULES = {
     "doctor": "doctor",
     "list": "list",
     "completion": "completion",
+    "import": "import_model",
 }
 # Parameters of a command that the command line does not spell out.
 PROVIDED = (
@@ -91,7 +93,7 @@ class Command:
 def commands() -> dict[str, Command]:
     """Every command, in the order of MODULES, and then those of installed packages."""
     known = {
-        name: _of_source(name, f"lmkit.commands.{module}", name, _tree(PACKAGE / f"{module}.py"))
+        name: _of_source(name, f"lmkit.commands.{module}", *_named(name, module))
         for name, module in MODULES.items()
     }
     for entry in installed(COMMANDS):
@@ -102,6 +104,12 @@ def commands() -> dict[str, Command]:
         except UserError as error:
             log.warning("the command %s of %s is left out: %s", entry.name, entry.value, error)
     return known
+
+
+def _named(name: str, module: str) -> tuple[str, ast.Module]:
+    """A command's function, whose name is the module's where Python keeps the command's for itself,
+    and the module's source."""
+    return module if iskeyword(name) else name, _tree(PACKAGE / f"{module}.py")
 
 
 def users_command(path: str) -> Command:

@@ -23,7 +23,12 @@ READS = {
 }
 # What else of a run's config they read; model and tokenizer they refuse to see changed themselves.
 USED = ("kernels", "threads", "trainer.accelerator", "trainer.precision")
-USES = {"evaluate": ("data", *USED), "generate": USED, "score": USED}
+USES = {
+    "evaluate": ("data", *USED),
+    "generate": USED,
+    "score": USED,
+    "import": ("name", "run_id", "outputs", "data", *USED),
+}
 HYDRA_FLAGS = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--shell-completion", "-sc")
 
 

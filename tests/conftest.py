@@ -34,15 +34,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("quick")
 
 
-WIKITEXT = Path(__file__).resolve().parents[2] / "shared" / "data" / "wikitext-2"
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def _shared(name: str) -> Path:
+    if not (SHARED / name).is_dir():
+        pytest.skip(f"the shared data is absent: {name}")
+    return SHARED / name
 
 
 @pytest.fixture(scope="session")
 def wikitext() -> Path:
-    """The directory of WikiText-2, which a checkout alone does not have."""
-    if not WIKITEXT.is_dir():
-        pytest.skip("WikiText-2 is not on this machine")
-    return WIKITEXT
+    return _shared("wikitext-2")
+
+
+@pytest.fixture(scope="session")
+def foreign_models() -> Path:
+    """Models of other programs, with what those say of a text."""
+    return _shared("import")
 
 
 @pytest.fixture(autouse=True)

@@ -44,6 +44,13 @@ class Word(CountedTokenizer):
         self.wanted_size = vocabulary_size
         self.lower = lower
 
+    @classmethod
+    def of(cls, vocabulary: Sequence[str]) -> Self:
+        """The tokenizer whose ids are the places in `vocabulary`, which has <eos> and <unk>."""
+        tokenizer = cls()
+        tokenizer._adopt(list(vocabulary))
+        return tokenizer
+
     def _adopt(self, vocabulary: list[str]) -> None:
         self.vocabulary = vocabulary
         self.vocabulary_size = len(vocabulary)

@@ -1,0 +1,158 @@
+"""`lmkit import`: a recurrent language model of another program as a run of lmkit's."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from torch import nn
+
+from lmkit.assembly import build_model
+from lmkit.config.check import check
+from lmkit.config.compose import compose
+from lmkit.errors import UserError
+from lmkit.foreign import (
+    collect,
+    identify,
+    read,
+    read_vocabulary,
+    settings,
+    weights,
+    word_tokenizer,
+)
+from lmkit.run import IMPORTED, Run
+from lmkit.run.checkpoints import AtomicCheckpointIO
+from lmkit.system.files import strict_json
+from lmkit.system.regular_file import opened
+from lmkit.tokenizer import Word
+
+OWN = ("vocabulary=", "embedding=", "rnn=", "output=", "eos=", "unk=")
+
+
+def import_model(
+    file: str,
+    config: Mapping[str, Any],
+    overrides: Sequence[str],
+    *,
+    vocabulary: str | None = None,
+    embedding: str | None = None,
+    rnn: str | None = None,
+    output: str | None = None,
+    eos: str | None = None,
+    unk: str | None = None,
+) -> dict[str, Any]:
+    """Make a run of a recurrent language model that another program has trained.
+
+        lmkit import model.pt vocabulary=vocab.txt name=theirs
+        lmkit import lm.pth vocabulary=config.yaml eos="<sos/eos>" embedding=lm.encoder
+
+    FILE: what torch.save has written, a module, a state dict or a checkpoint, of PyTorch's
+    nn.LSTM, nn.GRU or nn.RNN; nothing in it is run.
+    vocabulary: a text with a word in each line (or a word and its id), JSON or YAML.
+    embedding, rnn, output: the beginnings of the names of these parameters, where it is not clear
+    which they are.
+    eos, unk: the words that end a sentence, with which a text also begins, and that stand for
+    unknown ones, where they have unusual names.
+    config: name, run_id, outputs and data are used, and what computes with the run later
+    """
+    path = Path(file).expanduser()
+    for line in overrides:
+        if line.lstrip("+~").partition("=")[0].partition(".")[0] in ("model", "head", "tokenizer"):
+            raise UserError(f"{line}: {path} says what the model is; leave it out")
+    if vocabulary is None:
+        raise UserError("vocabulary=FILE is missing: the words of the model's ids, in their order")
+    names = Path(vocabulary).expanduser()
+    try:
+        found = identify(
+            collect(read(path)), {"embedding": embedding, "rnn": rnn, "output": output}
+        )
+        lines = settings(found)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except UserError as error:
+        told = str(error)
+        raise UserError(told if told.startswith(str(path)) else f"{path}: {told}") from None
+    tokenizer = word_tokenizer(names, read_vocabulary(names), len(found.embedding), eos, unk)
+    kept = [line for line in overrides if not line.startswith(OWN)]
+    composition = compose(["name=imported", "tokenizer=word", *kept, *lines])
+    config, _ = check(composition, trains=False)
+    run = Run.named(config["outputs"], config["name"], config["run_id"])
+    if (run.path / "config.yaml").exists():
+        raise UserError(f"{run.path} is a run already: give another run_id")
+    model, head = build_model(config, tokenizer.vocabulary_size)
+    module = nn.ModuleDict({"model": model, "head": head})
+    try:
+        module.load_state_dict(weights(found))
+    except RuntimeError as error:  # it names every parameter of a wrong shape
+        told = "; ".join(line.strip() for line in str(error).splitlines()[1:])
+        raise UserError(f"{path}: {told}") from None
+    origin = {**_origin(path), "vocabulary": _origin(names), "parameters": lines}
+    _write(run, config, overrides, tokenizer, module, origin)
+    result = {
+        "run": str(run.path),
+        "model": found.kind,
+        "words": tokenizer.vocabulary_size,
+        **origin,
+    }
+    _show(run, module, result)
+    return result
+
+
+def _origin(path: Path) -> dict[str, str]:
+    """Where a file came from, for the record."""
+    with opened(path) as file:
+        return {
+            "file": str(path.absolute()),
+            "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
+        }
+
+
+def _write(
+    run: Run,
+    config: Mapping[str, Any],
+    overrides: Sequence[str],
+    tokenizer: Word,
+    module: nn.Module,
+    origin: Mapping[str, Any],
+) -> None:
+    """Write the run; nothing of it is left if that fails."""
+    there = run.path.exists()
+    run.check(config)
+    try:
+        run.start(config, overrides, sys.argv)
+        tokenizer.save(run.path)
+        run.write(IMPORTED, dict(origin))
+        identity = {"config": json.loads(strict_json(config)), "tokenizer": tokenizer.hash()}
+        checkpoint = {"state_dict": module.state_dict(), "global_step": 0, "epoch": 0}
+        best = run.path / "checkpoints" / "best.ckpt"
+        AtomicCheckpointIO(identity).save_checkpoint(checkpoint, best)
+        best.with_name("last.ckpt").symlink_to(best.name)
+        run.write_status("finished")
+    except BaseException:
+        if not there:
+            shutil.rmtree(run.path, ignore_errors=True)
+        raise
+    finally:
+        run.release()
+
+
+def _show(run: Run, module: nn.Module, result: Mapping[str, Any]) -> None:
+    """Print what was found, and commands to use it."""
+    console = Console()
+    table = Table(box=None, show_header=False)
+    for line in result["parameters"]:
+        table.add_row(*line.split("="))
+    table.add_row("words", f"{result['words']:,}")
+    table.add_row("parameters", f"{sum(p.numel() for p in module.parameters()):,}")
+    console.print(table)
+    for what, command in (("surprisal:", "score"), ("perplexity:", "evaluate")):
+        line = f"{what:<12}{run.command(command)} file=TEXT"
+        console.print(Text(line), soft_wrap=True)

@@ -1,0 +1,207 @@
+"""`lmkit import`: models of other programs, against these models themselves."""
+
+import json
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+from journey import lmkit as in_process
+from torch import nn
+
+import lmkit
+from lmkit import cli
+
+WORDS = ["<eos>", "the", "cat", "sat", "on", "a", "mat", "<unk>"]
+TEXT = "the cat sat on the mat\na dog sat\n\nthe mat\n"
+
+# The module of pytorch/examples, of which colorlessgreenRNNs and neural-complexity have copies.
+EXAMPLE = """
+from torch import nn
+
+
+class RNNModel(nn.Module):
+    def __init__(self, rnn_type, ntoken, ninp, nhid, nlayers, dropout=0.5, tie_weights=False):
+        super().__init__()
+        self.drop = nn.Dropout(dropout)
+        self.encoder = nn.Embedding(ntoken, ninp)
+        if rnn_type in ("LSTM", "GRU"):
+            self.rnn = getattr(nn, rnn_type)(ninp, nhid, nlayers, dropout=dropout)
+        else:
+            kind = {"RNN_TANH": "tanh", "RNN_RELU": "relu"}[rnn_type]
+            self.rnn = nn.RNN(ninp, nhid, nlayers, nonlinearity=kind, dropout=dropout)
+        self.decoder = nn.Linear(nhid, ntoken)
+        if tie_weights:
+            self.decoder.weight = self.encoder.weight
+        self.rnn_type, self.nhid, self.nlayers = rnn_type, nhid, nlayers
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    place = tmp_path_factory.mktemp("import")
+    (place / "vocab.txt").write_text("".join(f"{word}\n" for word in WORDS))
+    (place / "text.txt").write_text(TEXT)
+    return place
+
+
+def saved(place, name, *arguments, **settings):
+    """A module in a file, whose class is no longer there."""
+    module = sys.modules["model"] = ModuleType("model")
+    try:
+        exec(EXAMPLE, module.__dict__)
+        torch.manual_seed(2)
+        made = module.RNNModel(*arguments, dropout=0.0, **settings)
+        for parameter in made.parameters():
+            nn.init.uniform_(parameter, -1, 1)
+        torch.save(made, place / name)
+    finally:
+        del sys.modules["model"]
+    return made.eval()
+
+
+def ids(line):
+    return [WORDS.index(w) if w in WORDS else WORDS.index("<unk>") for w in line.split()] + [0]
+
+
+@torch.no_grad()
+def nll_of(model, tokens):
+    """Of each token after <eos>, from the zero state, by the module's own parts."""
+    hidden, _ = model.rnn(model.encoder(torch.tensor([0, *tokens[:-1]])[:, None]))
+    log_prob = model.decoder(hidden[:, 0]).log_softmax(-1)
+    return [-log_prob[i, token].item() for i, token in enumerate(tokens)]
+
+
+CASES = {
+    "lstm": (("LSTM", 8, 5, 6, 2), {}),
+    "tied": (("LSTM", 8, 6, 6, 2), {"tie_weights": True}),
+    "gru": (("GRU", 8, 6, 6, 1), {}),
+    "tanh": (("RNN_TANH", 8, 5, 7, 2), {}),
+    "relu": (("RNN_RELU", 8, 5, 7, 1), {}),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_an_imported_model_is_the_model(place, name, capsys):
+    arguments, settings = CASES[name]
+    model = saved(place, f"{name}.pt", *arguments, **settings)
+    outputs = [f"outputs={place / 'outputs'}", f"run_id={name}"]
+    command = ["import", str(place / f"{name}.pt"), f"vocabulary={place / 'vocab.txt'}", *outputs]
+    assert cli.main([*command, "format=json"]) == 0
+    trained = lmkit.load(place / "outputs" / "imported" / name)
+    for protocol, texts in (
+        ("sentence", [ids(line) for line in TEXT.splitlines()]),
+        ("document", [[token for line in TEXT.splitlines() for token in ids(line)]]),
+    ):
+        found = [token.nll for token in trained.score(TEXT, protocol=protocol)]
+        expected = [nll for tokens in texts for nll in nll_of(model, tokens)]
+        assert found == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def imported(place):
+    """A run that was imported in a process of its own, and what that printed."""
+    saved(place, "model.pt", "LSTM", 8, 5, 6, 2)
+    arguments = ["import", "model.pt", "vocabulary=vocab.txt", "name=theirs", "run_id=one"]
+    return place / "outputs" / "theirs" / "one", in_process(*arguments, cwd=place)
+
+
+def test_every_command_takes_it_like_another_run(place, imported):
+    run, done = imported
+    assert "lmkit score one file=TEXT" in done.stdout
+    assert done.stderr == ""
+    assert sorted(path.name for path in run.iterdir() if path.name != ".lock") == [
+        *("checkpoints", "config.yaml", "environment.json", "import.json"),
+        *("overrides.yaml", "status.json", "tokenizer.json"),
+    ]
+    record = json.loads((run / "import.json").read_text())
+    assert record["file"] == str(place / "model.pt")
+    assert len(record["sha256"]) == len(record["vocabulary"]["sha256"]) == 64
+    evaluated = in_process("evaluate", "one", "file=text.txt", "format=json", cwd=place)
+    assert json.loads(evaluated.stdout)["num_tokens"] == 15
+    assert "no best checkpoint" not in evaluated.stderr
+    in_process("score", "latest", "text=the cat sat", cwd=place)
+    in_process("generate", "one", "num_tokens=5", cwd=place)
+    data = ["data=files", "data.path=text.txt", "data.unit=paragraph"]
+    whole = ["data.valid_fraction=0", "data.test_fraction=0"]
+    in_process("evaluate", "one", *data, *whole, "split=train", cwd=place)
+
+
+def test_its_training_cannot_be_resumed(place, imported):
+    failed = in_process("resume", "one", cwd=place, code=2)
+    assert failed.stderr == (
+        "error: theirs/one was imported: lmkit has no training of it to go on with\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["none.pt"], "none.pt: no such file"),
+        (["vocab.txt"], "vocab.txt is no file that PyTorch has saved, or is damaged"),
+        (["text"], "text is a directory, not a file"),
+        (["model.pt", "vocabulary=none.txt"], "vocabulary=none.txt: no such file"),
+        (["model.pt", "vocabulary=short.txt"], "has 2 words, the model's matrices 8 rows"),
+        (["model.pt", "vocabulary=null"], "vocabulary=FILE is missing"),
+        (["model.pt", "embedding=coder"], "embedding=coder.: there is no coder.weight"),
+        (["model.pt", "run_id=one"], "outputs/theirs/one is a run already: give another run_id"),
+        (["model.pt", "model.hidden_size=3"], "model.pt says what the model is; leave it out"),
+        (["model.pt", "vocabularly=x"], "did you mean vocabulary"),
+        ([], "lmkit import needs a file"),
+        (["wrong.pt"], "size mismatch for head.bias"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_told_and_leave_nothing(
+    place, imported, monkeypatch, capsys, arguments, message
+):
+    monkeypatch.chdir(place)
+    (place / "text").mkdir(exist_ok=True)
+    (place / "short.txt").write_text("<eos>\n<unk>\n")
+    tensors = nn.ModuleDict(
+        {"encoder": nn.Embedding(8, 4), "rnn": nn.LSTM(4, 5), "decoder": nn.Linear(5, 8)}
+    ).state_dict()
+    torch.save(tensors | {"decoder.bias": torch.zeros(3)}, "wrong.pt")
+    before = sorted((place / "outputs").rglob("*"))
+    given = ["vocabulary=vocab.txt", "name=theirs", "run_id=two"]
+    assert cli.main(["import", *arguments[:1], *given, *arguments[1:]]) == 2
+    assert message in capsys.readouterr().err
+    assert sorted((place / "outputs").rglob("*")) == before
+
+
+def test_a_write_that_fails_leaves_nothing(place, imported, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("lmkit.commands.import_model.AtomicCheckpointIO.save_checkpoint", full)
+    command = ["import", "model.pt", "vocabulary=vocab.txt", "name=theirs", "run_id=two"]
+    assert cli.main(command) == 2
+    assert "No space left on device" in capsys.readouterr().err
+    assert not (place / "outputs" / "theirs" / "two").exists()
+
+
+def test_two_models_of_other_programs_say_what_those_said(tmp_path, monkeypatch, foreign_models):
+    """neural-complexity's own table of surprisals, and the nll of pytorch/examples."""
+    there = foreign_models
+    monkeypatch.chdir(tmp_path)
+    for name in ("neural-complexity", "word_language_model"):
+        files = [str(there / name / "model.pt"), f"vocabulary={there / name / 'vocab.txt'}"]
+        assert cli.main(["import", *files, f"run_id={name}"]) == 0
+    trained = lmkit.load("neural-complexity")
+    text = (there / "neural-complexity" / "sentences.txt").read_text()
+    scored = [t for t in trained.score(text, protocol="sentence") if t.piece != "\n"]
+    table = (there / "neural-complexity" / "surprisal.txt").read_text().splitlines()
+    expected = [line.split() for line in table[1:-3]]  # without the header and the last lines
+    assert len(scored) == len(expected) > 40
+    assert [t.bits for t in scored] == pytest.approx([float(r[4]) for r in expected], abs=1e-4)
+    model = there / "word_language_model"
+    figures = json.loads((model / "expected.json").read_text())
+    trained = lmkit.load("word_language_model")
+    # Its first token, which was context alone, is an empty line's <eos>: lmkit begins with that.
+    first, _, text = (model / "text" / "test.txt").read_text().partition("\n")
+    assert not first.strip()
+    tokens = trained.score(text, protocol="stream")
+    assert len(tokens) == figures["num_targets"]
+    nll = sum(token.nll for token in tokens) / figures["num_targets"]
+    assert nll == pytest.approx(figures["nll"], abs=1e-5)
