@@ -25,7 +25,7 @@ class TokenNLL(Metric):
         self.add_state("num_tokens", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, nll: Tensor, mask: Tensor) -> None:
-        """nll float (batch, time) in nats; mask bool (batch, time), True where it counts."""
+        """nll float (lanes, time) in nats; mask bool (lanes, time), True where it counts."""
         self.nll_sum += torch.where(mask, nll, 0.0).sum(dtype=self.nll_sum.dtype)
         self.num_tokens += mask.sum()
 

@@ -21,10 +21,10 @@ class Regularizer(ABC):
 
     @abstractmethod
     def term(self, output: Output, mask: Tensor) -> Tensor:
-        """What each position adds to the loss, float32 (batch, time) and finite; or a scalar that
+        """What each position adds to the loss, float32 (lanes, time) and finite; or a scalar that
         every position adds.
 
-        mask: bool (batch, time), whether the position has a target; where it has none, as at the
+        mask: bool (lanes, time), whether the position has a target; where it has none, as at the
         reset before each document, the hidden vector has no meaning and the term does not count.
         """
 

@@ -57,10 +57,11 @@ def import_model(
     FILE: what torch.save has written, a module, a state dict or a checkpoint, of PyTorch's
     nn.LSTM, nn.GRU or nn.RNN; nothing in it is run.
     vocabulary: a text with a word in each line (or a word and its id), JSON or YAML.
-    embedding, rnn, output: the beginnings of the names of these parameters, where it is not clear
-    which they are.
-    eos, unk: the words that end a sentence, with which a text also begins, and that stand for
-    unknown ones, where they have unusual names.
+    embedding: the beginning of the name of its weight, where it is not clear which it is.
+    rnn: the beginning of the names of the recurrent parameters, where there are others.
+    output: the beginning of the names of its weight and bias, where it is not clear.
+    eos: the word that ends a sentence, and before which a text begins, if it has an unusual name.
+    unk: the word that stands for unknown ones, if it has an unusual name.
     config: name, run_id, outputs and data are used, and what computes with the run later
     """
     path = Path(file).expanduser()

@@ -18,7 +18,7 @@ class Loss(NamedTuple):
 class Head(nn.Module):
     """The base class of all heads: from hidden vectors to losses and probabilities of tokens.
 
-    hidden is (batch, time, hidden_size); targets is int64 (batch, time).
+    hidden is (lanes, time, hidden_size); targets is int64 (lanes, time).
     """
 
     # Whether results on compiled kernels are bit for bit the same with any number of threads.
@@ -26,11 +26,11 @@ class Head(nn.Module):
 
     def loss(self, hidden: Tensor, targets: Tensor, weight: Tensor) -> Loss:
         """The sum of weight * nll, or another loss, and the unweighted sum of nll, which is logged;
-        weight is float32 (batch, time), 0 where masked."""
+        weight is float32 (lanes, time), 0 where masked."""
         raise NotImplementedError
 
     def nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """-log p(target) of each position in nats, float32 (batch, time)."""
+        """-log p(target) of each position in nats, float32 (lanes, time)."""
         raise NotImplementedError
 
     def log_prob(self, hidden: Tensor) -> Iterator[Tensor]:

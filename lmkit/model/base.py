@@ -11,7 +11,7 @@ from lmkit.model.state import States
 
 
 class Output(NamedTuple):
-    """What a model computes for a window; hidden and raw are (batch, time, hidden_size).
+    """What a model computes for a window; hidden and raw are (lanes, time, hidden_size).
 
     hidden: what the head reads, after dropout in training. raw: the output of the last layer before
     dropout, the same tensor where there is no dropout. state: the state after the last position.
@@ -53,5 +53,5 @@ class LanguageModel(nn.Module):
         raise NotImplementedError
 
     def forward(self, tokens: Tensor, resets: Tensor, state: States) -> Output:
-        """tokens int64 and resets bool, both (batch, time), and the state before them."""
+        """tokens int64 and resets bool, both (lanes, time), and the state before them."""
         raise NotImplementedError

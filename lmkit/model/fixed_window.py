@@ -70,7 +70,7 @@ class Window(LanguageModel):
         offset = past.shape[1]
         position = torch.arange(words.shape[1], device=words.device)
         reset_at = F.pad(resets, (offset, 0)) * position
-        last_reset = reset_at.cummax(dim=1).values  # (batch, context - 1 + time)
+        last_reset = reset_at.cummax(dim=1).values  # (lanes, context - 1 + time)
         embedded = self.embedding(words.clamp_min(0))
         below, above = numbered([self.dropout] * 2)
         embedded = dropout(embedded, self.dropout, self.training, below)

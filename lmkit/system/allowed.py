@@ -56,8 +56,15 @@ def _is_here(entry: EntryPoint) -> bool:
 
 
 def _of_environment() -> tuple[str, ...]:
-    users = os.environ.get(VARIABLE, "").split(",")
-    return tuple(prefix.strip() for prefix in users if prefix.strip())
+    users = (prefix.strip() for prefix in os.environ.get(VARIABLE, "").split(","))
+    names = tuple(prefix for prefix in users if prefix)
+    for name in names:
+        if not all(part.isidentifier() for part in name.split(".")):
+            raise UserError(
+                f"{VARIABLE} has {name!r}: expected names of packages or modules, as they are "
+                "imported, with commas between them"
+            )
+    return names
 
 
 def find_in_working_directory() -> None:

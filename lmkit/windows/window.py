@@ -41,7 +41,7 @@ class Tokens(Interface):
 
 
 class Window(NamedTuple):
-    """One batch; every tensor is (batch, time).
+    """One batch; every tensor is (lanes, time).
 
     tokens, targets: int64 ids. resets: bool, the state is zero after this position.
     mask: bool, the target counts. weight: float32, the factor of a position's nll in the loss.

@@ -6,7 +6,13 @@ from pathlib import Path
 import pytest
 
 from lmkit.errors import UserError
-from lmkit.system.allowed import allowed_class, find_in_working_directory, look_up, remedy
+from lmkit.system.allowed import (
+    allowed_class,
+    allowed_prefixes,
+    find_in_working_directory,
+    look_up,
+    remedy,
+)
 from lmkit.system.source import folders, source_of
 
 
@@ -18,7 +24,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("allowed", ["", "other", "not.there", "a b", "__main__"])
+@pytest.mark.parametrize("allowed", ["", "other", "not.there", "__main__"])
 def test_the_working_directory_is_no_place_of_packages_by_itself(
     here: Path, monkeypatch: pytest.MonkeyPatch, allowed: str
 ) -> None:
@@ -38,6 +44,15 @@ def test_it_is_one_after_all_others_where_it_has_what_is_allowed(
     assert sys.path[-1] == str(here)
     assert allowed_class("own_of_here.cell.Cell", ("own_of_here.cell",)).__name__ == "Cell"
     assert folders("own_of_here") == [here / "own_of_here"]
+
+
+@pytest.mark.parametrize("name", ["a b", "./mine", "*", "mine.", "mine/cell", "1a"])
+def test_what_is_no_name_of_a_package_is_a_mistake(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("LMKIT_ALLOW", f"mine,{name}")
+    with pytest.raises(UserError, match="expected names of packages or modules, as they are"):
+        allowed_prefixes()
 
 
 @pytest.mark.parametrize(
