@@ -33,6 +33,7 @@ from lmkit.run.checkpoints import AtomicCheckpointIO
 from lmkit.system.files import strict_json
 from lmkit.system.regular_file import opened
 from lmkit.tokenizer import Word
+from lmkit.training.summary import num_parameters
 
 OWN = ("vocabulary=", "embedding=", "rnn=", "output=", "eos=", "unk=")
 
@@ -131,6 +132,7 @@ def _write(
         run.start(config, overrides, sys.argv)
         tokenizer.save(run.path)
         run.write(IMPORTED, dict(origin))
+        run.write("summary.json", {"num_parameters": num_parameters(module)})
         identity = {"config": json.loads(strict_json(config)), "tokenizer": tokenizer.hash()}
         checkpoint = {"state_dict": module.state_dict(), "global_step": 0, "epoch": 0}
         best = run.path / "checkpoints" / "best.ckpt"
@@ -152,7 +154,7 @@ def _show(run: Run, module: nn.Module, result: Mapping[str, Any]) -> None:
     for line in result["parameters"]:
         table.add_row(*line.split("="))
     table.add_row("words", f"{result['words']:,}")
-    table.add_row("parameters", f"{sum(p.numel() for p in module.parameters()):,}")
+    table.add_row("parameters", f"{num_parameters(module):,}")
     console.print(table)
     for what, command in (("surprisal:", "score"), ("perplexity:", "evaluate")):
         line = f"{what:<12}{run.command(command)} file=TEXT"

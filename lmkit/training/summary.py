@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import lightning.pytorch as pl
+from torch import nn
 
 from lmkit.errors import exit_code
 from lmkit.inference.identity import check_own
@@ -22,7 +23,7 @@ from lmkit.training.task import Task
 log = logging.getLogger(__name__)
 
 
-def num_parameters(task: Task) -> int:
+def num_parameters(task: nn.Module) -> int:
     """The number of parameters of model and head; a tied matrix counts once."""
     return sum(parameter.numel() for parameter in task.parameters())
 

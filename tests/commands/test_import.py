@@ -112,8 +112,10 @@ def test_every_command_takes_it_like_another_run(place, imported):
     assert done.stderr == ""
     assert sorted(path.name for path in run.iterdir() if path.name != ".lock") == [
         *("checkpoints", "config.yaml", "environment.json", "import.json"),
-        *("overrides.yaml", "status.json", "tokenizer.json"),
+        *("overrides.yaml", "status.json", "summary.json", "tokenizer.json"),
     ]
+    sizes = 8 * 5, 4 * 6 * (5 + 6 + 2), 4 * 6 * (6 + 6 + 2), 8 * (6 + 1)
+    assert json.loads((run / "summary.json").read_text()) == {"num_parameters": sum(sizes)}
     record = json.loads((run / "import.json").read_text())
     assert record["file"] == str(place / "model.pt")
     assert len(record["sha256"]) == len(record["vocabulary"]["sha256"]) == 64
