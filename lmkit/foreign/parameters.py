@@ -12,6 +12,7 @@ from torch import Tensor
 from lmkit.errors import UserError
 from lmkit.foreign.unpickler import Record
 
+MAX_DEPTH, MAX_MODULES = 50, 10_000  # a hostile file may hold a module within itself
 # Under which a checkpoint has its weights, beside optimisers and counters.
 WITHIN = ("state_dict", "model_state_dict", "model", "network", "net", "module", "lm")
 # nn.LSTM, nn.GRU and nn.RNN name their parameters so, awd-lstm-lm's weight drop adds _raw.
@@ -31,6 +32,7 @@ class Found:
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
     attributes: dict[str, Any] = field(default_factory=dict)
+    num_modules: int = 0
 
 
 @dataclass
@@ -63,38 +65,49 @@ class Parameters:
         )
 
 
-def collect(value: Any) -> Found:
-    """The tensors of what a file holds: a module, a state dict, or a checkpoint around one."""
+def collect(value: Any, depth: int = 0) -> Found:
+    """The tensors of what a file holds: a module, a state dict, or a checkpoint around one.
+
+    depth: of checkpoints around it. Raises UserError where it holds neither.
+    """
     if isinstance(value, list | tuple):  # awd-lstm-lm: module, criterion, optimiser
         value = next((each for each in value if isinstance(each, Record)), None)
     if isinstance(value, Record):
         found = Found()
-        _collect_module(value, "", found)
+        _collect_module(value, "", found, 0)
         return found
     if isinstance(value, dict):
         if any(isinstance(tensor, Tensor) for tensor in value.values()):
             tensors = {str(k): v for k, v in value.items() if isinstance(v, Tensor)}
             return Found(tensors)
-        for name in WITHIN:
+        for name in WITHIN if depth < MAX_DEPTH else ():
             if isinstance(value.get(name), dict | Record):
-                return collect(value[name])
+                return collect(value[name], depth + 1)
         raise UserError(f"no state dict: its keys are {', '.join(map(str, list(value)[:12]))}")
     raise UserError("neither a module nor a state dict")
 
 
-def _collect_module(module: Record, prefix: str, found: Found) -> None:
+def _collect_module(module: Record, prefix: str, found: Found, depth: int) -> None:
+    found.num_modules += 1
+    if depth > MAX_DEPTH or found.num_modules > MAX_MODULES:
+        raise UserError("modules within each other without end")
     own = module.attributes()
     for name, value in own.items():
         if not name.startswith("_") and not isinstance(value, Tensor | Record):
             found.attributes[f"{prefix}{name}"] = value
         elif isinstance(value, Tensor):  # awd-lstm-lm's dropped weights are no parameters
             found.tensors[f"{prefix}{name}"] = value
-    for name, value in own.get("_parameters", {}).items():
+    for name, value in _named(own, "_parameters"):
         if isinstance(value, Tensor):
             found.tensors[f"{prefix}{name}"] = value
-    for name, value in own.get("_modules", {}).items():
+    for name, value in _named(own, "_modules"):
         if isinstance(value, Record):
-            _collect_module(value, f"{prefix}{name}.", found)
+            _collect_module(value, f"{prefix}{name}.", found, depth + 1)
+
+
+def _named(attributes: Mapping[str, Any], which: str) -> list[tuple[Any, Any]]:
+    parts = attributes.get(which)
+    return list(parts.items()) if isinstance(parts, dict) else []
 
 
 def identify(found: Found, layout: Mapping[str, str | None]) -> Parameters:
@@ -116,7 +129,7 @@ def identify(found: Found, layout: Mapping[str, str | None]) -> Parameters:
     used = {f"{embedding}weight", f"{output}weight", f"{output}bias"}
     if left := [name for name in others if name not in used]:
         mistakes.append(f"left over: {_names(left)}")
-    rows = {layer.weight_hh.shape[0] // layer.weight_hh.shape[1] for layer in layers}
+    rows = {len(layer.weight_hh) // max(layer.weight_hh.shape[1], 1) for layer in layers}
     if len(rows) != 1 or not rows <= set(KINDS):
         mistakes.append(f"layers of {sorted(rows)} gates: expected 1, 3 or 4 (RNN, GRU, LSTM)")
     if mistakes:
@@ -169,7 +182,10 @@ def _layers(
             mistakes.append(f"{name}: it reads backwards too, so it does not predict")
         if "weight_hr" in parts:
             mistakes.append(f"{name}: an LSTM with projection, which lmkit does not have")
-        missing = [each for each in ("weight_ih", "weight_hh") if each not in parts]
+        wanted = ("weight_ih", "weight_hh")
+        missing = [each for each in wanted if each not in parts]
+        if odd := [each for each in wanted if each in parts and parts[each].dim() != 2]:
+            raise UserError(f"{name}: {' and '.join(odd)} must have two dimensions")
         if missing:
             raise UserError("; ".join([*mistakes, f"{name}: {' and '.join(missing)} missing"]))
         layer = Layer(

@@ -6,6 +6,7 @@ from torch import nn
 
 from lmkit.errors import UserError
 from lmkit.foreign import collect, identify, settings, weights
+from lmkit.foreign.unpickler import Record
 
 NOWHERE = {"embedding": None, "rnn": None, "output": None}
 
@@ -132,6 +133,8 @@ def test_what_is_not_clear_is_asked_for_and_given():
         (lambda t: t.update({"rnn.weight_ih_l0_reverse": torch.ones(3)}), "reads backwards too"),
         (lambda t: t.update({"rnn.weight_hr_l0": torch.ones(3)}), "an LSTM with projection"),
         (lambda t: t.update({"rnn.weight_ih_l1": torch.ones(24, 5)}), "reads 5 values, not 6"),
+        (lambda t: t.update({"rnn.weight_hh_l0": torch.ones(24)}), "weight_hh must have two dim"),
+        (lambda t: t.update({"rnn.weight_hh_l0": torch.ones(24, 0)}), r"layers of \[4, 24\] gates"),
         (lambda t: t.update({"rnn.weight_hh_l0": torch.ones(12, 6)}), r"layers of \[2, 4\] gates"),
         (lambda t: [t.pop(n) for n in list(t) if "rnn" in n], "no recurrent layers"),
     ],
@@ -148,6 +151,29 @@ def test_what_holds_no_model():
         collect({"epoch": 1, "args": {}})
     with pytest.raises(UserError, match="neither a module nor a state dict"):
         collect(3)
+
+
+def module(**modules):
+    record = Record()
+    record.state = {"_modules": modules}
+    return record
+
+
+def test_modules_without_end_are_refused():
+    itself = module()
+    itself.state["_modules"]["again"] = itself
+    twice = module()
+    for _ in range(40):
+        twice = module(a=twice, b=twice)  # 2**40 names
+    around = {}
+    around["model"] = around
+    for hostile, message in (
+        (itself, "modules within each other without end"),
+        (twice, "modules within each other without end"),
+        (around, "no state dict: its keys are model"),
+    ):
+        with pytest.raises(UserError, match=message):
+            collect(hostile)
 
 
 def test_layers_of_several_sizes_are_refused():
