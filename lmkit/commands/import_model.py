@@ -20,6 +20,7 @@ from lmkit.config.check import check
 from lmkit.config.compose import compose
 from lmkit.errors import UserError
 from lmkit.foreign import (
+    Parameters,
     collect,
     identify,
     read,
@@ -72,16 +73,7 @@ def import_model(
     if vocabulary is None:
         raise UserError("vocabulary=FILE is missing: the words of the model's ids, in their order")
     names = Path(vocabulary).expanduser()
-    try:
-        found = identify(
-            collect(read(path)), {"embedding": embedding, "rnn": rnn, "output": output}
-        )
-        lines = settings(found)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except UserError as error:
-        told = str(error)
-        raise UserError(told if told.startswith(str(path)) else f"{path}: {told}") from None
+    found, lines = _identified(path, {"embedding": embedding, "rnn": rnn, "output": output})
     tokenizer = word_tokenizer(names, read_vocabulary(names), len(found.embedding), eos, unk)
     kept = [line for line in overrides if not line.startswith(OWN)]
     composition = compose(["name=imported", "tokenizer=word", *kept, *lines])
@@ -89,13 +81,7 @@ def import_model(
     run = Run.named(config["outputs"], config["name"], config["run_id"])
     if (run.path / "config.yaml").exists():
         raise UserError(f"{run.path} is a run already: give another run_id")
-    model, head = build_model(config, tokenizer.vocabulary_size)
-    module = nn.ModuleDict({"model": model, "head": head})
-    try:
-        module.load_state_dict(weights(found))
-    except RuntimeError as error:  # it names every parameter of a wrong shape
-        told = "; ".join(line.strip() for line in str(error).splitlines()[1:])
-        raise UserError(f"{path}: {told}") from None
+    module = _module(path, config, found)
     origin = {**_origin(path), "vocabulary": _origin(names), "parameters": lines}
     _write(run, config, overrides, tokenizer, module, origin)
     result = {
@@ -106,6 +92,30 @@ def import_model(
     }
     _show(run, module, result)
     return result
+
+
+def _identified(path: Path, layout: Mapping[str, str | None]) -> tuple[Parameters, list[str]]:
+    """The parameters in a file, and the model and head that they are for as lines of a config."""
+    try:
+        found = identify(collect(read(path)), layout)
+        return found, settings(found)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except UserError as error:
+        told = str(error)
+        raise UserError(told if told.startswith(str(path)) else f"{path}: {told}") from None
+
+
+def _module(path: Path, config: Mapping[str, Any], found: Parameters) -> nn.Module:
+    """lmkit's model and head of a config with the parameters of a file."""
+    model, head = build_model(config, len(found.embedding))
+    module = nn.ModuleDict({"model": model, "head": head})
+    try:
+        module.load_state_dict(weights(found))
+    except RuntimeError as error:  # it names every parameter of a wrong shape
+        told = "; ".join(line.strip() for line in str(error).splitlines()[1:])
+        raise UserError(f"{path}: {told}") from None
+    return module
 
 
 def _origin(path: Path) -> dict[str, str]:
