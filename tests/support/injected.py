@@ -80,6 +80,9 @@ def _inject(fault: dict) -> None:
     begin, step = Task.on_train_batch_start, Task.training_step
 
     def due(task: Task) -> bool:
+        saves = any(isinstance(each, checkpoint.Checkpoint) for each in task.trainer.callbacks)
+        if not saves:  # the trial steps before a run are none of its steps
+            return False
         here = (task.global_rank, task.trainer.global_step)
         if here != (fault["rank"], fault["step"]) or Path(fault["once"]).exists():
             return False
