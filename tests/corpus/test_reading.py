@@ -256,7 +256,7 @@ def test_no_encoding(encoding: str, remedy: str) -> None:
             "data.encoding=utf-16, or leave it out",
         ),
         (
-            gzip.compress(b"abc"),
+            gzip.compress(b"abc", mtime=0),
             "utf-8",
             "UTF-8: byte 0x8b at byte offset 1 (invalid start byte); it begins as gzip: give its "
             "name the end .gz, or leave it out",
