@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from measure import SCRATCH, Rates, now
 from omegaconf import MISSING
 from torch import Tensor, nn
@@ -19,6 +17,7 @@ from lmkit.assembly import make_data
 from lmkit.config.check import check
 from lmkit.config.compose import compose
 from lmkit.config.trainer import build_trainer
+from lmkit.kernels.order import any_order
 from lmkit.system.allocator import keep_freed_memory
 from lmkit.training.callbacks.progress import Progress
 from lmkit.training.loggers import JsonlLogger
@@ -96,17 +95,6 @@ def flops(model: nn.Module, head: nn.Module) -> int:
     return 2 * sum(matrix.numel() for matrix in [*matrices, head.weight])
 
 
-@contextmanager
-def plain_order_of_sums() -> Iterator[None]:
-    """PyTorch's default, with other bits from run to run on a GPU; lmkit asks for a fixed order."""
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(False)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before, warn_only=True)
-
-
 class TurnAbout(pl.Callback):
     """Hands over to the plain loop after every `block` steps of a fit, on the same windows.
 
@@ -143,7 +131,7 @@ class TurnAbout(pl.Callback):
             return
         self.rates.add(LMKIT, self.num_tokens, now() - self.begin)
         for name, side in self.sides.items():
-            with plain_order_of_sums():
+            with any_order():  # lmkit asks for a fixed one
                 begin = now()
                 side.train(self.batches[self.done : len(self.losses)])
                 self.rates.add(name, self.num_tokens, now() - begin)

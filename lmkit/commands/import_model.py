@@ -36,8 +36,6 @@ from lmkit.system.regular_file import opened
 from lmkit.tokenizer import Word
 from lmkit.training.summary import num_parameters
 
-OWN = ("vocabulary=", "embedding=", "rnn=", "output=", "eos=", "unk=")
-
 
 def import_model(
     file: str,
@@ -75,7 +73,8 @@ def import_model(
     names = Path(vocabulary).expanduser()
     found, lines = _identified(path, {"embedding": embedding, "rnn": rnn, "output": output})
     tokenizer = word_tokenizer(names, read_vocabulary(names), len(found.embedding), eos, unk)
-    kept = [line for line in overrides if not line.startswith(OWN)]
+    own = import_model.__kwdefaults__ or {}
+    kept = [line for line in overrides if line.partition("=")[0] not in own]
     composition = compose(["name=imported", "tokenizer=word", *kept, *lines])
     config, _ = check(composition, trains=False)
     run = Run.named(config["outputs"], config["name"], config["run_id"])

@@ -15,7 +15,8 @@ def settings(found: Parameters) -> list[str]:
     """The model and the head of a config, as command-line arguments."""
     hidden = [layer.weight_hh.shape[1] for layer in found.layers]
     embedding = found.embedding.shape[1]
-    sizes = hidden[:-1] if found.is_tied else hidden
+    tied = found.is_tied  # compares the matrices
+    sizes = hidden[:-1] if tied else hidden
     if len(set(sizes)) > 1:
         raise UserError(f"layers of the sizes {hidden}: lmkit's are all of one size")
     lines = [
@@ -23,11 +24,11 @@ def settings(found: Parameters) -> list[str]:
         f"model.embedding_size={embedding}",
         f"model.hidden_size={sizes[0] if sizes else embedding}",
         f"model.num_layers={len(hidden)}",
-        f"model.tie_weights={str(found.is_tied).lower()}",
+        f"model.tie_weights={str(tied).lower()}",
         f"head.bias={str(found.output_bias is not None).lower()}",
     ]
     if found.kind == "elman":
-        lines.append(f"model.nonlinearity={found.nonlinearity or 'tanh'}")
+        lines.append(f"model.nonlinearity={found.nonlinearity}")
     return lines
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,14 +48,14 @@ class Layer:
 @dataclass
 class Parameters:
     """A recurrent language model. kind: elman, gru or lstm. embedding and output: (vocabulary,
-    size). nonlinearity: of an Elman network, where the file says it."""
+    size). nonlinearity: of an Elman network, tanh unless the file says relu."""
 
     kind: str
     embedding: Tensor
     layers: list[Layer]
     output: Tensor
     output_bias: Tensor | None
-    nonlinearity: str | None
+    nonlinearity: str
 
     @property
     def is_tied(self) -> bool:
@@ -135,14 +135,13 @@ def identify(found: Found, layout: Mapping[str, str | None]) -> Parameters:
     if mistakes:
         raise UserError("; ".join(mistakes))
     modes = [value for name, value in found.attributes.items() if name.endswith("mode")]
-    relu = "RNN_RELU" in modes
     return Parameters(
         kind=KINDS[rows.pop()],
         embedding=others[f"{embedding}weight"],
         layers=layers,
         output=others[f"{output}weight"],
         output_bias=others.get(f"{output}bias"),
-        nonlinearity="relu" if relu else "tanh" if "RNN_TANH" in modes else None,
+        nonlinearity="relu" if "RNN_RELU" in modes else "tanh",
     )
 
 
@@ -231,9 +230,5 @@ def _called(prefix: str) -> str:
 
 
 def _names(names: Any) -> str:
-    shown = list(_sorted(names))
+    shown = sorted(map(str, names))
     return ", ".join(shown[:8]) + (f" and {len(shown) - 8} more" if len(shown) > 8 else "")
-
-
-def _sorted(names: Any) -> Iterator[str]:
-    yield from sorted(map(str, names))

@@ -46,7 +46,9 @@ class Record:
     """
 
     kind: ClassVar[str] = ""
+    arguments: tuple[Any, ...]
     state: Any
+    items: list[Any]
 
     def __new__(cls, *arguments: Any, **named: Any) -> Record:
         record = super().__new__(cls)
@@ -54,10 +56,6 @@ class Record:
         record.state = {}
         record.items = []
         return record
-
-    def __init__(self, *_: Any, **__: Any) -> None:
-        self.arguments: tuple[Any, ...]
-        self.items: list[Any]
 
     def __setstate__(self, state: Any) -> None:
         self.state = state

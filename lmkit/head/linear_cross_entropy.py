@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from lmkit.kernels import padded, softmax
 from lmkit.kernels.matmul import fast_matmul, product_dtype
+from lmkit.kernels.order import any_order
 
 
 class Memory:
@@ -239,24 +239,9 @@ def _to_gradient(
     # The highest probability cannot underflow; the target's can.
     nll = highest - wanted - grad.amax(1, keepdim=True).float().log()
     less_one = grad.gather(1, targets) - 1
-    with _one_write_each():
+    with any_order():  # one write in each row: PyTorch would sort the indices on a GPU
         grad.scatter_(1, targets, less_one)
     grad *= share.to(grad.dtype)
     if grad_bias is not None:
         grad_bias += grad.sum(0, dtype=torch.float32)
     return nll[:, 0]
-
-
-@contextmanager
-def _one_write_each() -> Iterator[None]:
-    """A context for a scatter whose indices all differ: it needs no order, for which PyTorch would
-    sort them on a GPU."""
-    if not torch.are_deterministic_algorithms_enabled():
-        yield
-        return
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(False)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(True, warn_only=warn_only)
