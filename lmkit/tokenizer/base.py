@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
@@ -119,6 +120,21 @@ class Tokenizer(AnyTokenizer):
         """The positions at which `encode([text], by_line)` has `<unk>` for an unknown text, and
         these texts."""
         return {}
+
+    def spans(self, text: str, by_line: bool = False) -> list[tuple[int, int]]:
+        """The characters of `text` that each token of `encode([text], by_line)` stands for, from
+        the first to before the last; that of a closing `<eos>` is empty, at the end of the text.
+
+        A character that is split over several tokens is in the span of the last of them, or of
+        each. Raises UserError if the tokenizer loses text and has no `spans` of its own.
+        """
+        pieces = self.pieces(self.encode([text], by_line).ids.tolist())
+        if "".join(pieces) != text:
+            raise UserError(
+                f"{type(self).__name__} does not say which characters of a text its tokens stand "
+                "for: give it a method spans(text, by_line)"
+            )
+        return list(pairwise(accumulate(map(len, pieces), initial=0)))
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:

@@ -106,6 +106,9 @@ class Characters(DocumentTokenizer, CountedTokenizer):
         ids = self._flat([text]).ids
         return {i: text[i] for i in np.flatnonzero(ids == self.unk_id).tolist()}
 
+    def spans(self, text: str, by_line: bool = False) -> list[tuple[int, int]]:
+        return [*((i, i + 1) for i in range(len(text))), (len(text), len(text))]
+
     def decode(self, ids: Sequence[int]) -> str:
         return "".join(self.pieces(ids))
 

@@ -218,6 +218,18 @@ class Pretrained(DocumentTokenizer):
             begin += len(encoding.ids) + len(self.newline)
         return texts
 
+    def spans(self, text: str, by_line: bool = False) -> list[tuple[int, int]]:
+        """As the library's offsets: where a token's space is not in them, it is not in a span."""
+        spans, begin = [], 0
+        for line in text.split("\n") if by_line else [text]:
+            with self._encoding():
+                encoding = self._library.encode(line, add_special_tokens=False)
+            spans += [(begin + first, begin + stop) for first, stop in encoding.offsets]
+            begin += len(line) + 1
+            if begin <= len(text):
+                spans += [(begin - 1, begin)] * len(self.newline)
+        return [*spans, (len(text), len(text))]
+
     def decode(self, ids: Sequence[int]) -> str:
         text = [i for i in ids if i != self.eos_id]
         with self._decoding():

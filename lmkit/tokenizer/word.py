@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from itertools import repeat
 from typing import Any, NamedTuple, Self
@@ -19,6 +20,7 @@ from lmkit.tokenizer.base import (
 )
 
 EOS, UNK = "<eos>", "<unk>"
+WORD = re.compile(r"\S+|\n")  # cuts where str.split() does, and at line ends
 
 
 class Word(CountedTokenizer):
@@ -118,6 +120,11 @@ class Word(CountedTokenizer):
         lines = text.removesuffix("\n").split("\n")
         words = (word for line in lines for word in (*line.split(), EOS))
         return {i: word for i, word in enumerate(words) if word not in self._index}
+
+    def spans(self, text: str, by_line: bool = False) -> list[tuple[int, int]]:
+        """A word's, or that of the newline that an `<eos>` stands for."""
+        closed = [] if text.endswith("\n") else [(len(text), len(text))]
+        return [*(match.span() for match in WORD.finditer(text)), *closed]
 
     def encode_text(self, text: str) -> list[int]:
         text = text.lower() if self.lower else text

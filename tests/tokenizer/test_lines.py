@@ -196,6 +196,16 @@ def test_lines_are_encoded_each_by_itself(pretrained: Pretrained, documents: lis
         assert sorted(places) == np.flatnonzero(alone.ids == pretrained.unk_id).tolist()
 
 
+@given(texts, st.booleans())
+@settings(max_examples=50, deadline=None)
+def test_spans_are_the_librarys_offsets(pretrained: Pretrained, text: str, by_line: bool) -> None:
+    ids, spans = pretrained.encode([text], by_line).ids.tolist(), pretrained.spans(text, by_line)
+    assert len(spans) == len(ids)
+    assert all(0 <= first <= stop <= len(text) for first, stop in spans)
+    places = pretrained.unknown(text, by_line)
+    assert {place: text[slice(*spans[place])] for place in places} == places
+
+
 @given(st.lists(st.sampled_from(["", " ", "  ", "a", "b  ", "  c"]), min_size=1, max_size=9))
 @settings(max_examples=200, deadline=None)
 def test_lines_of_the_own_bpe_are_encoded_each_by_itself(

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import types
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tokenizers
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lmkit.corpus import Files
@@ -439,6 +439,44 @@ def any_tokenizer(request: pytest.FixtureRequest, tokenizer_json: Path) -> Token
         "pretrained": lambda: Pretrained(str(tokenizer_json)),
     }
     return make[request.param]()
+
+
+@given(text=texts, by_line=st.booleans())
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_spans_are_the_text_of_the_tokens(
+    any_tokenizer: Tokenizer, text: str, by_line: bool
+) -> None:
+    encoded, spans = any_tokenizer.encode([text], by_line), any_tokenizer.spans(text, by_line)
+    assert len(spans) == len(encoded.ids)
+    assert all(0 <= first <= stop <= len(text) for first, stop in spans)
+    assert spans == sorted(spans)
+    covered = {i for first, stop in spans for i in range(first, stop)}
+    assert all(i in covered or text[i].isspace() for i in range(len(text)))
+    pieces = any_tokenizer.pieces(encoded.ids.tolist())
+    for token, piece, (first, stop) in zip(encoded.ids, pieces, spans, strict=True):
+        if isinstance(any_tokenizer, Pretrained):  # each byte of a character has all of it
+            assert piece in text[first:stop]
+        elif any_tokenizer.lossless:
+            assert piece == text[first:stop]
+        elif token not in (any_tokenizer.unk_id, any_tokenizer.eos_id):
+            own = text[first:stop]
+            assert (
+                piece.strip()
+                == (own.lower() if any_tokenizer.settings().get("lower") else own).strip()
+            )
+
+
+def test_a_tokenizer_of_ones_own_says_its_spans() -> None:
+    class Doubled(Bytes):
+        def pieces(self, ids: Sequence[int]) -> list[str]:
+            return [2 * piece for piece in super().pieces(ids)]
+
+    with pytest.raises(UserError) as caught:
+        Doubled().spans("a")
+    assert str(caught.value) == (
+        "Doubled does not say which characters of a text its tokens stand for: give it a method "
+        "spans(text, by_line)"
+    )
 
 
 def test_saved_is_loaded(any_tokenizer: Tokenizer, tmp_path: Path) -> None:
