@@ -6,7 +6,9 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +23,22 @@ from lmkit.config.compose import compose
 from lmkit.errors import UserError
 from lmkit.foreign import (
     Parameters,
+    Unit,
     collect,
+    foreign_tokenizer,
+    held_vocabulary,
     identify,
     read,
     read_vocabulary,
     settings,
+    start_id,
     weights,
-    word_tokenizer,
 )
 from lmkit.run import IMPORTED, Run
 from lmkit.run.checkpoints import AtomicCheckpointIO
 from lmkit.system.files import strict_json
 from lmkit.system.regular_file import opened
-from lmkit.tokenizer import Word
+from lmkit.tokenizer import Characters, Tokenizer, Word
 from lmkit.training.summary import num_parameters
 
 
@@ -46,42 +51,59 @@ def import_model(
     embedding: str | None = None,
     rnn: str | None = None,
     output: str | None = None,
+    bos: str | None = None,
     eos: str | None = None,
     unk: str | None = None,
+    unit: Unit | None = None,
 ) -> dict[str, Any]:
     """Make a run of a recurrent language model that another program has trained.
 
         lmkit import model.pt vocabulary=vocab.txt name=theirs
         lmkit import lm.pth vocabulary=config.yaml eos="<sos/eos>" embedding=lm.encoder
 
-    FILE: what torch.save has written, a module, a state dict or a checkpoint, of PyTorch's
-    nn.LSTM, nn.GRU or nn.RNN; nothing in it is run.
-    vocabulary: a text with a word in each line (or a word and its id), JSON or YAML.
+    FILE: safetensors, or what torch.save has written, a module, a state dict or a checkpoint, of
+    PyTorch's nn.LSTM, nn.GRU or nn.RNN; nothing in it is run.
+    vocabulary: a text with a word in each line (or a word and its id), JSON, YAML, tokenizer.json
+    or a file of torch.save; not needed for models of Flair and REINVENT, which hold theirs.
     embedding: the beginning of the name of its weight, where it is not clear which it is.
     rnn: the beginning of the names of the recurrent parameters, where there are others.
     output: the beginning of the names of its weight and bias, where it is not clear.
+    bos: the word before which a text begins, if that is neither eos nor has a usual name.
     eos: the word that ends a sentence, and before which a text begins, if it has an unusual name.
     unk: the word that stands for unknown ones, if it has an unusual name.
+    unit: what a token is, word, character or smiles (an atom, a bond, ..); found out unless given.
     config: name, run_id, outputs and data are used, and what computes with the run later
     """
     path = Path(file).expanduser()
     for line in overrides:
         if line.lstrip("+~").partition("=")[0].partition(".")[0] in ("model", "head", "tokenizer"):
             raise UserError(f"{line}: {path} says what the model is; leave it out")
-    if vocabulary is None:
+    held = _read(path)
+    names = None if vocabulary is None else Path(vocabulary).expanduser()
+    tokens = held_vocabulary(held, path) if names is None else read_vocabulary(names)
+    if tokens is None:
         raise UserError("vocabulary=FILE is missing: the words of the model's ids, in their order")
-    names = Path(vocabulary).expanduser()
-    found, lines = _identified(path, {"embedding": embedding, "rnn": rnn, "output": output})
-    tokenizer = word_tokenizer(names, read_vocabulary(names), len(found.embedding), eos, unk)
+    with _about(path):
+        layout = {"embedding": embedding, "rnn": rnn, "output": output}
+        found = identify(collect(held), layout)
+    tokens = replace(tokens, bos=bos or tokens.bos, eos=eos or tokens.eos, unit=unit or tokens.unit)
+    tokenizer = foreign_tokenizer(tokens, len(found.embedding), unk)
+    start = start_id(tokens, tokenizer)
+    found = found.beginning_after(start, tokenizer.eos_id)
+    with _about(path):
+        lines = [*settings(found), f"tokenizer={_option(tokenizer)}"]
     own = import_model.__kwdefaults__ or {}
     kept = [line for line in overrides if line.partition("=")[0] not in own]
-    composition = compose(["name=imported", "tokenizer=word", *kept, *lines])
+    # In full precision, as what the other program says of a text, unless the user wants another.
+    composition = compose(["name=imported", "trainer.precision=32-true", *kept, *lines])
     config, _ = check(composition, trains=False)
     run = Run.named(config["outputs"], config["name"], config["run_id"])
     if (run.path / "config.yaml").exists():
         raise UserError(f"{run.path} is a run already: give another run_id")
     module = _module(path, config, found)
-    origin = {**_origin(path), "vocabulary": _origin(names), "parameters": lines}
+    origin = {**_origin(path), "vocabulary": _origin(tokens.where), "parameters": lines}
+    if start != tokenizer.eos_id:
+        origin["start"] = tokens.tokens[start]
     _write(run, config, overrides, tokenizer, module, origin)
     result = {
         "run": str(run.path),
@@ -93,16 +115,25 @@ def import_model(
     return result
 
 
-def _identified(path: Path, layout: Mapping[str, str | None]) -> tuple[Parameters, list[str]]:
-    """The parameters in a file, and the model and head that they are for as lines of a config."""
+def _read(path: Path) -> Any:
     try:
-        found = identify(collect(read(path)), layout)
-        return found, settings(found)
+        return read(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
+
+
+@contextmanager
+def _about(path: Path) -> Iterator[None]:
+    """Names the file in what is wrong with the model in it."""
+    try:
+        yield
     except UserError as error:
-        told = str(error)
-        raise UserError(told if told.startswith(str(path)) else f"{path}: {told}") from None
+        raise UserError(f"{path}: {error}") from None
+
+
+def _option(tokenizer: Tokenizer) -> str:
+    """The option of the config group `tokenizer`; one that no option makes is the run's own."""
+    return tokenizer.name if isinstance(tokenizer, Word | Characters) else "stored"
 
 
 def _module(path: Path, config: Mapping[str, Any], found: Parameters) -> nn.Module:
@@ -130,7 +161,7 @@ def _write(
     run: Run,
     config: Mapping[str, Any],
     overrides: Sequence[str],
-    tokenizer: Word,
+    tokenizer: Tokenizer,
     module: nn.Module,
     origin: Mapping[str, Any],
 ) -> None:
@@ -163,6 +194,8 @@ def _show(run: Run, module: nn.Module, result: Mapping[str, Any]) -> None:
     for line in result["parameters"]:
         table.add_row(*line.split("="))
     table.add_row("words", f"{result['words']:,}")
+    if "start" in result:
+        table.add_row("a text begins after", result["start"])
     table.add_row("parameters", f"{num_parameters(module):,}")
     console.print(table)
     for what, command in (("surprisal:", "score"), ("perplexity:", "evaluate")):

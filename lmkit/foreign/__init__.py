@@ -1,17 +1,22 @@
 """Language models that other programs have trained: read without running anything of theirs."""
 
 from lmkit.foreign.conversion import settings, weights
+from lmkit.foreign.file import read
 from lmkit.foreign.parameters import Parameters, collect, identify
-from lmkit.foreign.unpickler import read
-from lmkit.foreign.vocabulary import read_vocabulary, word_tokenizer
+from lmkit.foreign.tokenizer import foreign_tokenizer, start_id
+from lmkit.foreign.vocabulary import Unit, Vocabulary, held_vocabulary, read_vocabulary
 
 __all__ = [
     "Parameters",
+    "Unit",
+    "Vocabulary",
     "collect",
+    "foreign_tokenizer",
+    "held_vocabulary",
     "identify",
     "read",
     "read_vocabulary",
     "settings",
+    "start_id",
     "weights",
-    "word_tokenizer",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -20,6 +20,11 @@ RECURRENT = re.compile(
     r"(?P<prefix>.*?)(?P<name>(weight|bias)_(ih|hh|hr))_l(?P<layer>\d+)(?P<more>_reverse|_raw)?"
 )
 KINDS = {1: "elman", 3: "gru", 4: "lstm"}  # by the number of gates
+# Attributes that make of these layers a model of another kind.
+UNLIKE = {
+    ("is_forward_lm", False): "it reads backwards, so it does not predict what comes next",
+    ("layer_normalization", True): "it normalises what its layers return, which lmkit does not",
+}
 # The lines of the layout that the user may give, with what other programs call these modules.
 EMBEDDING = ("encoder", "embedding", "input_embedding", "embedding_layer", "embed", "emb")
 OUTPUT = ("decoder", "output_linear", "linear_layer", "linear", "output", "fc", "out")
@@ -57,6 +62,15 @@ class Parameters:
     output_bias: Tensor | None
     nonlinearity: str
 
+    def beginning_after(self, start: int, eos: int) -> Parameters:
+        """The model whose texts begin after the id `eos` as this one's do after `start`: the row of
+        <eos>, which other programs never read, becomes that of `start`."""
+        if start == eos:
+            return self
+        embedding = self.embedding.clone()
+        embedding[eos] = embedding[start]
+        return replace(self, embedding=embedding)
+
     @property
     def is_tied(self) -> bool:
         """Whether embedding and output are one matrix."""
@@ -72,6 +86,8 @@ def collect(value: Any, depth: int = 0) -> Found:
     """
     if isinstance(value, list | tuple):  # awd-lstm-lm: module, criterion, optimiser
         value = next((each for each in value if isinstance(each, Record)), None)
+    if isinstance(value, Record) and "state_dict" in value.attributes():  # how Flair pickles
+        value = dict(value.attributes())
     if isinstance(value, Record):
         found = Found()
         _collect_module(value, "", found, 0)
@@ -82,7 +98,13 @@ def collect(value: Any, depth: int = 0) -> Found:
             return Found(tensors)
         for name in WITHIN if depth < MAX_DEPTH else ():
             if isinstance(value.get(name), dict | Record):
-                return collect(value[name], depth + 1)
+                found = collect(value[name], depth + 1)
+                params = value.get("network_params")  # of REINVENT
+                more = params if isinstance(params, dict) else {}
+                for key, each in (*value.items(), *more.items()):
+                    if isinstance(each, bool | int | str):
+                        found.attributes[str(key)] = each
+                return found
         raise UserError(f"no state dict: its keys are {', '.join(map(str, list(value)[:12]))}")
     raise UserError("neither a module nor a state dict")
 
@@ -129,6 +151,9 @@ def identify(found: Found, layout: Mapping[str, str | None]) -> Parameters:
     used = {f"{embedding}weight", f"{output}weight", f"{output}bias"}
     if left := [name for name in others if name not in used]:
         mistakes.append(f"left over: {_names(left)}")
+    mistakes += [
+        why for (name, value), why in UNLIKE.items() if found.attributes.get(name) is value
+    ]
     rows = {len(layer.weight_hh) // max(layer.weight_hh.shape[1], 1) for layer in layers}
     if len(rows) != 1 or not rows <= set(KINDS):
         mistakes.append(f"layers of {sorted(rows)} gates: expected 1, 3 or 4 (RNN, GRU, LSTM)")

@@ -1,93 +1,137 @@
-"""Word lists of other programs, as a tokenizer of words: the ids stay theirs."""
+"""Vocabularies of other programs: the tokens of a model by their ids."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import yaml
 
 from lmkit.errors import UserError
+from lmkit.foreign.file import read
+from lmkit.foreign.unpickler import Record
 from lmkit.system.regular_file import read_bytes
-from lmkit.tokenizer import Word
-from lmkit.tokenizer.word import EOS, UNK
 
 MAX_VOCABULARY = 1 << 30  # bytes
-# What other programs call the end of a sentence and an unknown word.
-ENDS = (EOS, "</s>", "<sos/eos>", "<EOS>", "[EOS]")
-UNKNOWNS = (UNK, "<UNK>", "[UNK]", "<oov>", "<OOV>")
 NUMBERED = re.compile(r"(\S+)[ \t]+(\d+)")  # a line of tokens.txt
+PICKLED = (b"PK", b"\x80\x02")  # how files of torch.save begin
+# What the objects of other programs call their lists of tokens, or mappings from id to token.
+LISTS = ("idx2word", "idx2item", "itos", "i2c", "_tokens")
+
+Unit = Literal["word", "character", "smiles"]
 
 
-def read_vocabulary(path: Path) -> list[str]:
-    """The words by id: of a text with a word in each line, or a word and its id; of a JSON list, or
-    JSON that gives each word its id; of YAML with a `token_list`, as ESPnet writes it."""
-    text = _decoded(path)
+@dataclass(frozen=True)
+class Vocabulary:
+    """The tokens of a model by id.
+
+    where: the file that has them. unit: what a token is, where the file's kind says it. bos, eos:
+    the tokens before which and with which a text begins and ends, where it says them. library: it
+    is a tokenizer.json of the `tokenizers` library, which says all of this itself.
+    """
+
+    where: Path
+    tokens: tuple[str, ...] = ()
+    unit: Unit | None = None
+    bos: str | None = None
+    eos: str | None = None
+    library: bool = False
+
+
+def held_vocabulary(value: Any, where: Path) -> Vocabulary | None:
+    """The vocabulary in what a file of `torch.save` holds: a model of Flair or REINVENT, a
+    vocabulary of MOSES, or the dictionary of pytorch/examples; None if there is none."""
+    held = _attributes(value)
+    if tokens := _listed(where, held):
+        return Vocabulary(where, tokens, unit="character" if "i2c" in held else None)
+    if tokens := _listed(where, _attributes(held.get("dictionary"))):  # Flair
+        end = held.get("document_delimiter", "\n")
+        return Vocabulary(where, tokens, unit="character", bos=end, eos=end)
+    reinvent = _attributes(held.get("vocabulary"))
+    if reinvent and (tokens := _listed(where, {"_tokens": reinvent, **reinvent})):
+        return Vocabulary(where, tokens, unit="smiles", bos="^", eos="$")
+    return None
+
+
+def _attributes(value: Any) -> Mapping[str, Any]:
+    if isinstance(value, Record):
+        return value.attributes()
+    return value if isinstance(value, dict) else {}
+
+
+def _listed(where: Path, holder: Mapping[str, Any]) -> tuple[str, ...]:
+    """The tokens that it has under one of LISTS, by id; REINVENT's mapping goes both ways."""
+    found = next(
+        (holder[name] for name in LISTS if isinstance(holder.get(name), list | dict)), None
+    )
+    if found is None:
+        return ()
+    if isinstance(found, list):
+        tokens = [item.decode() if isinstance(item, bytes) else item for item in found]
+        return _ordered(where, tokens)
+    by_id = {token: i for i, token in found.items() if type(i) is int}
+    return _ordered(where, by_id or found)
+
+
+def read_vocabulary(path: Path) -> Vocabulary:
+    """The tokens by id: of a text with a word in each line, or a word and its id; of a JSON list,
+    or JSON that gives each word its id; of YAML with a `token_list`, as ESPnet writes it; of a
+    tokenizer.json; of a vocabulary or dictionary that `torch.save` has written."""
+    data = _bytes(path)
+    if data.startswith(PICKLED):
+        found = held_vocabulary(read(path), path)
+        if found is None:
+            raise UserError(f"{path}: no vocabulary that can be read: none of {', '.join(LISTS)}")
+        return found
+    text = _decoded(path, data)
     try:
         if path.suffix == ".json":
-            return _ordered(path, json.loads(text))
+            found = json.loads(text)
+            if isinstance(found, dict) and isinstance(found.get("model"), dict):
+                return Vocabulary(path, library=True)
+            return Vocabulary(path, _ordered(path, found))
         if path.suffix in (".yaml", ".yml"):
             found = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-            return _ordered(path, found.get("token_list") if isinstance(found, dict) else found)
+            tokens = found.get("token_list") if isinstance(found, dict) else found
+            return Vocabulary(path, _ordered(path, tokens))
     except (ValueError, yaml.YAMLError, RecursionError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(f"{path}: the vocabulary cannot be read: {reason}") from None
     lines = text.removesuffix("\n").split("\n")
     numbered = [NUMBERED.fullmatch(line) for line in lines]
     if all(numbered):
-        return _ordered(path, {match[1]: int(match[2]) for match in numbered if match})
-    return [line.removesuffix("\r") for line in lines]
+        ids = {match[1]: int(match[2]) for match in numbered if match}
+        return Vocabulary(path, _ordered(path, ids))
+    return Vocabulary(path, tuple(line.removesuffix("\r") for line in lines))
 
 
-def _decoded(path: Path) -> str:
+def _bytes(path: Path) -> bytes:
     try:
-        return read_bytes(path, MAX_VOCABULARY).decode("utf-8-sig")
+        return read_bytes(path, MAX_VOCABULARY)
     except FileNotFoundError:
         raise UserError(f"vocabulary={path}: no such file") from None
+
+
+def _decoded(path: Path, data: bytes) -> str:
+    try:
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         byte = error.object[error.start]
         message = f"{path}: the vocabulary is not UTF-8: byte {error.start:,} is {byte:#x}"
         raise UserError(message) from None
 
 
-def _ordered(path: Path, found: object) -> list[str]:
+def _ordered(path: Path, found: object) -> tuple[str, ...]:
     """The words of a list, or of a mapping to ids 0, 1, 2, and so on."""
     if isinstance(found, dict):
         ids = sorted(found.values()) if all(type(i) is int for i in found.values()) else []
         if ids == list(range(len(found))):
-            return [str(word) for word, _ in sorted(found.items(), key=lambda item: item[1])]
+            return tuple(str(word) for word, _ in sorted(found.items(), key=lambda item: item[1]))
         raise UserError(f"{path}: expected each word's id, from 0 to {len(found) - 1:,}, once")
     if isinstance(found, list) and all(isinstance(word, str) for word in found):
-        return found
+        return tuple(found)
     raise UserError(f"{path}: expected a list of words, or each word with its id")
-
-
-def word_tokenizer(
-    path: Path, words: Sequence[str], size: int, eos: str | None, unk: str | None
-) -> Word:
-    """The tokenizer whose id of each word is that of the list.
-
-    size: rows of the model's matrices. eos, unk: the words that end a sentence and stand for
-    unknown ones, if not one of ENDS and UNKNOWNS; they are called <eos> and <unk> then.
-    """
-    if len(words) != size:
-        raise UserError(f"{path} has {len(words):,} words, the model's matrices {size:,} rows")
-    first = {word: i for i, word in reversed(list(enumerate(words)))}
-    if len(first) != len(words):
-        again = next(word for i, word in enumerate(words) if first[word] != i)
-        raise UserError(f"{path} has the word {again!r} twice")
-    named = list(words)
-    for role, given, usual, key in (
-        ("ends a sentence", eos, ENDS, EOS),
-        ("stands for unknown words", unk, UNKNOWNS, UNK),
-    ):
-        word = given if given is not None else next((w for w in usual if w in first), None)
-        if word not in first:
-            found = f"no {word!r}" if word is not None else f"none of {', '.join(usual)}"
-            raise UserError(f"{path} has {found}, the word that {role}: name it with {key[1:-1]}=")
-        if key in first and word != key:
-            raise UserError(f"{path} has {word!r} and {key!r}: one of them {role}, not both")
-        named[first[word]] = key
-    return Word.of(named)

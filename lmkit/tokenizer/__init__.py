@@ -2,6 +2,7 @@
 
 from lmkit.tokenizer.base import AnyTokenizer, Encoded, Tokenizer
 from lmkit.tokenizer.characters import Bytes, Characters
+from lmkit.tokenizer.pattern import Pattern
 from lmkit.tokenizer.saved import Stored, load_tokenizer
 from lmkit.tokenizer.subword import ByteLevelBPE, Pretrained
 from lmkit.tokenizer.word import Word
@@ -12,6 +13,7 @@ __all__ = [
     "Bytes",
     "Characters",
     "Encoded",
+    "Pattern",
     "Pretrained",
     "Stored",
     "Tokenizer",

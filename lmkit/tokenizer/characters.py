@@ -12,6 +12,7 @@ from lmkit.tokenizer.base import (
     ByteSurfaces,
     CountedTokenizer,
     DocumentTokenizer,
+    Encoded,
     Flat,
     at_least,
     by_frequency,
@@ -84,16 +85,31 @@ class Characters(DocumentTokenizer, CountedTokenizer):
             )
         )
 
+    @classmethod
+    def of(cls, vocabulary: Sequence[str]) -> Self:
+        """The tokenizer whose ids are the places in `vocabulary`, which has <unk>, and <eos> or a
+        newline: then each line is closed with that. What is longer than a character is never read.
+        """
+        tokenizer = cls()
+        tokenizer._adopt(list(vocabulary))
+        return tokenizer
+
     def _adopt(self, vocabulary: list[str]) -> None:
         self.vocabulary = vocabulary
         self.vocabulary_size = len(vocabulary)
-        self.eos_id, self.unk_id = vocabulary.index(EOS), vocabulary.index(UNK)
-        self._surfaces = list(vocabulary)
-        self._surfaces[self.eos_id] = ""
+        self._closes_lines = EOS not in vocabulary
+        self.eos_id = vocabulary.index("\n" if self._closes_lines else EOS)
+        self.unk_id = vocabulary.index(UNK)
+        self._surfaces = ["" if token == EOS else token for token in vocabulary]
         self._id_of = np.full(0x110000, self.unk_id, np.uint32)
         for i, character in enumerate(vocabulary):
-            if character not in (EOS, UNK):
+            if len(character) == 1:
                 self._id_of[ord(character)] = i
+
+    def encode(self, texts: Sequence[str], by_line: bool = False) -> Encoded:
+        if self._closes_lines:  # a last line that has its newline is closed already
+            texts = [text.removesuffix("\n") for text in texts]
+        return super().encode(texts, by_line)
 
     def _flat(self, texts: Sequence[str]) -> Flat:
         points = np.frombuffer("".join(texts).encode("utf-32-le"), np.uint32)
@@ -107,7 +123,8 @@ class Characters(DocumentTokenizer, CountedTokenizer):
         return {i: text[i] for i in np.flatnonzero(ids == self.unk_id).tolist()}
 
     def spans(self, text: str, by_line: bool = False) -> list[tuple[int, int]]:
-        return [*((i, i + 1) for i in range(len(text))), (len(text), len(text))]
+        closed = self._closes_lines and text.endswith("\n")
+        return [*((i, i + 1) for i in range(len(text))), *([] if closed else [(len(text),) * 2])]
 
     def decode(self, ids: Sequence[int]) -> str:
         return "".join(self.pieces(ids))

@@ -5,8 +5,10 @@ import sys
 from types import ModuleType
 
 import pytest
+import tokenizers
 import torch
 from journey import lmkit as in_process
+from safetensors.torch import save_file
 from torch import nn
 
 import lmkit
@@ -96,6 +98,177 @@ def test_an_imported_model_is_the_model(place, name, capsys):
         found = [token.nll for token in trained.score(TEXT, protocol=protocol)]
         expected = [nll for tokens in texts for nll in nll_of(model, tokens)]
         assert found == pytest.approx(expected, abs=1e-5)
+
+
+# Objects that models of other programs hold, with the attributes that these give them.
+HELD = """
+class Dictionary:
+    def __init__(self, tokens):
+        self.idx2item = [token.encode() for token in tokens]
+        self.item2idx = {token: i for i, token in enumerate(self.idx2item)}
+
+
+class Vocabulary:
+    def __init__(self, tokens):
+        self._tokens = {}
+        for i, token in enumerate(tokens):
+            self._tokens[token] = i
+            self._tokens[i] = token
+
+
+class CharVocab:
+    def __init__(self, tokens):
+        self.ss = Vocabulary
+        self.c2i = {token: i for i, token in enumerate(tokens)}
+        self.i2c = dict(enumerate(tokens))
+"""
+FLAIR = ["<unk>", "\n", "a", "b", " ", "ü"]
+REINVENT = ["$", "^", "C", "Cl", "[nH]", "(", ")", "%10"]
+MOSES = ["C", "N", "=", "<bos>", "<eos>", "<pad>", "<unk>"]
+
+
+def held(kind, size):
+    """What a program saves, the plain module that computes with it, and its vocabulary."""
+    module = sys.modules["held"]
+    torch.manual_seed(3)
+    if kind == "flair":
+        names, cell = ("encoder", "rnn", "decoder"), nn.LSTM(size - 1, 5, 2)
+    elif kind == "reinvent":
+        names, cell = ("_embedding", "_rnn", "_linear"), nn.GRU(size - 1, 5, 3, batch_first=True)
+    else:
+        names, cell = ("embedding_layer", "lstm_layer", "linear_layer"), nn.LSTM(size - 1, 5)
+    parts = [nn.Embedding(size, size - 1), cell, nn.Linear(5, size)]
+    for part in parts:
+        for parameter in part.parameters():
+            nn.init.uniform_(parameter, -1, 1)
+    state = nn.ModuleDict(dict(zip(names, parts, strict=True))).state_dict()
+    if kind == "flair":
+        return parts, {
+            **{"state_dict": state, "dictionary": module.Dictionary(FLAIR), "nlayers": 2},
+            **{"is_forward_lm": True, "document_delimiter": "\n", "recurrent_type": "LSTM"},
+        }
+    if kind == "reinvent":
+        return parts, {
+            **{"model_type": "Reinvent", "vocabulary": module.Vocabulary(REINVENT)},
+            **{"network": state, "network_params": {"layer_normalization": False}},
+        }
+    return parts, state
+
+
+@pytest.fixture
+def held_module(monkeypatch):
+    module = ModuleType("held")
+    exec(HELD, module.__dict__)
+    monkeypatch.setitem(sys.modules, "held", module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("kind", "tokens", "text", "expected"),
+    [
+        # Of each: the ids that the program reads and then predicts, the first one only read.
+        ("flair", FLAIR, "ab x\nü", [1, 2, 3, 4, 0, 1, 5, 1]),
+        ("flair", FLAIR, "ab\n", [1, 2, 3, 1]),
+        ("reinvent", REINVENT, "CCl[nH](C)%10", [1, 2, 3, 4, 5, 2, 6, 7, 0]),
+        ("moses", MOSES, "CN=X", [3, 0, 1, 2, 6, 4]),
+    ],
+)
+@torch.no_grad()
+def test_a_model_with_a_vocabulary_of_its_own(
+    tmp_path, monkeypatch, held_module, kind, tokens, text, expected
+):
+    (embedding, rnn, linear), saving = held(kind, len(tokens))
+    torch.save(saving, tmp_path / "model.pt")
+    torch.save(held_module.CharVocab(MOSES), tmp_path / "vocab.pt")
+    monkeypatch.delitem(sys.modules, "held")
+    monkeypatch.chdir(tmp_path)
+    vocabulary = ["vocabulary=vocab.pt"] if kind == "moses" else []
+    assert cli.main(["import", "model.pt", *vocabulary, "run_id=one"]) == 0
+    trained = lmkit.load("one")
+    assert trained.precision == "32-true"
+    inputs = torch.tensor(expected[:-1])
+    hidden, _ = rnn(embedding(inputs)[None] if rnn.batch_first else embedding(inputs)[:, None])
+    log_prob = linear(hidden.flatten(0, 1)).log_softmax(-1)
+    nll = [-log_prob[i, token].item() for i, token in enumerate(expected[1:])]
+    scored = trained.score(text)
+    assert [token.token for token in scored] == expected[1:]
+    assert [token.nll for token in scored] == pytest.approx(nll, abs=1e-5)
+    assert len(trained.generate(num_tokens=5)) == 1
+    record = json.loads((tmp_path / "outputs" / "imported" / "one" / "import.json").read_text())
+    assert record.get("start") == {"flair": None, "reinvent": "^", "moses": "<bos>"}[kind]
+
+
+@pytest.mark.parametrize(
+    ("kind", "changed", "message"),
+    [
+        ("flair", {"is_forward_lm": False}, "it reads backwards, so it does not predict"),
+        ("flair", {"dictionary": None}, "vocabulary=FILE is missing"),
+        ("reinvent", {"network_params": {"layer_normalization": True}}, "it normalises what"),
+    ],
+)
+def test_models_that_compute_something_else(
+    tmp_path, monkeypatch, capsys, held_module, kind, changed, message
+):
+    _, saving = held(kind, len({"flair": FLAIR, "reinvent": REINVENT}[kind]))
+    torch.save(saving | changed, tmp_path / "model.pt")
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["import", "model.pt"]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_a_smiles_that_the_vocabulary_lacks_is_refused(tmp_path, monkeypatch, capsys, held_module):
+    _, saving = held("reinvent", len(REINVENT))
+    torch.save(saving, tmp_path / "model.pt")
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["import", "model.pt", "run_id=one"]) == 0
+    assert cli.main(["score", "one", "text=CBr"]) == 2
+    told = capsys.readouterr().err
+    assert told == "error: the vocabulary has no 'Br', and no token for unknown text\n"
+
+
+def test_safetensors(place, tmp_path, monkeypatch, capsys):
+    model = saved(place, "again.pt", "LSTM", 8, 5, 6, 2)
+    monkeypatch.chdir(tmp_path)
+    save_file(model.state_dict(), "model.safetensors")
+    vocabulary = f"vocabulary={place / 'vocab.txt'}"
+    assert cli.main(["import", "model.safetensors", vocabulary, "run_id=one"]) == 0
+    found = [token.nll for token in lmkit.load("one").score("the cat sat")]
+    assert found == pytest.approx(nll_of(model, ids("the cat sat")), abs=1e-5)
+    data = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "half.safetensors").write_bytes(data[:-9])
+    assert cli.main(["import", "half.safetensors", vocabulary]) == 2
+    assert "half.safetensors is no file of safetensors, or is damaged" in capsys.readouterr().err
+
+
+def test_a_tokenizer_json_is_a_vocabulary(tmp_path, monkeypatch):
+    library = tokenizers.Tokenizer(tokenizers.models.WordLevel({w: i for i, w in enumerate(WORDS)}))
+    library.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    library.save(str(tmp_path / "tokenizer.json"))
+    model = saved(tmp_path, "model.pt", "GRU", 8, 5, 6, 1)
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["import", "model.pt", "vocabulary=tokenizer.json", "run_id=one"]) == 0
+    found = [token.nll for token in lmkit.load("one").score("the dog sat")]
+    assert found == pytest.approx(nll_of(model, ids("the dog sat")), abs=1e-5)
+
+
+def test_a_text_begins_after_a_start_of_its_own(tmp_path, monkeypatch, capsys):
+    words = ["<s>", "the", "cat", "</s>", "<unk>"]
+    (tmp_path / "tokens.txt").write_text("".join(f"{w} {i}\n" for i, w in enumerate(words)))
+    model = saved(tmp_path, "model.pt", "LSTM", 5, 6, 6, 2, tie_weights=True)
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["import", "model.pt", "vocabulary=tokens.txt", "run_id=one"]) == 0
+    assert "a text begins after" in capsys.readouterr().out
+    hidden, _ = model.rnn(model.encoder(torch.tensor([0, 1, 2]))[:, None])
+    log_prob = model.decoder(hidden[:, 0]).log_softmax(-1)
+    nll = [-log_prob[i, token].item() for i, token in enumerate([1, 2, 3])]
+    found = [token.nll for token in lmkit.load("one").score("the cat")]
+    assert found == pytest.approx(nll, abs=1e-5)
+    for bos, code in (("bos=</s>", 0), ("bos=x", 2)):
+        assert cli.main(["import", "model.pt", "vocabulary=tokens.txt", bos, "run_id=two"]) == code
+    assert "has no 'x', the word before which a text begins" in capsys.readouterr().err
+    later = [token.nll for token in lmkit.load("two").score("the cat")]
+    assert abs(later[0] - nll[0]) > 1e-3
 
 
 @pytest.fixture(scope="module")

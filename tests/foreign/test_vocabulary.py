@@ -1,4 +1,4 @@
-"""Word lists of other programs: every word keeps its id."""
+"""Vocabularies of other programs: every token keeps its id."""
 
 import json
 
@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from lmkit.errors import UserError
-from lmkit.foreign import read_vocabulary, word_tokenizer
+from lmkit.foreign import Vocabulary, foreign_tokenizer, read_vocabulary
 
 WORDS = ["<eos>", "the", "cat", "ü", "<unk>"]
 FILES = {
@@ -24,18 +24,18 @@ FILES = {
 def test_the_words_by_id(tmp_path, name):
     path = tmp_path / name
     path.write_text(FILES[name], newline="")
-    assert read_vocabulary(path) == WORDS
+    assert read_vocabulary(path) == Vocabulary(path, tuple(WORDS))
 
 
 def test_the_tokenizer_has_these_ids(tmp_path):
-    tokenizer = word_tokenizer(tmp_path, WORDS, 5, None, None)
+    tokenizer = foreign_tokenizer(Vocabulary(tmp_path, tuple(WORDS)), 5, None)
     assert tokenizer.encode(["the cat\na ü"]).ids.tolist() == [1, 2, 0, 4, 3, 0]
     assert (tokenizer.eos_id, tokenizer.unk_id) == (0, 4)
 
 
 def test_words_of_other_names_take_these_roles(tmp_path):
     words = ["<blank>", "a", "<sos/eos>", "UNKNOWN"]
-    tokenizer = word_tokenizer(tmp_path, words, 4, None, "UNKNOWN")
+    tokenizer = foreign_tokenizer(Vocabulary(tmp_path, tuple(words)), 4, "UNKNOWN")
     assert tokenizer.encode(["b a"]).ids.tolist() == [3, 1, 2]
 
 
@@ -77,4 +77,4 @@ def test_files_that_cannot_be_read(tmp_path):
 )
 def test_a_vocabulary_that_does_not_fit(tmp_path, words, given, message):
     with pytest.raises(UserError, match=message):
-        word_tokenizer(tmp_path / "v.txt", words, 3, **{"eos": None, "unk": None, **given})
+        foreign_tokenizer(Vocabulary(tmp_path / "v.txt", tuple(words), **given), 3, None)

