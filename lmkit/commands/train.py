@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 from rich.console import Console
@@ -14,6 +15,7 @@ from rich.text import Text
 from lmkit.config.loggers import grouped
 from lmkit.inference import TrainedModel
 from lmkit.run import Run, no_checkpoint, no_end
+from lmkit.tokenizer.base import FILE
 from lmkit.training.launch import launch
 
 SAMPLE_TOKENS = 60
@@ -31,8 +33,7 @@ def train(config: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     multirun, a run for each combination of values.
     """
     run = Run.named(config["outputs"], config["name"], config["run_id"])
-    config = grouped(config)
-    return _reported(run, config, launch(run, config, overrides))
+    return _trained(run, grouped(config), overrides)
 
 
 def resume(
@@ -48,14 +49,24 @@ def resume(
     callbacks.early_stopping may change, paths where the same text lies elsewhere, and once the run
     has diverged optimizer.lr and trainer.gradient_clip_val
     """
-    return _reported(run, config, launch(run, config, overrides))
+    return _trained(run, config, overrides)
 
 
-def _reported(run: Run, config: dict[str, Any], summary: dict[str, Any]) -> dict[str, Any]:
-    """The summary of a run, which is printed if this process has one."""
+def _trained(run: Run, config: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """Train a run, and print its summary if this process has one."""
+    config = _with_own_tokenizer(run, config)
+    summary = launch(run, config, overrides)
     if summary.keys() > {"run"}:
         show(run, config, summary)
     return summary
+
+
+def _with_own_tokenizer(run: Run, config: dict[str, Any]) -> dict[str, Any]:
+    """The config; where its saved tokenizer is no longer there, a run that resumes has a copy."""
+    path = config["tokenizer"].get("path")
+    if path is None or Path(path).exists() or not (run.path / FILE).is_file():
+        return config
+    return {**config, "tokenizer": {"_target_": "lmkit.tokenizer.Stored", "path": str(run.path)}}
 
 
 def show(run: Run, config: dict[str, Any], summary: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -50,6 +50,10 @@ class Root:
     restarts: how often a run of several processes begins again after one has died.
     threads: of each process; null: chosen by a short trial, or the machine's shared by several
     processes.
+    init: the run whose model, weights and tokenizer the training begins with; null: new weights.
+    init_checkpoint: of that run, best, last or another.
+    init_vocabulary: kept, that run's; new: of the new data, in which tokens that both have keep
+    their rows of embedding and head.
     """
 
     outputs: str
@@ -69,6 +73,9 @@ class Root:
     callbacks: Group | None = None
     restarts: Count = 3
     threads: Size | None = None
+    init: str | None = None
+    init_checkpoint: str = "best"
+    init_vocabulary: Literal["kept", "new"] = "kept"
 
 
 def check(

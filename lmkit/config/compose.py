@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from lmkit.config.as_typed import AsTyped, find_misread, literal, retyped
 from lmkit.config.grammar import parse_flags, sort_overrides
 from lmkit.config.groups import config_folders
+from lmkit.config.inherited import INHERITED, inherited
 from lmkit.config.mistakes import first_lines, nearest, report
 from lmkit.errors import UserError
 from lmkit.run.renamed import renamed, retargeted
@@ -84,6 +85,13 @@ def compose(
     except (HydraException, OmegaConfBaseException, ValueError, yaml.YAMLError) as error:
         raise UserError(report([*done.mistakes, first_lines(error)])) from error
     done.config = retargeted(done.config)  # a user's files may have older names of classes
+    if base is None and done.config.get("init"):
+        theirs = inherited(done.config, overrides.groups, overrides.values, done.mistakes)
+        named = [v for v in overrides.values if v.key_or_group.partition(".")[0] in INHERITED]
+        changed = _merge(
+            OmegaConf.create(_map_strings({k: theirs[k] for k in INHERITED}, literal)), named
+        )
+        done.config = {**theirs, **resolved(changed)}
     _anchor_paths(done.config)
     return done
 

@@ -29,9 +29,17 @@ MENDS = re.compile(r"(optimizer\.lr|trainer\.gradient_clip_(val|algorithm))$")
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """The dotted keys in which two configs differ, with both values; one may be `absent`.
 
-    An empty group counts as none, so that a run from before the group existed can resume.
+    An empty group counts as none, and so do the keys of `init` where it is null, so that a run from
+    before they existed can resume.
     """
-    one, other = ({k: v for k, v in flat(c).items() if v != {}} for c in (then, now))
+    one, other = (
+        {
+            k: v
+            for k, v in flat(c).items()
+            if v != {} and (c.get("init") or not k.startswith("init"))
+        }
+        for c in (then, now)
+    )
     pairs = {key: (one.get(key, "absent"), other.get(key, "absent")) for key in {**one, **other}}
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 

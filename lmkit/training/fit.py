@@ -27,6 +27,8 @@ from lmkit.training.callbacks import Checkpoint, StopOnSignal
 from lmkit.training.callbacks.progress import Progress
 from lmkit.training.components import make_callbacks, make_task, make_tracking, make_trainer
 from lmkit.training.continuation import Continuation
+from lmkit.training.initial import NAME as INIT
+from lmkit.training.initial import begin
 from lmkit.training.loggers.tracker import Tracking
 from lmkit.training.pace import Pace
 from lmkit.training.summary import concluding, effort, logged, num_parameters, take_best, validated
@@ -50,6 +52,7 @@ def work(
     with restored(), StopSignals() as signals, computing(config):
         data = data or make_data(config)
         task = make_task(config, data)
+        began = _begin(config, task, data, newest)
         before, here = read_manifest(newest) if newest else {}, identity(config, data.prepared)
         tracking = make_tracking(run, config, before.get("step"))
         callbacks = [
@@ -60,6 +63,8 @@ def work(
         trainer = make_trainer(run, config, data, callbacks, tracking, here)
         if trainer.is_global_zero:
             _describe(run, config, task, data, tracking)
+            if began:
+                run.write(INIT, began)
             _warn_without_checkpoints(trainer)
         with concluding(trainer, tracking) as summary:
             with complaints():
@@ -72,6 +77,15 @@ def work(
             summary |= effort(task, tracking.account.metrics.seconds)
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             run.write("summary.json", summary)
+
+
+def _begin(
+    config: Mapping[str, Any], task: Task, data: DataModule, newest: Path | None
+) -> dict[str, Any] | None:
+    """The run whose weights a task begins with, if it does."""
+    if newest or not config.get("init"):
+        return None
+    return begin(config, task.model, task.head, data.tokenizer)
 
 
 @contextmanager

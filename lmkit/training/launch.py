@@ -28,6 +28,7 @@ from lmkit.system.signals import Stopped, follow_parent
 from lmkit.system.threads import Threads, counted
 from lmkit.training.estimate import estimate, lasting
 from lmkit.training.fit import work
+from lmkit.training.initial import check_init
 from lmkit.training.limits import check_limits
 from lmkit.training.loggers.wandb import unsynced
 from lmkit.training.pace import NAME as CHOICES
@@ -106,11 +107,14 @@ def _check(run: Run, config: dict[str, Any]) -> None:
 
 
 def _prepare(run: Run, config: dict[str, Any]) -> DataModule:
-    """The prepared data; raises UserError if a run that resumes began with another text, or if its
-    trainer's limits or its schedule do not fit the text."""
+    """The prepared data; raises UserError if a run that resumes began with another text, if its
+    trainer's limits or its schedule do not fit the text, or if it cannot begin as `init` says."""
     data = make_data(config)
-    check_text(run, data.prepare())
+    prepared = data.prepare()
+    check_text(run, prepared)
     check_limits(config, data)
+    if config.get("init") and not newest_manifest(run.path / "checkpoints")[1]:
+        check_init(config, prepared.tokenizer)
     return data
 
 

@@ -1,0 +1,110 @@
+"""The initial weights of a run that begins where another run has ended."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lmkit.assembly import build_model
+from lmkit.errors import UserError
+from lmkit.head import Head
+from lmkit.inference.identity import check_own
+from lmkit.inference.weights import find_checkpoint
+from lmkit.model import LanguageModel
+from lmkit.run import Run
+from lmkit.run.checkpoints import load_checkpoint, read_manifest
+from lmkit.tokenizer import Tokenizer, load_tokenizer
+
+NAME = "init.json"  # where a run says what it began from
+
+
+def check_init(config: Mapping[str, Any], tokenizer: Tokenizer) -> None:
+    """Raise UserError if a run with this config and tokenizer cannot begin as `init` says."""
+    with torch.random.fork_rng(devices=[]):
+        begin(config, *build_model(config, tokenizer.vocabulary_size), tokenizer)
+
+
+def begin(
+    config: Mapping[str, Any], model: LanguageModel, head: Head, tokenizer: Tokenizer
+) -> dict[str, Any]:
+    """Load the weights of the run that `init` names, and return where they come from.
+
+    With init_vocabulary=new the rows of embedding and head are kept for tokens that both
+    vocabularies have, and are new for all others. Raises UserError if anything does not fit.
+    """
+    run = Run(Path(config["init"]))
+    path = find_checkpoint(run, config["init_checkpoint"])
+    check_own(run, path)
+    theirs = load_tokenizer(run.path)
+    weights = load_checkpoint(path)["state_dict"]
+    module = nn.ModuleDict({"model": model, "head": head})
+    weights = {name: value for name, value in weights.items() if name.partition(".")[0] in module}
+    shared = tokenizer.vocabulary_size
+    if config["init_vocabulary"] == "new":
+        pairs = _shared(theirs, tokenizer)
+        shared = len(pairs)
+        weights = _with_rows(weights, module.state_dict(), pairs)
+    elif theirs.hash() != tokenizer.hash():
+        raise UserError(
+            f"init={run.path}: it has another vocabulary ({theirs.vocabulary_size:,} tokens) than "
+            f"the data ({tokenizer.vocabulary_size:,}); with init_vocabulary=new the rows of "
+            "embedding and head are new for tokens that it does not have"
+        )
+    try:
+        module.load_state_dict(weights)
+    except RuntimeError as error:  # it names every parameter of a wrong shape
+        lines = [line.strip() for line in str(error).splitlines()[1:]]
+        shown = " ".join(lines[:2]) + (f" ({len(lines) - 2} more)" if len(lines) > 2 else "")
+        raise UserError(f"init={run.path}: its weights do not fit the config: {shown}") from None
+    manifest = read_manifest(path)
+    return {
+        "run": str(run.path),
+        "checkpoint": path.stem,
+        "step": manifest.get("step"),
+        "sha256": manifest.get("sha256"),
+        "vocabulary": config["init_vocabulary"],
+        "shared_tokens": shared,
+    }
+
+
+def _shared(theirs: Tokenizer, ours: Tokenizer) -> dict[int, int]:
+    """From our ids to theirs of the tokens that have the same surface; <eos> and <unk> are the same
+    whatever they are called."""
+    known = {surface: i for i, surface in _surfaces(theirs).items()}
+    pairs = {i: known[surface] for i, surface in _surfaces(ours).items() if surface in known}
+    pairs[ours.eos_id] = theirs.eos_id
+    if ours.unk_id is not None and theirs.unk_id is not None:
+        pairs[ours.unk_id] = theirs.unk_id
+    return pairs
+
+
+def _surfaces(tokenizer: Tokenizer) -> dict[int, str]:
+    """The surface of each token that no other token has and that is whole characters."""
+    surfaces = [tokenizer.pieces([i])[0] for i in range(tokenizer.vocabulary_size)]
+    special, count = {tokenizer.eos_id, tokenizer.unk_id}, Counter(surfaces)
+    return {
+        i: surface
+        for i, surface in enumerate(surfaces)
+        if i not in special and surface and "\ufffd" not in surface and count[surface] == 1
+    }
+
+
+def _with_rows(
+    weights: Mapping[str, Tensor], fresh: Mapping[str, Tensor], pairs: Mapping[int, int]
+) -> dict[str, Tensor]:
+    """`weights`, but of embedding and head those of the new vocabulary, which are `fresh` where no
+    token has the surface."""
+    ours, theirs = torch.tensor(list(pairs)), torch.tensor(list(pairs.values()))
+    done = dict(weights)
+    for name, value in fresh.items():
+        if name.startswith(("model.embedding.", "head.")) and name in weights and value.dim():
+            rows = value.detach().clone()
+            if rows.shape[1:] == weights[name].shape[1:]:
+                rows[ours] = weights[name][theirs]
+            done[name] = rows
+    return done
