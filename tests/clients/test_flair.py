@@ -1,4 +1,4 @@
-"""A character language model made by Flair itself: `lmkit import` says of a text what Flair says."""
+"""A character language model of Flair: the imported run says of a text what Flair says."""
 
 import warnings
 
