@@ -39,6 +39,7 @@ MODULES = {
     "list": "list",
     "completion": "completion",
     "import": "import_model",
+    "export": "export",
 }
 # Parameters of a command that the command line does not spell out.
 PROVIDED = (

@@ -148,9 +148,12 @@ class Tokenizer(AnyTokenizer):
     @abstractmethod
     def _restore(cls, state: dict[str, Any]) -> Self: ...
 
+    def saved(self) -> dict[str, Any]:
+        """What `save` writes, as JSON values."""
+        return {"format": FORMAT, "name": self.kind(), **self._state()}
+
     def _payload(self) -> bytes:
-        state = {"format": FORMAT, "name": self.kind(), **self._state()}
-        return json.dumps(state, ensure_ascii=False).encode()
+        return json.dumps(self.saved(), ensure_ascii=False).encode()
 
     def save(self, directory: Path) -> None:
         """Write `tokenizer.json` into `directory`, whole or not at all."""

@@ -88,7 +88,7 @@ class ByteLevelBPE(ByteSurfaces):
         vocabulary = library.get_vocab()
         self.eos_id = vocabulary[EOS]
         self.vocabulary_size = len(vocabulary)
-        byte_of = _byte_of_character()
+        byte_of = byte_characters()
         self.surfaces = [
             b"" if token == EOS else bytes(byte_of[character] for character in token)
             for token in sorted(vocabulary, key=vocabulary.__getitem__)
@@ -113,8 +113,12 @@ class ByteLevelBPE(ByteSurfaces):
     def settings(self) -> dict[str, Any]:
         return {"vocabulary_size": self.wanted_size, "min_frequency": self.min_frequency}
 
+    def library_json(self) -> str:
+        """Its tokenizer.json, in the form of the `tokenizers` library."""
+        return self._library.to_str()
+
     def _state(self) -> dict[str, Any]:
-        return {"settings": self.settings(), "tokenizer": json.loads(self._library.to_str())}
+        return {"settings": self.settings(), "tokenizer": json.loads(self.library_json())}
 
     @classmethod
     def _restore(cls, state: dict[str, Any]) -> Self:
@@ -257,8 +261,16 @@ class Pretrained(DocumentTokenizer):
     def settings(self) -> dict[str, Any]:
         return {"path": self.path, "eos": self.eos}
 
+    def library_json(self) -> str:
+        """Its tokenizer.json, in the form of the `tokenizers` library."""
+        return self._library.to_str()
+
+    def name_of(self, token: int) -> str:
+        """What the library calls a token."""
+        return str(self._library.id_to_token(token))
+
     def _state(self) -> dict[str, Any]:
-        return {"eos": self.eos, "tokenizer": json.loads(self._library.to_str())}
+        return {"eos": self.eos, "tokenizer": json.loads(self.library_json())}
 
     @classmethod
     def _restore(cls, state: dict[str, Any]) -> Self:
@@ -324,7 +336,7 @@ def _cut_safely(text: str) -> Iterator[str]:
     yield text[start:]
 
 
-def _byte_of_character() -> dict[str, int]:
+def byte_characters() -> dict[str, int]:
     """GPT-2's alphabet: printable bytes stand for themselves, the rest for U+0100 onwards."""
     printable = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
     rest = (byte for byte in range(256) if byte not in printable)
