@@ -60,4 +60,5 @@ def _data(run: Run, config: dict[str, Any]) -> dict[str, Any]:
         return {"source": "Trained by another program, and imported.", "splits": {}}
     data = recorded(run)
     source = config["data"]["_target_"].rpartition(".")[2]
-    return {"source": f"lmkit's source `{source}`.", "splits": data.get("splits", {})}
+    splits = {name: each for name, each in data.get("splits", {}).items() if "num_tokens" in each}
+    return {"source": f"lmkit's source `{source}`.", "splits": splits}

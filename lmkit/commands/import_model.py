@@ -8,27 +8,27 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from torch import nn
+from torch import Tensor, nn
 
 from lmkit.assembly import build_model
 from lmkit.config.check import check
 from lmkit.config.compose import compose
 from lmkit.errors import UserError
 from lmkit.foreign import (
-    Parameters,
     Unit,
     collect,
     foreign_tokenizer,
     held_vocabulary,
     identify,
     read,
+    read_exported,
     read_vocabulary,
     settings,
     start_id,
@@ -62,7 +62,7 @@ def import_model(
         lmkit import lm.pth vocabulary=config.yaml eos="<sos/eos>" embedding=lm.encoder
 
     FILE: safetensors, or what torch.save has written, a module, a state dict or a checkpoint, of
-    PyTorch's nn.LSTM, nn.GRU or nn.RNN; nothing in it is run.
+    PyTorch's nn.LSTM, nn.GRU or nn.RNN; or a directory of lmkit export. Nothing in it is run.
     vocabulary: a text with a word in each line (or a word and its id), JSON, YAML, tokenizer.json
     or a file of torch.save; not needed for models of Flair and REINVENT, which hold theirs.
     embedding: the beginning of the name of its weight, where it is not clear which it is.
@@ -78,41 +78,84 @@ def import_model(
     for line in overrides:
         if line.lstrip("+~").partition("=")[0].partition(".")[0] in ("model", "head", "tokenizer"):
             raise UserError(f"{line}: {path} says what the model is; leave it out")
+    said = {"bos": bos, "eos": eos, "unk": unk, "unit": unit}
+    layout = {"embedding": embedding, "rnn": rnn, "output": output}
+    if path.is_dir():
+        theirs = _exported(path)
+        given = {"vocabulary": vocabulary, **said, **layout}
+        if named := [key for key, value in given.items() if value is not None]:
+            raise UserError(f"{named[0]}=: {path} says it itself; leave it out")
+    else:
+        theirs = _foreign(path, vocabulary, layout, said)
+    own = import_model.__kwdefaults__ or {}
+    kept = [line for line in overrides if line.partition("=")[0] not in own]
+    # In full precision, as what the other program says of a text, unless the user wants another.
+    lines = ["name=imported", "trainer.precision=32-true", *kept, *theirs.lines]
+    composition = compose(lines)
+    composition.config |= theirs.nodes
+    config, _ = check(composition, trains=False)
+    run = Run.named(config["outputs"], config["name"], config["run_id"])
+    if (run.path / "config.yaml").exists():
+        raise UserError(f"{run.path} is a run already: give another run_id")
+    module = _module(path, config, theirs)
+    _write(run, config, overrides, theirs.tokenizer, module, theirs.origin)
+    result = {
+        "run": str(run.path),
+        "model": config["model"]["_target_"].rpartition(".")[2],
+        "words": theirs.tokenizer.vocabulary_size,
+        **theirs.origin,
+    }
+    _show(run, module, result)
+    return result
+
+
+@dataclass(frozen=True)
+class Theirs:
+    """A model of another program, in lmkit's terms.
+
+    lines, nodes: what the config says of it. weights: by their names in lmkit. origin: for the
+    record.
+    """
+
+    lines: list[str]
+    nodes: dict[str, Any]
+    tokenizer: Tokenizer
+    weights: dict[str, Tensor]
+    origin: dict[str, Any]
+
+
+def _foreign(
+    path: Path, vocabulary: str | None, layout: Mapping[str, str | None], said: Mapping[str, Any]
+) -> Theirs:
+    """The model in a file, with its vocabulary; layout and said: what the user says of them."""
     held = _read(path)
     names = None if vocabulary is None else Path(vocabulary).expanduser()
     tokens = held_vocabulary(held, path) if names is None else read_vocabulary(names)
     if tokens is None:
         raise UserError("vocabulary=FILE is missing: the words of the model's ids, in their order")
+    given = {key: said[key] or getattr(tokens, key) for key in ("bos", "eos", "unit")}
+    tokens = replace(tokens, **given)
     with _about(path):
-        layout = {"embedding": embedding, "rnn": rnn, "output": output}
         found = identify(collect(held), layout)
-    tokens = replace(tokens, bos=bos or tokens.bos, eos=eos or tokens.eos, unit=unit or tokens.unit)
-    tokenizer = foreign_tokenizer(tokens, len(found.embedding), unk)
+    tokenizer = foreign_tokenizer(tokens, len(found.embedding), said["unk"])
     start = start_id(tokens, tokenizer)
     found = found.beginning_after(start, tokenizer.eos_id)
     with _about(path):
         lines = [*settings(found), f"tokenizer={_option(tokenizer)}"]
-    own = import_model.__kwdefaults__ or {}
-    kept = [line for line in overrides if line.partition("=")[0] not in own]
-    # In full precision, as what the other program says of a text, unless the user wants another.
-    composition = compose(["name=imported", "trainer.precision=32-true", *kept, *lines])
-    config, _ = check(composition, trains=False)
-    run = Run.named(config["outputs"], config["name"], config["run_id"])
-    if (run.path / "config.yaml").exists():
-        raise UserError(f"{run.path} is a run already: give another run_id")
-    module = _module(path, config, found)
-    origin = {**_origin(path), "vocabulary": _origin(tokens.where), "parameters": lines}
+    origin: dict[str, Any] = {**_origin(path), "vocabulary": _origin(tokens.where)}
     if start != tokenizer.eos_id:
         origin["start"] = tokens.tokens[start]
-    _write(run, config, overrides, tokenizer, module, origin)
-    result = {
-        "run": str(run.path),
-        "model": found.kind,
-        "words": tokenizer.vocabulary_size,
-        **origin,
-    }
-    _show(run, module, result)
-    return result
+    return Theirs(lines, {}, tokenizer, weights(found), {**origin, "parameters": lines})
+
+
+def _exported(path: Path) -> Theirs:
+    """The model in a directory of `lmkit export`."""
+    found = read_exported(path)
+    lines = [f"tokenizer={_option(found.tokenizer)}", f"data.protocol={found.protocol}"]
+    nodes = {"model": found.model, "head": found.head}
+    what = f"model={found.model.get('_target_')}"
+    origin = {**_origin(path / "model.safetensors"), "parameters": [what, *lines]}
+    return Theirs(lines, nodes, found.tokenizer, found.weights, origin)
 
 
 def _read(path: Path) -> Any:
@@ -136,12 +179,12 @@ def _option(tokenizer: Tokenizer) -> str:
     return tokenizer.name if isinstance(tokenizer, Word | Characters) else "stored"
 
 
-def _module(path: Path, config: Mapping[str, Any], found: Parameters) -> nn.Module:
+def _module(path: Path, config: Mapping[str, Any], theirs: Theirs) -> nn.Module:
     """lmkit's model and head of a config with the parameters of a file."""
-    model, head = build_model(config, len(found.embedding))
+    model, head = build_model(config, theirs.tokenizer.vocabulary_size)
     module = nn.ModuleDict({"model": model, "head": head})
     try:
-        module.load_state_dict(weights(found))
+        module.load_state_dict(theirs.weights)
     except RuntimeError as error:  # it names every parameter of a wrong shape
         told = "; ".join(line.strip() for line in str(error).splitlines()[1:])
         raise UserError(f"{path}: {told}") from None

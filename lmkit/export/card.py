@@ -31,7 +31,7 @@ def card(facts: Mapping[str, Any], config: Mapping[str, Any]) -> str:
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
         "",
         'model = AutoModelForCausalLM.from_pretrained("DIR", trust_remote_code=True)',
-        'tokenizer = AutoTokenizer.from_pretrained("DIR")',
+        'tokenizer = AutoTokenizer.from_pretrained("DIR", trust_remote_code=True)',
         "```",
         "",
         "## How it reads a text",

@@ -63,8 +63,8 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def _cell(model: LanguageModel) -> str:
-    if isinstance(model, Elman) and type(model) is Elman:
-        return str(model.nonlinearity)
+    if type(model) is Elman:
+        return str(next(iter(model.layers)).nonlinearity)
     if type(model) not in CELLS:
         raise UserError(
             f"model={type(model).__name__}: the exported file knows LSTM, GRU, Elman and Window, "

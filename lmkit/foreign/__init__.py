@@ -1,6 +1,7 @@
 """Language models that other programs have trained: read without running anything of theirs."""
 
 from lmkit.foreign.conversion import settings, weights
+from lmkit.foreign.exported import read_exported
 from lmkit.foreign.file import read
 from lmkit.foreign.parameters import Parameters, collect, identify
 from lmkit.foreign.tokenizer import foreign_tokenizer, start_id
@@ -15,6 +16,7 @@ __all__ = [
     "held_vocabulary",
     "identify",
     "read",
+    "read_exported",
     "read_vocabulary",
     "settings",
     "start_id",

@@ -3,7 +3,7 @@
 from lmkit.tokenizer.base import AnyTokenizer, Encoded, Tokenizer
 from lmkit.tokenizer.characters import Bytes, Characters
 from lmkit.tokenizer.pattern import Pattern
-from lmkit.tokenizer.saved import Stored, load_tokenizer
+from lmkit.tokenizer.saved import Stored, load_tokenizer, restored
 from lmkit.tokenizer.subword import ByteLevelBPE, Pretrained
 from lmkit.tokenizer.word import Word
 
@@ -19,4 +19,5 @@ __all__ = [
     "Tokenizer",
     "Word",
     "load_tokenizer",
+    "restored",
 ]

@@ -43,6 +43,12 @@ def load_tokenizer(path: Path) -> Tokenizer:
         raise UserError(f"{path}: cannot read the tokenizer: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: the tokenizer is damaged: not JSON: {error}") from None
+    return restored(state, path)
+
+
+def restored(state: object, path: Path) -> Tokenizer:
+    """The tokenizer of which `Tokenizer.saved` gave the state; path: where it was read, for
+    messages."""
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise UserError(
             f'{path}: not a tokenizer that lmkit saved (no "format": "{FORMAT}"); '

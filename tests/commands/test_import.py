@@ -314,7 +314,7 @@ def test_its_training_cannot_be_resumed(place, imported):
     [
         (["none.pt"], "none.pt: no such file"),
         (["vocab.txt"], "vocab.txt is no file that PyTorch has saved, or is damaged"),
-        (["text"], "text is a directory, not a file"),
+        (["text"], "text is no directory that lmkit export has written: it has no lmkit.json"),
         (["model.pt", "vocabulary=none.txt"], "vocabulary=none.txt: no such file"),
         (["model.pt", "vocabulary=short.txt"], "has 2 words, the model's matrices 8 rows"),
         (["model.pt", "vocabulary=null"], "vocabulary=FILE is missing"),
