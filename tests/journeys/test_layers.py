@@ -29,7 +29,7 @@ ALLOWED = {
     "inference": {"assembly", "kernels", "run", "system", *STAGES},
     "training": {
         *{"inference", "assembly", "config", "run", "system"},
-        *{"windows", "head", "model", "regularizers", "optim", "kernels", "tokenizer"},
+        *{"windows", "head", "model", "regularizers", "optim", "kernels", "store", "tokenizer"},
     },
     "sweep": {"assembly", "config", "run", "system"},
     "foreign": {"tokenizer", "system"},
