@@ -7,9 +7,11 @@ from typing import Annotated, Any, Literal
 
 from torch import nn
 
-from lmkit.export import write_huggingface
-from lmkit.inference import TrainedModel
+from lmkit.errors import UserError
+from lmkit.export import Contract, write_huggingface, write_onnx, write_safetensors
+from lmkit.inference import Text, TrainedModel
 from lmkit.inference.identity import recorded
+from lmkit.inference.text import read_text
 from lmkit.run import IMPORTED, Run, no_checkpoint
 from lmkit.run.checkpoints import read_manifest
 from lmkit.training.summary import num_parameters
@@ -19,22 +21,54 @@ def export(
     run: Annotated[Run, no_checkpoint],
     *,
     path: str,
-    format: Literal["huggingface"] = "huggingface",
+    format: Literal["huggingface", "onnx", "safetensors"] = "huggingface",
     checkpoint: str = "best",
+    contract: Contract = "states",
+    quantize: Literal["int8"] | None = None,
+    file: str | None = None,
 ) -> dict[str, Any]:
     """Write a run's model for other programs, which need no lmkit.
 
         lmkit export latest path=model
+        lmkit export latest path=model format=onnx quantize=int8 file=text.txt
 
-    format: huggingface, a directory that transformers opens with trust_remote_code=True.
+    format: huggingface, a directory that transformers opens with trust_remote_code=True; onnx, with
+    tokens.txt, compared with PyTorch when it is written; safetensors, weights and what they are of.
     path: the directory to make; what is there already is never touched.
     checkpoint: best, last or another of the run's.
+    contract: of an ONNX file: states, tokens and a state in, log-probabilities and a state out;
+    sherpa, x, h0 and c0 of sherpa-onnx's online language models; sherpa_rescore, x and x_lens of
+    its offline ones.
+    quantize: int8, a second ONNX file of 8 bits; what it loses is measured on file=TEXT.
     """
     config = run.config()
+    if format != "onnx" and (contract != "states" or quantize or file):
+        raise UserError("contract, quantize and file are for format=onnx: leave them out")
     trainer = {**config["trainer"], "accelerator": "cpu", "precision": "32-true"}
     trained = TrainedModel.load(run, {**config, "trainer": trainer}, checkpoint)
+    text = None if file is None else Text.of(read_text(None, file), trained.tokenizer)
+    directory = Path(path).expanduser().absolute()
+    facts = _facts(run, config, trained)
+    result: dict[str, Any] = {"path": str(directory), "format": format}
+    if format == "huggingface":
+        write_huggingface(trained, facts, directory)
+        print(f"{directory}: AutoModelForCausalLM.from_pretrained(.., trust_remote_code=True)")
+    elif format == "safetensors":
+        write_safetensors(trained, facts, directory)
+        print(f"{directory}: model.safetensors and lmkit.json; lmkit import {directory}")
+    else:
+        result |= write_onnx(trained, directory, contract, quantize, text)
+        print(f"{directory}: model.onnx differs from PyTorch by {result['difference']:.1e}")
+        if quantize:
+            before, after = result["perplexity"], result["int8_perplexity"]
+            print(f"model.int8.onnx: perplexity {after:,.2f}, {before:,.2f} before")
+    return {**result, "num_parameters": facts["num_parameters"]}
+
+
+def _facts(run: Run, config: dict[str, Any], trained: TrainedModel) -> dict[str, Any]:
+    """What an exported model says of where it comes from."""
     assert trained.checkpoint is not None
-    facts = {
+    return {
         "run": f"{run.name}/{run.id}",
         "checkpoint": trained.checkpoint.stem,
         "step": read_manifest(trained.checkpoint).get("step"),
@@ -48,10 +82,6 @@ def export(
         "model": config["model"],
         "head": config["head"],
     }
-    directory = Path(path).expanduser().absolute()
-    write_huggingface(trained, facts, directory)
-    print(f"{directory}: AutoModelForCausalLM.from_pretrained(..., trust_remote_code=True)")
-    return {"path": str(directory), "format": format, "num_parameters": facts["num_parameters"]}
 
 
 def _data(run: Run, config: dict[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Writing a trained model for other programs."""
 
 from lmkit.export.huggingface import write_huggingface
+from lmkit.export.onnx_model import Contract, write_onnx
+from lmkit.export.source import write_safetensors
 
-__all__ = ["write_huggingface"]
+__all__ = ["Contract", "write_huggingface", "write_onnx", "write_safetensors"]

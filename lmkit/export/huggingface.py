@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
+from safetensors.torch import save_file
 from torch import Tensor
 
-from lmkit.errors import UserError
 from lmkit.export.card import card
+from lmkit.export.directory import new_directory, write_json
 from lmkit.export.fast_tokenizer import eos_token, fast_tokenizer, unk_token
-from lmkit.head import FullSoftmax
+from lmkit.export.plain import cell_of, check_head
+from lmkit.export.source import SOURCE, source
 from lmkit.inference import TrainedModel
-from lmkit.model import GRU, LSTM, Elman, LanguageModel, Recurrent, Window
+from lmkit.model import Recurrent, Window
 
 MODELING = "modeling_lmkit.py"
-SOURCE = "lmkit.json"  # what `lmkit import` makes the run of again
-CELLS = {LSTM: "lstm", GRU: "gru", Window: "window"}
 # How much of a document lm-evaluation-harness gives to the model at once.
 MAX_POSITIONS = 32_768
 
@@ -34,52 +31,20 @@ def write_huggingface(trained: TrainedModel, facts: Mapping[str, Any], path: Pat
     """
     config, weights = _config(trained), _weights(trained)
     library = fast_tokenizer(trained.tokenizer)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(f"path={path} is there already, and is no empty directory: give another")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    directory = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-    try:
-        directory.chmod(0o755)
-        _write_json(directory / "config.json", config)
+    with new_directory(path) as directory:
+        write_json(directory / "config.json", config)
         ids = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
-        _write_json(directory / "generation_config.json", {**ids, "do_sample": True})
-        safetensors.torch.save_file(
-            weights, directory / "model.safetensors", metadata={"format": "pt"}
-        )
+        write_json(directory / "generation_config.json", {**ids, "do_sample": True})
+        save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
         shutil.copyfile(Path(__file__).with_name(MODELING), directory / MODELING)
         library.save(str(directory / "tokenizer.json"))
-        _write_json(directory / "tokenizer_config.json", _tokenizer_config(trained))
-        _write_json(directory / SOURCE, _source(trained, facts))
+        write_json(directory / "tokenizer_config.json", _tokenizer_config(trained))
+        write_json(directory / SOURCE, source(trained, facts))
         (directory / "README.md").write_text(card(facts, config), encoding="utf-8")
-        (directory / "model.safetensors").chmod(0o644)  # as all others; the library has 600
-        directory.rename(path)
-    except BaseException:
-        shutil.rmtree(directory, ignore_errors=True)
-        raise
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _cell(model: LanguageModel) -> str:
-    if type(model) is Elman:
-        return str(next(iter(model.layers)).nonlinearity)
-    if type(model) not in CELLS:
-        raise UserError(
-            f"model={type(model).__name__}: the exported file knows LSTM, GRU, Elman and Window, "
-            "no class of your own"
-        )
-    return CELLS[type(model)]
 
 
 def _config(trained: TrainedModel) -> dict[str, Any]:
-    model, head = trained.model, trained.head
-    cell = _cell(model)
-    if type(head) is not FullSoftmax:
-        raise UserError(
-            f"head={type(head).__name__}: the exported file knows FullSoftmax, no class of your own"
-        )
+    model, head, cell = trained.model, check_head(trained), cell_of(trained.model)
     layers = list(model.layers) if isinstance(model, Recurrent) else []
     sizes = [layer.hidden_size for layer in layers] or [model.hidden_size]
     eos = trained.tokenizer.eos_id
@@ -132,14 +97,4 @@ def _tokenizer_config(trained: TrainedModel) -> dict[str, Any]:
         "padding_side": "left",
         "clean_up_tokenization_spaces": False,
         "model_max_length": MAX_POSITIONS,
-    }
-
-
-def _source(trained: TrainedModel, facts: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "format": 1,
-        "model": facts["model"],
-        "head": facts["head"],
-        "protocol": trained.protocol,
-        "tokenizer": trained.tokenizer.saved(),
     }

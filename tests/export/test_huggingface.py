@@ -298,7 +298,7 @@ def test_a_write_that_fails_leaves_nothing(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("lmkit.export.huggingface.safetensors.torch.save_file", full)
+    monkeypatch.setattr("lmkit.export.huggingface.save_file", full)
     assert cli.main(["export", str(runs["lstm"].path), f"path={tmp_path / 'new'}"]) == 2
     assert list(tmp_path.iterdir()) == []
 
