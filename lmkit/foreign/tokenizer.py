@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
 from lmkit.errors import UserError
 from lmkit.foreign.vocabulary import Unit, Vocabulary
 from lmkit.tokenizer import Characters, Pattern, Pretrained, Tokenizer, Word
 from lmkit.tokenizer.word import EOS, UNK
+from lmkit.tokenizer.word_list import ENDS, UNKNOWNS, check_once, role
 
-# What other programs call the beginning and the end of a text, an unknown word and a space.
+# What other programs call the beginning of a text, and a space.
 STARTS = ("<bos>", "<BOS>", "<s>", "<sos>", "[BOS]")
-ENDS = (EOS, "</s>", "<sos/eos>", "<EOS>", "[EOS]")
-UNKNOWNS = (UNK, "<UNK>", "[UNK]", "<oov>", "<OOV>")
 SPACE = "<space>"
 # REINVENT's tokens: an atom in brackets, a ring of two digits, the two atoms of two letters.
 SMILES = r"\[[^\]]*\]|%\d{2}|Br|Cl|[\s\S]"
@@ -31,14 +29,12 @@ def foreign_tokenizer(vocabulary: Vocabulary, size: int, unk: str | None) -> Tok
         _check_size(path, pretrained.vocabulary_size, size)
         return pretrained
     _check_size(path, len(tokens), size)
-    if len(set(tokens)) != len(tokens):
-        again, _ = Counter(tokens).most_common(1)[0]
-        raise UserError(f"{path} has the word {again!r} twice")
+    check_once(path, tokens)
     unit = vocabulary.unit or _unit(tokens)
-    eos = _role(path, tokens, vocabulary.eos, ENDS, "eos", "ends a sentence")
+    eos = role(path, tokens, vocabulary.eos, ENDS, "eos", "ends a sentence")
     if unit == "smiles":
         return Pattern(SMILES, tokens, eos)
-    unk = _role(path, tokens, unk, UNKNOWNS, "unk", "stands for unknown words")
+    unk = role(path, tokens, unk, UNKNOWNS, "unk", "stands for unknown words")
     roles = {eos: EOS, unk: UNK}
     if unit == "character":
         roles = {**roles, eos: eos if eos == "\n" else EOS, SPACE: " "}
@@ -67,22 +63,3 @@ def _unit(tokens: Sequence[str]) -> Unit:
     """Characters if all tokens are, but for those with names such as <eos>."""
     plain = [token for token in tokens if not (len(token) > 2 and token[0] in "<[")]
     return "character" if plain and all(len(token) == 1 for token in plain) else "word"
-
-
-def _role(
-    path: object,
-    tokens: Sequence[str],
-    given: str | None,
-    usual: Sequence[str],
-    key: str,
-    what: str,
-) -> str:
-    """The token that has a role: the one that is given, or else the first of the usual ones."""
-    token = given if given is not None else next((w for w in usual if w in tokens), None)
-    if token is None or token not in tokens:
-        found = f"no {token!r}" if token is not None else f"none of {', '.join(usual)}"
-        raise UserError(f"{path} has {found}, the word that {what}: name it with {key}=")
-    name = f"<{key}>"
-    if name in tokens and token != name:
-        raise UserError(f"{path} has {token!r} and {name!r}: one of them {what}, not both")
-    return token

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +14,9 @@ from lmkit.errors import UserError
 from lmkit.foreign.file import read
 from lmkit.foreign.unpickler import Record
 from lmkit.system.regular_file import read_bytes
+from lmkit.tokenizer.word_list import by_id, decoded, read_words
 
 MAX_VOCABULARY = 1 << 30  # bytes
-NUMBERED = re.compile(r"(\S+)[ \t]+(\d+)")  # a line of tokens.txt
 PICKLED = (b"PK", b"\x80\x02")  # how files of torch.save begin
 # What the objects of other programs call their lists of tokens, or mappings from id to token.
 LISTS = ("idx2word", "idx2item", "itos", "i2c", "_tokens")
@@ -87,7 +86,7 @@ def read_vocabulary(path: Path) -> Vocabulary:
         if found is None:
             raise UserError(f"{path}: no vocabulary that can be read: none of {', '.join(LISTS)}")
         return found
-    text = _decoded(path, data)
+    text = decoded(path, data)
     try:
         if path.suffix == ".json":
             found = json.loads(text)
@@ -101,12 +100,7 @@ def read_vocabulary(path: Path) -> Vocabulary:
     except (ValueError, yaml.YAMLError, RecursionError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(f"{path}: the vocabulary cannot be read: {reason}") from None
-    lines = text.removesuffix("\n").split("\n")
-    numbered = [NUMBERED.fullmatch(line) for line in lines]
-    if all(numbered):
-        ids = {match[1]: int(match[2]) for match in numbered if match}
-        return Vocabulary(path, _ordered(path, ids))
-    return Vocabulary(path, tuple(line.removesuffix("\r") for line in lines))
+    return Vocabulary(path, read_words(path, text))
 
 
 def _bytes(path: Path) -> bytes:
@@ -116,22 +110,10 @@ def _bytes(path: Path) -> bytes:
         raise UserError(f"vocabulary={path}: no such file") from None
 
 
-def _decoded(path: Path, data: bytes) -> str:
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        byte = error.object[error.start]
-        message = f"{path}: the vocabulary is not UTF-8: byte {error.start:,} is {byte:#x}"
-        raise UserError(message) from None
-
-
 def _ordered(path: Path, found: object) -> tuple[str, ...]:
     """The words of a list, or of a mapping to ids 0, 1, 2, and so on."""
     if isinstance(found, dict):
-        ids = sorted(found.values()) if all(type(i) is int for i in found.values()) else []
-        if ids == list(range(len(found))):
-            return tuple(str(word) for word, _ in sorted(found.items(), key=lambda item: item[1]))
-        raise UserError(f"{path}: expected each word's id, from 0 to {len(found) - 1:,}, once")
+        return by_id(path, found)
     if isinstance(found, list) and all(isinstance(word, str) for word in found):
         return tuple(found)
     raise UserError(f"{path}: expected a list of words, or each word with its id")

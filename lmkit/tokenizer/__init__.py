@@ -6,6 +6,7 @@ from lmkit.tokenizer.pattern import Pattern
 from lmkit.tokenizer.saved import Stored, load_tokenizer, restored
 from lmkit.tokenizer.subword import ByteLevelBPE, Pretrained
 from lmkit.tokenizer.word import Word
+from lmkit.tokenizer.word_list import WordList
 
 __all__ = [
     "AnyTokenizer",
@@ -18,6 +19,7 @@ __all__ = [
     "Stored",
     "Tokenizer",
     "Word",
+    "WordList",
     "load_tokenizer",
     "restored",
 ]

@@ -47,9 +47,9 @@ class Word(CountedTokenizer):
         self.lower = lower
 
     @classmethod
-    def of(cls, vocabulary: Sequence[str]) -> Self:
+    def of(cls, vocabulary: Sequence[str], lower: bool = False) -> Self:
         """The tokenizer whose ids are the places in `vocabulary`, which has <eos> and <unk>."""
-        tokenizer = cls()
+        tokenizer = cls(lower=lower)
         tokenizer._adopt(list(vocabulary))
         return tokenizer
 
