@@ -1,0 +1,109 @@
+"""`lmkit score table=`: a table of items in, a table of their words out."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from lmkit.corpus.finding import compression
+from lmkit.errors import UserError
+from lmkit.inference import TrainedModel, frames
+from lmkit.inference.table import Layout, tabulate
+from lmkit.run import Run
+from lmkit.run.checkpoints import read_manifest
+
+log = logging.getLogger(__name__)
+
+# How R reads each format, and pandas.
+READERS = {
+    ".csv": ("readr::read_csv({})", "pandas.read_csv({})"),
+    ".tsv": ("readr::read_tsv({})", 'pandas.read_csv({}, sep="\\t")'),
+    ".parquet": ("arrow::read_parquet({})", "pandas.read_parquet({})"),
+    ".jsonl": ("jsonlite::stream_in(file({}))", "pandas.read_json({}, lines=True)"),
+}
+READERS |= {".tab": READERS[".tsv"], ".ndjson": READERS[".jsonl"]}
+# What pandas takes as missing in a text, beside what R does, which is NA.
+MISSING = (
+    *("NA", "N/A", "n/a", "<NA>", "#N/A", "#N/A N/A", "#NA", "NULL", "null", "None"),
+    *("NaN", "nan", "-NaN", "-nan", "1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN"),
+)
+
+
+def score_table(
+    run: Run,
+    config: Mapping[str, Any],
+    checkpoint: str,
+    layout: Layout,
+    table: str,
+    out: str | None,
+) -> dict[str, Any]:
+    """Write a row for each word of a table's texts, and print what was written and how to read it.
+
+    Raises UserError for mistakes in the table, before anything is computed."""
+    items = frames.read_items(table)
+    path = frames.check_out(out or _beside(items.path), items.table)
+    trained = TrainedModel.load(run, config, checkpoint)
+    began = time.perf_counter()
+    words = tabulate(trained, items.table, layout, str(items.path), items.row)
+    seconds = time.perf_counter() - began
+    frames.write_table(path, items.table, words.rows, words.columns)
+    best = trained.checkpoint
+    result = {
+        "run": f"{run.name}/{run.id}",
+        "checkpoint": best.stem if best else None,
+        "step": read_manifest(best).get("step") if best else None,
+        "protocol": "sentence" if layout.by_line(trained) else "document",
+        "precision": trained.precision,
+        "table": str(items.path),
+        "out": str(path),
+        "num_rows": items.table.num_rows,
+        "num_texts": words.num_texts,
+        "num_words": len(words.rows),
+        "num_tokens": words.num_tokens,
+        "num_unknown": words.num_unknown,
+        "tokens_per_second": words.num_tokens / seconds,
+    }
+    _report(result, path, words.columns.column(layout.prefix + "word"))
+    return result
+
+
+def _beside(path: Path) -> str:
+    """NAME-words.SUFFIX for a table NAME.SUFFIX, which may be compressed."""
+    name = Path(path.name.removesuffix(compression(path.name)))
+    return str(path.with_name(f"{name.stem}-words{name.suffix}"))
+
+
+def _report(result: Mapping[str, Any], path: Path, words: pa.ChunkedArray) -> None:
+    """Print the counts and how pandas and R read the table."""
+    counts = {key: f"{result[f'num_{key}']:,}" for key in ("rows", "words", "tokens", "unknown")}
+    print(
+        f"{path}: {counts['words']} words of {counts['rows']} rows, {counts['tokens']} tokens "
+        f"({counts['unknown']} unknown), {result['tokens_per_second']:,.0f} tokens/s"
+    )
+    suffix = path.suffix.lower()
+    for_r, for_pandas = READERS[suffix]
+    quoted = '"' + str(path).replace("\\", "\\\\").replace('"', '\\"') + '"'
+    taken = [word for word in MISSING if pc.any(pc.equal(words, word)).as_py()]
+    if taken and suffix in frames.DELIMITERS:
+        log.warning(
+            "pandas, and for NA also R, take %s for a missing value, which is a word here: read "
+            "the table as below",
+            " and ".join(map(repr, taken)),
+        )
+        for_r = for_r.replace("{}", '{}, na = ""')
+        for_pandas = for_pandas.replace("{}", '{}, keep_default_na=False, na_values=[""]')
+    print(f"  pandas: {for_pandas.format(quoted)}\n  R:      {for_r.format(quoted)}")
+
+
+def check_unused(layout: Layout, out: str | None) -> None:
+    """Raise UserError if keys of a table are set, but no table."""
+    default = Layout()
+    unused = [key for key in vars(default) if getattr(layout, key) != getattr(default, key)]
+    if unused := [*unused, *(["out"] if out is not None else [])]:
+        raise UserError(f"{' and '.join(unused)}: only with table=")

@@ -1,0 +1,307 @@
+"""Surprisal tables: a table of items in, a row for each word of their texts out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lmkit.corpus.records import as_text
+from lmkit.errors import UserError
+from lmkit.inference import frames
+from lmkit.inference.progress import progress
+from lmkit.inference.scoring import predictions
+from lmkit.inference.text import Text
+from lmkit.inference.words import (
+    Flags,
+    Integers,
+    Measures,
+    TokenMeasures,
+    Words,
+    previous,
+    read_words,
+    reductions,
+    sum_up,
+)
+from lmkit.system.paths import listed
+from lmkit.windows import WindowLoader
+from lmkit.windows.lanes import Protocol
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from lmkit.inference.trained import TrainedModel
+
+Joint = Literal["space", "newline"]
+FirstWord = Literal["scored", "missing"]
+JOINTS = {"space": " ", "newline": "\n"}
+NUM_LANES = 64
+MAX_SPILLOVER = 20
+DIGITS = 6  # after the point of a measure in bits: more than float32 computes
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What is read from a table of items, and what is written beside it.
+
+    text_column: the column of the texts; each row's is read from the zero state, after `<eos>`.
+    context_column: rows with the same value there are one text, in their order, joined by
+    `joined_by`, a space or a newline. spillover: for so many words before, their surprisal and
+    length too. first_word: missing: no measures of the first word of a text, which has no words
+    before it. prefix: what the names of the new columns begin with. protocol: document, or sentence
+    for every line by itself; None: the model's. Raises UserError for what cannot be.
+    """
+
+    text_column: str = "sentence"
+    context_column: str | None = None
+    spillover: int = 0
+    first_word: FirstWord = "scored"
+    joined_by: Joint = "space"
+    prefix: str = ""
+    protocol: Protocol | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.spillover <= MAX_SPILLOVER:
+            raise UserError(f"spillover={self.spillover}: must be from 0 to {MAX_SPILLOVER}")
+        for key, known in (("first_word", FirstWord), ("joined_by", Joint)):
+            _check_choice(key, getattr(self, key), known.__args__)  # type: ignore[attr-defined]
+        if self.protocol == "stream":
+            raise UserError(
+                "protocol=stream: in a table each row is a text of its own; for rows that are read "
+                "on from each other name their context_column, under protocol=document"
+            )
+
+    def by_line(self, trained: TrainedModel) -> bool:
+        """Whether each line is read by itself."""
+        by_line = (self.protocol or trained.protocol) == "sentence"
+        if by_line and self.context_column is not None and self.joined_by == "newline":
+            raise UserError(
+                "protocol=sentence reads each line from the zero state, so that nothing would be "
+                "carried over the rows that joined_by=newline makes lines: set protocol=document, "
+                "or joined_by=space"
+            )
+        return by_line
+
+    def columns(self, trained: TrainedModel) -> list[str]:
+        """The names of the new columns."""
+        corrected = ["surprisal_corrected"] if trained.word_starts is not None else []
+        names = ["word", "position", "length", "surprisal", *corrected, "entropy"]
+        names += ["entropy_reduction", "rank", "unknown", "num_tokens"]
+        for back in range(1, self.spillover + 1):
+            names += [f"{name}_prev{back}" for name in ("surprisal", *corrected, "length")]
+        return [self.prefix + name for name in names]
+
+
+def _check_choice(key: str, value: object, known: Sequence[str]) -> None:
+    if value not in known:
+        near = get_close_matches(str(value), known, n=1)
+        raise UserError(f"{key}={value}: expected {' or '.join(near or known)}")
+
+
+class WordTable(NamedTuple):
+    """What was measured: rows (words,), the number of each word's row; columns; and counts."""
+
+    rows: Integers
+    columns: pa.Table
+    num_texts: int
+    num_tokens: int
+    num_unknown: int
+
+
+def tabulate(
+    trained: TrainedModel,
+    frame: Any,
+    layout: Layout,
+    where: str = "the table",
+    row: Callable[[int], str] = "row {}".format,
+) -> WordTable:
+    """Measure the words of a DataFrame or Table. where: its name in messages; row: that of a row.
+
+    Raises UserError for a table without the columns, with names that the new columns have, or with
+    cells that are empty or no text.
+    """
+    names = layout.columns(trained)
+    if taken := [name for name in names if name in frames.column_names(frame)]:
+        raise UserError(
+            f"{where} has {'columns' if len(taken) > 1 else 'a column'} {listed(taken)}, as the "
+            "words' table will: rename it, or set a prefix for the new columns, as prefix=lm_"
+        )
+    by_line = layout.by_line(trained)
+    cells = _texts(frame, layout.text_column, where, row)
+    texts = [[cell] for cell in cells]
+    if layout.context_column is not None:
+        ends = _story_ends(frame, layout.context_column, where, row)
+        texts = [cells[begin:end] for begin, end in pairwise([0, *ends])]
+    text, words = read_words(texts, JOINTS[layout.joined_by], trained.tokenizer, by_line)
+    starts = trained.word_starts
+    tokens = read_tokens(trained, text, "sentence" if by_line else "document", starts)
+    ids = np.asarray(text.tokens)
+    measures = sum_up(
+        words,
+        tokens,
+        ids == (-1 if trained.tokenizer.unk_id is None else trained.tokenizer.unk_id),
+        None if starts is None else starts[ids],
+    )
+    columns = _columns(words, measures, layout, names)
+    return WordTable(words.cell, columns, len(texts), text.num_tokens, text.num_unknown)
+
+
+def of_frame(trained: TrainedModel, frame: Any, layout: Layout) -> Any:
+    """A row for each word of a DataFrame, a Table or a list of dicts, as one of its kind."""
+    import pyarrow as pa
+
+    is_list = isinstance(frame, list) and all(isinstance(item, dict) for item in frame)
+    if not (is_list or isinstance(frame, pa.Table) or frames.is_pandas(frame)):
+        raise UserError(
+            "a table is a pandas DataFrame, a pyarrow Table or a list of dicts, not "
+            f"{type(frame).__name__}"
+        )
+    if not len(frame):
+        raise UserError("the table has no rows: give one with an item in each")
+    if not is_list:
+        table = tabulate(trained, frame, layout)
+        return frames.repeated(frame, table.rows, table.columns)
+    used = (layout.text_column, layout.context_column)  # others may hold anything
+    records = [{key: item[key] if key in used else None for key in item} for item in frame]
+    table = tabulate(trained, frames.table_of(records, "the table"), layout)
+    pairs = zip(table.rows.tolist(), table.columns.to_pylist(), strict=True)
+    return [{**frame[row], **columns} for row, columns in pairs]
+
+
+def _texts(frame: Any, name: str, where: str, row: Callable[[int], str]) -> list[str]:
+    """The texts of a column, with "\\n" for each line end."""
+    values = frames.column(frame, name, where)
+    texts = []
+    for i, value in enumerate(values):
+        text = as_text(value, f"{row(i)}, column {name!r}")
+        texts.append("" if text.isspace() else text)
+    if empty := [row(i) for i, text in enumerate(texts) if not text]:
+        several = f", and {len(empty) - 1:,} more such cells" if len(empty) > 1 else ""
+        raise UserError(
+            f"{empty[0]}: column {name!r} is empty{several}; give each row a text, or leave it out"
+        )
+    return texts
+
+
+def _story_ends(frame: Any, name: str, where: str, row: Callable[[int], str]) -> list[int]:
+    """The row before which each text ends: rows that follow each other with the same value."""
+    values = frames.column(frame, name, where)
+    ends: list[int] = []
+    seen = set()
+    for i, value in enumerate(values):
+        if value is None or not isinstance(value, Hashable):
+            what = "is empty" if value is None else f"holds {type(value).__name__}"
+            raise UserError(
+                f"{row(i)}: context_column={name} {what}; name the text that the row belongs to"
+            )
+        if i and value == values[i - 1]:
+            continue
+        if value in seen:
+            raise UserError(
+                f"{row(i)}: context_column={name} has {value!r} again after other values; put the "
+                "rows of a text together, or give it another name where it is read again"
+            )
+        seen.add(value)
+        ends += [i] if i else []
+    return [*ends, len(values)]
+
+
+def read_tokens(
+    trained: TrainedModel, text: Text, protocol: Protocol, starts: Flags | None
+) -> TokenMeasures:
+    """The measures of each token of several texts, which are read at once, each from zero.
+
+    starts: (vocabulary,), the tokens that begin with whitespace."""
+    size = trained.tokenizer.vocabulary_size
+    sets = torch.zeros(size, 0 if starts is None else 2)
+    if starts is not None:
+        sets[:, 0], sets[:, 1] = torch.from_numpy(starts), torch.from_numpy(~starts)
+        sets[trained.tokenizer.eos_id] = 1
+    sets = sets.to(trained.device)
+    num_units = len(text.document_ends if protocol == "document" else text.line_ends)
+    loader = trained.loader(text, protocol, min(NUM_LANES, num_units))
+    order, lane_begins = _reading_order(loader)
+    bits, entropy = np.empty((2, text.num_tokens))
+    rank = np.empty(text.num_tokens, np.int64)
+    shares = np.empty((text.num_tokens, sets.shape[1]))
+    num_read = 0
+    with progress("words", text.num_tokens) as advance:
+        for window, output in trained.read(loader):
+            counts = window.mask.sum(dim=1).cpu().numpy()
+            begins = lane_begins[: len(counts)]
+            places = np.concatenate(
+                [order[begin : begin + n] for begin, n in zip(begins, counts, strict=True)]
+            )
+            lane_begins[: len(counts)] += counts
+            columns = _predictions(
+                trained, output.hidden[window.mask], window.targets[window.mask], sets
+            )
+            for array, values in zip((bits, entropy, rank, shares), columns, strict=True):
+                array[places] = values.cpu().numpy()
+            num_read += len(places)
+            advance(num_read)
+    assert num_read == text.num_tokens
+    return TokenMeasures(bits, entropy, rank, shares)
+
+
+def _predictions(
+    trained: TrainedModel, hidden: Tensor, targets: Tensor, sets: Tensor
+) -> list[Tensor]:
+    """The columns of `Predictions` for hidden vectors (n, hidden_size) and targets (n)."""
+    chunks = []
+    with trained.computing():
+        for log_prob in trained.head.log_prob(hidden[None]):
+            chunk, targets = targets[: len(log_prob)], targets[len(log_prob) :]
+            with torch.autocast(trained.device, enabled=False):
+                chunks.append(predictions(log_prob, chunk, sets))
+        return [torch.cat(column) for column in zip(*chunks, strict=True)]
+
+
+def _reading_order(loader: WindowLoader) -> tuple[Integers, Integers]:
+    """The numbers of the tokens as the lanes read them, laid end to end, and where in this each
+    lane begins."""
+    lanes = loader.lanes(0)
+    ends = np.cumsum(lanes.unit_lengths)
+    order = np.arange(ends[-1]) + np.repeat(
+        lanes.unit_starts + lanes.unit_lengths - ends, lanes.unit_lengths
+    )
+    return order, np.concatenate([[0], ends])[lanes.lane_units[:-1]]
+
+
+def _columns(words: Words, measures: Measures, layout: Layout, names: Sequence[str]) -> pa.Table:
+    """The new columns in the order of the texts; null where a word has no such value."""
+    import pyarrow as pa
+
+    begins = words.begins
+    missing = begins if layout.first_word == "missing" else np.zeros_like(begins)
+    rank_missing = missing | (measures.num_tokens == 0)
+    bits = [np.where(missing, np.nan, measures.surprisal)]
+    if measures.corrected is not None:
+        bits.append(np.where(missing, np.nan, measures.corrected))
+    entropy = np.where(missing, np.nan, measures.entropy)
+    length = np.array([len(word) for word in words.words], np.int64)
+    new_row = np.diff(words.cell, prepend=-1) > 0
+    number = np.arange(len(length))
+    position = 1 + number - np.maximum.accumulate(np.where(new_row, number, 0))
+    columns = [pa.array(words.words, pa.string()), pa.array(position), pa.array(length)]
+    columns += [*map(_floats, bits), _floats(entropy), _floats(reductions(entropy, begins))]
+    columns += [pa.array(measures.rank, mask=rank_missing), pa.array(measures.unknown)]
+    columns.append(pa.array(measures.num_tokens))
+    for _ in range(layout.spillover):
+        number = previous(number, begins)
+        columns += [_floats(np.where(number < 0, np.nan, each[number])) for each in bits]
+        columns.append(pa.array(length[number], mask=number < 0))
+    return pa.table(columns, list(names))
+
+
+def _floats(values: Any) -> pa.Array:
+    """Rounded, and null for what is not a number."""
+    import pyarrow as pa
+
+    return pa.array(np.round(values, DIGITS) + 0.0, from_pandas=True)  # + 0.0: no -0.0
