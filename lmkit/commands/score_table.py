@@ -28,7 +28,7 @@ READERS = {
     ".jsonl": ("jsonlite::stream_in(file({}))", "pandas.read_json({}, lines=True)"),
 }
 READERS |= {".tab": READERS[".tsv"], ".ndjson": READERS[".jsonl"]}
-# What pandas takes as missing in a text, beside what R does, which is NA.
+# Words that pandas takes for a missing value; R does so with NA alone.
 MISSING = (
     *("NA", "N/A", "n/a", "<NA>", "#N/A", "#N/A N/A", "#NA", "NULL", "null", "None"),
     *("NaN", "nan", "-NaN", "-nan", "1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN"),
@@ -89,15 +89,15 @@ def _report(result: Mapping[str, Any], path: Path, words: pa.ChunkedArray) -> No
     suffix = path.suffix.lower()
     for_r, for_pandas = READERS[suffix]
     quoted = '"' + str(path).replace("\\", "\\\\").replace('"', '\\"') + '"'
-    taken = [word for word in MISSING if pc.any(pc.equal(words, word)).as_py()]
-    if taken and suffix in frames.DELIMITERS:
-        log.warning(
-            "pandas, and for NA also R, take %s for a missing value, which is a word here: read "
-            "the table as below",
-            " and ".join(map(repr, taken)),
-        )
-        for_r = for_r.replace("{}", '{}, na = ""')
-        for_pandas = for_pandas.replace("{}", '{}, keep_default_na=False, na_values=[""]')
+    if suffix in frames.DELIMITERS:
+        present = [word for word in MISSING if pc.any(pc.equal(words, word)).as_py()]
+        if present:
+            for_pandas = for_pandas.replace("{}", '{}, keep_default_na=False, na_values=[""]')
+            for_r = for_r.replace("{}", '{}, na = ""') if "NA" in present else for_r
+            log.warning(
+                "%s would take %s for a missing value, here a word: read the table as below",
+                *("pandas and R" if "NA" in present else "pandas", " and ".join(present)),
+            )
     print(f"  pandas: {for_pandas.format(quoted)}\n  R:      {for_r.format(quoted)}")
 
 

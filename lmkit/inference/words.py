@@ -65,7 +65,8 @@ def read_words(
             token_word[token_word >= 0] += len(words)
             numbers.append((num_cells + cell, num_units + unit, token_word, blank))
             words += found
-            num_cells, num_units = num_cells + len(cells), num_units + text.count("\n") + 1
+            num_cells += len(cells)
+            num_units += 1 + (text.count("\n") if by_line else 0)
             begin = end
     return _together(encodings), Words(words, *map(np.concatenate, zip(*numbers, strict=True)))
 
