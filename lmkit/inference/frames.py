@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -10,7 +11,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 
@@ -260,12 +261,10 @@ def _check_writable(field: pa.Field, suffix: str, out: str) -> None:
 def write_table(path: Path, table: pa.Table, rows: Any, measures: pa.Table) -> None:
     """Write `repeated(table, rows, measures)` to a new file, whole or not at all."""
     with atomically(path) as file:
-        writer = _Writer(file, path.suffix.lower())
-        for begin in range(0, max(len(rows), 1), ROWS_AT_ONCE):
-            part = slice(begin, begin + ROWS_AT_ONCE)
-            columns = measures.slice(begin, ROWS_AT_ONCE)
-            writer.write(repeated(table, np.asarray(rows[part]), columns))
-        writer.close()
+        with _Writer(file, path.suffix.lower()) as writer:
+            for begin in range(0, len(rows), ROWS_AT_ONCE):
+                some = np.asarray(rows[begin : begin + ROWS_AT_ONCE])
+                writer.write(repeated(table, some, measures.slice(begin, ROWS_AT_ONCE)))
         if os.path.lexists(path):
             raise UserError(f"{path} has come into being meanwhile: name another out, or remove it")
 
@@ -276,6 +275,15 @@ class _Writer:
     def __init__(self, file: IO[bytes], suffix: str) -> None:
         self._file, self._suffix = file, suffix
         self._library: Any = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        """Close the library's writer, which would else write later into a file that is closed."""
+        with contextlib.suppress(OSError, ValueError) if kind else contextlib.nullcontext():
+            if self._library is not None:
+                self._library.close()
 
     def write(self, part: pa.Table) -> None:
         if self._suffix in JSON_LINES:
@@ -295,10 +303,6 @@ class _Writer:
 
         options = arrow_csv.WriteOptions(delimiter=DELIMITERS[self._suffix])
         return arrow_csv.CSVWriter(self._file, schema, write_options=options)
-
-    def close(self) -> None:
-        if self._library is not None:
-            self._library.close()
 
 
 def _plain(value: Any) -> Any:

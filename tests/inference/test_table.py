@@ -188,7 +188,8 @@ def test_a_context_column_carries_the_state_over_its_rows(name, joined_by):
         return
     for one, other in zip(rows, alone, strict=True):
         difference = abs(one["surprisal"] - other["surprisal"])
-        assert (difference < 1e-5) == (one["id"] % 4 == 0)
+        if one["id"] % 4 == 0 or one["position"] == 1:
+            assert (difference < 1e-5) == (one["id"] % 4 == 0)
 
 
 def test_under_sentence_each_line_is_a_text():
