@@ -81,10 +81,10 @@ def _beside(path: Path) -> str:
 
 def _report(result: Mapping[str, Any], path: Path, words: pa.ChunkedArray) -> None:
     """Print the counts and how pandas and R read the table."""
-    counts = {key: f"{result[f'num_{key}']:,}" for key in ("rows", "words", "tokens", "unknown")}
     print(
-        f"{path}: {counts['words']} words of {counts['rows']} rows, {counts['tokens']} tokens "
-        f"({counts['unknown']} unknown), {result['tokens_per_second']:,.0f} tokens/s"
+        f"{path}: {_counted(result, 'word')} in {_counted(result, 'row')}, "
+        f"{_counted(result, 'token')} ({result['num_unknown']:,} unknown), "
+        f"{result['tokens_per_second']:,.0f} tokens/s"
     )
     suffix = path.suffix.lower()
     for_r, for_pandas = READERS[suffix]
@@ -99,6 +99,12 @@ def _report(result: Mapping[str, Any], path: Path, words: pa.ChunkedArray) -> No
                 *("pandas and R" if "NA" in present else "pandas", " and ".join(present)),
             )
     print(f"  pandas: {for_pandas.format(quoted)}\n  R:      {for_r.format(quoted)}")
+
+
+def _counted(result: Mapping[str, Any], what: str) -> str:
+    """The text `1 row`, `2 rows`, .."""
+    number = result[f"num_{what}s"]
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def check_unused(layout: Layout, out: str | None) -> None:

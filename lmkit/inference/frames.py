@@ -8,6 +8,7 @@ import io
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -237,8 +238,13 @@ def check_out(out: str, table: pa.Table) -> Path:
         raise UserError(f"out={out} exists: name another file, or remove it")
     if not path.parent.is_dir():
         raise UserError(f"out={out}: there is no directory {path.parent}; {paths.nearby(path)}")
-    if not os.access(path.parent, os.W_OK):
-        raise UserError(f"out={out}: cannot write into {path.parent}; check its permissions")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"out={out}: cannot write into {path.parent}: {error.strerror}; take another directory"
+        ) from None
     for field in table.schema if suffix not in PARQUET else ():
         _check_writable(field, suffix, out)
     return path

@@ -129,8 +129,8 @@ def tabulate(
     names = layout.columns(trained)
     if taken := [name for name in names if name in frames.column_names(frame)]:
         raise UserError(
-            f"{where} has {'columns' if len(taken) > 1 else 'a column'} {listed(taken)}, as the "
-            "words' table will: rename it, or set a prefix for the new columns, as prefix=lm_"
+            f"{where} has {listed(taken)} already, names of the words' columns: rename what it "
+            "has, or set a prefix for the new columns, as prefix=lm_"
         )
     by_line = layout.by_line(trained)
     cells = _texts(frame, layout.text_column, where, row)

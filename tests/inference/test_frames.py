@@ -5,7 +5,6 @@ import csv
 import gzip
 import io
 import json
-import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -264,11 +263,9 @@ def test_where_a_table_cannot_be_written(tmp_path):
     assert check_out(str(tmp_path / "a.jsonl"), table) == tmp_path / "a.jsonl"
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_directory_that_cannot_be_written(tmp_path):
-    tmp_path.chmod(0o500)
-    with pytest.raises(UserError, match="cannot write into"):
-        check_out(str(tmp_path / "a.csv"), pa.table({"sentence": ["a"]}))
+def test_a_directory_that_cannot_be_written():
+    with pytest.raises(UserError, match=r"out=/proc/a\.csv: cannot write into /proc: .*; take ano"):
+        check_out("/proc/a.csv", pa.table({"sentence": ["a"]}))
 
 
 @pytest.mark.parametrize("suffix", frames.SUFFIXES)

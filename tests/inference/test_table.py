@@ -311,8 +311,8 @@ MISTAKES = [
     (
         [{"sentence": "a", "word": 1, "rank": 2}],
         {},
-        "the table has columns word, rank, as the words' table will: rename it, or set a prefix "
-        "for the new columns, as prefix=lm_",
+        "the table has word, rank already, names of the words' columns: rename what it has, or set "
+        "a prefix for the new columns, as prefix=lm_",
     ),
     (
         [{"sentence": "a", "s": 1}, {"sentence": "a", "s": None}],
