@@ -47,7 +47,7 @@ def score(
     joined_by: Joint = "space",
     prefix: str = "",
 ) -> dict[str, Any]:
-    """Print what each token of a text costs, or write a table of what each word of many texts does.
+    """Print what each token of a text costs; or write a table of words and what they cost.
 
         lmkit score latest text="The cat sat on the mat."
         lmkit score latest file=text.txt protocol=sentence

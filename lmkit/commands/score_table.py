@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from lmkit.corpus.finding import compression
 from lmkit.errors import UserError
-from lmkit.inference import TrainedModel, frames
+from lmkit.inference import TrainedModel, table_files
 from lmkit.inference.table import Layout, tabulate
 from lmkit.run import Run
 from lmkit.run.checkpoints import read_manifest
@@ -46,13 +46,13 @@ def score_table(
     """Write a row for each word of a table's texts, and print what was written and how to read it.
 
     Raises UserError for mistakes in the table, before anything is computed."""
-    items = frames.read_items(table)
-    path = frames.check_out(out or _beside(items.path), items.table)
+    items = table_files.read_items(table)
+    path = table_files.check_out(out or _beside(items.path), items.table)
     trained = TrainedModel.load(run, config, checkpoint)
     began = time.perf_counter()
     words = tabulate(trained, items.table, layout, str(items.path), items.row)
     seconds = time.perf_counter() - began
-    frames.write_table(path, items.table, words.rows, words.columns)
+    table_files.write_table(path, items.table, words.rows, words.columns)
     best = trained.checkpoint
     result = {
         "run": f"{run.name}/{run.id}",
@@ -89,7 +89,7 @@ def _report(result: Mapping[str, Any], path: Path, words: pa.ChunkedArray) -> No
     suffix = path.suffix.lower()
     for_r, for_pandas = READERS[suffix]
     quoted = '"' + str(path).replace("\\", "\\\\").replace('"', '\\"') + '"'
-    if suffix in frames.DELIMITERS:
+    if suffix in table_files.DELIMITERS:
         present = [word for word in MISSING if pc.any(pc.equal(words, word)).as_py()]
         if present:
             for_pandas = for_pandas.replace("{}", '{}, keep_default_na=False, na_values=[""]')

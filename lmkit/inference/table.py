@@ -9,20 +9,14 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from lmkit.corpus.records import as_text
 from lmkit.errors import UserError
 from lmkit.inference import frames
-from lmkit.inference.progress import progress
-from lmkit.inference.scoring import predictions
-from lmkit.inference.text import Text
+from lmkit.inference.tokens import Reads, read_tokens
 from lmkit.inference.words import (
-    Flags,
     Integers,
     Measures,
-    TokenMeasures,
     Words,
     previous,
     read_words,
@@ -30,18 +24,14 @@ from lmkit.inference.words import (
     sum_up,
 )
 from lmkit.system.paths import listed
-from lmkit.windows import WindowLoader
 from lmkit.windows.lanes import Protocol
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from lmkit.inference.trained import TrainedModel
-
 Joint = Literal["space", "newline"]
 FirstWord = Literal["scored", "missing"]
 JOINTS = {"space": " ", "newline": "\n"}
-NUM_LANES = 64
 MAX_SPILLOVER = 20
 DIGITS = 6  # after the point of a measure in bits: more than float32 computes
 
@@ -77,7 +67,7 @@ class Layout:
                 "on from each other name their context_column, under protocol=document"
             )
 
-    def by_line(self, trained: TrainedModel) -> bool:
+    def by_line(self, trained: Reads) -> bool:
         """Whether each line is read by itself."""
         by_line = (self.protocol or trained.protocol) == "sentence"
         if by_line and self.context_column is not None and self.joined_by == "newline":
@@ -88,7 +78,7 @@ class Layout:
             )
         return by_line
 
-    def columns(self, trained: TrainedModel) -> list[str]:
+    def columns(self, trained: Reads) -> list[str]:
         """The names of the new columns."""
         corrected = ["surprisal_corrected"] if trained.word_starts is not None else []
         names = ["word", "position", "length", "surprisal", *corrected, "entropy"]
@@ -115,7 +105,7 @@ class WordTable(NamedTuple):
 
 
 def tabulate(
-    trained: TrainedModel,
+    trained: Reads,
     frame: Any,
     layout: Layout,
     where: str = "the table",
@@ -152,7 +142,7 @@ def tabulate(
     return WordTable(words.cell, columns, len(texts), text.num_tokens, text.num_unknown)
 
 
-def of_frame(trained: TrainedModel, frame: Any, layout: Layout) -> Any:
+def of_frame(trained: Reads, frame: Any, layout: Layout) -> Any:
     """A row for each word of a DataFrame, a Table or a list of dicts, as one of its kind."""
     import pyarrow as pa
 
@@ -210,68 +200,6 @@ def _story_ends(frame: Any, name: str, where: str, row: Callable[[int], str]) ->
         seen.add(value)
         ends += [i] if i else []
     return [*ends, len(values)]
-
-
-def read_tokens(
-    trained: TrainedModel, text: Text, protocol: Protocol, starts: Flags | None
-) -> TokenMeasures:
-    """The measures of each token of several texts, which are read at once, each from zero.
-
-    starts: (vocabulary,), the tokens that begin with whitespace."""
-    size = trained.tokenizer.vocabulary_size
-    sets = torch.zeros(size, 0 if starts is None else 2)
-    if starts is not None:
-        sets[:, 0], sets[:, 1] = torch.from_numpy(starts), torch.from_numpy(~starts)
-        sets[trained.tokenizer.eos_id] = 1
-    sets = sets.to(trained.device)
-    num_units = len(text.document_ends if protocol == "document" else text.line_ends)
-    loader = trained.loader(text, protocol, min(NUM_LANES, num_units))
-    order, lane_begins = _reading_order(loader)
-    bits, entropy = np.empty((2, text.num_tokens))
-    rank = np.empty(text.num_tokens, np.int64)
-    shares = np.empty((text.num_tokens, sets.shape[1]))
-    num_read = 0
-    with progress("words", text.num_tokens) as advance:
-        for window, output in trained.read(loader):
-            counts = window.mask.sum(dim=1).cpu().numpy()
-            begins = lane_begins[: len(counts)]
-            places = np.concatenate(
-                [order[begin : begin + n] for begin, n in zip(begins, counts, strict=True)]
-            )
-            lane_begins[: len(counts)] += counts
-            columns = _predictions(
-                trained, output.hidden[window.mask], window.targets[window.mask], sets
-            )
-            for array, values in zip((bits, entropy, rank, shares), columns, strict=True):
-                array[places] = values.cpu().numpy()
-            num_read += len(places)
-            advance(num_read)
-    assert num_read == text.num_tokens
-    return TokenMeasures(bits, entropy, rank, shares)
-
-
-def _predictions(
-    trained: TrainedModel, hidden: Tensor, targets: Tensor, sets: Tensor
-) -> list[Tensor]:
-    """The columns of `Predictions` for hidden vectors (n, hidden_size) and targets (n)."""
-    chunks = []
-    with trained.computing():
-        for log_prob in trained.head.log_prob(hidden[None]):
-            chunk, targets = targets[: len(log_prob)], targets[len(log_prob) :]
-            with torch.autocast(trained.device, enabled=False):
-                chunks.append(predictions(log_prob, chunk, sets))
-        return [torch.cat(column) for column in zip(*chunks, strict=True)]
-
-
-def _reading_order(loader: WindowLoader) -> tuple[Integers, Integers]:
-    """The numbers of the tokens as the lanes read them, laid end to end, and where in this each
-    lane begins."""
-    lanes = loader.lanes(0)
-    ends = np.cumsum(lanes.unit_lengths)
-    order = np.arange(ends[-1]) + np.repeat(
-        lanes.unit_starts + lanes.unit_lengths - ends, lanes.unit_lengths
-    )
-    return order, np.concatenate([[0], ends])[lanes.lane_units[:-1]]
 
 
 def _columns(words: Words, measures: Measures, layout: Layout, names: Sequence[str]) -> pa.Table:

@@ -15,7 +15,7 @@ from lmkit.cli import main
 from lmkit.commands import score_table as module
 from lmkit.commands.score import score
 from lmkit.errors import UserError
-from lmkit.inference import frames
+from lmkit.inference import table_files
 
 CSV = """id,story,sentence
 007,a,"the ""cat"" sat , on the mat ."
@@ -81,7 +81,7 @@ def test_its_sums_are_those_of_the_text(run, stimuli):
         assert math.fsum(float(row["surprisal"]) for row in own) == pytest.approx(bits, abs=1e-4)
 
 
-@pytest.mark.parametrize("suffix", frames.SUFFIXES)
+@pytest.mark.parametrize("suffix", table_files.SUFFIXES)
 def test_every_format_holds_the_same(run, stimuli, suffix):
     score(run, run.config(), table="stimuli.csv", out=f"a{suffix}", spillover=1)
     name = f"a{suffix}"

@@ -9,7 +9,7 @@ from all_tokenizers import WITH_SPACES, Letters, all_tokenizers, random_model, t
 from trained_run import SlowTwin
 
 from lmkit.errors import UserError
-from lmkit.inference import table as table_module
+from lmkit.inference import tokens as tokens_module
 from lmkit.inference.table import Layout
 
 NAMES = sorted(all_tokenizers())
@@ -39,7 +39,7 @@ def test_one_by_one_is_all_at_once(name, monkeypatch):
     together = trained.table(ITEMS, **settings)
     assert len(together) == sum(len(text.split()) for text in SENTENCES)
     close(together, [row for item in ITEMS for row in trained.table([item], **settings)])
-    monkeypatch.setattr(table_module, "NUM_LANES", 3)
+    monkeypatch.setattr(tokens_module, "NUM_LANES", 3)
     close(together, trained.table(ITEMS, **settings))
     backwards = trained.table(ITEMS[::-1], **settings)
     close(together, sorted(backwards, key=lambda row: (row["id"], row["position"])))

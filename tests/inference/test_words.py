@@ -8,7 +8,7 @@ from all_tokenizers import WITH_SPACES, all_tokenizers, tiny_model
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from lmkit.inference.table import read_tokens
+from lmkit.inference.tokens import read_tokens
 from lmkit.inference.words import Words, previous, read_words, reductions, sum_up
 
 NAMES = sorted(all_tokenizers())
