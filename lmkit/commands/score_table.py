@@ -82,8 +82,8 @@ def _beside(path: Path) -> str:
 def _report(result: Mapping[str, Any], path: Path, words: pa.ChunkedArray) -> None:
     """Print the counts and how pandas and R read the table."""
     print(
-        f"{path}: {_counted(result, 'word')} in {_counted(result, 'row')}, "
-        f"{_counted(result, 'token')} ({result['num_unknown']:,} unknown), "
+        f"{path}: {_counted(result, 'word')} ({result['num_unknown']:,} unknown) in "
+        f"{_counted(result, 'row')}, {_counted(result, 'token')}, "
         f"{result['tokens_per_second']:,.0f} tokens/s"
     )
     suffix = path.suffix.lower()

@@ -95,7 +95,10 @@ def _check_choice(key: str, value: object, known: Sequence[str]) -> None:
 
 
 class WordTable(NamedTuple):
-    """What was measured: rows (words,), the number of each word's row; columns; and counts."""
+    """What was measured: rows (words,), the number of each word's row; columns; and counts.
+
+    num_unknown: words with a token that is `<unk>`.
+    """
 
     rows: Integers
     columns: pa.Table
@@ -139,7 +142,8 @@ def tabulate(
         None if starts is None else starts[ids],
     )
     columns = _columns(words, measures, layout, names)
-    return WordTable(words.cell, columns, len(texts), text.num_tokens, text.num_unknown)
+    num_unknown = int(measures.unknown.sum())
+    return WordTable(words.cell, columns, len(texts), text.num_tokens, num_unknown)
 
 
 def of_frame(trained: Reads, frame: Any, layout: Layout) -> Any:

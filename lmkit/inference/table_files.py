@@ -16,7 +16,7 @@ import numpy as np
 
 from lmkit.corpus.finding import compression
 from lmkit.corpus.reading import open_bytes
-from lmkit.errors import UserError
+from lmkit.errors import UserError, cannot_write
 from lmkit.inference.frames import repeated, table_of
 from lmkit.system import paths
 from lmkit.system.files import atomically, strict_json
@@ -186,9 +186,8 @@ def check_out(out: str, table: pa.Table) -> Path:
         with tempfile.TemporaryFile(dir=path.parent):
             pass
     except OSError as error:
-        raise UserError(
-            f"out={out}: cannot write into {path.parent}: {error.strerror}; take another directory"
-        ) from None
+        what = f"out={out}: cannot write into {path.parent}"
+        raise cannot_write(what, path, error, "take another directory") from None
     for field in table.schema if suffix not in PARQUET else ():
         _check_writable(field, suffix, out)
     return path

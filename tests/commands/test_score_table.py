@@ -51,7 +51,7 @@ def test_a_table_of_words(run, stimuli, capfd, caplog):
     keys = ["table=stimuli.csv", "out=words.csv", "context_column=story", "spillover=1"]
     assert main(["score", str(run.path), *keys]) == 0
     out = capfd.readouterr().out.splitlines()
-    assert out[0].startswith("words.csv: 17 words in 3 rows, 19 tokens (4 unknown), ")
+    assert out[0].startswith("words.csv: 17 words (4 unknown) in 3 rows, 19 tokens, ")
     assert out[0].endswith(" tokens/s")
     assert out[1:] == [
         '  pandas: pandas.read_csv("words.csv", keep_default_na=False, na_values=[""])',

@@ -2,6 +2,7 @@
 
 import codecs
 import csv
+import errno
 import gzip
 import io
 import json
@@ -13,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from lmkit.errors import UserError
+from lmkit.errors import UserError, as_user_error
 from lmkit.inference import table_files
 from lmkit.inference.table_files import check_out, read_items, write_table
 
@@ -276,6 +277,23 @@ def test_nothing_half_written_is_left(tmp_path, suffix, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         write_table(path, table, ROWS, MEASURES)
     assert len(calls) == 3
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("suffix", table_files.SUFFIXES)
+def test_a_disk_that_is_full_is_named(tmp_path, suffix, monkeypatch):
+    class Full(io.FileIO):
+        def write(self, data):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    opened = lambda path, mode: io.BufferedWriter(Full(path, mode))  # noqa: E731
+    monkeypatch.setattr(Path, "open", opened)
+    path, table = tmp_path / f"a{suffix}", pa.table({"id": ["1", "2"]})
+    with pytest.raises(OSError, match="No space left on device") as error:
+        write_table(path, table, ROWS, MEASURES)
+    message = str(as_user_error(error.value))
+    assert message.startswith(f"cannot write {path}: No space left on device (")
+    assert message.endswith("; make room there")
     assert list(tmp_path.iterdir()) == []
 
 
