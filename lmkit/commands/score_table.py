@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -20,6 +22,7 @@ from lmkit.run.checkpoints import read_manifest
 
 log = logging.getLogger(__name__)
 
+MUCH_TEXT = 10**9  # characters, in a table that is written
 # How R reads each format, and pandas.
 READERS = {
     ".csv": ("readr::read_csv({})", "pandas.read_csv({})"),
@@ -52,6 +55,7 @@ def score_table(
     began = time.perf_counter()
     words = tabulate(trained, items.table, layout, str(items.path), items.row)
     seconds = time.perf_counter() - began
+    _warn_of_size(items.table.column(layout.text_column), words.rows)
     table_files.write_table(path, items.table, words.rows, words.columns)
     best = trained.checkpoint
     result = {
@@ -71,6 +75,17 @@ def score_table(
     }
     _report(result, path, words.columns.column(layout.prefix + "word"))
     return result
+
+
+def _warn_of_size(texts: pa.ChunkedArray, rows: npt.NDArray[np.int64]) -> None:
+    """Warn if the texts, each repeated for its words, take much room."""
+    lengths = np.array([len(text) for text in texts.to_pylist()])
+    if (size := int(lengths[rows].sum())) > MUCH_TEXT:
+        log.warning(
+            "the texts, repeated for each of their words, have %.1f GB: give each sentence a row "
+            "of its own, and the story a column, as context_column=story",
+            size / 1e9,
+        )
 
 
 def _beside(path: Path) -> str:

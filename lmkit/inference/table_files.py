@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple, Self
 import numpy as np
 
 from lmkit.corpus.finding import compression
-from lmkit.corpus.reading import open_bytes
+from lmkit.corpus.reading import Expansion, open_bytes
 from lmkit.errors import UserError, cannot_write
 from lmkit.inference.frames import repeated, table_of
 from lmkit.system import paths
@@ -30,7 +30,9 @@ PARQUET = (".parquet",)
 SUFFIXES = (*DELIMITERS, *PARQUET, *JSON_LINES)
 KNOWN = "a table is .csv, .tsv, .parquet or .jsonl"
 MAX_CELL = (1 << 31) - 1  # characters; Python's own limit is 128 KiB
-ROWS_AT_ONCE = 1 << 16  # of a table that is written
+# Of a table that is written: the most rows at a time, and the most characters of their texts.
+ROWS_AT_ONCE = 1 << 16
+TEXT_AT_ONCE = 1 << 28
 # The first bytes of files that are no text, and what they are.
 _BEGINNINGS = {
     b"PK\x03\x04": "it begins as a spreadsheet or .zip archive: save the table as CSV",
@@ -89,6 +91,9 @@ def _read_parquet(path: Path) -> pa.Table:
     from pyarrow import parquet
 
     try:
+        footer = parquet.read_metadata(path)
+        groups = (footer.row_group(i) for i in range(footer.num_row_groups))
+        Expansion(path).add(sum(group.total_byte_size for group in groups))
         return parquet.read_table(path)
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path} is not a whole parquet file: {error}") from None
@@ -210,12 +215,22 @@ def _check_writable(field: pa.Field, suffix: str, out: str) -> None:
 def write_table(path: Path, table: pa.Table, rows: Any, measures: pa.Table) -> None:
     """Write `repeated(table, rows, measures)` to a new file, whole or not at all."""
     with atomically(path) as file:
+        size = max(1, min(ROWS_AT_ONCE, TEXT_AT_ONCE // max(1, _widest(table))))
         with _Writer(file, path.suffix.lower()) as writer:
-            for begin in range(0, len(rows), ROWS_AT_ONCE):
-                some = np.asarray(rows[begin : begin + ROWS_AT_ONCE])
-                writer.write(repeated(table, some, measures.slice(begin, ROWS_AT_ONCE)))
+            for begin in range(0, len(rows), size):
+                some = np.asarray(rows[begin : begin + size])
+                writer.write(repeated(table, some, measures.slice(begin, size)))
         if os.path.lexists(path):
             raise UserError(f"{path} has come into being meanwhile: name another out, or remove it")
+
+
+def _widest(table: pa.Table) -> int:
+    """A bound on the bytes of the texts in a row."""
+    import pyarrow.compute as pc
+    import pyarrow.types as of
+
+    texts = (c for c in table.columns if of.is_string(c.type) or of.is_large_string(c.type))
+    return sum(pc.max(pc.binary_length(column)).as_py() or 0 for column in texts)
 
 
 class _Writer:

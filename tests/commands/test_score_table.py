@@ -181,6 +181,19 @@ def test_words_that_are_missing_values_to_others(run, stimuli, capsys, caplog):
     assert set(module.MISSING) == pandas._libs.parsers.STR_NA_VALUES - {""}
 
 
+def test_texts_that_take_much_room_are_said_to(run, stimuli, caplog, monkeypatch):
+    monkeypatch.setattr(module, "MUCH_TEXT", 7 * 7 + 3 * 3 + 1)
+    (stimuli / "a.tsv").write_text("sentence\nthe cat sat\na b\nx\n")
+    score(run, run.config(), table="a.tsv")
+    assert caplog.messages == []
+    (stimuli / "b.tsv").write_text("sentence\n" + "the cat sat " * 9 + "\n")
+    score(run, run.config(), table="b.tsv")
+    assert caplog.messages == [
+        "the texts, repeated for each of their words, have 0.0 GB: give each sentence a row of its "
+        "own, and the story a column, as context_column=story"
+    ]
+
+
 def test_progress_on_a_terminal(run, stimuli, capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm")

@@ -144,9 +144,15 @@ def test_a_large_table_is_written_in_parts(tmp_path, monkeypatch):
     whole = [
         written(tmp_path / f"a{suffix}", table, rows, measures) for suffix in table_files.SUFFIXES
     ]
-    monkeypatch.setattr(table_files, "ROWS_AT_ONCE", 4)
+    for key, size in (("ROWS_AT_ONCE", 4), ("TEXT_AT_ONCE", 2), ("TEXT_AT_ONCE", 0)):
+        monkeypatch.setattr(table_files, key, size)
+        check_parts(tmp_path, whole, table, rows, measures)
+
+
+def check_parts(place, whole, table, rows, measures):
     for path in whole:
-        parts = written(tmp_path / f"b{path.suffix}", table, rows, measures)
+        (place / f"b{path.suffix}").unlink(missing_ok=True)
+        parts = written(place / f"b{path.suffix}", table, rows, measures)
         if path.suffix == ".parquet":
             assert parquet.read_table(parts).equals(parquet.read_table(path))
         else:
@@ -215,6 +221,16 @@ def test_a_file_that_is_only_called_parquet(tmp_path):
     path = tmp_path / "a.parquet"
     path.write_text("id,sentence\n")
     with pytest.raises(UserError, match=r"a\.parquet is not a whole parquet file: "):
+        read_items(str(path))
+
+
+def test_a_parquet_file_that_expands_without_end(tmp_path, monkeypatch):
+    path = tmp_path / "a.parquet"
+    table = pa.table({"sentence": ["a" * 10**5] * 99})
+    parquet.write_table(table, path, use_dictionary=False, compression="zstd")
+    assert read_items(str(path)).table.num_rows == 99
+    monkeypatch.setattr("lmkit.corpus.reading.ALWAYS_ALLOWED", 1)
+    with pytest.raises(UserError, match=r"a\.parquet has .* bytes and expands to more than 9,"):
         read_items(str(path))
 
 
