@@ -40,7 +40,7 @@ compdef _lmkit lmkit
 """,
 }
 VALUES = {"--cfg": ["job", "hydra", "all"], "-c": ["job"], "--info": ["all", "defaults", "config"]}
-PATH_KEY = re.compile(r"(file|store|outputs|(\w+\.)+(\w+_)?path|(\w+\.)+paths\.\w+)$")
+PATH_KEY = re.compile(r"(file|table|out|store|outputs|(\w+\.)+(\w+_)?path|(\w+\.)+paths\.\w+)$")
 SPLITS = ("train", "valid", "test")
 
 

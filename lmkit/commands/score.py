@@ -10,8 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
+from lmkit.commands.score_table import check_unused, score_table
 from lmkit.errors import UserError
 from lmkit.inference import Text, TokenScore, TrainedModel
+from lmkit.inference.table import FirstWord, Joint, Layout
 from lmkit.inference.text import read_text
 from lmkit.metrics import perplexity
 from lmkit.pages.score import page, said
@@ -36,24 +38,49 @@ def score(
     file: str | None = None,
     protocol: Protocol | None = None,
     checkpoint: str = "best",
+    table: str | None = None,
+    text_column: str = "sentence",
+    context_column: str | None = None,
+    out: str | None = None,
+    spillover: int = 0,
+    first_word: FirstWord = "scored",
+    joined_by: Joint = "space",
+    prefix: str = "",
 ) -> dict[str, Any]:
-    """Print what each token of a text costs, and write a page that colours it by surprise.
+    """Print what each token of a text costs; or write a table of words and what they cost.
 
         lmkit score latest text="The cat sat on the mat."
         lmkit score latest file=text.txt protocol=sentence
+        lmkit score latest table=stimuli.csv text_column=sentence out=words.csv
 
     It is computed in full precision unless trainer.precision= says otherwise.
     For each token its nll in nats, the same in bits, the entropy of the prediction in nats, the
     token's rank in it (1 is the likeliest), and the likeliest tokens: as a table on a terminal, as
-    a line of JSON elsewhere. The closing <eos> has no text: its piece is empty. The page goes
-    into the run directory; its name has text, protocol, checkpoint and precision, so that no page
-    takes another's place.
+    a line of JSON elsewhere. The closing <eos> has no text: its piece is empty. A page in the run
+    directory colours the text by surprise; its name has text, protocol, checkpoint and precision,
+    so that no page takes another's place.
     text, file: one of them, read as one document.
     protocol: the run's own unless given; under sentence every line is read by itself.
     checkpoint: best, last or another of the run's.
+    table: CSV, TSV, parquet or JSON lines with a text in each row; see docs/surprisal.md.
+    text_column: the column of the texts.
+    context_column: rows that follow each other with the same value there are one text.
+    out: the new table, in any of the formats; unless given, NAME-words beside the table NAME.
+    spillover: for so many words before, columns with their surprisal and length too.
+    first_word: missing: no measures of a text's first word.
+    joined_by: what stands between the rows of one text, a space or a newline.
+    prefix: what the names of the new columns begin with.
     config: that of the run, of which kernels, threads, trainer.accelerator and trainer.precision
     are used
     """
+    settings = (text_column, context_column, spillover, first_word, joined_by, prefix)
+    if table is not None:
+        if text is not None or file is not None:
+            raise UserError(
+                f"table and {'text' if file is None else 'file'} are both given: leave one out"
+            )
+        return score_table(run, config, checkpoint, Layout(*settings, protocol), table, out)
+    check_unused(Layout(*settings), out)
     content = read_text(text, file)
     trained = TrainedModel.load(run, config, checkpoint)
     protocol = protocol or trained.protocol

@@ -5,9 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
+from lmkit.inference.progress import progress
 from lmkit.inference.text import Text
 from lmkit.inference.trained import POSITIONS, TrainedModel
 from lmkit.metrics import bits_per_byte, perplexity
@@ -33,11 +31,9 @@ def measure(
     num_lanes = min(num_lanes or (1 if protocol == "stream" else NUM_LANES), units)
     loader = trained.loader(store, protocol, num_lanes, num_lanes * bptt if bptt else POSITIONS)
     began = time.perf_counter()
-    with _progress() as bar:
-        task = bar.add_task(protocol, total=store.num_tokens, rate="")
+    with progress(protocol, store.num_tokens) as advance:
         for nll_sum, num_tokens in trained.nll_sums(loader):  # noqa: B007 - the last one counts
-            rate = num_tokens / (time.perf_counter() - began)
-            bar.update(task, completed=num_tokens, rate=f"{rate:,.0f} tokens/s")
+            advance(num_tokens)
     assert num_tokens == store.num_tokens
     nll = nll_sum / num_tokens
     lossless = trained.tokenizer.lossless and store.num_bytes
@@ -51,16 +47,3 @@ def measure(
         "bits_per_byte": bits_per_byte(nll_sum, store.num_bytes) if lossless else None,
         "tokens_per_second": num_tokens / (time.perf_counter() - began),
     }
-
-
-def _progress() -> Progress:
-    console = Console(stderr=True)
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=None),
-        TextColumn("{task.percentage:.0f}% {task.fields[rate]}"),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )

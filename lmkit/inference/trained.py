@@ -7,18 +7,23 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from lmkit import kernels
 from lmkit.assembly import build_model
 from lmkit.errors import UserError
 from lmkit.head import Head
+from lmkit.inference import table
 from lmkit.inference.identity import check_own
 from lmkit.inference.sampling import Sampling, sample_texts
 from lmkit.inference.scoring import TokenScore, measures
+from lmkit.inference.table import FirstWord, Joint
 from lmkit.inference.text import Text
 from lmkit.inference.weights import find_checkpoint, load_weights
 from lmkit.kernels import Kernels
@@ -28,6 +33,7 @@ from lmkit.run import Run
 from lmkit.system import hardware, threads
 from lmkit.system.threads import Threads
 from lmkit.tokenizer import Tokenizer, load_tokenizer
+from lmkit.tokenizer.boundaries import word_starts
 from lmkit.windows import DataModule, Tokens, Window, WindowLoader
 from lmkit.windows.lanes import Protocol
 
@@ -223,6 +229,31 @@ class TrainedModel:
                 position, surface = next(surfaces)
                 measured = (nll, nll / math.log(2), entropy, rank, top)
                 yield TokenScore(token, surface, *measured, position in text.unknown)
+
+    @cached_property
+    def word_starts(self) -> npt.NDArray[np.bool_] | None:
+        """The tokens that begin a word; see `tokenizer.boundaries`."""
+        return word_starts(self.tokenizer)
+
+    def table(
+        self,
+        frame: Any,
+        text_column: str = "sentence",
+        *,
+        context_column: str | None = None,
+        spillover: int = 0,
+        first_word: FirstWord = "scored",
+        joined_by: Joint = "space",
+        prefix: str = "",
+        protocol: Protocol | None = None,
+    ) -> Any:
+        """A row for each word of the texts in a column, as `lmkit score table=` writes them: the
+        item's columns, then the word and its measures; for the settings see `table.Layout`.
+
+        frame: a pandas DataFrame, a pyarrow Table, or a list of dicts; the result is of its kind.
+        """
+        settings = (context_column, spillover, first_word, joined_by, prefix, protocol)
+        return table.of_frame(self, frame, table.Layout(text_column, *settings))
 
     def generate(
         self,

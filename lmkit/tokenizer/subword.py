@@ -251,6 +251,11 @@ class Pretrained(DocumentTokenizer):
             surfaces[-1] += self.decode(ids)[len("".join(surfaces)) :]
         return surfaces
 
+    @property
+    def decoder(self) -> Any:
+        """How the library makes text of tokens, as in its file; None: by spaces between them."""
+        return json.loads(self._library.to_str())["decoder"]
+
     def _encoding(self) -> AbstractContextManager[None]:
         # Such a tokenizer has a vocabulary without an unknown token.
         return _named(f"{self._where}: it cannot encode every text")

@@ -79,7 +79,10 @@ OF_NO_TEXT = ("score", "resume", "analyze")
 
 def last_lines(settings, small, capfd) -> Iterator[str]:
     """What each command that writes ends with, where it cannot."""
-    for command, *arguments in COMMANDS:
+    table = small.parent / "items.csv"
+    table.write_text("sentence\nthe cat\n")
+    words = ("score", "whole", f"table={table}", f"out={small / 'words.csv'}")
+    for command, *arguments in (*COMMANDS, words):
         keys = [] if command in OF_NO_TEXT else settings
         assert main([command, *keys, *arguments]) == 2, command
         out, err = capfd.readouterr()
