@@ -40,6 +40,7 @@ MODULES = {
     "completion": "completion",
     "import": "import_model",
     "export": "export",
+    "harness": "harness",
 }
 # Parameters of a command that the command line does not spell out.
 PROVIDED = (

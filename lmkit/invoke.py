@@ -20,6 +20,7 @@ READS = {
     "evaluate": ("threads=null",),
     "generate": ("threads=null",),
     "score": ("threads=null", "trainer.precision=32-true"),
+    "harness": ("threads=null", "trainer.precision=32-true"),
 }
 # What else of a run's config they read; model and tokenizer they refuse to see changed themselves.
 USED = ("kernels", "threads", "trainer.accelerator", "trainer.precision")
@@ -27,6 +28,7 @@ USES = {
     "evaluate": ("data", *USED),
     "generate": USED,
     "score": USED,
+    "harness": USED,
     "import": ("name", "run_id", "outputs", "data", *USED),
 }
 HYDRA_FLAGS = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--shell-completion", "-sc")

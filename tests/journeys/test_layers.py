@@ -33,7 +33,7 @@ ALLOWED = {
     },
     "sweep": {"assembly", "config", "run", "system"},
     "foreign": {"tokenizer", "system"},
-    "export": {"inference", "windows", "head", "model", "tokenizer"},
+    "export": {"inference", "windows", "head", "model", "tokenizer", "run"},
     "pages": {"inference", "run", "system"},
     "analysis": {"inference", "assembly", "config", "store", "tokenizer", "corpus", "model"},
     "cluster": {"assembly", "store", "config"},
