@@ -21,6 +21,7 @@ from lmkit.windows import Window, WindowLoader
 from lmkit.windows.lanes import Protocol
 
 NUM_LANES = 64
+POSITIONS = 4096  # of a window over all its lanes
 
 
 class Reads(typing.Protocol):
@@ -34,7 +35,9 @@ class Reads(typing.Protocol):
     @property
     def word_starts(self) -> Flags | None: ...
     def computing(self) -> AbstractContextManager[None]: ...
-    def loader(self, text: Text, protocol: Protocol, num_lanes: int) -> WindowLoader: ...
+    def loader(
+        self, text: Text, protocol: Protocol, num_lanes: int, positions: int
+    ) -> WindowLoader: ...
     def read(self, loader: WindowLoader) -> Iterator[tuple[Window, Output]]: ...
 
 
@@ -51,7 +54,7 @@ def read_tokens(
         sets[trained.tokenizer.eos_id] = 1
     sets = sets.to(trained.device)
     num_units = len(text.document_ends if protocol == "document" else text.line_ends)
-    loader = trained.loader(text, protocol, min(NUM_LANES, num_units))
+    loader = trained.loader(text, protocol, min(NUM_LANES, num_units), POSITIONS)
     order, lane_begins = _reading_order(loader)
     bits, entropy = np.empty((2, text.num_tokens))
     rank = np.empty(text.num_tokens, np.int64)

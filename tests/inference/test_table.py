@@ -41,6 +41,8 @@ def test_one_by_one_is_all_at_once(name, monkeypatch):
     close(together, [row for item in ITEMS for row in trained.table([item], **settings)])
     monkeypatch.setattr(tokens_module, "NUM_LANES", 3)
     close(together, trained.table(ITEMS, **settings))
+    monkeypatch.setattr(tokens_module, "POSITIONS", 13)  # several windows of 4 positions
+    close(together, trained.table(ITEMS, **settings))
     backwards = trained.table(ITEMS[::-1], **settings)
     close(together, sorted(backwards, key=lambda row: (row["id"], row["position"])))
 
