@@ -3,6 +3,7 @@
 import logging
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ READS = {
     "score": ("threads=null", "trainer.precision=32-true"),
     "harness": ("threads=null", "trainer.precision=32-true"),
 }
+# And what a key of its own adds to it.
+READS_WITH = {("evaluate", "suite"): ("trainer.precision=32-true",)}
 # What else of a run's config they read; model and tokenizer they refuse to see changed themselves.
 USED = ("kernels", "threads", "trainer.accelerator", "trainer.precision")
 USES = {
@@ -120,7 +123,8 @@ def _composed(command: Command, argv: list[str], name: str, run: Any) -> Any:
     from lmkit.config.compose import compose
 
     base = run.path / "config.yaml" if run else None
-    argv = [*READS.get(command.name, ()), *argv]
+    added = (READS_WITH.get((command.name, key), ()) for key in map(_key, argv))
+    argv = [*READS.get(command.name, ()), *chain.from_iterable(added), *argv]
     types = {key: hint for key, (hint, _) in command.own.items()}
     composition = compose(argv, base, types if command.takes_config else None, name)
     composition.mistakes += _unused(command, composition.overrides)

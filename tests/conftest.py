@@ -3,7 +3,7 @@
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -52,6 +52,12 @@ def wikitext() -> Path:
 def foreign_models() -> Path:
     """Models of other programs, with what those say of a text."""
     return _shared("import")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Callable[[str], Path]:
+    """The directory of some shared data by its name; the test is skipped where it is absent."""
+    return _shared
 
 
 @pytest.fixture(autouse=True)

@@ -84,23 +84,16 @@ def num_parameters(config: Mapping[str, Any], vocabulary_size: int) -> int:
 def predictions(trained: TrainedModel, store: TokenStore) -> npt.NDArray[np.int64]:
     """For each token of the store, the token that the model predicts as likeliest there."""
     loader = trained.loader(store, trained.protocol, min(NUM_LANES, store.num_documents))
-    lanes = loader.lanes(0)
-    likeliest = np.zeros((lanes.num_lanes, lanes.lengths.max()), np.int64)
-    is_target = np.zeros(likeliest.shape, np.bool_)
+    tokens = loader.lanes(0).tokens
+    predicted = np.empty(store.num_tokens, np.int64)
     for window, output in trained.read(loader):
         with trained.computing():
             chunks = [log_prob.argmax(1) for log_prob in trained.head.log_prob(output.hidden)]
         rows, time = window.tokens.shape
         begin = window.index * loader.bptt
-        here = slice(rows), slice(begin, begin + time)
-        likeliest[here] = torch.cat(chunks).view(rows, time).cpu()
-        is_target[here] = window.mask.cpu()
-    # Lane after lane, the targets are the tokens of the units in reading order.
-    units = zip(lanes.unit_starts.tolist(), lanes.unit_lengths.tolist(), strict=True)
-    tokens = np.concatenate([np.arange(start, start + length) for start, length in units])
-    assert len(tokens) == store.num_tokens
-    predicted = np.empty(store.num_tokens, np.int64)
-    predicted[tokens] = likeliest[is_target]
+        mask = window.mask.cpu().numpy()
+        likeliest = torch.cat(chunks).view(rows, time).cpu().numpy()
+        predicted[tokens[:rows, begin : begin + time][mask]] = likeliest[mask]
     return predicted
 
 

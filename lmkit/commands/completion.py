@@ -40,7 +40,8 @@ compdef _lmkit lmkit
 """,
 }
 VALUES = {"--cfg": ["job", "hydra", "all"], "-c": ["job"], "--info": ["all", "defaults", "config"]}
-PATH_KEY = re.compile(r"(file|table|out|store|outputs|(\w+\.)+(\w+_)?path|(\w+\.)+paths\.\w+)$")
+PATHS = "file|path|table|out|store|outputs"
+PATH_KEY = re.compile(rf"({PATHS}|(\w+\.)+(\w+_)?path|(\w+\.)+paths\.\w+)$")
 SPLITS = ("train", "valid", "test")
 
 

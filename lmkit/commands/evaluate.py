@@ -1,4 +1,4 @@
-"""`lmkit evaluate`: how well a trained model predicts a split, or a text of one's own."""
+"""`lmkit evaluate`: how well a trained model predicts a text, or does on a suite of tests."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from lmkit.assembly import make_source
@@ -18,11 +19,18 @@ from lmkit.inference.identity import recorded
 from lmkit.inference.text import read_text
 from lmkit.run import Run, no_checkpoint
 from lmkit.store import TokenStore, prepare
+from lmkit.suite import Reading, Source, compare
+from lmkit.suite.blimp import Method
+from lmkit.suite.reading import Format
+from lmkit.suite.report import table as accuracy_table
+from lmkit.suite.spelling import Punctuation
 from lmkit.system.paths import readable
 from lmkit.tokenizer import Tokenizer
 from lmkit.windows.lanes import Protocol
 
 log = logging.getLogger(__name__)
+
+WIDEST = 10_000  # characters of a table
 
 
 def evaluate(
@@ -35,13 +43,28 @@ def evaluate(
     protocol: Protocol | list[Protocol] | None = None,
     num_lanes: int | None = None,
     checkpoint: str = "best",
+    suite: Format | None = None,
+    path: str | None = None,
+    method: Method | None = None,
+    good: str | None = None,
+    bad: str | None = None,
+    group: str | None = None,
+    others: str | list[str] | None = None,
+    punctuation: Punctuation = "as_is",
+    lower: bool = False,
+    end: bool = False,
 ) -> dict[str, Any]:
-    """Measure nll and perplexity on a split or a text file, under one protocol or several.
+    """Measure nll and perplexity on a text, or accuracy on a suite of tests.
 
         lmkit evaluate latest
         lmkit evaluate latest split=valid protocol=[document,stream]
         lmkit evaluate latest text="The cat sat on the mat."
+        lmkit evaluate latest suite=blimp path=blimp punctuation=apart
+        lmkit evaluate latest suite=table path=pairs.csv group=construction others=[first,second]
 
+    A text is a split, a file or a text, read under one protocol or several. The sentences of a
+    suite are each read from the zero state, in full precision unless trainer.precision= says
+    otherwise; its files go into the run directory, under suites/.
     split: test unless given. file, text: read as one document, in the place of a split.
     protocol: the run's own unless given; [document,stream] puts two side by side.
     num_lanes: texts read at once; unless given, those of the run's validations
@@ -49,9 +72,32 @@ def evaluate(
     training's to the last digit; else 64. Only under stream does more than rounding depend on it,
     and there it is else 1.
     checkpoint: best, last or another of the run's.
+    suite: blimp (JSON lines), syntaxgym (JSON), table (CSV or TSV), or lines (a good sentence and
+    a bad one in turn).
+    path: file or directory of the suite.
+    method: of BLiMP: whole sentences (simple, unless given), one_prefix or two_prefix.
+    good, bad: columns of a table; good and bad unless given.
+    group: column of a table that names groups; each file is one unless given.
+    others: more runs, named as RUN is, to put beside it.
+    punctuation: apart sets it apart from the words, as the model's corpus has it.
+    lower: read the sentences in lower case.
+    end: whether the closing <eos> counts in the sum of a sentence.
     config: that of the run, of which data, kernels, threads, trainer.accelerator and
     trainer.precision are used
     """
+    texts_alone = {"split": split, "file": file, "text": text, "protocol": protocol}
+    suites_alone: dict[str, Any] = {
+        **{"path": path, "method": method, "good": good, "bad": bad, "group": group},
+        **{"others": others, "end": end, "lower": lower},
+        "punctuation": None if punctuation == "as_is" else punctuation,
+    }
+    if suite is not None:
+        _refuse({**texts_alone, "num_lanes": num_lanes}, f"with suite={suite}")
+        source = Source(suite, path, method, good, bad, group)
+        reading = Reading(punctuation, lower, end)
+        beside = [others] if isinstance(others, str) else others or []
+        return _on_suite(run, beside, config, checkpoint, source, reading)
+    _refuse(suites_alone, "without suite=")
     if num_lanes is not None and num_lanes < 1:
         raise UserError(f"num_lanes={num_lanes}: must be at least 1")
     trained = TrainedModel.load(run, config, checkpoint)
@@ -79,6 +125,34 @@ def evaluate(
         f"{result['run']} ({result['checkpoint']}) on {what}", highlight=False, markup=False
     )
     console.print(_table(result))
+    return result
+
+
+def _refuse(keys: Mapping[str, Any], why: str) -> None:
+    """Raise UserError for keys that are set but have no effect."""
+    given = [key for key, value in keys.items() if value is not None and value is not False]
+    if given:
+        raise UserError(f"{', '.join(given)}: no effect {why}; leave it out")
+
+
+def _on_suite(
+    run: Run,
+    others: list[str],
+    config: Mapping[str, Any],
+    checkpoint: str,
+    source: Source,
+    reading: Reading,
+) -> dict[str, Any]:
+    """The result of a suite, which is printed as a table."""
+    result = compare(run, others, config, checkpoint, source, reading)
+    table, console = accuracy_table(result), Console()
+    if not console.is_terminal:  # a file has room for all columns
+        options = console.options.update(max_width=WIDEST)
+        console.width = max(Measurement.get(console, options, table).maximum, 80)
+    title = f"{result['suite']}: {result['num_items']:,} items of {source.path}"
+    console.print(title, highlight=False, markup=False, soft_wrap=True)
+    console.print(table)
+    print("\n".join(result["files"]))
     return result
 
 

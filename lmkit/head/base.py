@@ -33,6 +33,11 @@ class Head(nn.Module):
         """-log p(target) of each position in nats, float32 (lanes, time)."""
         raise NotImplementedError
 
+    def nll_at(self, hidden: Tensor, positions: Tensor, targets: Tensor) -> Tensor:
+        """-log p(targets[i]) at position positions[i] of hidden (time, hidden_size) in nats,
+        float32; positions is int64, in ascending order, and may name one several times."""
+        return self.nll(hidden[positions][None], targets[None])[0]
+
     def log_prob(self, hidden: Tensor) -> Iterator[Tensor]:
         """log p in nats, float32 (positions, vocabulary), by chunks of hidden's positions."""
         raise NotImplementedError

@@ -93,6 +93,26 @@ class FullSoftmax(Head):
         ]
         return torch.cat(chunks).view_as(targets)
 
+    def nll_at(self, hidden: Tensor, positions: Tensor, targets: Tensor) -> Tensor:
+        """As the base class says, but with one normaliser for all targets of a position, which
+        differ by their logits only."""
+        again = torch.zeros_like(positions, dtype=torch.bool)
+        again[1:] = positions[1:] == positions[:-1]
+        first = self.nll(hidden[positions[~again]][None], targets[~again][None])[0].float()
+        row = (~again).cumsum(0) - 1  # of `first`
+        nll = first[row]
+        others = hidden[positions[again]]
+        higher = self._logits(others, targets[~again][row[again]]) - self._logits(
+            others, targets[again]
+        )
+        nll[again] = (nll[again] + higher).clamp_min(0)
+        return nll
+
+    def _logits(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """The logit of a target at each position, float32 (positions)."""
+        logits = (hidden.float() * self.weight[targets].to(hidden.dtype).float()).sum(1)
+        return logits if self.bias is None else logits + self.bias[targets]
+
     def log_prob(self, hidden: Tensor) -> Iterator[Tensor]:
         matrix = self.weight.to(hidden.dtype)
         for rows in hidden.flatten(0, 1).split(self._rows()):

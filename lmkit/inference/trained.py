@@ -6,7 +6,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -14,6 +14,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from lmkit import kernels
 from lmkit.assembly import build_model
@@ -84,7 +85,7 @@ class TrainedModel:
         self.threads = threads
         self.shape = shape
         self.checkpoint = checkpoint
-        self._pace: Threads | None = None  # only within `nll_sums`, which chooses a number
+        self._pace: Threads | None = None  # only within `measured`, which chooses a number
 
     @classmethod
     def load(cls, run: Run, config: Mapping[str, Any], checkpoint: str = "best") -> Self:
@@ -170,18 +171,28 @@ class TrainedModel:
         # On the same device as in training, which sums in that device's order.
         metric = TokenNLL(torch.float32 if self.device == "mps" else torch.float64)
         metric.to(self.device)
+        for window, nll in self.measured(loader, self._nll):
+            metric.update(nll, window.mask)
+            yield metric.compute()
+
+    def measured(
+        self, loader: WindowLoader, measure: Callable[[Window, Output], Tensor]
+    ) -> Iterator[tuple[Window, Tensor]]:
+        """Each window, on the device, with what is measured of the model's output for it."""
         self._pace = self._chosen_threads()
         try:
             began = time.perf_counter()  # leaves out what the caller does between two windows
             for window, output in self.read(loader):
                 with self.computing():
-                    nll = self.head.nll(output.hidden, window.targets)
-                metric.update(nll, window.mask)
+                    values = measure(window, output)
                 self._note(window.num_targets, time.perf_counter() - began)
-                yield metric.compute()
+                yield window, values
                 began = time.perf_counter()
         finally:
             self._pace = None
+
+    def _nll(self, window: Window, output: Output) -> Tensor:
+        return self.head.nll(output.hidden, window.targets)
 
     def _chosen_threads(self) -> Threads | None:
         """Threads whose number is chosen while computing, if it is not set and changes no bit."""

@@ -4,8 +4,9 @@ import io
 import json
 import math
 import os
+import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -33,11 +34,36 @@ def atomically(path: Path) -> Iterator[IO[bytes]]:
         sync_directory(path.parent)
 
 
-def write_figure(path: Path, figure: Any) -> None:
-    """Write a matplotlib figure as a PNG file, as `write_atomically` does."""
+def write_directory(path: Path, files: Mapping[str, bytes]) -> None:
+    """Write a directory of files, in the place of one that is there; it is there whole or not."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with naming(path):
+        made = not path.parent.exists()
+        try:
+            temporary.mkdir(parents=True)
+            for name, data in files.items():
+                write_atomically(temporary / name, data)
+            if path.exists():
+                shutil.rmtree(path)
+            temporary.rename(path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            if made:
+                with suppress(OSError):  # something was written into it
+                    path.parent.rmdir()
+        sync_directory(path.parent)
+
+
+def figure_bytes(figure: Any) -> bytes:
+    """A matplotlib figure as a PNG file."""
     png = io.BytesIO()
     figure.savefig(png, format="png")
-    write_atomically(path, png.getvalue())
+    return png.getvalue()
+
+
+def write_figure(path: Path, figure: Any) -> None:
+    """Write a matplotlib figure as a PNG file, as `write_atomically` does."""
+    write_atomically(path, figure_bytes(figure))
 
 
 def write_over(path: Path, data: bytes) -> None:

@@ -61,6 +61,18 @@ class Lanes:
         return np.diff(self.lane_starts)
 
     @property
+    def tokens(self) -> Integers:
+        """The token that is the target at each position, -1 where none is: (lanes, longest)."""
+        tokens = np.full((self.num_lanes, int(self.lengths.max(initial=0))), -1)
+        unit = np.repeat(np.arange(len(self.unit_ends)), self.unit_lengths)
+        first = np.cumsum(self.unit_lengths) - self.unit_lengths
+        within = np.arange(len(unit)) - first[unit]
+        position = (self.unit_ends - self.unit_lengths)[unit] + within
+        lane = np.searchsorted(self.lane_starts, position, side="right") - 1
+        tokens[lane, position - self.lane_starts[lane]] = self.unit_starts[unit] + within
+        return tokens
+
+    @property
     def efficiency(self) -> float:
         """Share of all positions, up to the end of the longest lane, that are real targets."""
         return float(self.unit_lengths.sum() / (self.num_lanes * self.lengths.max()))

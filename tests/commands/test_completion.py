@@ -50,6 +50,7 @@ def place(tmp_path, monkeypatch) -> Path:
         ("lmkit train trainer.precision=b", ["trainer.precision=bf16-mixed "]),
         ("lmkit train data.path=te", ["data.path=texts/"]),
         ("lmkit train data.path=texts/m", ["data.path=texts/my\\ text.txt "]),
+        ("lmkit evaluate latest path=te", ["path=texts/"]),
         ("lmkit train 'data.path=a b' model=g", ["model=gru "]),
         ("lmkit train --config-n", ["--config-name "]),
         ("lmkit train --config-dir conf --config-name m", ["mine "]),

@@ -7,7 +7,7 @@ from compiled import num_threads
 from torch import nn
 
 from lmkit import kernels
-from lmkit.head import FullSoftmax
+from lmkit.head import FullSoftmax, Head
 from lmkit.model import Embedding
 
 
@@ -70,6 +70,24 @@ def test_nll_and_log_prob_agree_with_the_loss():
     log_prob = torch.cat(chunks)
     torch.testing.assert_close(log_prob.exp().sum(1), torch.ones(targets.numel()))
     torch.testing.assert_close(-log_prob.gather(1, targets.flatten()[:, None])[:, 0], nll.flatten())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("choice", ["compiled", "torch"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_several_targets_at_a_position_are_those_one_by_one(choice, dtype, bias):
+    head, hidden, *_ = case(bias=bias)
+    hidden = hidden.detach().flatten(0, 1)
+    positions = torch.tensor([0, 2, 2, 2, 5, 20, 20])  # some have none
+    targets = torch.tensor([3, 36, 0, 3, 1, 1, 1])
+    mixed = torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16)
+    with kernels.use(choice), mixed, torch.no_grad():
+        found = head.nll_at(hidden.to(dtype), positions, targets)
+        plain = Head.nll_at(head, hidden.to(dtype), positions, targets)
+        none = head.nll_at(hidden.to(dtype), positions[:0], targets[:0])
+    assert (found.dtype, none.shape) == (torch.float32, (0,))
+    tolerance = 1e-5 if dtype == torch.float32 else 3e-2
+    torch.testing.assert_close(found, plain.float(), rtol=tolerance, atol=tolerance)
 
 
 def test_masked_positions_are_never_read():

@@ -27,6 +27,7 @@ ALLOWED = {
     "config": {"run", "kernels", "system"},  # stages are reached by name alone
     "assembly": {"config", *STAGES},
     "inference": {"assembly", "kernels", "run", "system", *STAGES},
+    "suite": {"inference", "run", "corpus", "tokenizer", "windows", "model", "system"},
     "training": {
         *{"inference", "assembly", "config", "run", "system"},
         *{"windows", "head", "model", "regularizers", "optim", "kernels", "store", "tokenizer"},
@@ -40,6 +41,7 @@ ALLOWED = {
     "commands": {
         *{"analysis", "pages", "sweep", "training", "inference", "assembly", "config", "run"},
         *{"foreign", "export", "kernels", "system", "corpus", "tokenizer", "store", "windows"},
+        "suite",
     },
     "command": {"system"},
     "overview": {"config"},

@@ -178,6 +178,19 @@ def test_evaluation_drops_rows_that_have_ended(text, layout):
         assert alive[:, 0].all(), "every row left still has something to read"
 
 
+@given(texts, layouts)
+def test_the_tokens_of_the_lanes_are_the_windows_targets(text, layout):
+    read = loader(text, seed=None, **layout)
+    tokens = read.lanes(0).tokens
+    for window in read:
+        rows, time = window.tokens.shape
+        begin = window.index * read.bptt
+        here = tokens[:rows, begin : begin + time]
+        assert np.array_equal(here >= 0, window.mask)
+        assert np.array_equal(here[here >= 0] + 1, window.targets[window.mask])  # token 0 is 1
+    assert sorted(tokens[tokens >= 0].tolist()) == list(range(text.num_tokens))
+
+
 @given(texts, layouts, st.integers(0, 2), st.data())
 def test_a_pass_resumes_where_its_state_was_taken(text, layout, epoch, data):
     straight = loader(text, **layout)
