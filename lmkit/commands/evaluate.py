@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +18,7 @@ from lmkit.errors import UserError
 from lmkit.inference import Text, TrainedModel
 from lmkit.inference.evaluation import measure
 from lmkit.inference.identity import recorded
+from lmkit.inference.milestones import ALL, draw_curve, milestones
 from lmkit.inference.text import read_text
 from lmkit.run import Run, no_checkpoint
 from lmkit.store import TokenStore, prepare
@@ -24,6 +27,7 @@ from lmkit.suite.blimp import Method
 from lmkit.suite.reading import Format
 from lmkit.suite.report import table as accuracy_table
 from lmkit.suite.spelling import Punctuation
+from lmkit.system.files import strict_json, write_atomically
 from lmkit.system.paths import readable
 from lmkit.tokenizer import Tokenizer
 from lmkit.windows.lanes import Protocol
@@ -71,7 +75,8 @@ def evaluate(
     (data.eval_batch_size) on its splits under its own protocol, so that the figures are the
     training's to the last digit; else 64. Only under stream does more than rounding depend on it,
     and there it is else 1.
-    checkpoint: best, last or another of the run's.
+    checkpoint: best, last or another of the run's; all: each that callbacks.milestones kept, or
+    else each that there is, with a curve.
     suite: blimp (JSON lines), syntaxgym (JSON), table (CSV or TSV), or lines (a good sentence and
     a bad one in turn).
     path: file or directory of the suite.
@@ -85,6 +90,9 @@ def evaluate(
     config: that of the run, of which data, kernels, threads, trainer.accelerator and
     trainer.precision are used
     """
+    if checkpoint == ALL:
+        settings = {key: value for key, value in locals().items() if key in KEYS}
+        return _over_all(run, settings, partial(evaluate, run, config, **settings))
     texts_alone = {"split": split, "file": file, "text": text, "protocol": protocol}
     suites_alone: dict[str, Any] = {
         **{"path": path, "method": method, "good": good, "bad": bad, "group": group},
@@ -126,6 +134,54 @@ def evaluate(
     )
     console.print(_table(result))
     return result
+
+
+# The keys that say what is evaluated, and how.
+KEYS = frozenset(evaluate.__kwdefaults__ or {}) - {"checkpoint"}
+
+
+def _over_all(
+    run: Run, settings: Mapping[str, Any], one: Callable[..., dict[str, Any]]
+) -> dict[str, Any]:
+    """The results of all checkpoints of a run; a curve over them goes into `curves/`."""
+    run.check_links()
+    points = milestones(run)
+    results = [one(checkpoint=point.name) for point in points]
+    what, values = _curve(results)
+    digest = hashlib.sha256(strict_json(settings).encode()).hexdigest()[:8]
+    subject = settings["suite"] or settings["split"] or ("test" if _on_split(settings) else "text")
+    path = run.path / "curves" / f"{subject}-{digest}.png"
+    draw_curve(path, points, values, what)
+    result = {
+        "run": f"{run.name}/{run.id}",
+        "checkpoints": [
+            {**point._asdict(), "result": each} for point, each in zip(points, results, strict=True)
+        ],
+        "curve": str(path),
+    }
+    write_atomically(path.with_suffix(".json"), strict_json(result, indent=2).encode())
+    table = Table("checkpoint", *(f"{name}, {what}" for name in values))
+    for number, point in enumerate(points):
+        table.add_row(point.name, *(f"{line[number]:,.2f}" for line in values.values()))
+    Console().print(table)
+    print(path)
+    return result
+
+
+def _on_split(settings: Mapping[str, Any]) -> bool:
+    return settings["file"] is None and settings["text"] is None
+
+
+def _curve(results: Sequence[Mapping[str, Any]]) -> tuple[str, dict[str, list[float]]]:
+    """What was measured, and its values: of a suite the accuracy of each run, of a text the
+    perplexity under each protocol."""
+    if "runs" in results[0]:
+        names = [each["run"] for each in results[0]["runs"]]
+        rows = [[100 * each["overall"]["accuracy"] for each in one["runs"]] for one in results]
+        return "accuracy, %", dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
+    names = [each["protocol"] for each in results[0]["results"]]
+    rows = [[each["perplexity"] for each in one["results"]] for one in results]
+    return "perplexity", dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
 
 
 def _refuse(keys: Mapping[str, Any], why: str) -> None:

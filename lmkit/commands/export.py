@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,6 +12,7 @@ from lmkit.errors import UserError
 from lmkit.export import Contract, write_huggingface, write_onnx, write_safetensors
 from lmkit.inference import Text, TrainedModel
 from lmkit.inference.identity import recorded
+from lmkit.inference.milestones import ALL, milestones
 from lmkit.inference.text import read_text
 from lmkit.run import IMPORTED, Run, no_checkpoint
 from lmkit.run.checkpoints import read_manifest
@@ -35,7 +37,8 @@ def export(
     format: huggingface, a directory that transformers opens with trust_remote_code=True; onnx, with
     tokens.txt, compared with PyTorch when it is written; safetensors, weights and what they are of.
     path: the directory to make; what is there already is never touched.
-    checkpoint: best, last or another of the run's.
+    checkpoint: best, last or another of the run's; all: each that callbacks.milestones kept, or
+    else each that there is, as PATH/chck_10M and so on.
     contract: of an ONNX file: states, tokens and a state in, log-probabilities and a state out;
     sherpa, x, h0 and c0 of sherpa-onnx's online language models; sherpa_rescore, x and x_lens of
     its offline ones.
@@ -44,10 +47,18 @@ def export(
     config = run.config()
     if format != "onnx" and (contract != "states" or quantize or file):
         raise UserError("contract, quantize and file are for format=onnx: leave them out")
+    directory = Path(path).expanduser().absolute()
+    if checkpoint == ALL:
+        settings: Any = {"contract": contract, "quantize": quantize, "file": file}
+        one = partial(export, run, format=format, **settings)
+        if directory.exists():
+            raise UserError(f"path={path} is there already: give another")
+        names = [point.name for point in milestones(run)]
+        each = [one(path=str(directory / name), checkpoint=name) for name in names]
+        return {"path": str(directory), "checkpoints": dict(zip(names, each, strict=True))}
     trainer = {**config["trainer"], "accelerator": "cpu", "precision": "32-true"}
     trained = TrainedModel.load(run, {**config, "trainer": trainer}, checkpoint)
     text = None if file is None else Text.of(read_text(None, file), trained.tokenizer)
-    directory = Path(path).expanduser().absolute()
     facts = _facts(run, config, trained)
     result: dict[str, Any] = {"path": str(directory), "format": format}
     if format == "huggingface":
