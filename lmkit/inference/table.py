@@ -24,6 +24,7 @@ from lmkit.inference.words import (
     sum_up,
 )
 from lmkit.system.paths import listed
+from lmkit.tokenizer import Tokenizer
 from lmkit.windows.lanes import Protocol
 
 if TYPE_CHECKING:
@@ -131,7 +132,10 @@ def tabulate(
     if layout.context_column is not None:
         ends = _story_ends(frame, layout.context_column, where, row)
         texts = [cells[begin:end] for begin, end in pairwise([0, *ends])]
-    text, words = read_words(texts, JOINTS[layout.joined_by], trained.tokenizer, by_line)
+    try:
+        text, words = read_words(texts, JOINTS[layout.joined_by], trained.tokenizer, by_line)
+    except UserError as error:
+        raise _located(error, cells, trained.tokenizer, row) from None
     starts = trained.word_starts
     tokens = read_tokens(trained, text, "sentence" if by_line else "document", starts)
     ids = np.asarray(text.tokens)
@@ -144,6 +148,18 @@ def tabulate(
     columns = _columns(words, measures, layout, names)
     num_unknown = int(measures.unknown.sum())
     return WordTable(words.cell, columns, len(texts), text.num_tokens, num_unknown)
+
+
+def _located(
+    error: UserError, cells: Sequence[str], tokenizer: Tokenizer, row: Callable[[int], str]
+) -> UserError:
+    """The error of a tokenizer that cannot encode every text, with the row of the text."""
+    for i, cell in enumerate(cells):
+        try:
+            tokenizer.encode([cell])
+        except UserError as own:
+            return UserError(f"{row(i)}: {own}")
+    return error
 
 
 def of_frame(trained: Reads, frame: Any, layout: Layout) -> Any:

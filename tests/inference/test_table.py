@@ -11,6 +11,7 @@ from trained_run import SlowTwin
 from lmkit.errors import UserError
 from lmkit.inference import tokens as tokens_module
 from lmkit.inference.table import Layout
+from lmkit.tokenizer.pattern import Pattern
 
 NAMES = sorted(all_tokenizers())
 SENTENCES = [
@@ -353,6 +354,21 @@ def test_what_is_refused(frame, settings, message):
     with pytest.raises(UserError) as error:
         tiny_model("word").table(frame, **settings)
     assert str(error.value) == message
+
+
+def test_a_text_that_a_tokenizer_cannot_encode_is_named_by_its_row():
+    trained = random_model(Pattern("Cl|.", ["$", "C", "Cl", "O"], "$"))
+    rows = trained.table([{"sentence": "CCl"}, {"sentence": "O"}])
+    assert [row["num_tokens"] for row in rows] == [2, 1]
+    assert rows[0]["surprisal_corrected"] > rows[0]["surprisal"]  # with the end of the text
+    with pytest.raises(UserError) as error:
+        trained.table([{"sentence": "CO"}, {"sentence": "CN"}])
+    told = "the vocabulary has no 'N', and no token for unknown text"
+    assert str(error.value) == f"row 1: {told}"
+    both = [{"sentence": "C", "s": 1}, {"sentence": "O", "s": 1}]
+    with pytest.raises(UserError) as error:
+        trained.table(both, context_column="s")
+    assert str(error.value) == told.replace("N", " ")
 
 
 def test_a_model_of_the_stream_reads_each_row_from_its_start():
