@@ -42,7 +42,8 @@ def export(
     contract: of an ONNX file: states, tokens and a state in, log-probabilities and a state out;
     sherpa, x, h0 and c0 of sherpa-onnx's online language models; sherpa_rescore, x and x_lens of
     its offline ones.
-    quantize: int8, a second ONNX file of 8 bits; what it loses is measured on file=TEXT.
+    quantize: int8, a second ONNX file of 8 bits.
+    file: a text on which is measured what that loses.
     """
     config = run.config()
     if format != "onnx" and (contract != "states" or quantize or file):
