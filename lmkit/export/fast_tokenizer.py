@@ -32,8 +32,8 @@ def fast_tokenizer(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
     }.get(type(tokenizer))
     if make is None:
         raise UserError(
-            f"tokenizer={type(tokenizer).__name__}: a class of your own has no tokenizer.json; "
-            "train with one of lmkit's"
+            f"tokenizer={type(tokenizer).__name__} has no tokenizer.json: all of lmkit's have one "
+            "but that of SentencePiece"
         )
     library = make(tokenizer)
     library.encode_special_tokens = False

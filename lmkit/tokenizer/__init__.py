@@ -4,6 +4,7 @@ from lmkit.tokenizer.base import AnyTokenizer, Encoded, Tokenizer
 from lmkit.tokenizer.characters import Bytes, Characters
 from lmkit.tokenizer.pattern import Pattern
 from lmkit.tokenizer.saved import Stored, load_tokenizer, restored
+from lmkit.tokenizer.sentencepiece import SentencePiece
 from lmkit.tokenizer.subword import ByteLevelBPE, Pretrained
 from lmkit.tokenizer.word import Word
 from lmkit.tokenizer.word_list import WordList
@@ -16,6 +17,7 @@ __all__ = [
     "Encoded",
     "Pattern",
     "Pretrained",
+    "SentencePiece",
     "Stored",
     "Tokenizer",
     "Word",

@@ -11,6 +11,7 @@ from lmkit.system.regular_file import read_bytes
 from lmkit.tokenizer.base import FILE, FORMAT, AnyTokenizer, Tokenizer
 from lmkit.tokenizer.characters import Bytes, Characters
 from lmkit.tokenizer.pattern import Pattern
+from lmkit.tokenizer.sentencepiece import SentencePiece
 from lmkit.tokenizer.subword import ByteLevelBPE, Pretrained
 from lmkit.tokenizer.word import Word
 
@@ -30,7 +31,15 @@ class Stored(AnyTokenizer):
         return None if self.path is None else load_tokenizer(Path(self.path).expanduser())
 
 
-KINDS: tuple[type[Tokenizer], ...] = (Word, ByteLevelBPE, Characters, Bytes, Pretrained, Pattern)
+KINDS: tuple[type[Tokenizer], ...] = (
+    Word,
+    ByteLevelBPE,
+    Characters,
+    Bytes,
+    Pretrained,
+    SentencePiece,
+    Pattern,
+)
 
 
 def load_tokenizer(path: Path) -> Tokenizer:

@@ -204,7 +204,7 @@ class Pretrained(DocumentTokenizer):
                 encodings = self._library.encode_batch(batch, add_special_tokens=False)
             for text, encoding in zip(batch, encodings, strict=True):
                 runs.append(np.array(encoding.ids, np.uint32))
-                newline_ends.append(total + _newline_ends(text, encoding.offsets))
+                newline_ends.append(total + ends_of_lines(text, encoding.offsets))
                 counts[row] = len(runs[-1])
                 total, row = total + len(runs[-1]), row + 1
         ids = np.concatenate(runs)
@@ -285,7 +285,7 @@ class Pretrained(DocumentTokenizer):
         return tokenizer
 
 
-def _newline_ends(text: str, offsets: Sequence[tuple[int, int]]) -> Positions:
+def ends_of_lines(text: str, offsets: Sequence[tuple[int, int]]) -> Positions:
     """The number of tokens up to the end of each line that has any.
 
     A newline that is not a token of its own belongs to the line of the token that it completes.

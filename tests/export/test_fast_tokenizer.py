@@ -98,5 +98,5 @@ def test_a_class_of_ones_own_is_refused() -> None:
     class Own(Bytes):
         pass
 
-    with pytest.raises(UserError, match="tokenizer=Own: a class of your own"):
+    with pytest.raises(UserError, match="tokenizer=Own has no tokenizer"):
         fast_tokenizer(Own())

@@ -573,7 +573,7 @@ def test_hash_tells_settings_and_vocabularies_apart() -> None:
                "tokenizer.path=FILE"),
         ('{"format": "lmkit tokenizer 1", "name": "os.system"}',
          "{path}: unknown tokenizer 'os.system', expected one of word, bpe, characters, bytes, "
-         "pretrained, pattern"),
+         "pretrained, sentencepiece, pattern"),
         ('{"format": "lmkit tokenizer 1", "name": "word", "settings": {}}',
          "{path}: the tokenizer is damaged: KeyError('vocabulary')"),
         ('{"format": "lmkit tokenizer 1", "name": "word", "settings": {}, "vocabulary": ["a"]}',
@@ -663,13 +663,13 @@ def test_a_derived_tokenizer_is_saved_and_prepared_as_itself(
         (
             "own_tokenizers.Shouted",
             "unknown tokenizer 'own_tokenizers.Shouted', expected one of word, bpe, characters, "
-            "bytes, pretrained, pattern; if own_tokenizers is a package that you trust: export "
-            "LMKIT_ALLOW=mine,own_tokenizers",
+            "bytes, pretrained, sentencepiece, pattern; if own_tokenizers is a package that you "
+            "trust: export LMKIT_ALLOW=mine,own_tokenizers",
         ),
         ("mine.Word", "mine.Word is not a class of mine"),
         ("mine.Other", "mine.Other is no tokenizer"),
         ("torch.nn.Linear", "unknown tokenizer 'torch.nn.Linear', expected one of word, bpe, "
-                            "characters, bytes, pretrained, pattern"),
+                            "characters, bytes, pretrained, sentencepiece, pattern"),
     ],
 )  # fmt: skip
 def test_a_saved_tokenizer_names_a_class_of_an_allowed_package_alone(
