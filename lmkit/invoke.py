@@ -14,7 +14,7 @@ from lmkit.system.redaction import redact
 # These start from a config that must fit this machine; the others only read a run.
 TRAINS = ("train", "resume", "sweep", "analyze")
 # These compute in this process, which is theirs alone.
-COMPUTES = ("train", "resume", "analyze", "evaluate", "score", "doctor")
+COMPUTES = ("train", "resume", "analyze", "evaluate", "score", "harness", "doctor")
 # What a command that reads a run sets before its command line does: the number of threads of the
 # training is its own, and surprisals are wanted in full precision whatever it was in.
 READS = {
