@@ -9,7 +9,8 @@ from lmkit.config.groups import OWN
 RUN = "RUN: a run directory, an id, the beginning of one, or latest"
 GROUPS = {
     "train": ("train", "resume", "sweep", "prepare"),
-    "use a trained model": ("evaluate", "generate", "score", "import"),
+    "use a trained model": ("evaluate", "generate", "score"),
+    "open doors": ("import", "export", "harness"),
     "look": ("dashboard", "analyze", "verify"),
     "find your way": ("doctor", "list", "completion"),
 }

@@ -22,9 +22,8 @@ from lmkit.errors import UserError
 
 for each in pkgutil.walk_packages(lmkit.__path__, "lmkit."):
     if each.name not in (
-        "lmkit.__main__",
-        "lmkit.cluster",
-    ):  # which runs; whose package is an extra
+        *("lmkit.__main__", "lmkit.cluster", "lmkit.export.harness"),
+    ):  # which runs; whose packages are extras
         importlib.import_module(each.name)
 
 

@@ -1,6 +1,8 @@
 """Every YAML that ships composes and passes the check, which knows every key it holds."""
 
+import io
 import json
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -45,7 +47,20 @@ def corpus(tmp_path: Path) -> Path:
     (tmp_path / "tokens.ds").write_bytes(b"")
     model = '{"type": "WordLevel", "vocab": {"<eos>": 0, "a": 1}, "unk_token": "<eos>"}'
     (tmp_path / "tokenizer.json").write_text(f'{{"model": {model}}}')
+    (tmp_path / "words.txt").write_text("<eos>\n<unk>\nwords\n")
+    (tmp_path / "spm.model").write_bytes(sentencepiece_model())
     return tmp_path
+
+
+@cache
+def sentencepiece_model() -> bytes:
+    from sentencepiece import SentencePieceTrainer
+
+    model = io.BytesIO()
+    texts = iter(["some words", "other words"] * 9)
+    settings = {"vocab_size": 20, "hard_vocab_limit": False, "minloglevel": 2}
+    SentencePieceTrainer.train(sentence_iterator=texts, model_writer=model, **settings)
+    return model.getvalue()
 
 
 def missing(config: dict, corpus: Path) -> list[str]:
@@ -55,6 +70,8 @@ def missing(config: dict, corpus: Path) -> list[str]:
         "Jsonl": "rows.jsonl",
         "Parquet": "rows.parquet",
         "Pretrained": "tokenizer.json",
+        "SentencePiece": "spm.model",
+        "WordList": "words.txt",
     }
     files |= {"Store": "store", "Datatrove": "tokens.ds", "Mixture": "store"}
     named = {"paths": "paths.a"}

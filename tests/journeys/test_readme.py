@@ -1,5 +1,6 @@
 """README says what is true: its commands run, its configs pass the check."""
 
+import json
 import re
 import shlex
 import shutil
@@ -86,6 +87,10 @@ def home(tmp_path_factory, finished) -> Path:
     """A directory whose outputs hold a finished run."""
     home = tmp_path_factory.mktemp("home")
     shutil.copytree(finished[0].parents[1], home / "outputs", symlinks=True)
+    (home / "stimuli.csv").write_text("item,sentence\n1,the end\n")
+    (home / "blimp").mkdir()
+    pair = {"sentence_good": "The cat runs.", "sentence_bad": "The cat run.", "UID": "agreement"}
+    (home / "blimp" / "agreement.jsonl").write_text(f"{json.dumps(pair)}\n")
     return home
 
 

@@ -111,7 +111,10 @@ def test_the_weights_are_those_after_the_update_that_reached_it(place, monkeypat
     ("arguments", "message"),
     [
         (["callbacks.milestones.words=babyl"], "expected babylm | a list of int | null"),
-        (["callbacks.milestones.words=[0,5]"], "words=[0, 5]: expected numbers from 1"),
+        (
+            ["callbacks.milestones.words=[0,5]"],
+            "callbacks.milestones.words=[0, 5]: must be at least 1",
+        ),
         (["callbacks.milestones.words=null"], "give the numbers at which weights are kept"),
     ],
 )

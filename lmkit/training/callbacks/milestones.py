@@ -11,6 +11,7 @@ import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lmkit.errors import UserError
+from lmkit.ranges import Size
 from lmkit.store import TokenStore
 from lmkit.system.rendezvous import broadcast
 from lmkit.tokenizer import Tokenizer
@@ -40,15 +41,12 @@ class Milestones(Callback):
     def __init__(
         self,
         *,
-        words: Literal["babylm"] | list[int] | None = None,
-        tokens: list[int] | None = None,
+        words: Literal["babylm"] | list[Size] | None = "babylm",
+        tokens: list[Size] | None = None,
     ) -> None:
         chosen = BABYLM if words == "babylm" else words
         self.words = sorted(map(int, {*(chosen or ())}))
         self.tokens = sorted({*(tokens or ())})
-        for name, numbers in (("words", self.words), ("tokens", self.tokens)):
-            if numbers and numbers[0] < 1:
-                raise ValueError(f"{name}={numbers}: expected numbers from 1")
         if not (self.words or self.tokens):
             raise ValueError("words or tokens: give the numbers at which weights are kept")
         self.words_per_token: float | None = None
