@@ -29,7 +29,7 @@ def harness(
         lmkit harness latest tasks=[mine] include_path=tasks limit=100
 
     Each request is a text of its own, read after <eos> from the zero state. The table that the
-    harness prints is followed by the file of its results, harness/TASKS-CHECKPOINT.json in the run.
+    harness prints is followed by the file of its results, in harness/ of the run's directory.
     tasks: names of the harness's, or of YAML files in include_path.
     include_path: a directory of tasks of one's own.
     num_fewshot: examples before each question; null: as the task says.
@@ -49,22 +49,33 @@ def harness(
     from lmkit.export.harness import LmkitLM
 
     names = [tasks] if isinstance(tasks, str) else tasks
+    if include_path is not None and not Path(include_path).is_dir():
+        raise UserError(f"include_path={include_path} is no directory")
+    for key, number in (("limit", limit), ("num_fewshot", num_fewshot)):
+        if number is not None and number < (1 if key == "limit" else 0):
+            raise UserError(f"{key}={number}: must be at least {1 if key == 'limit' else 0}")
     manager = TaskManager(include_path=include_path)
     if unknown := [name for name in names if not manager.match_tasks([name])]:
         where = f" and none in {include_path}" if include_path else "; name its include_path"
         raise UserError(f"tasks={unknown[0]}: the harness has no such task{where}")
     trained = TrainedModel.load(run, config, checkpoint)
-    found = lm_eval.simple_evaluate(
-        model=LmkitLM(trained),
-        tasks=names,
-        num_fewshot=num_fewshot,
-        limit=limit,
-        task_manager=manager,
-        log_samples=False,
-    )
+    try:
+        found = lm_eval.simple_evaluate(
+            model=LmkitLM(trained),
+            tasks=names,
+            num_fewshot=num_fewshot,
+            limit=limit,
+            task_manager=manager,
+            log_samples=False,
+        )
+    except (OSError, ValueError, KeyError) as error:  # of a task's file or its data
+        raise UserError(f"tasks={'+'.join(names)}: the harness cannot run it: {error}") from error
     print(make_table(found))
     stem = trained.checkpoint.stem if trained.checkpoint else checkpoint
-    path = run.path / "harness" / f"{'+'.join(names)[:100]}-{stem}.json"
+    parts = ["+".join(names)[:100], stem]
+    parts += [f"{num_fewshot}-shot"] if num_fewshot is not None else []
+    parts += [f"limit-{limit}"] if limit is not None else []
+    path = run.path / "harness" / f"{'-'.join(parts)}.json"
     result = {
         "run": f"{run.name}/{run.id}",
         "checkpoint": stem,

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -22,6 +24,7 @@ from lmkit.config.check import check
 from lmkit.config.compose import compose
 from lmkit.errors import UserError
 from lmkit.foreign import (
+    Parameters,
     Unit,
     collect,
     foreign_tokenizer,
@@ -41,6 +44,8 @@ from lmkit.system.regular_file import opened
 from lmkit.tokenizer import Characters, Tokenizer, Word
 from lmkit.training.summary import num_parameters
 
+log = logging.getLogger(__name__)
+
 
 def import_model(
     file: str,
@@ -55,6 +60,7 @@ def import_model(
     eos: str | None = None,
     unk: str | None = None,
     unit: Unit | None = None,
+    nonlinearity: Literal["tanh", "relu"] | None = None,
 ) -> dict[str, Any]:
     """Make a run of a recurrent language model that another program has trained.
 
@@ -72,13 +78,14 @@ def import_model(
     eos: the word that ends a sentence, and before which a text begins, if it has an unusual name.
     unk: the word that stands for unknown ones, if it has an unusual name.
     unit: what a token is, word, character or smiles (an atom, a bond, ..); found out unless given.
+    nonlinearity: of an nn.RNN, which a state dict does not say.
     config: name, run_id, outputs and data are used, and what computes with the run later
     """
     path = Path(file).expanduser()
     for line in overrides:
         if line.lstrip("+~").partition("=")[0].partition(".")[0] in ("model", "head", "tokenizer"):
             raise UserError(f"{line}: {path} says what the model is; leave it out")
-    said = {"bos": bos, "eos": eos, "unk": unk, "unit": unit}
+    said = {"bos": bos, "eos": eos, "unk": unk, "unit": unit, "nonlinearity": nonlinearity}
     layout = {"embedding": embedding, "rnn": rnn, "output": output}
     if path.is_dir():
         theirs = _exported(path)
@@ -137,6 +144,10 @@ def _foreign(
     tokens = replace(tokens, **given)
     with _about(path):
         found = identify(collect(held), layout)
+    if found.kind == "elman":
+        found = _with_nonlinearity(path, found, said["nonlinearity"])
+    elif said["nonlinearity"]:
+        raise UserError(f"nonlinearity={said['nonlinearity']}: {path} is no nn.RNN; leave it out")
     tokenizer = foreign_tokenizer(tokens, len(found.embedding), said["unk"])
     start = start_id(tokens, tokenizer)
     found = found.beginning_after(start, tokenizer.eos_id)
@@ -146,6 +157,15 @@ def _foreign(
     if start != tokenizer.eos_id:
         origin["start"] = tokens.tokens[start]
     return Theirs(lines, {}, tokenizer, weights(found), {**origin, "parameters": lines})
+
+
+def _with_nonlinearity(path: Path, found: Parameters, said: Any) -> Parameters:
+    """The nn.RNN with what the user says of it, or a warning where nobody says it."""
+    if said and found.nonlinearity not in (None, said):
+        raise UserError(f"nonlinearity={said}: {path} says {found.nonlinearity}; leave it out")
+    if not (said or found.nonlinearity):
+        log.warning("%s does not say its nonlinearity: taking tanh; nonlinearity=relu if not", path)
+    return replace(found, nonlinearity=said or found.nonlinearity)
 
 
 def _exported(path: Path) -> Theirs:
@@ -188,6 +208,9 @@ def _module(path: Path, config: Mapping[str, Any], theirs: Theirs) -> nn.Module:
     except RuntimeError as error:  # it names every parameter of a wrong shape
         told = "; ".join(line.strip() for line in str(error).splitlines()[1:])
         raise UserError(f"{path}: {told}") from None
+    wrong = [name for name, each in module.named_parameters() if not torch.isfinite(each).all()]
+    if wrong:
+        log.warning("%s has values that are not finite: in %s", path, ", ".join(wrong))
     return module
 
 
@@ -241,6 +264,7 @@ def _show(run: Run, module: nn.Module, result: Mapping[str, Any]) -> None:
         table.add_row("a text begins after", result["start"])
     table.add_row("parameters", f"{num_parameters(module):,}")
     console.print(table)
+    console.print(Text(f"{'run:':<12}{run.path}"), soft_wrap=True)
     for what, command in (("surprisal:", "score"), ("perplexity:", "evaluate")):
         line = f"{what:<12}{run.command(command)} file=TEXT"
         console.print(Text(line), soft_wrap=True)

@@ -28,9 +28,11 @@ def train(config: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
         lmkit train model=gru model.hidden_size=400 model.tie_weights=false optimizer.lr=1e-3
         lmkit train data=files data.path=texts data.unit=paragraph name=mine
         lmkit train -m model=lstm,gru optimizer.lr=1e-3,2e-3
+        lmkit train init=RUN data=files data.path=texts name=adapted
 
-    With the run_id of a run that has been stopped, goes on with that run. With -m, Hydra's
-    multirun, a run for each combination of values.
+    With the run_id of a run that has been stopped, goes on with that run. With init=RUN, begins
+    with the model, weights and tokenizer of another (init_checkpoint=, init_vocabulary=new). With
+    -m, Hydra's multirun, a run for each combination of values.
     """
     run = Run.named(config["outputs"], config["name"], config["run_id"])
     return _trained(run, grouped(config), overrides)

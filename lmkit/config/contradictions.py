@@ -10,6 +10,7 @@ from typing import Any
 from torch.optim.lr_scheduler import CyclicLR, OneCycleLR, ReduceLROnPlateau
 
 from lmkit import kernels
+from lmkit.config.inherited import without_init
 from lmkit.config.signatures import signature_keys
 from lmkit.config.targets import named_class
 from lmkit.config.trainer_keys import trainer_mistakes
@@ -74,6 +75,7 @@ def contradictions(
     data, trainer, scheduler, callbacks = (config.get(name) or {} for name in groups)
     return [
         *_names(config),
+        *without_init(config),
         *_environment(),
         *_machine(trainer),
         *_kernels(config),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hydra.core.override_parser.types import Override
@@ -34,18 +34,27 @@ def inherited(
     new = config.get("init_vocabulary") == "new"
     fixed = ("model", "head") if new else ("model", "head", "tokenizer")
     within = () if new else ("tokenizer",)
-    for override in (*groups, *values):
+    every = (*groups, *values)
+    for override in every:
         key = override.key_or_group
-        if (override in groups and key in fixed) or key.partition(".")[0] in within:
+        if (override in groups and key in fixed) or _group(override) in within:
             remedy = "; for another vocabulary set init_vocabulary=new" if key in within else ""
             mistakes.append(
-                f"{override.input_line}: init={which} says what the {key.partition('.')[0]} is; "
+                f"{override.input_line}: init={which} says what the {_group(override)} is; "
                 f"leave it out{remedy}"
             )
     done = {**config, "init": str(run.path), "model": theirs["model"], "head": theirs["head"]}
-    if not new and not _has_tokenizer(config):
+    if _has_tokenizer(config):
+        return done
+    if not new:
         done["tokenizer"] = {"_target_": STORED, "path": str(run.path)}
+    elif "path" not in theirs["tokenizer"] and not any(_group(o) == "tokenizer" for o in every):
+        done["tokenizer"] = theirs["tokenizer"]  # of the same kind, trained on the new data
     return done
+
+
+def _group(override: Override) -> str:
+    return str(override.key_or_group.partition(".")[0])
 
 
 def _has_tokenizer(config: Mapping[str, Any]) -> bool:
@@ -55,3 +64,11 @@ def _has_tokenizer(config: Mapping[str, Any]) -> bool:
     except UserError:
         return False  # the check reports it
     return bool(getattr(source, "has_tokenizer", False))
+
+
+def without_init(config: Mapping[str, Any]) -> Iterator[str]:
+    """Mistakes of keys that have no effect without `init`."""
+    if not config.get("init"):
+        for key, default in (("init_checkpoint", "best"), ("init_vocabulary", "kept")):
+            if config.get(key, default) != default:
+                yield f"{key}={config[key]}: no effect without init=RUN; leave it out"

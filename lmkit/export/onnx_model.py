@@ -26,6 +26,7 @@ OPSET = 17
 SHAPES = ((1, 1), (3, 7), (2, 33))  # (batch, time) at which a file is compared with PyTorch
 TOLERANCE = 1e-4  # nats
 MOST_MEASURED = 50_000  # tokens, of a text on which a quantised model is measured
+PIECE = 2048  # of them at a time
 # Tokens that a line of tokens.txt cannot hold.
 NAMES = {" ": "<space>", "\n": "<newline>", "\t": "<tab>", "\r": "<return>"}
 
@@ -262,22 +263,27 @@ def _quantize(file: Path, small: Path) -> None:
 
 
 def _perplexity(file: Path, module: Any, text: Tokens, trained: TrainedModel) -> float:
-    """Of the first documents of a text, each read from the state before a text."""
+    """Of the first documents of a text, each read from the state before a text; in pieces, between
+    which a signal ends the work. Without states a piece is a text of its own."""
     session = _session(file)
-    is_rescore = isinstance(module, SherpaRescore)
     total, count, begin = 0.0, 0, 0
     for end in map(int, text.document_ends):
-        ids = torch.from_numpy(np.asarray(text.tokens[begin:end]).astype(np.int64))[None]
+        before = trained.tokenizer.eos_id
+        state = module.example(1, 1)[1:]
+        for at in range(begin, min(end, begin + MOST_MEASURED - count), PIECE):
+            piece = np.asarray(text.tokens[at : min(at + PIECE, end)]).astype(np.int64)
+            ids = torch.from_numpy(piece)[None]
+            if isinstance(module, SherpaRescore):  # it adds the end itself
+                given: Sequence[Tensor] = (ids[:, :-1], torch.tensor([ids.shape[1] - 1]))
+                total += float(session.run(None, _feed(module, given))[0][0])
+            else:
+                inputs = torch.cat([torch.full((1, 1), before), ids[:, :-1]], dim=1)
+                found = session.run(None, _feed(module, (inputs, *state)))
+                log_prob, *state = map(torch.from_numpy, found)
+                total -= float(log_prob.gather(2, ids[..., None]).sum())
+                before = int(ids[0, -1])
+            count += len(piece)
         begin = end
-        if is_rescore:  # it adds the end itself
-            given: Sequence[Tensor] = (ids[:, :-1], torch.tensor([ids.shape[1] - 1]))
-            total += float(session.run(None, _feed(module, given))[0][0])
-        else:
-            eos = torch.full((1, 1), trained.tokenizer.eos_id)
-            given = (torch.cat([eos, ids[:, :-1]], dim=1), *module.example(1, 1)[1:])
-            log_prob = torch.from_numpy(session.run(None, _feed(module, given))[0])
-            total -= float(log_prob.gather(2, ids[..., None]).sum())
-        count += ids.shape[1]
         if count >= MOST_MEASURED:
             break
     return math.exp(total / count)

@@ -28,7 +28,7 @@ def settings(found: Parameters) -> list[str]:
         f"head.bias={str(found.output_bias is not None).lower()}",
     ]
     if found.kind == "elman":
-        lines.append(f"model.nonlinearity={found.nonlinearity}")
+        lines.append(f"model.nonlinearity={found.nonlinearity or 'tanh'}")
     return lines
 
 

@@ -53,14 +53,14 @@ class Layer:
 @dataclass
 class Parameters:
     """A recurrent language model. kind: elman, gru or lstm. embedding and output: (vocabulary,
-    size). nonlinearity: of an Elman network, tanh unless the file says relu."""
+    size). nonlinearity: of an Elman network, None where the file does not say it."""
 
     kind: str
     embedding: Tensor
     layers: list[Layer]
     output: Tensor
     output_bias: Tensor | None
-    nonlinearity: str
+    nonlinearity: str | None
 
     def beginning_after(self, start: int, eos: int) -> Parameters:
         """The model whose texts begin after the id `eos` as this one's do after `start`: the row of
@@ -148,8 +148,9 @@ def identify(found: Found, layout: Mapping[str, str | None]) -> Parameters:
     first, last = layers[0].weight_ih.shape[1], layers[-1].weight_hh.shape[1]
     embedding = _role(others, EMBEDDING, first, "embedding", layout["embedding"], mistakes)
     output = _role(others, OUTPUT, last, "output", layout["output"], mistakes)
-    used = {f"{embedding}weight", f"{output}weight", f"{output}bias"}
-    if left := [name for name in others if name not in used]:
+    bias = _bias(others, embedding, output)
+    used = {f"{embedding}weight", f"{output}weight", bias}
+    if (left := [name for name in others if name not in used]) and embedding and output:
         mistakes.append(f"left over: {_names(left)}")
     mistakes += [
         why for (name, value), why in UNLIKE.items() if found.attributes.get(name) is value
@@ -165,9 +166,20 @@ def identify(found: Found, layout: Mapping[str, str | None]) -> Parameters:
         embedding=others[f"{embedding}weight"],
         layers=layers,
         output=others[f"{output}weight"],
-        output_bias=others.get(f"{output}bias"),
-        nonlinearity="relu" if "RNN_RELU" in modes else "tanh",
+        output_bias=others.get(bias),
+        nonlinearity={"RNN_RELU": "relu", "RNN_TANH": "tanh"}.get(next(iter(modes), "")),
     )
+
+
+def _bias(others: Mapping[str, Tensor], embedding: str, output: str) -> str:
+    """The name of the output's bias. That of a tied output whose matrix was saved once, as the
+    embedding's, is the only other vector with a value for each word."""
+    own = f"{output}bias"
+    if own in others or embedding != output or f"{embedding}weight" not in others:
+        return own
+    shape = others[f"{embedding}weight"].shape[:1]
+    fit = [n for n, tensor in others.items() if n.endswith("bias") and tensor.shape == shape]
+    return fit[0] if len(fit) == 1 else own
 
 
 def _recurrent(
@@ -208,6 +220,9 @@ def _layers(
             mistakes.append(f"{name}: an LSTM with projection, which lmkit does not have")
         wanted = ("weight_ih", "weight_hh")
         missing = [each for each in wanted if each not in parts]
+        if len(biases := {"bias_ih", "bias_hh"} & parts.keys()) == 1:
+            (lost,) = {"bias_ih", "bias_hh"} - biases
+            mistakes.append(f"{name}: {lost} missing, as it has {biases.pop()}")
         if odd := [each for each in wanted if each in parts and parts[each].dim() != 2]:
             raise UserError(f"{name}: {' and '.join(odd)} must have two dimensions")
         if missing:
@@ -219,6 +234,8 @@ def _layers(
             mistakes.append(f"{name}: reads {layer.weight_ih.shape[1]} values, not {size}")
         size = layer.weight_hh.shape[1]
         layers.append(layer)
+    if len({layer.bias_ih is None for layer in layers}) > 1:
+        mistakes.append("some layers have biases and others none: bias_ih and bias_hh missing")
     return layers, mistakes
 
 
@@ -244,8 +261,12 @@ def _role(
     known = [prefix for prefix in fit if _called(prefix) in names]
     if len(chosen := known or fit) == 1:
         return chosen[0]
-    what = f"{len(chosen)} matrices that may be it, {_names(chosen)}" if chosen else "none"
-    mistakes.append(f"the {role}, a matrix of {width} columns: {what}; name it with {role}=")
+    what = (
+        f"{len(chosen)} may be it, {_names(each + 'weight' for each in chosen)}"
+        if chosen
+        else "none"
+    )
+    mistakes.append(f"the {role}, a matrix of {width} columns: {what}; name it with {role}=PREFIX")
     return ""
 
 

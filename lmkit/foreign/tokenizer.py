@@ -28,7 +28,8 @@ def foreign_tokenizer(vocabulary: Vocabulary, size: int, unk: str | None) -> Tok
         pretrained = Pretrained(str(path), vocabulary.eos)
         _check_size(path, pretrained.vocabulary_size, size)
         return pretrained
-    _check_size(path, len(tokens), size)
+    blank = [number for number, token in enumerate(tokens, 1) if not token.strip(" ")]
+    _check_size(path, len(tokens), size, f"; line {blank[0]:,} is empty" if blank else "")
     check_once(path, tokens)
     unit = vocabulary.unit or _unit(tokens)
     eos = role(path, tokens, vocabulary.eos, ENDS, "eos", "ends a sentence")
@@ -54,9 +55,9 @@ def start_id(vocabulary: Vocabulary, tokenizer: Tokenizer) -> int:
     return tokens.index(bos)
 
 
-def _check_size(path: object, words: int, rows: int) -> None:
+def _check_size(path: object, words: int, rows: int, more: str = "") -> None:
     if words != rows:
-        raise UserError(f"{path} has {words:,} words, the model's matrices {rows:,} rows")
+        raise UserError(f"{path} has {words:,} words, the model's matrices {rows:,} rows{more}")
 
 
 def _unit(tokens: Sequence[str]) -> Unit:

@@ -96,7 +96,8 @@ class Run(Directory):
         listed = "".join(f"\n  {run.name}/{run.id}" for run in (found or runs)[-10:])
         if found:
             raise UserError(f"RUN={which} names {len(found)} runs in {outputs}; say which:{listed}")
-        there = f"; there are:{listed}" if runs else ", which has no runs"
+        many = f" {len(runs)}, the last of them" if len(runs) > 10 else ""
+        there = f"; there are{many}:{listed}" if runs else ", which has no runs"
         raise UserError(f"RUN={which} names no run in {outputs}{there}")
 
     @classmethod

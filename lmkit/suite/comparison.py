@@ -114,7 +114,12 @@ def _load(run: Run, first: Run, config: Mapping[str, Any], checkpoint: str) -> L
     computing = {key: config[key] for key in ("kernels", "threads") if key in config}
     trainer = {key: config["trainer"][key] for key in ("accelerator", "precision")}
     computing["trainer"] = {**own["trainer"], **trainer}
-    trained = TrainedModel.load(run, {**own, **computing}, checkpoint)
+    try:
+        trained = TrainedModel.load(run, {**own, **computing}, checkpoint)
+    except UserError as error:
+        if run is first:
+            raise
+        raise UserError(f"others: {error}; they are read at the same checkpoint as RUN") from None
     path = trained.checkpoint
     named = {
         "run": f"{run.name}/{run.id}",

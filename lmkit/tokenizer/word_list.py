@@ -95,7 +95,8 @@ def role(
     word = given if given is not None else next((w for w in usual if w in words), None)
     if word is None or word not in words:
         found = f"no {word!r}" if word is not None else f"none of {', '.join(usual)}"
-        raise UserError(f"{path} has {found}, the word that {what}: name it with {key}=")
+        remedy = f": name it with {key}=" if given is None else ""
+        raise UserError(f"{path} has {found}, the word that {what}{remedy}")
     name = f"<{key}>"
     if name in words and word != name:
         raise UserError(f"{path} has {word!r} and {name!r}: one of them {what}, not both")

@@ -23,10 +23,16 @@ from lmkit.tokenizer import Tokenizer, load_tokenizer
 NAME = "init.json"  # where a run says what it began from
 
 
-def check_init(config: Mapping[str, Any], tokenizer: Tokenizer) -> None:
-    """Raise UserError if a run with this config and tokenizer cannot begin as `init` says."""
+def check_init(config: Mapping[str, Any], tokenizer: Tokenizer) -> str:
+    """How a run with this config and tokenizer begins, as a sentence; raises UserError if it cannot
+    begin as `init` says."""
     with torch.random.fork_rng(devices=[]):
-        begin(config, *build_model(config, tokenizer.vocabulary_size), tokenizer)
+        found = begin(config, *build_model(config, tokenizer.vocabulary_size), tokenizer)
+    run, shared = Path(found["run"]), found["shared_tokens"]
+    kept = f"{shared:,} of {tokenizer.vocabulary_size:,} tokens have their rows from it"
+    step = "" if found["step"] is None else f", step {found['step']:,}"
+    more = kept if found["vocabulary"] == "new" else "its vocabulary too"
+    return f"it begins with {run.parent.name}/{run.name} ({found['checkpoint']}{step}): {more}"
 
 
 def begin(

@@ -114,7 +114,9 @@ def _prepare(run: Run, config: dict[str, Any]) -> DataModule:
     check_text(run, prepared)
     check_limits(config, data)
     if config.get("init") and not newest_manifest(run.path / "checkpoints")[1]:
-        check_init(config, prepared.tokenizer)
+        begins, started = check_init(config, prepared.tokenizer), launched()
+        if started is None or started.rank == 0:
+            print(begins, file=sys.stderr)
     return data
 
 

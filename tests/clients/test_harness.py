@@ -117,7 +117,9 @@ def test_tasks_of_local_files(run, tmp_path, monkeypatch):
     write_tasks(tmp_path)
     arguments = ["harness", str(run.path), "tasks=[pairs,texts]", "include_path=tasks"]
     assert cli.main(arguments) == 0
-    (file,) = (run.path / "harness").iterdir()
+    assert cli.main([*arguments, "limit=1"]) == 0  # beside the other, not in its place
+    file = run.path / "harness" / "pairs+texts-best.json"
+    assert len(list((run.path / "harness").iterdir())) == 2
     results = json.loads(file.read_text())["results"]
     correct = [nll(run, good) < nll(run, bad) for good, bad in PAIRS]
     assert results["pairs"]["acc,none"] == pytest.approx(sum(correct) / len(correct))
@@ -132,6 +134,8 @@ def test_tasks_of_local_files(run, tmp_path, monkeypatch):
     [
         (["tasks=none_such"], "tasks=none_such: the harness has no such task; name its"),
         (["tasks=pairs", "optimizer.lr=1"], "optimizer.lr=1: lmkit harness reads kernels"),
+        (["tasks=pairs", "include_path=none"], "include_path=none is no directory"),
+        (["tasks=pairs", "limit=0"], "limit=0: must be at least 1"),
         ([], "tasks is required"),
     ],
 )
@@ -139,6 +143,15 @@ def test_mistakes(run, tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["harness", str(run.path), *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_task_whose_data_are_not_there(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_tasks(tmp_path)
+    (tmp_path / "pairs.jsonl").unlink()
+    arguments = ["harness", str(run.path), "tasks=pairs", "include_path=tasks"]
+    assert cli.main(arguments) == 2
+    assert "error: tasks=pairs: the harness cannot run it: " in capsys.readouterr().err
 
 
 def test_the_harness_own_command_knows_it(run, tmp_path):

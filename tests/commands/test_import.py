@@ -227,6 +227,56 @@ def test_a_smiles_that_the_vocabulary_lacks_is_refused(tmp_path, monkeypatch, ca
     assert told == "error: the vocabulary has no 'Br', and no token for unknown text\n"
 
 
+@pytest.mark.parametrize(
+    ("lost", "message"),
+    [
+        (["rnn.bias_hh_l1"], "rnn.*_l1: bias_hh missing, as it has bias_ih"),
+        (["rnn.bias_ih_l0"], "rnn.*_l0: bias_ih missing, as it has bias_hh"),
+        (
+            ["rnn.bias_ih_l0", "rnn.bias_hh_l0"],
+            "some layers have biases and others none: bias_ih and bias_hh missing",
+        ),
+    ],
+)
+def test_a_bias_that_is_missing_is_named(place, tmp_path, monkeypatch, capsys, lost, message):
+    model = saved(place, "again.pt", "LSTM", 8, 5, 6, 2)
+    monkeypatch.chdir(tmp_path)
+    state = {name: value for name, value in model.state_dict().items() if name not in lost}
+    torch.save(state, "model.pt")
+    assert cli.main(["import", "model.pt", f"vocabulary={place / 'vocab.txt'}"]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_nonlinearity_of_a_state_dict_is_asked_for(place, tmp_path, monkeypatch, caplog):
+    model = saved(place, "again.pt", "RNN_RELU", 8, 5, 7, 1)
+    monkeypatch.chdir(tmp_path)
+    torch.save(model.state_dict(), "model.pt")
+    command = ["import", "model.pt", f"vocabulary={place / 'vocab.txt'}"]
+    assert cli.main([*command, "run_id=told", "nonlinearity=relu"]) == 0
+    assert not [r for r in caplog.records if r.levelname == "WARNING"]
+    found = [token.nll for token in lmkit.load("told").score("the cat sat")]
+    assert found == pytest.approx(nll_of(model, ids("the cat sat")), abs=1e-5)
+    assert cli.main([*command, "run_id=not"]) == 0
+    (warned,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert warned.endswith("does not say its nonlinearity: taking tanh; nonlinearity=relu if not")
+    whole = str(place / "again.pt")
+    assert cli.main(["import", whole, *command[2:], "nonlinearity=tanh"]) == 2
+
+
+def test_a_tied_matrix_that_was_saved_once(place, tmp_path, monkeypatch):
+    """As transformers saves it: no output matrix, but its bias."""
+    model = saved(place, "again.pt", "LSTM", 8, 6, 6, 2, tie_weights=True)
+    monkeypatch.chdir(tmp_path)
+    state = model.state_dict()
+    bias = state.pop("decoder.bias")
+    del state["decoder.weight"]
+    save_file({**state, "lm_head.bias": bias}, "model.safetensors")
+    vocabulary = f"vocabulary={place / 'vocab.txt'}"
+    assert cli.main(["import", "model.safetensors", vocabulary, "run_id=one"]) == 0
+    found = [token.nll for token in lmkit.load("one").score("the cat sat")]
+    assert found == pytest.approx(nll_of(model, ids("the cat sat")), abs=1e-5)
+
+
 def test_safetensors(place, tmp_path, monkeypatch, capsys):
     model = saved(place, "again.pt", "LSTM", 8, 5, 6, 2)
     monkeypatch.chdir(tmp_path)

@@ -111,11 +111,10 @@ def test_what_is_not_clear_is_asked_for_and_given():
     with pytest.raises(UserError) as caught:
         identify(collect(tensors), NOWHERE)
     assert str(caught.value) == (
-        "the embedding, a matrix of 4 columns: 2 matrices that may be it, one., two.; "
-        "name it with embedding=; "
-        "the output, a matrix of 4 columns: 2 matrices that may be it, one., two.; "
-        "name it with output=; "
-        "left over: one.weight, two.bias, two.weight"
+        "the embedding, a matrix of 4 columns: 2 may be it, one.weight, two.weight; "
+        "name it with embedding=PREFIX; "
+        "the output, a matrix of 4 columns: 2 may be it, one.weight, two.weight; "
+        "name it with output=PREFIX"
     )
     given = {"embedding": "two", "rnn": None, "output": "one"}
     with pytest.raises(UserError, match=r"^left over: two\.bias$"):

@@ -12,7 +12,7 @@ import lmkit
 from lmkit import cli
 from lmkit.assembly import build_model
 from lmkit.run.checkpoints import load_checkpoint
-from lmkit.tokenizer import Word, load_tokenizer
+from lmkit.tokenizer import Bytes, Word, load_tokenizer
 from lmkit.training.initial import begin
 
 TEXT = """ = First = \n the cat ran over the mat . \n
@@ -112,21 +112,25 @@ def test_it_trains_and_resumes_without_the_run_it_began_with(parent, there, tmp_
     moved = (weights(whole)["model.layers.0.weight_hh"] - begun).abs().max()
     assert 0 < moved < 0.2  # weights within 1, of which new ones would be far
     train("cut", "trainer.max_steps=4", "model.dropout=0.3")
-    shutil.copytree(there / "outputs", tmp_path / "outputs")
+    shutil.copytree(there / "outputs", tmp_path / "outputs", symlinks=True)
     monkeypatch.chdir(tmp_path)
     shutil.rmtree(there / "outputs")
     try:
         assert cli.main(["resume", "cut", "trainer.max_steps=6"]) == 0
     finally:
-        shutil.copytree(tmp_path / "outputs", there / "outputs")
+        shutil.copytree(tmp_path / "outputs", there / "outputs", symlinks=True)
     after = weights(tmp_path / "outputs" / "child" / "cut")
     expected = weights(there / "outputs" / "child" / "whole")
     assert all(torch.equal(after[name], expected[name]) for name in expected)
     assert json.loads((tmp_path / "outputs" / "child" / "cut" / "init.json").read_text()) == record
 
 
-def test_a_vocabulary_of_the_new_data(parent, there):
-    run = train("vocabulary", "init_vocabulary=new", "tokenizer=word", "trainer.max_steps=2")
+def test_a_vocabulary_of_the_new_data(parent, there, capsys):
+    """By a tokenizer of the same kind, unless another is named."""
+    run = train("vocabulary", "init_vocabulary=new", "tokenizer=bytes", "trainer.max_steps=1")
+    assert type(load_tokenizer(run)) is Bytes
+    run = train("words", "init_vocabulary=new", "trainer.max_steps=2")
+    assert "it begins with tiny/lstm-word-document (best, step 7): 1" in capsys.readouterr().err
     record = json.loads((run / "init.json").read_text())
     ours, theirs = load_tokenizer(run), load_tokenizer(parent.path)
     assert record["shared_tokens"] == len(set(ours.vocabulary) & set(theirs.vocabulary))
@@ -150,6 +154,7 @@ def test_a_vocabulary_of_the_new_data(parent, there):
         ),
         (["model.num_layers=1"], "its weights do not fit the config: Unexpected key(s)"),
         (["init_checkpoint=none"], "has no checkpoint=none; it has best, last, step-000000007"),
+        (["init=null", "init_vocabulary=new"], "no effect without init=RUN; leave it out"),
         (["init_vocabulary=own"], "init_vocabulary=own: expected kept | new"),
     ],
 )
