@@ -28,7 +28,7 @@ def train(config: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
         lmkit train model=gru model.hidden_size=400 model.tie_weights=false optimizer.lr=1e-3
         lmkit train data=files data.path=texts data.unit=paragraph name=mine
         lmkit train -m model=lstm,gru optimizer.lr=1e-3,2e-3
-        lmkit train init=RUN data=files data.path=texts name=adapted
+        lmkit train init=latest data=files data.path=texts name=adapted
 
     With the run_id of a run that has been stopped, goes on with that run. With init=RUN, begins
     with the model, weights and tokenizer of another (init_checkpoint=, init_vocabulary=new). With

@@ -89,11 +89,13 @@ def load() -> tuple[ctypes.CDLL | None, str]:
 
 def _openmp() -> Path | None:
     """The path of the OpenMP library that PyTorch has loaded: a second one would compete with it
-    for the cores."""
+    for the cores. Other packages, such as sentencepiece, bring and load their own."""
     maps = Path("/proc/self/maps")
     lines = maps.read_text(encoding="utf-8").splitlines() if maps.exists() else []
-    paths = {line.partition("/")[2] for line in lines if "libgomp" in line}
-    return Path("/", *paths) if len(paths) == 1 else None
+    paths = {f"/{line.partition('/')[2]}" for line in lines if "libgomp" in line}
+    beside = str(Path(torch.__file__).parent)
+    own = [path for path in paths if path.startswith(beside)] or list(paths)
+    return Path(own[0]) if len(own) == 1 else None
 
 
 def _cache_directory() -> Path:

@@ -5,9 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from compiled import needs_kernels
-
-from lmkit import kernels
 
 pytestmark = needs_kernels
 
@@ -58,8 +57,23 @@ def test_an_unwritable_cache_is_done_without(tmp_path):
     assert done.stdout == "True\n"
 
 
-def test_there_is_one_openmp_library_in_the_process():
-    """A second one would have threads of its own, which fight PyTorch's for the cores."""
-    kernels.load()
-    lines = Path("/proc/self/maps").read_text().splitlines()
-    assert len({line.partition("/")[2] for line in lines if "libgomp" in line}) == 1
+@pytest.mark.parametrize("other", [None, "sentencepiece"])
+def test_pytorch_and_the_kernels_share_one_openmp_library(other):
+    """A second one would have threads of its own, which fight PyTorch's for the cores; another
+    package may have loaded one for itself."""
+    if other:
+        pytest.importorskip(other)
+    code = f"""
+import {other or "torch"}, torch
+from lmkit.kernels import library
+loaded, path = library.load()
+assert loaded is not None, path
+lines = open("/proc/self/maps", encoding="utf-8").read().splitlines()
+paths = {{f"/{{line.partition('/')[2]}}" for line in lines if "libgomp" in line}}
+assert len(paths) == {2 if other else 1}, paths
+assert str(library._openmp()) in paths
+torch.set_num_threads(3)
+assert loaded.omp_get_max_threads() == 3
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
