@@ -86,4 +86,4 @@ def harness(
     path.parent.mkdir(exist_ok=True)
     write_atomically(path, strict_json(result, indent=2).encode())
     print(path)
-    return {**result, "file": str(Path(path))}
+    return {**result, "file": str(path)}

@@ -244,6 +244,19 @@ class DocumentTokenizer(Tokenizer):
     def encode_text(self, text: str) -> list[int]:
         return self._flat([text]).ids.tolist()
 
+    def _spans_by(
+        self, offsets: Callable[[str], Iterable[tuple[int, int]]], text: str, by_line: bool
+    ) -> list[tuple[int, int]]:
+        """`spans`, by a function that gives those of the tokens of a text encoded by itself."""
+        spans: list[tuple[int, int]] = []
+        begin = 0
+        for line in text.split("\n") if by_line else [text]:
+            spans += [(begin + first, begin + stop) for first, stop in offsets(line)]
+            begin += len(line) + 1
+            if begin <= len(text):
+                spans += [(begin - 1, begin)] * len(self.newline)
+        return [*spans, (len(text), len(text))]
+
 
 class ByteSurfaces(DocumentTokenizer):
     """A tokenizer whose tokens are runs of bytes: `surfaces[id]`, empty for `<eos>`."""

@@ -81,15 +81,7 @@ class SentencePiece(DocumentTokenizer):
 
     def spans(self, text: str, by_line: bool = False) -> list[tuple[int, int]]:
         """As the library's offsets."""
-        spans, begin = [], 0
-        for line in text.split("\n") if by_line else [text]:
-            spans += [
-                (begin + first, begin + stop) for first, stop in self._encoded(line)["offsets"]
-            ]
-            begin += len(line) + 1
-            if begin <= len(text):
-                spans += [(begin - 1, begin)] * len(self.newline)
-        return [*spans, (len(text), len(text))]
+        return self._spans_by(lambda line: self._encoded(line)["offsets"], text, by_line)
 
     def unknown(self, text: str, by_line: bool = False) -> dict[int, str]:
         spans = self.spans(text, by_line)

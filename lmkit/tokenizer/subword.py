@@ -224,15 +224,12 @@ class Pretrained(DocumentTokenizer):
 
     def spans(self, text: str, by_line: bool = False) -> list[tuple[int, int]]:
         """As the library's offsets: where a token's space is not in them, it is not in a span."""
-        spans, begin = [], 0
-        for line in text.split("\n") if by_line else [text]:
+
+        def offsets(line: str) -> Iterable[tuple[int, int]]:
             with self._encoding():
-                encoding = self._library.encode(line, add_special_tokens=False)
-            spans += [(begin + first, begin + stop) for first, stop in encoding.offsets]
-            begin += len(line) + 1
-            if begin <= len(text):
-                spans += [(begin - 1, begin)] * len(self.newline)
-        return [*spans, (len(text), len(text))]
+                return self._library.encode(line, add_special_tokens=False).offsets
+
+        return self._spans_by(offsets, text, by_line)
 
     def decode(self, ids: Sequence[int]) -> str:
         text = [i for i in ids if i != self.eos_id]
