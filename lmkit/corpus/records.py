@@ -3,7 +3,7 @@
 import contextlib
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -146,6 +146,31 @@ def _rows(path: Path, table: Table, encoding: str) -> Iterator[tuple[int, list[s
             raise UserError(
                 f"{path}, line {first}{last} is no row of CSV: {reason}; where quotes are text, "
                 "set data.quote=null"
+            ) from None
+        if row is None:
+            return
+        if row:
+            yield first, row
+
+
+def table_rows(
+    path: Path, lines: Iterable[str], delimiter: str, remedy: str = ""
+) -> Iterator[tuple[int, list[str]]]:
+    """Each row of a table of CSV with the number of its first line; blank lines are skipped.
+
+    By Python's `csv`, as the errors of pyarrow's reader name no line. remedy: the end of the
+    message for what is no row.
+    """
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    while True:
+        first = reader.line_num + 1
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            last = f" to {reader.line_num:,}" if reader.line_num > first else ""
+            reason = str(error).partition(" - ")[0]  # the rest is for programmers
+            raise UserError(
+                f"{path}, line {first:,}{last} is no row of a table: {reason}{remedy}"
             ) from None
         if row is None:
             return

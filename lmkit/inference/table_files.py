@@ -16,6 +16,7 @@ import numpy as np
 
 from lmkit.corpus.finding import compression
 from lmkit.corpus.reading import Expansion, open_bytes
+from lmkit.corpus.records import table_rows
 from lmkit.errors import UserError, cannot_write
 from lmkit.inference.frames import repeated, table_of
 from lmkit.system import paths
@@ -142,22 +143,8 @@ def _read_csv(path: Path, delimiter: str) -> Items:
 def _rows(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     """Each row with the number of its first line; blank lines are skipped."""
     csv.field_size_limit(MAX_CELL)
-    reader = csv.reader(io.StringIO(_read_text(path), newline=""), delimiter=delimiter, strict=True)
-    while True:
-        first = reader.line_num + 1
-        try:
-            row = next(reader, None)
-        except csv.Error as error:
-            last = f" to {reader.line_num:,}" if reader.line_num > first else ""
-            reason = str(error).partition(" - ")[0]  # the rest is for programmers
-            raise UserError(
-                f"{path}, line {first:,}{last} is no row of a table: {reason}; within a cell in "
-                "double quotes, write a double quote twice"
-            ) from None
-        if row is None:
-            return
-        if row:
-            yield first, row
+    remedy = "; within a cell in double quotes, write a double quote twice"
+    return table_rows(path, io.StringIO(_read_text(path), newline=""), delimiter, remedy)
 
 
 def _read_json_lines(path: Path) -> Items:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lmkit.corpus.finding import find_files
 from lmkit.corpus.reading import text_lines
+from lmkit.corpus.records import table_rows
 from lmkit.errors import UserError
 from lmkit.suite.items import Item, Suite, near, pair, sentence
 
@@ -59,20 +59,6 @@ def _place(key: str, column: str, columns: Sequence[str], path: Path) -> int:
 
 
 def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Each row with the number of its first line; blank lines are skipped.
-
-    By Python's `csv`: the errors of pyarrow's reader name no line.
-    """
+    """Each row with the number of its first line; blank lines are skipped."""
     delimiter = "," if ".csv" in path.suffixes else "\t"
-    reader = csv.reader(text_lines(path), delimiter=delimiter, strict=True)
-    while True:
-        first = reader.line_num + 1
-        try:
-            row = next(reader, None)
-        except csv.Error as error:
-            reason = str(error).partition(" - ")[0]  # the rest is for programmers
-            raise UserError(f"{path}, line {first} is no row of a table: {reason}") from None
-        if row is None:
-            return
-        if row:
-            yield first, row
+    return table_rows(path, text_lines(path), delimiter)
