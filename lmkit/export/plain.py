@@ -20,6 +20,8 @@ KINDS = "the exported file knows"
 def cell_of(model: LanguageModel) -> str:
     """lstm, gru, window, or the nonlinearity of an Elman network; raises UserError for a class that
     is derived from them, whose computations are not known."""
+    if isinstance(model, Recurrent) and any(any(layer.zoneout) for layer in model.layers):
+        raise UserError(f"model.zoneout: {KINDS} no layers with zoneout")
     if type(model) is Elman:
         return str(next(iter(model.layers)).nonlinearity)
     if type(model) not in CELLS:

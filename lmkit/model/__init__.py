@@ -6,7 +6,7 @@ from lmkit.model.elman import Elman
 from lmkit.model.embedding import Embedding
 from lmkit.model.fixed_window import Window
 from lmkit.model.gru import GRU
-from lmkit.model.layer import RecurrentLayer
+from lmkit.model.layer import Layer, RecurrentLayer
 from lmkit.model.lstm import LSTM
 from lmkit.model.reader import Reader
 from lmkit.model.recurrent import Recurrent
@@ -18,6 +18,7 @@ __all__ = [
     "Elman",
     "Embedding",
     "LanguageModel",
+    "Layer",
     "Masks",
     "Output",
     "Reader",

@@ -84,20 +84,33 @@ def dropout(
         sizes = [1 if i in shared else size for i, size in enumerate(tensor.shape)]
         return tensor * dropout(tensor.new_ones(sizes), p, training, name)
     masks = _masks.get()
+    if masks is None:
+        return _drop(tensor, p, name, 0, len(tensor))
+    return _drop(tensor, p, name, masks.first_lane, masks.num_lanes or len(tensor))
+
+
+def dropout_of_weight(tensor: Tensor, p: float, training: bool, name: Name) -> Tensor:
+    """`dropout` of a tensor that all lanes share, such as a matrix: one mask for all of them, and
+    the same in every process."""
+    return _drop(tensor, p, name, 0, len(tensor)) if training and p else tensor
+
+
+def _drop(tensor: Tensor, p: float, name: Name, first: int, whole: int) -> Tensor:
+    """`dropout` by the mask of a name: of `whole` rows, this tensor has those from `first` on."""
+    masks = _masks.get()
     if p == 1 or (masks is None and tensor.device.type != "cpu"):
         return F.dropout(tensor, p)
     if masks is None:
-        first, second = torch.randint(2**32, (2,)).tolist()
-        return KeyedDropout.apply(tensor, p, (first, second), 0)
+        one, other = torch.randint(2**32, (2,)).tolist()
+        return KeyedDropout.apply(tensor, p, (one, other), 0)
     key = masks.key(name)
     if tensor.device.type == "cpu":
-        return KeyedDropout.apply(tensor, p, key, masks.first_lane * tensor[0].numel())
+        return KeyedDropout.apply(tensor, p, key, first * tensor[0].numel())
     # On other devices a generator, though it draws for all lanes, is faster than the hash, which
     # would be many small kernels.
     generator = torch.Generator(tensor.device).manual_seed(key[0] << 32 | key[1])
-    every = tensor.new_empty(masks.num_lanes or len(tensor), *tensor.shape[1:])
-    every.bernoulli_(1 - p, generator=generator)
-    return tensor * every[masks.first_lane : masks.first_lane + len(tensor)].div_(1 - p)
+    every = tensor.new_empty(whole, *tensor.shape[1:]).bernoulli_(1 - p, generator=generator)
+    return tensor * every[first : first + len(tensor)].div_(1 - p)
 
 
 class KeyedDropout(torch.autograd.Function):

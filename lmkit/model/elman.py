@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -48,11 +49,17 @@ class ElmanLayer(RecurrentLayer):
         if inputs_are_hidden:
             self.bias_ih.sub_(self.weight_ih.sum(1) / 2)
 
+    def step(self, inputs: Sequence[Tensor], weights: Sequence[Tensor], state: State) -> State:
+        return (getattr(torch, self.nonlinearity)(inputs[0] + state[0] @ weights[0].T),)
+
     def forward(self, inputs: Tensor, resets: Tensor, state: State) -> tuple[Tensor, State]:
+        if any(self.zoneout):  # which no kernel has
+            return super().forward(inputs, resets, state)
         (h,) = state
         shut = self.gates_shut(SHUT)
-        row_sums = self.weight_hh.sum(1)
-        weights: list[Tensor] = [self.weight_hh, self.bias_ih, self.bias_hh]
+        weight_hh = self.dropped("weight_hh")
+        row_sums = weight_hh.sum(1)
+        weights: list[Tensor] = [weight_hh, self.bias_ih, self.bias_hh]
         if self.nonlinearity == "tanh":
             after = F.pad(resets[:, :-1], (1, 0))
             inputs, weight_ih = self.joined(inputs, [resets, after], [shut, row_sums[:, None]])
@@ -63,7 +70,7 @@ class ElmanLayer(RecurrentLayer):
             hidden, h = self.native(torch.rnn_relu, inputs, state, [weight_ih, *weights])
             return hidden, (h,)
         bias = (self.bias_ih + self.bias_hh) / 2 + row_sums / 4
-        weights = [weight_ih / 2, self.weight_hh / 4, bias, torch.zeros_like(bias)]
+        weights = [weight_ih / 2, weight_hh / 4, bias, torch.zeros_like(bias)]
         hidden, h = self.native(torch.rnn_tanh, inputs, (2 * h - 1,), weights)
         return (1 + hidden) / 2, ((1 + h) / 2,)
 
@@ -84,9 +91,12 @@ class Elman(Recurrent):
         **settings: Any,
     ) -> None:
         """settings: the arguments of `Recurrent`."""
+        self.nonlinearity = nonlinearity
         super().__init__(vocabulary_size, **settings)
         for index, layer in enumerate(self.layers):
             assert isinstance(layer, ElmanLayer)
-            layer.nonlinearity = nonlinearity
             if nonlinearity == "sigmoid":
                 layer.start_as_tanh(inputs_are_hidden=index > 0)
+
+    def make_layer(self, input_size: int, hidden_size: int, init: RecurrentInit) -> ElmanLayer:
+        return ElmanLayer(input_size, hidden_size, init, self.nonlinearity)

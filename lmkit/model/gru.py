@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -19,12 +21,22 @@ class GRULayer(RecurrentLayer):
 
     num_gates = 3
 
+    def step(self, inputs: Sequence[Tensor], weights: Sequence[Tensor], state: State) -> State:
+        (h,) = state
+        r, z, n = (h @ weight.T for weight in weights)
+        bias = self.bias_hh[2 * self.hidden_size :]  # of n: the input has it too
+        r, z = (inputs[0] + r).sigmoid(), (inputs[1] + z).sigmoid()
+        n = (inputs[2] - bias + r * (n + bias)).tanh()
+        return ((1 - z) * n + z * h,)
+
     def forward(self, inputs: Tensor, resets: Tensor, state: State) -> tuple[Tensor, State]:
+        if any(self.zoneout):  # which no kernel has
+            return super().forward(inputs, resets, state)
         shut = self.gates_shut(SHUT, SHUT)  # r, z
         column = torch.cat([shut, -self.bias_ih[2 * self.hidden_size :, None]])
         inputs = inputs.masked_fill(resets[..., None], 0.0)
         inputs, weight_ih = self.joined(inputs, [resets], [column])
-        weights = [weight_ih, self.weight_hh, self.bias_ih, self.bias_hh]
+        weights = [weight_ih, self.dropped("weight_hh"), self.bias_ih, self.bias_hh]
         hidden, h = self.native(torch.gru, inputs, state, weights)
         return hidden, (h,)
 

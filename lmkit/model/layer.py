@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from lmkit.errors import UserError
 from lmkit.kernels.matmul import product_dtype
+from lmkit.model.dropout import dropout, dropout_of_weight
 from lmkit.model.state import State
 
 RecurrentInit = Literal["uniform", "xavier", "orthogonal"]
@@ -30,7 +31,38 @@ Kernel = Callable[..., tuple[Tensor, ...]]  # torch.lstm and its like
 SHUT = -1e4  # its sigmoid and relu are exactly 0, its tanh exactly -1; fits in half precision
 
 
-class RecurrentLayer(nn.Module):
+class Layer(nn.Module):
+    """One layer of a stack. `Recurrent` sets what follows when it has made the layer.
+
+    number: of the layer in its stack, from 0; it names the layer's masks.
+    weight_dropout: share of the elements of its recurrent matrices that a window leaves out.
+    zoneout: for each tensor of the state, the share of its units that keep their value at a
+    position; empty without zoneout.
+    """
+
+    hidden_size: int
+    num_states = 1  # tensors of the state
+    number = 0
+    weight_dropout = 0.0
+    zoneout: tuple[float, ...] = ()
+
+    def initial_state(self, num_lanes: int) -> State:
+        """The zero state: tensors whose dimension 0 is the lane."""
+        raise NotImplementedError
+
+    def forward(self, inputs: Tensor, resets: Tensor, state: State) -> tuple[Tensor, State]:
+        """inputs (lanes, time, input_size), resets (lanes, time) bool, state of each lane
+        -> outputs (lanes, time, hidden_size), state after the last position; at a reset it is 0."""
+        raise NotImplementedError
+
+    def dropped(self, name: str) -> Tensor:
+        """The recurrent matrix of a name, in training with other elements left out in each window
+        (weight drop: Merity et al. 2018, section 2; DropConnect: Wan et al. 2013)."""
+        mask = f"layers.{self.number}.{name}"
+        return dropout_of_weight(getattr(self, name), self.weight_dropout, self.training, mask)
+
+
+class RecurrentLayer(Layer):
     """One layer of a recurrent network, to be derived from for each kind of cell.
 
     A subclass says of itself how many blocks of weights it has, `num_gates`, each with biases, and
@@ -40,7 +72,6 @@ class RecurrentLayer(nn.Module):
     """
 
     num_gates: int
-    num_states = 1
 
     def __init__(self, input_size: int, hidden_size: int, init: RecurrentInit = "uniform") -> None:
         super().__init__()
@@ -145,19 +176,37 @@ class RecurrentLayer(nn.Module):
             )
 
     def forward(self, inputs: Tensor, resets: Tensor, state: State) -> tuple[Tensor, State]:
-        """inputs (lanes, time, input_size), resets (lanes, time) bool, state of each lane
-        -> outputs (lanes, time, hidden_size), state after the last position.
-
-        Position by position, unless a subclass knows a faster way.
-        """
+        """As `Layer` says: position by position, unless a subclass knows a faster way."""
         projected = F.linear(inputs, self.weight_ih, self.bias_ih + self.bias_hh)
         gates = [gate.unbind(1) for gate in projected.chunk(self.num_gates, dim=-1)]
-        weights = self.weight_hh.chunk(self.num_gates)
+        weights = self.dropped("weight_hh").chunk(self.num_gates)
+        zoned = self._updated(resets, state)
         outputs: list[Tensor] = []
-        for *here, reset in zip(*gates, resets[..., None].unbind(1), strict=True):
+        for t, (*here, reset) in enumerate(zip(*gates, resets[..., None].unbind(1), strict=True)):
             before, state = state, self.step(here, weights, state)
             if not outputs:
                 self._check(before, state)
+            if zoned:
+                state = tuple(
+                    new.where(part[:, t], old)
+                    if isinstance(part, Tensor)
+                    else old + part * (new - old)
+                    for part, old, new in zip(zoned, before, state, strict=True)
+                )
             state = tuple(tensor.masked_fill(reset, 0.0) for tensor in state)
             outputs.append(state[0])
         return torch.stack(outputs, dim=1), state
+
+    def _updated(self, resets: Tensor, state: State) -> list[Tensor | float]:
+        """Zoneout (Krueger et al. 2017): for each tensor of the state, which units a position
+        updates, bool (lanes, time, hidden_size); in evaluation the share of them."""
+        if not any(self.zoneout):
+            return []
+        if not self.training:
+            return [1 - p for p in self.zoneout]
+        names = [f"layers.{self.number}.zoneout.{index}" for index in range(len(state))]
+        sizes = [(*resets.shape, part.shape[1]) for part in state]
+        return [
+            dropout(part.new_ones(size), p, True, name) != 0
+            for part, size, p, name in zip(state, sizes, self.zoneout, names, strict=True)
+        ]

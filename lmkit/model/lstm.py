@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from lmkit.kernels.matmul import product_dtype
 from lmkit.model.layer import SHUT, RecurrentLayer
 from lmkit.model.recurrent import Recurrent
 from lmkit.model.state import State
-from lmkit.ranges import Real
+from lmkit.ranges import Real, Share
 
 
 class LSTMLayer(RecurrentLayer):
@@ -26,16 +27,21 @@ class LSTMLayer(RecurrentLayer):
     num_states = 2
     fewest_lanes = 64  # from here on packing the weights pays even for a single position
 
+    def step(self, inputs: Sequence[Tensor], weights: Sequence[Tensor], state: State) -> State:
+        h, c = state
+        i, f, g, o = (x + h @ weight.T for x, weight in zip(inputs, weights, strict=True))
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        return o.sigmoid() * c.tanh(), c
+
     def forward(self, inputs: Tensor, resets: Tensor, state: State) -> tuple[Tensor, State]:
-        weights: list[Tensor] = [self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh]
+        if any(self.zoneout):  # which no kernel has
+            return super().forward(inputs, resets, state)
+        weight_hh = self.dropped("weight_hh")
+        weights: list[Tensor] = [self.weight_ih, weight_hh, self.bias_ih, self.bias_hh]
         dtype = product_dtype(inputs)
         needs_grad = torch.is_grad_enabled()
         many = needs_grad or resets.shape[1] > 1 or len(resets) >= self.fewest_lanes
-        if (
-            many
-            and self.weight_hh.dtype == torch.float32
-            and kernels.compiled(inputs.device, dtype)
-        ):
+        if many and weight_hh.dtype == torch.float32 and kernels.compiled(inputs.device, dtype):
             hidden, h, c = CompiledLSTM.apply(inputs, resets, *state, *weights, dtype, needs_grad)
             return hidden, (h, c)
         if inputs.device.type != "cpu" or resets.any():  # do not wait for an accelerator
@@ -50,6 +56,7 @@ class LSTM(Recurrent):
 
     forget_gate_bias: of every forget gate at the start (Gers et al. 2000; Jozefowicz et al. 2015
     use 1); null: as the other biases.
+    cell_zoneout: zoneout of the cells; null: as that of the outputs.
     """
 
     layer = LSTMLayer
@@ -60,12 +67,17 @@ class LSTM(Recurrent):
         vocabulary_size: int,
         *,
         forget_gate_bias: Real | None = None,
+        cell_zoneout: Share | None = None,
         **settings: Any,
     ) -> None:
         """settings: the arguments of `Recurrent`."""
         super().__init__(vocabulary_size, **settings)
-        if forget_gate_bias is not None:
-            for layer in self.layers:
+        for layer in self.layers:
+            assert isinstance(layer, LSTMLayer)
+            if forget_gate_bias is not None:
                 forget = slice(layer.hidden_size, 2 * layer.hidden_size)
                 nn.init.constant_(layer.bias_ih.data[forget], forget_gate_bias)
                 nn.init.zeros_(layer.bias_hh.data[forget])
+            if cell_zoneout is not None:
+                layer.zoneout = (layer.zoneout[0], cell_zoneout)
+        self.any_threads = not any(any(layer.zoneout) for layer in self.layers)

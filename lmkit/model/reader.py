@@ -35,4 +35,6 @@ class Reader:
     def repeat(self, times: int) -> None:
         """Copy the state of the one lane into so many lanes, which all continue from it."""
         assert self.state is not None
-        self.state = tuple(tuple(tensor.repeat(times, 1) for tensor in each) for each in self.state)
+        self.state = tuple(
+            tuple(tensor.repeat_interleave(times, 0) for tensor in layer) for layer in self.state
+        )

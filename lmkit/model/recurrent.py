@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 from torch import Tensor, nn
 
 from lmkit.model.base import LanguageModel, Output
-from lmkit.model.dropout import dropout, numbered
-from lmkit.model.layer import RecurrentInit, RecurrentLayer
+from lmkit.model.dropout import dropout, dropout_of_weight, numbered
+from lmkit.model.layer import Layer, RecurrentInit, RecurrentLayer
 from lmkit.model.state import States
 from lmkit.ranges import Positive, Share, Size
 
 
 class Recurrent(LanguageModel):
     """An embedding and a stack of recurrent layers, with dropout on every connection that is not
-    recurrent (Zaremba et al. 2014).
+    recurrent (Zaremba et al. 2014), and on those that are.
 
     embedding_size: of the vectors that tokens are looked up as.
     hidden_size: of each layer; with tie_weights the last is as large as the embedding (Merity et
     al. 2018).
     num_layers: one on the other.
+    hidden_sizes: one for each layer, in the place of hidden_size and num_layers.
     dropout: share of the connections between layers that a step leaves out.
     embedding_dropout, output_dropout: the same below the first and above the last layer; null: as
     dropout.
     locked_dropout: one mask for all positions of a window, another in each lane (Gal and Ghahramani
     2016; Merity et al. 2018).
+    word_dropout: share of the words of the vocabulary that a window leaves out of its inputs,
+    wherever they are (Gal and Ghahramani 2016; the embedding dropout of Merity et al. 2018).
+    weight_dropout: share of the elements of the recurrent matrices that a window leaves out (Merity
+    et al. 2018).
+    zoneout: share of the units of a state that keep their value at a position (Krueger et al.
+    2017); no kernel has it, so training is slower.
     tie_weights: one matrix for embedding and head (Press and Wolf 2017).
     init_range: embedding and head begin uniform between minus this and this; null: by their sizes.
     recurrent_init: how the layers' weights begin; uniform: as PyTorch's; xavier and orthogonal: the
@@ -34,7 +42,7 @@ class Recurrent(LanguageModel):
     """
 
     layer: type[RecurrentLayer]
-    layers: Iterable[RecurrentLayer]  # a ModuleList
+    layers: Iterable[Layer]  # a ModuleList
 
     def __init__(
         self,
@@ -43,25 +51,51 @@ class Recurrent(LanguageModel):
         embedding_size: Size = 200,
         hidden_size: Size = 200,
         num_layers: Size = 2,
+        hidden_sizes: Sequence[Size] | None = None,
         dropout: Share = 0.0,
         embedding_dropout: Share | None = None,
         output_dropout: Share | None = None,
         locked_dropout: bool = False,
+        word_dropout: Share = 0.0,
+        weight_dropout: Share = 0.0,
+        zoneout: Share = 0.0,
         tie_weights: bool = False,
         init_range: Positive | None = None,
         recurrent_init: RecurrentInit = "uniform",
     ) -> None:
-        sizes = [embedding_size, *[hidden_size] * num_layers]
-        if tie_weights:
+        sizes = [embedding_size, *(hidden_sizes or [hidden_size] * num_layers)]
+        if tie_weights and not hidden_sizes:
             sizes[-1] = embedding_size
         super().__init__(vocabulary_size, embedding_size, sizes[-1], tie_weights, init_range)
         self.dropout = dropout
         self.embedding_dropout = dropout if embedding_dropout is None else embedding_dropout
         self.output_dropout = dropout if output_dropout is None else output_dropout
         self.locked_dropout = locked_dropout
-        self.layers = nn.ModuleList(  # type: ignore[assignment]
-            self.layer(size, next_size, recurrent_init) for size, next_size in pairwise(sizes)
-        )
+        self.word_dropout = word_dropout
+        layers = [self.make_layer(*each, recurrent_init) for each in pairwise(sizes)]
+        self.layers = nn.ModuleList(layers)  # type: ignore[assignment]
+        for number, layer in enumerate(layers):
+            layer.number = number
+            layer.weight_dropout = weight_dropout
+            layer.zoneout = (zoneout,) * layer.num_states
+
+    @staticmethod
+    def mistakes(config: Mapping[str, Any], at: str) -> list[str]:
+        """Mistakes that show only when the values are compared with one another."""
+        sizes, embedding_size = config["hidden_sizes"], config["embedding_size"]
+        if sizes is not None and not sizes:
+            return [f"{at}.hidden_sizes=[]: name the size of at least one layer"]
+        if sizes and config["tie_weights"] and sizes[-1] != embedding_size:
+            return [
+                f"{at}.hidden_sizes ends with {sizes[-1]} but {at}.embedding_size="
+                f"{embedding_size}: tied weights need them equal; set {at}.tie_weights=false or "
+                "make them equal"
+            ]
+        return []
+
+    def make_layer(self, input_size: int, hidden_size: int, init: RecurrentInit) -> Layer:
+        """One layer, with initial weights; a subclass whose layers take more passes it here."""
+        return self.layer(input_size, hidden_size, init)
 
     def initial_state(self, num_lanes: int) -> States:
         return tuple(layer.initial_state(num_lanes) for layer in self.layers)
@@ -76,9 +110,18 @@ class Recurrent(LanguageModel):
             shared = (1,) if self.locked_dropout else ()
             return dropout(tensor, probabilities[below], self.training, names[below], shared)
 
-        hidden = self.embedding(tokens)
+        hidden = self._embedded(tokens)
         states = []
         for index, layer in enumerate(self.layers):
             hidden, layer_state = layer(dropped(hidden, index), resets, state[index])
             states.append(layer_state)
         return Output(dropped(hidden, len(states)), hidden, tuple(states))
+
+    def _embedded(self, tokens: Tensor) -> Tensor:
+        """The tokens' vectors; in training without the words that this window leaves out."""
+        vectors: Tensor = self.embedding(tokens)
+        if not (self.training and self.word_dropout):
+            return vectors
+        words = vectors.new_ones(self.vocabulary_size)
+        kept = dropout_of_weight(words, self.word_dropout, True, "words")
+        return vectors * kept[tokens][..., None]

@@ -18,15 +18,14 @@ def detached(states: States) -> States:
 
 def finite(states: States) -> States:
     """The same state, but zero in lanes where it is not finite."""
-    return tuple(
-        tuple(
-            tensor.where(torch.isfinite(tensor).all(1, keepdim=True), 0)
-            if tensor.is_floating_point()
-            else tensor
-            for tensor in layer
-        )
-        for layer in states
-    )
+    return tuple(tuple(map(_finite, layer)) for layer in states)
+
+
+def _finite(tensor: Tensor) -> Tensor:
+    if not tensor.is_floating_point():
+        return tensor
+    finite = torch.isfinite(tensor).flatten(1).all(1)
+    return tensor.where(finite.view(-1, *[1] * (tensor.dim() - 1)), 0)
 
 
 def joined(shares: Sequence[States]) -> States:
