@@ -82,7 +82,7 @@ class Task(pl.LightningModule):
         self._seconds_logged = 0.0
         self._grad_norm: Tensor | None = None  # before clipping, of the last update
         self._started = 0.0
-        self._lrs: list[float] = []  # of the optimiser, where clipping has lowered them for a step
+        self._rate = 1.0  # factor of the learning rate of the update that is being made
         self._unseen = False  # by a schedule: the newest validation
         self._stops = False  # after the update that is being made
 
@@ -114,6 +114,7 @@ class Task(pl.LightningModule):
             sums = _sums(loss, nll, terms, window)
         self._sums = self._sums.to(loss.device) + sums
         self._num_targets += window.num_targets
+        self._rate = window.rate
         self.tokens_seen += window.num_targets
         return loss
 
@@ -199,6 +200,10 @@ class Task(pl.LightningModule):
         # Lightning's own step for these rows counts from 0.
         self.log_dict(_exact(values | {"step": self.trainer.global_step}))
 
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        if self._rate != 1:
+            _scale_rates(self.trainer.optimizers[0], self._rate)
+
     def configure_gradient_clipping(
         self,
         optimizer: Optimizer,
@@ -222,9 +227,7 @@ class Task(pl.LightningModule):
             nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
         elif (share := gradient_clip_val / (float(norm) + 1e-6)) < 1:
             if is_plain_sgd(optimizer):  # a shorter step is the same, without a pass over all
-                self._lrs = [group["lr"] for group in optimizer.param_groups]
-                for group in optimizer.param_groups:
-                    group["lr"] *= share
+                _scale_rates(optimizer, share)
                 return
             for parameter in parameters:
                 if parameter.grad is not None:
@@ -249,10 +252,10 @@ class Task(pl.LightningModule):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         optimizer = self.trainer.optimizers[0]
         self._grad_norm = None
+        rates = [group["lr"] for group in optimizer.param_groups]
         super().optimizer_step(*args, **kwargs)
-        for group, lr in zip(optimizer.param_groups, self._lrs, strict=False):
-            group["lr"] = lr
-        self._lrs = []
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate  # scaled for this update alone
         self.head.keep_gradient()
         optimizer.zero_grad()  # Lightning would keep the others through the next forward
 
@@ -344,6 +347,11 @@ def _exact(values: Mapping[str, float]) -> dict[str, Tensor]:
     """Values as float64 tensors, as Lightning would make numbers float32; on the CPU, as not all
     devices have float64."""
     return {key: torch.tensor(value, dtype=torch.float64) for key, value in values.items()}
+
+
+def _scale_rates(optimizer: Optimizer, factor: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] *= factor
 
 
 def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:

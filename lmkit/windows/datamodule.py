@@ -33,6 +33,8 @@ class DataModule(pl.LightningDataModule):
     (stream).
     batch_size: lanes that are trained on at a time, over all processes.
     bptt: positions of a window, through which gradients go back.
+    variable_bptt: in training the lengths of windows are drawn, about bptt and seldom about half of
+    it, and the learning rate of each update is scaled by its length (Merity et al. 2018).
     eval_batch_size, eval_bptt: in evaluation, those of training unless given; they change speed
     alone, but under stream the number of lanes is part of the protocol.
     """
@@ -47,6 +49,7 @@ class DataModule(pl.LightningDataModule):
         protocol: Protocol = "document",
         batch_size: Size = 20,
         bptt: Size = 35,
+        variable_bptt: bool = False,
         eval_batch_size: Size | None = None,
         eval_bptt: Size | None = None,
     ) -> None:
@@ -61,6 +64,7 @@ class DataModule(pl.LightningDataModule):
         self.protocol = protocol
         self.batch_size = batch_size
         self.bptt = bptt
+        self.variable_bptt = variable_bptt
         self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
         self.eval_bptt = bptt if eval_bptt is None else eval_bptt
         self._prepared: Prepared | None = None
@@ -107,6 +111,7 @@ class DataModule(pl.LightningDataModule):
             "protocol": self.protocol,
             "num_lanes": self.batch_size if train else self.eval_batch_size,
             "bptt": self.bptt if train else self.eval_bptt,
+            "variable_bptt": self.variable_bptt,
         }
         return WindowLoader(
             self.prepared.stores[split],
@@ -155,6 +160,7 @@ class DataModule(pl.LightningDataModule):
             eos_id=self.tokenizer.eos_id,
             num_lanes=self.batch_size,
             bptt=self.bptt,
+            variable_bptt=self.variable_bptt,
             seed=self.seed,
             epoch_tokens=epoch_tokens,
             **settings,

@@ -77,23 +77,21 @@ class Lanes:
         """Share of all positions, up to the end of the longest lane, that are real targets."""
         return float(self.unit_lengths.sum() / (self.num_lanes * self.lengths.max()))
 
-    def num_targets(self, bptt: int) -> Integers:
-        """The number of real targets in each window of `bptt` positions."""
+    def num_targets(self, edges: Integers) -> Integers:
+        """The number of real targets in each window; edges: where each begins, then the end."""
         lengths = self.lengths
-        windows = np.arange(-(-int(lengths.max()) // bptt))
         # Lanes still running at a position, summed over the window, less its reset positions.
         ended = np.sort(lengths)
         filled = np.concatenate([[0], np.cumsum(ended)])
-        edges = np.append(windows, len(windows)) * bptt
         shorter = np.searchsorted(ended, edges)
         read = filled[shorter] + (self.num_lanes - shorter) * edges
         counts = np.diff(read)
         if self.lead:
             lane_of_unit = np.repeat(np.arange(self.num_lanes), np.diff(self.lane_units))
             begins = self.unit_ends - self.unit_lengths - self.lead
-            counts -= np.bincount(
-                (begins - self.lane_starts[lane_of_unit]) // bptt, minlength=len(windows)
-            )
+            at = begins - self.lane_starts[lane_of_unit]
+            window = np.searchsorted(edges, at, side="right") - 1
+            counts -= np.bincount(window, minlength=len(counts))
         return counts
 
 

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from lmkit.windows.lanes import Lanes, Protocol, cut_stream, plan_lanes
+from lmkit.windows import cuts
+from lmkit.windows.lanes import Integers, Lanes, Protocol, cut_stream, plan_lanes
 from lmkit.windows.window import Passes, Tokens, Window
 
 
@@ -27,6 +28,7 @@ class WindowLoader(Passes):
         num_lanes: int,
         bptt: int,
         seed: int | None,
+        variable_bptt: bool = False,
         rank: int = 0,
         world_size: int = 1,
         accumulate: int = 1,
@@ -34,7 +36,8 @@ class WindowLoader(Passes):
         reshuffle: bool = True,
     ) -> None:
         """`seed` None makes an evaluation loader; `accumulate` windows share one update. limit: the
-        most windows of an epoch. reshuffle: false keeps the order of the first epoch."""
+        most windows of an epoch. reshuffle: false keeps the order of the first epoch.
+        variable_bptt: draw the lengths of training's windows, and scale the learning rate with them."""
         self.store = store
         self.eos_id = eos_id
         self.protocol = protocol
@@ -51,23 +54,39 @@ class WindowLoader(Passes):
         self.efficiency = lanes.efficiency
         # A longer window would hold no more, and products with it could exceed 64 bits.
         self.bptt = min(bptt, max(int(lanes.lengths.max()), 1))
+        self.variable_bptt = variable_bptt and seed is not None
         read = lanes.lengths.max() if seed is not None else lanes.lengths[self.rows].max(initial=0)
-        super().__init__([store], -(-int(read) // self.bptt), store.num_tokens, limit)
+        num_windows = cuts.num_windows(int(read), self.bptt, drawn=self.variable_bptt)
+        super().__init__([store], num_windows, store.num_tokens, limit)
 
     def lanes(self, epoch: int) -> Lanes:
         """The lanes of an epoch over all processes: a pure function of (seed, epoch)."""
         if self.protocol == "stream":
             return cut_stream(self.store.num_tokens, self.num_lanes)
         ends = self.store.document_ends if self.protocol == "document" else self.store.line_ends
-        order = epoch if self.reshuffle else 0
-        rng = None if self.seed is None else np.random.default_rng([self.seed, order])
+        rng = None
+        if self.seed is not None:
+            rng = np.random.default_rng([self.seed, self._order(epoch)])
         return plan_lanes(ends, self.num_lanes, rng)
+
+    def edges(self, epoch: int, positions: int) -> Integers:
+        """Where each window of an epoch begins, then the end, of lanes of up to so many positions:
+        a pure function of (seed, epoch)."""
+        if not self.variable_bptt:
+            return cuts.equal(positions, self.bptt)
+        assert self.seed is not None
+        return cuts.drawn(positions, self.bptt, self.seed, self._order(epoch))
+
+    def _order(self, epoch: int) -> int:
+        """The epoch whose order an epoch has."""
+        return epoch if self.reshuffle else 0
 
     def documents(self, epoch: int, index: int) -> list[int]:
         """The numbers of the documents, in all lanes, that have targets in a window."""
         lanes = self.lanes(epoch)
-        begins = lanes.lane_starts[:-1] + index * self.bptt
-        ends = np.minimum(begins + self.bptt, lanes.lane_starts[1:])
+        edges = self.edges(epoch, int(lanes.lengths.max()))
+        begins = lanes.lane_starts[:-1] + edges[index]
+        ends = np.minimum(begins + np.diff(edges)[index], lanes.lane_starts[1:])
         numbers: set[int] = set()
         for begin, end in zip(begins.tolist(), ends.tolist(), strict=True):
             position = np.arange(begin, max(begin, end))
@@ -91,7 +110,6 @@ class _Reader:
     """Gathers the windows of one epoch from the array of tokens."""
 
     def __init__(self, loader: WindowLoader, lanes: Lanes) -> None:
-        self.bptt = loader.bptt
         self.eos_id = loader.eos_id
         self.epoch = loader.epoch
         self.first_lane = loader.rows.start
@@ -107,18 +125,23 @@ class _Reader:
         self.lengths = lanes.lengths[loader.rows]
         self.drop_ended = loader.seed is None
         self.longest = int((self.lengths if self.drop_ended else lanes.lengths).max(initial=0))
-        self.num_targets = lanes.num_targets(self.bptt)[: len(loader)]
+        self.edges = loader.edges(self.epoch, self.longest)
+        whole = loader.edges(self.epoch, int(lanes.lengths.max()))  # of all processes
+        self.num_targets = lanes.num_targets(whole)[: len(loader)]
         updates = np.arange(len(self.num_targets)) // loader.accumulate
         self.targets_of_update = np.bincount(updates, self.num_targets)[updates]
+        self.rates = np.ones(len(updates))
+        if loader.variable_bptt:
+            shares = np.diff(self.edges)[: len(updates)] / loader.bptt
+            self.rates = (np.bincount(updates, shares) / np.bincount(updates))[updates]
         # Lightning divides by `accumulate`, DDP by the number of processes.
         self.scale = loader.accumulate * loader.world_size
 
     def window(self, index: int) -> Window:
-        begin = index * self.bptt
+        begin, end = self.edges[index : index + 2].tolist()
         rows = int((self.lengths > begin).sum()) if self.drop_ended else len(self.lengths)
-        time = min(self.bptt, self.longest - begin)
         lengths = self.lengths[:rows, None]
-        column = np.arange(begin, begin + time)[None, :]  # (1, time)
+        column = np.arange(begin, end)[None, :]  # (1, time)
         inside = column < lengths  # (rows, time)
         position = self.lane_starts[:rows, None] + np.minimum(column, np.maximum(lengths - 1, 0))
         unit = np.searchsorted(self.unit_ends, position, side="right")
@@ -142,4 +165,5 @@ class _Reader:
             self.epoch,
             self.first_lane,
             self.num_lanes,
+            float(self.rates[index]),
         )

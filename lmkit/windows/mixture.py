@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from lmkit.windows import cuts
 from lmkit.windows.window import Passes, Tokens, Window
 
 ROUNDS = 6
@@ -64,6 +65,7 @@ class MixtureLoader(Passes):
         num_lanes: int,
         bptt: int,
         seed: int,
+        variable_bptt: bool = False,
         epoch_tokens: int | None = None,
         rank: int = 0,
         world_size: int = 1,
@@ -72,7 +74,7 @@ class MixtureLoader(Passes):
     ) -> None:
         """weights: shares of the tokens. epoch_tokens: about how many an epoch reads; if None, an
         epoch ends when the first of the texts has been read once. limit: the most windows of an
-        epoch."""
+        epoch. variable_bptt: draw the windows' lengths, and scale the learning rate with them."""
         self.shares = [weight / sum(weights) for weight in weights]
         self.eos_id = eos_id
         self.num_lanes = num_lanes
@@ -90,19 +92,27 @@ class MixtureLoader(Passes):
         )
         positions = epoch_tokens / self.efficiency
         self.bptt = min(bptt, math.ceil(positions))  # a window is no longer than an epoch
+        self.variable_bptt = variable_bptt
         num_windows = max(round(positions / (num_lanes * self.bptt)), 1)
+        if variable_bptt:
+            # So many positions of a lane in every epoch, with as many windows as they are cut into.
+            self._positions = num_windows * self.bptt
+            num_windows = cuts.num_windows(self._positions, self.bptt, drawn=True)
         super().__init__(texts, num_windows, epoch_tokens, limit)
         self._group = self._beginning()  # progress before the update whose windows are being read
 
     def _windows(self) -> Iterator[Window]:
+        lengths = self._lengths(self.epoch)
         while self.position < len(self):
             first = self.position - self.position % self.accumulate
             progress = deepcopy(self._group)
             together = min(self.accumulate, len(self) - first)
-            plans = [self._plan(progress) for _ in range(together)]
+            here = lengths[first : first + together]
+            rate = sum(here) / (len(here) * self.bptt)
+            plans = [self._plan(progress, length) for length in here]
             counts = [num_targets(plan) for plan in plans]
             for number in range(self.position - first, together):
-                window = self._window(plans[number], counts[number], sum(counts))
+                window = self._window(plans[number], counts[number], sum(counts), rate)
                 if number + 1 == together:
                     self._group = progress
                 yield window
@@ -118,9 +128,11 @@ class MixtureLoader(Passes):
     def documents(self, epoch: int, index: int) -> list[tuple[int, int]]:
         """(text, number) of the documents, in all lanes, that have targets in a window."""
         progress = self._beginning()
-        for _ in range(epoch * len(self) + index):
-            self._plan(progress)
-        segments = [segment for lane in self._plan(progress) for segment in lane]
+        lengths = [length for before in range(epoch) for length in self._lengths(before)]
+        *before, last = [*lengths, *self._lengths(epoch)[: index + 1]]
+        for length in before:
+            self._plan(progress, length)
+        segments = [segment for lane in self._plan(progress, last) for segment in lane]
         return sorted({(s.text, s.document) for s in segments if s.offset + s.count > 1})
 
     def document_names(self, epoch: int, index: int) -> list[str]:
@@ -133,12 +145,21 @@ class MixtureLoader(Passes):
         none = [0] * len(self.texts)
         return Progress([*none], [*none], [[] for _ in range(self.num_lanes)])
 
-    def _plan(self, progress: Progress) -> list[list[Segment]]:
-        """The segments that each lane reads in the next window; advances `progress`."""
+    def _lengths(self, epoch: int) -> list[int]:
+        """The number of positions of each window of an epoch."""
+        if not self.variable_bptt:
+            return [self.bptt] * len(self)
+        edges = cuts.drawn(self._positions, self.bptt, self.seed, epoch)
+        lengths: list[int] = np.diff(edges)[: len(self)].tolist()
+        return lengths
+
+    def _plan(self, progress: Progress, length: int) -> list[list[Segment]]:
+        """The segments that each lane reads in the next window, of so many positions; advances
+        `progress`."""
         plan: list[list[Segment]] = []
         for lane in progress.lanes:
             segments = []
-            room = self.bptt
+            room = length
             while room:
                 if not lane:
                     lane[:] = [*self._take(progress), 0]
@@ -166,9 +187,10 @@ class MixtureLoader(Passes):
         progress.tokens[text] += length
         return text, document, start, length
 
-    def _window(self, plan: list[list[Segment]], num: int, num_update: int) -> Window:
+    def _window(self, plan: list[list[Segment]], num: int, num_update: int, rate: float) -> Window:
         own = plan[self.rows]
-        tokens = np.full((len(own), self.bptt), self.eos_id, np.int64)
+        length = sum(segment.count for segment in own[0])
+        tokens = np.full((len(own), length), self.eos_id, np.int64)
         targets = tokens.copy()
         resets, mask = np.zeros((2, *tokens.shape), bool)
         for row, segments in enumerate(own):
@@ -198,6 +220,7 @@ class MixtureLoader(Passes):
             self.epoch,
             self.rows.start,
             self.num_lanes,
+            rate,
         )
 
 

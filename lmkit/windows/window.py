@@ -47,7 +47,8 @@ class Window(NamedTuple):
     mask: bool, the target counts. weight: float32, the factor of a position's nll in the loss.
     index: number of the window in its epoch; at 0 every lane starts from the zero state.
     num_targets: targets that count in the rows of all processes. num_lanes: rows of all
-    processes; in training this process has those from first_lane on.
+    processes; in training this process has those from first_lane on. rate: factor of the learning
+    rate of the window's update, 1 unless the lengths of windows are drawn.
     """
 
     tokens: Tensor
@@ -60,6 +61,7 @@ class Window(NamedTuple):
     epoch: int
     first_lane: int
     num_lanes: int
+    rate: float = 1.0
 
 
 class Passes(ABC):

@@ -149,6 +149,42 @@ class Collected(CSVLogger):
         pass
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("clip", [None, 0.01])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_the_rate_of_an_update_follows_the_drawn_lengths(accumulate, clip, momentum):
+    """SGD by hand, whose rate is lr times the mean length over bptt, after clipping."""
+    text = Text([9, 1, 4, 13, 2, 6, 8, 30, 22])
+    settings = {"bptt": 7, "variable_bptt": True, "num_lanes": 2, "accumulate": accumulate}
+    task, slow = make_task(), make_task()
+    task.make_optimizer = partial(torch.optim.SGD, lr=0.5, momentum=momentum)
+    trainer = make_trainer(
+        max_epochs=1,
+        limit_val_batches=0,
+        gradient_clip_val=clip,
+        accumulate_grad_batches=accumulate,
+    )
+    trainer.fit(task, loader(text, **settings), [])
+    assert trainer.optimizers[0].param_groups[0]["lr"] == 0.5
+    optimizer = torch.optim.SGD(slow.parameters(), lr=0.5, momentum=momentum)
+    windows = list(loader(text, **settings))
+    assert len({window.tokens.shape[1] for window in windows}) > 2
+    for begin in range(0, len(windows), accumulate):
+        group = windows[begin : begin + accumulate]
+        optimizer.zero_grad()
+        for window in group:
+            output = slow.read("train", window)
+            weight = window.weight / accumulate
+            slow.head.loss(output.hidden, window.targets, weight).loss.backward()
+        if clip:
+            torch.nn.utils.clip_grad_norm_(slow.parameters(), clip)
+        mean = sum(window.tokens.shape[1] for window in group) / len(group)
+        optimizer.param_groups[0]["lr"] = 0.5 * mean / 7
+        optimizer.step()
+    for one, other in zip(task.parameters(), slow.parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+
+
 def test_training_values_are_means_over_the_tokens_since_the_last_row(tmp_path):
     text = Text([9, 1, 4, 13, 2, 6, 8])
     logger = Collected(tmp_path)

@@ -40,6 +40,7 @@ layouts = st.fixed_dictionaries(
         "protocol": st.sampled_from(get_args(Protocol)),
         "num_lanes": st.sampled_from([1, 2, 4, 6]),
         "bptt": st.integers(1, 11),
+        "variable_bptt": st.booleans(),
     }
 )
 
@@ -139,7 +140,8 @@ def test_counting_targets_needs_no_reading(text, layout):
     counted = [int(w.mask.sum()) for w in first]
     assert [w.num_targets for w in first] == counted
     lanes = windows.lanes(0)
-    assert lanes.num_targets(layout["bptt"]).tolist() == counted
+    edges = windows.edges(0, int(lanes.lengths.max()))
+    assert lanes.num_targets(edges).tolist() == counted
     assert sum(counted) / (lanes.num_lanes * lanes.lengths.max()) == pytest.approx(
         windows.efficiency
     )
@@ -169,6 +171,28 @@ def test_processes_share_the_rows_of_the_same_windows(text, layout):
                 both = torch.cat([p.weight for p in parts]) / world
                 torch.testing.assert_close(both, window.weight)
                 assert mean is None or torch.equal(mean, window.weight)
+
+
+@given(texts, layouts, st.integers(0, 3), st.integers(1, 3), st.sampled_from([1, 2]))
+def test_drawn_lengths_fill_every_epoch_with_as_many_windows(
+    text, layout, epoch, accumulate, world_size
+):
+    """In every process at the same positions, and with the mean of their lengths as the rate."""
+    layout = {**layout, "num_lanes": 2, "variable_bptt": True, "accumulate": accumulate}
+    read = [loader(text, rank=r, world_size=world_size, **layout) for r in range(world_size)]
+    for _ in range(epoch):
+        for each in read:
+            list(each)
+    shares = [list(each) for each in read]
+    assert {len(windows) for windows in shares} == {len(read[0])}
+    lengths = [window.tokens.shape[1] for window in shares[0]]
+    assert min(lengths) >= 1
+    assert sum(lengths) == read[0].lanes(epoch).lengths.max()
+    assert all(lengths == [w.tokens.shape[1] for w in windows] for windows in shares)
+    for begin in range(0, len(lengths), accumulate):
+        mean = np.mean(lengths[begin : begin + accumulate]) / read[0].bptt
+        for window in shares[0][begin : begin + accumulate]:
+            assert window.rate == pytest.approx(mean)
 
 
 @given(texts, layouts)

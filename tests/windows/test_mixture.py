@@ -53,13 +53,19 @@ texts_of_lengths = st.lists(
 )
 
 
-@given(texts_of_lengths, st.integers(1, 4), st.integers(1, 7), st.integers(0, 99), st.data())
-def test_lanes_read_whole_documents_from_their_reset_on(all_lengths, num_lanes, bptt, seed, data):
+@given(
+    *(texts_of_lengths, st.integers(1, 4), st.integers(1, 7), st.integers(0, 99)),
+    *(st.booleans(), st.data()),
+)
+def test_lanes_read_whole_documents_from_their_reset_on(
+    all_lengths, num_lanes, bptt, seed, drawn, data
+):
     weights = data.draw(
         st.lists(st.floats(0.1, 10), min_size=len(all_lengths), max_size=len(all_lengths))
     )
     texts = [text_of(lengths, 1000 * (i + 1)) for i, lengths in enumerate(all_lengths)]
-    mixture = loader(texts, weights, num_lanes=num_lanes, bptt=bptt, seed=seed)
+    settings = {"num_lanes": num_lanes, "bptt": bptt, "seed": seed, "variable_bptt": drawn}
+    mixture = loader(texts, weights, **settings)
     windows = [window for _ in range(3) for window in mixture]
     assert len(windows) == 3 * len(mixture)
     assert [w.index for w in windows] == list(range(len(windows)))
@@ -82,6 +88,20 @@ def test_lanes_read_whole_documents_from_their_reset_on(all_lengths, num_lanes, 
             assert whole in documents or (
                 end is None and any(d[: len(whole)] == whole for d in documents)
             )
+
+
+def test_drawn_lengths_are_the_rates_of_their_updates():
+    texts = [text_of([10] * 100, 1000), text_of([10] * 1000, 10_000)]
+    mixture = loader(texts, [1.0, 1.0], bptt=40, variable_bptt=True, accumulate=2)
+    for _ in range(2):
+        windows = list(mixture)
+        lengths = [window.tokens.shape[1] for window in windows]
+        assert len(set(lengths)) > 3
+        assert sum(lengths) == mixture._positions
+        for begin in range(0, len(windows), 2):
+            mean = sum(lengths[begin : begin + 2]) / len(lengths[begin : begin + 2]) / 40
+            for window in windows[begin : begin + 2]:
+                assert window.rate == pytest.approx(mean)
 
 
 @given(texts_of_lengths, st.integers(0, 99))
@@ -137,7 +157,7 @@ def test_an_epoch_reads_the_first_text_to_end_once():
 @pytest.mark.parametrize("stop", [0, 1, 2, 3, 7, 8, 9, 16])
 def test_a_loader_goes_on_where_its_state_was_taken(accumulate, stop):
     texts = [text_of([4, 9, 2, 6], 1000), text_of([5] * 9, 10_000)]
-    settings = {"accumulate": accumulate, "epoch_tokens": 120}
+    settings = {"accumulate": accumulate, "epoch_tokens": 120, "variable_bptt": stop % 2 == 0}
     whole = loader(texts, [2.0, 1.0], **settings)
     assert len(whole) == 10
     windows = [window for _ in range(3) for window in whole]

@@ -1,0 +1,238 @@
+"""Weight drop, word dropout, zoneout and sizes of their own, against loops with masks by hand."""
+
+import pytest
+import torch
+from torch import nn
+
+from lmkit import kernels
+from lmkit.config.check import check
+from lmkit.config.compose import compose
+from lmkit.errors import UserError
+from lmkit.model import GRU, LSTM, Elman, Masks, Reader
+from lmkit.model.dropout import masked
+
+VOCABULARY, SIZE = 11, 6
+PLACE = (3, 1, 4)  # seed, epoch, window
+KINDS = ["lstm", "compiled lstm", "gru", "tanh", "relu", "sigmoid"]
+
+
+def build(kind, **settings):
+    torch.manual_seed(3)
+    settings = {"embedding_size": SIZE, "hidden_size": SIZE, "init_range": 1.0, **settings}
+    if kind == "lstm":
+        model = LSTM(VOCABULARY, **settings)
+        model.forward = kernels.use("torch")(model.forward)
+        return model
+    if kind == "compiled lstm":
+        return LSTM(VOCABULARY, **settings)
+    if kind == "gru":
+        return GRU(VOCABULARY, **settings)
+    return Elman(VOCABULARY, nonlinearity=kind, **settings)
+
+
+def mask(shape, p, name):
+    """The mask of a name in the window of PLACE, its scale in it."""
+    key = Masks(*PLACE).key(name)
+    return masked(torch.ones(shape), key, 0, round(p * 2**32), 1 / (1 - p))
+
+
+def windows(lanes=4, time=9):
+    torch.manual_seed(5)
+    tokens = torch.randint(VOCABULARY, (lanes, time))
+    resets = torch.zeros(lanes, time, dtype=torch.bool)
+    resets[:, 0] = True
+    resets[1, 4] = resets[3, 7] = True
+    return tokens, resets
+
+
+def output(model, tokens, resets, first=0, lanes=None):
+    with Masks(*PLACE, first, lanes).use():
+        return model(tokens, resets, model.initial_state(len(tokens)))
+
+
+def gradients(model, hidden):
+    model.zero_grad()
+    torch.manual_seed(7)
+    (hidden * torch.randn_like(hidden)).sum().backward()
+    return {
+        name: p.grad.to_dense() if p.grad.is_sparse else p.grad
+        for name, p in model.named_parameters()
+    }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weight_drop_is_a_model_with_fewer_recurrent_weights(kind):
+    """Outputs and gradients; those of the weights that a window leaves out are zero."""
+    model, plain = build(kind, weight_dropout=0.4).train(), build(kind).train()
+    tokens, resets = windows()
+    kept = []
+    for number, layer in enumerate(plain.layers):
+        kept.append(mask(layer.weight_hh.shape, 0.4, f"layers.{number}.weight_hh"))
+        layer.weight_hh.data.mul_(kept[-1])
+    hidden, expected = (output(each, tokens, resets).hidden for each in (model, plain))
+    torch.testing.assert_close(hidden, expected)
+    found, wanted = gradients(model, hidden), gradients(plain, expected)
+    for number, each in enumerate(kept):
+        assert 0.2 < (each == 0).float().mean() < 0.6
+        wanted[f"layers.{number}.weight_hh"] *= each
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, wanted[name], atol=1e-5, rtol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("setting", ["weight_dropout", "word_dropout", "zoneout"])
+def test_processes_leave_out_what_one_would(kind, setting):
+    model = build(kind, **{setting: 0.4}).train()
+    tokens, resets = windows()
+    whole = output(model, tokens, resets).hidden
+    parts = [
+        output(model, tokens[half], resets[half], half.start, 4).hidden
+        for half in (slice(0, 2), slice(2, 4))
+    ]
+    torch.testing.assert_close(torch.cat(parts), whole, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("setting", ["weight_dropout", "word_dropout", "zoneout"])
+def test_another_window_leaves_out_others_and_evaluation_none(kind, setting):
+    model, plain = build(kind, **{setting: 0.4}), build(kind).eval()
+    tokens, resets = windows()
+    found = []
+    for window in (4, 4, 5):
+        with Masks(3, 1, window).use():
+            found.append(model.train()(tokens, resets, model.initial_state(4)).hidden)
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+    evaluated = output(model.eval(), tokens, resets).hidden
+    assert torch.equal(evaluated, output(plain, tokens, resets).hidden) == (setting != "zoneout")
+    assert model.state_dict().keys() == plain.state_dict().keys()
+
+
+def slow_step(kind, layer, x, state):
+    """The new state of one layer and lane by the formulas, before zoneout; x (input_size,)."""
+    gates = layer.weight_ih @ x + layer.bias_ih
+    past = layer.weight_hh @ state[0] + layer.bias_hh
+    if "lstm" in kind:
+        i, f, g, o = (gates + past).chunk(4)
+        c = f.sigmoid() * state[1] + i.sigmoid() * g.tanh()
+        return o.sigmoid() * c.tanh(), c
+    if kind == "gru":
+        (r, z, n), (pr, pz, pn) = gates.chunk(3), past.chunk(3)
+        n = (n + (r + pr).sigmoid() * pn).tanh()
+        return ((1 - (z + pz).sigmoid()) * n + (z + pz).sigmoid() * state[0],)
+    return (getattr(torch, kind)(gates + past),)
+
+
+def zoned_by_hand(kind, model, tokens, resets, rates, training):
+    """Hidden vectors with zoneout: a unit that is zoned out keeps its value; evaluation takes the
+    mean (Krueger et al. 2017)."""
+    hidden = model.embedding.weight[tokens]
+    for number, layer in enumerate(model.layers):
+        kept = [  # 0 or 1, as the mask of dropout has the scale in it
+            (mask((*tokens.shape, SIZE), p, f"layers.{number}.zoneout.{i}") != 0).float()
+            for i, p in enumerate(rates)
+        ]
+        lanes = []
+        for lane, reset in enumerate(resets.tolist()):
+            state = [torch.zeros(SIZE) for _ in rates]
+            outputs = []
+            for t, is_reset in enumerate(reset):
+                new = slow_step(kind, layer, hidden[lane, t], state)
+                shares = [
+                    k[lane, t] if training else 1 - p for k, p in zip(kept, rates, strict=True)
+                ]
+                state = [
+                    s * n + (1 - s) * old for s, n, old in zip(shares, new, state, strict=True)
+                ]
+                state = [torch.zeros_like(s) if is_reset else s for s in state]
+                outputs.append(state[0])
+            lanes.append(torch.stack(outputs))
+        hidden = torch.stack(lanes)
+    return hidden
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("training", [True, False])
+def test_zoneout_is_that_of_the_formulas_forward_and_backward(kind, training):
+    settings = {"zoneout": 0.3}
+    if "lstm" in kind:
+        settings["cell_zoneout"] = 0.5
+    model = build(kind, **settings).train(training)
+    rates = [0.3, 0.5] if "lstm" in kind else [0.3]
+    tokens, resets = windows()
+    found = output(model, tokens, resets).hidden
+    expected = zoned_by_hand(kind, model, tokens, resets, rates, training)
+    counts = ~resets  # what stands at a reset has no meaning
+    torch.testing.assert_close(found[counts], expected[counts], atol=1e-6, rtol=1e-5)
+    wanted = {}
+    for name, hidden in (("expected", expected), ("found", found)):
+        wanted[name] = gradients(model, hidden * counts[..., None])
+    for name, gradient in wanted["found"].items():
+        expected_gradient = wanted["expected"][name]
+        torch.testing.assert_close(gradient, expected_gradient, atol=1e-5, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_zoneout_does_not_depend_on_the_windows_in_evaluation(kind):
+    model = build(kind, zoneout=0.3).eval()
+    tokens, resets = windows()
+    whole = output(model, tokens, resets).hidden
+    reader = Reader(model)
+    parts = [reader.read(tokens[:, w], resets[:, w]).hidden for w in (slice(0, 4), slice(4, 9))]
+    torch.testing.assert_close(torch.cat(parts, 1), whole)
+
+
+def test_only_without_zoneout_do_threads_change_no_bit():
+    assert build("lstm").any_threads
+    assert not build("lstm", cell_zoneout=0.1).any_threads
+    assert LSTM.any_threads
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_word_dropout_leaves_words_out_of_the_inputs_alone(tied):
+    """The same words at every position and in every lane; the others are scaled up."""
+    model = build("lstm", word_dropout=0.4, tie_weights=tied).train()
+    kept = mask((VOCABULARY,), 0.4, "words")
+    assert 0 < (kept == 0).sum() < VOCABULARY
+    plain = build("lstm", tie_weights=False).train()
+    plain.embedding.weight.data = model.embedding.weight.detach() * kept[:, None]
+    tokens, resets = windows()
+    found = output(model, tokens, resets).hidden
+    torch.testing.assert_close(found, output(plain, tokens, resets).hidden)
+    rows = gradients(model, found)["embedding.weight"].abs().sum(1)
+    assert ((rows == 0) | (kept != 0))[tokens.unique()].all()
+    assert torch.equal(model.embedding.matrix(), model.embedding.weight)
+
+
+def test_layers_may_have_sizes_of_their_own():
+    model = build("gru", hidden_sizes=[5, 9, 4])
+    assert [layer.hidden_size for layer in model.layers] == [5, 9, 4]
+    assert model.hidden_size == 4
+    tokens, resets = windows()
+    assert output(model, tokens, resets).hidden.shape == (4, 9, 4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["model.hidden_sizes=[]"], "model.hidden_sizes=[]: name the size of at least one layer"),
+        (
+            ["model.hidden_sizes=[9,8]", "model.embedding_size=6"],
+            "model.hidden_sizes ends with 8 but model.embedding_size=6: tied weights need them "
+            "equal; set model.tie_weights=false or make them equal",
+        ),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(settings, message):
+    with pytest.raises(UserError) as refused:
+        check(compose(["name=a", *settings]))
+    assert message in str(refused.value)
+
+
+def test_a_mask_changes_no_parameter():
+    model = build("lstm", weight_dropout=0.5, word_dropout=0.5).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    tokens, resets = windows()
+    output(model, tokens, resets).hidden.sum().backward()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(isinstance(p, nn.Parameter) for p in model.parameters())
