@@ -26,7 +26,7 @@ from lmkit.assembly import make_data
 from lmkit.errors import ResultError, UserError
 from lmkit.inference import Text, TrainedModel
 from lmkit.run import Run, no_checkpoint
-from lmkit.run.checkpoints import damage, latest_checkpoint, load_checkpoint
+from lmkit.run.checkpoints import AVERAGED, damage, latest_checkpoint, load_checkpoint
 from lmkit.run.process import start, told_error
 
 TIMES = re.compile(r"seconds|tokens_per_second")
@@ -163,8 +163,10 @@ def _killed(trials: Trials, steps: int) -> Finding:
     """killed and resumed"""
     whole, killed = trials.run("whole", steps), trials.run("cut", steps, kill=True)
     same_rows = _rows(whole) == _rows(killed)
-    one, other = (_last(run)["state_dict"] for run in (whole, killed))
-    same_weights = all(torch.equal(one[name], other[name]) for name in one)
+    one, other = (_weights(run) for run in (whole, killed))
+    same_weights = one.keys() == other.keys() and all(
+        torch.equal(one[name], other[name]) for name in one
+    )
     measured = f"{steps} steps: weights {_same(same_weights)}, metrics.jsonl {_same(same_rows)}"
     return Finding("kill -9 and resume change nothing", same_rows and same_weights, measured)
 
@@ -231,6 +233,13 @@ def _rows(run: Run) -> list[dict[str, Any]]:
 
 def _losses(run: Run) -> list[float]:
     return [row["train/nll"] or math.nan for row in _rows(run) if "train/nll" in row]
+
+
+def _weights(run: Run) -> dict[str, Tensor]:
+    """The last weights, and their average if there is one."""
+    checkpoint = _last(run)
+    averages = checkpoint.get(AVERAGED, {})
+    return checkpoint["state_dict"] | {f"{AVERAGED}.{name}": averages[name] for name in averages}
 
 
 def _last(run: Run) -> dict[str, Any]:

@@ -69,6 +69,7 @@ class Root:
     trainer: Group
     regularizers: Group | None = None
     scheduler: Group | None = None
+    averaging: Group | None = None
     logger: Group | None = None
     callbacks: Group | None = None
     restarts: Count = 3
@@ -201,7 +202,7 @@ def _bind_config(composed: Mapping[str, Any], mistakes: list[str]) -> dict[str, 
                 )
                 for key, inner in named.items()
             }
-        elif name == "scheduler" and not node:
+        elif name in ("scheduler", "averaging") and not node:
             config[name] = None
         elif name in config:
             config[name] = bind_node(

@@ -41,6 +41,7 @@ def dry_run(config: Node, stepping: Node, mistakes: list[str]) -> None:
         _model(config, mistakes)
         for key, node in (config.get("regularizers") or {}).items():
             attempt(f"regularizers.{key}", node, _simply("regularizers"), mistakes)
+        attempt("averaging", config.get("averaging"), _simply("averaging"), mistakes)
         _schedule(config, stepping, mistakes)
         _trainer(config, Path(directory), mistakes)
 

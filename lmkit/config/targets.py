@@ -27,6 +27,7 @@ SLOTS = {
     "regularizers": Slot("lmkit.regularizers.Regularizer"),
     "optimizer": Slot("torch.optim.Optimizer", ("params",)),
     "scheduler": Slot("torch.optim.lr_scheduler.LRScheduler", ("optimizer", "num_steps")),
+    "averaging": Slot("lmkit.optim.Averaging"),
     "trainer": Slot(
         "lightning.pytorch.Trainer",
         (

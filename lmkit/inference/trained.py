@@ -31,6 +31,7 @@ from lmkit.kernels import Kernels
 from lmkit.metrics import TokenNLL, perplexity
 from lmkit.model import LanguageModel, Output, Reader
 from lmkit.run import Run
+from lmkit.run.checkpoints import RAW
 from lmkit.system import hardware, threads
 from lmkit.system.threads import Threads
 from lmkit.tokenizer import Tokenizer, load_tokenizer
@@ -89,7 +90,8 @@ class TrainedModel:
 
     @classmethod
     def load(cls, run: Run, config: Mapping[str, Any], checkpoint: str = "best") -> Self:
-        """The model of a run; checkpoint: `best`, `last` or another name in `checkpoints/`.
+        """The model of a run; checkpoint: `best`, `last` or another name in `checkpoints/`; with
+        `:raw` after it, the weights themselves where the run has averaged them.
 
         Raises UserError if the checkpoint is missing or damaged, or if it was trained with another
         tokenizer or config.
@@ -106,7 +108,7 @@ class TrainedModel:
         tokenizer = load_tokenizer(run.path)
         with torch.random.fork_rng(devices=[]):  # the initial weights are replaced
             model, head = build_model(config, tokenizer.vocabulary_size)
-        load_weights(path, model, head, tokenizer)
+        load_weights(path, model, head, tokenizer, raw=checkpoint.endswith(RAW))
         device, precision = _device(config["trainer"])
         return cls(
             model,

@@ -12,7 +12,7 @@ from lmkit.errors import UserError
 from lmkit.head import Head
 from lmkit.model import LanguageModel
 from lmkit.run import Run
-from lmkit.run.checkpoints import load_checkpoint, read_manifest
+from lmkit.run.checkpoints import RAW, evaluated_weights, load_checkpoint, read_manifest
 from lmkit.system.regular_file import listed
 from lmkit.tokenizer import Tokenizer
 
@@ -20,7 +20,9 @@ log = logging.getLogger(__name__)
 
 
 def find_checkpoint(run: Run, name: str) -> Path:
-    """The checkpoint file of a run; without validation `best` is `last`, with a warning."""
+    """The checkpoint file of a run; without validation `best` is `last`, with a warning. `:raw`
+    after the name, which says that no average is wanted, changes nothing here."""
+    name = name.removesuffix(RAW)
     directory = run.path / "checkpoints"
     there = [path.stem for path in listed(directory, "*.ckpt")]
     if not there:
@@ -48,8 +50,11 @@ def _best_step(path: Path) -> int | None:
     return None
 
 
-def load_weights(path: Path, model: LanguageModel, head: Head, tokenizer: Tokenizer) -> None:
-    """Load a checkpoint's weights into `model` and `head`; UserError if the tokenizer differs."""
+def load_weights(
+    path: Path, model: LanguageModel, head: Head, tokenizer: Tokenizer, *, raw: bool = False
+) -> None:
+    """Load a checkpoint's weights into `model` and `head`, their average unless `raw`; UserError if
+    the tokenizer differs."""
     recorded = read_manifest(path).get("tokenizer", tokenizer.hash())
     if recorded != tokenizer.hash():
         raise UserError(
@@ -58,7 +63,7 @@ def load_weights(path: Path, model: LanguageModel, head: Head, tokenizer: Tokeni
             "put back the tokenizer.json that the run was trained with"
         )
     module = nn.ModuleDict({"model": model, "head": head})
-    saved = load_checkpoint(path)["state_dict"]
+    saved = evaluated_weights(load_checkpoint(path), raw=raw)
     weights = {key: value for key, value in saved.items() if key.partition(".")[0] in module}
     embedding = weights.get("model.embedding.weight")
     if embedding is not None and len(embedding) != tokenizer.vocabulary_size:

@@ -1,5 +1,6 @@
-"""Parts of the update: schedules of the learning rate, and norms of gradients."""
+"""Parts of the update: schedules of the learning rate, averages of weights, norms of gradients."""
 
+from lmkit.optim.averaging import EMA, NTASGD, SWA, Averaging, TwoTailed
 from lmkit.optim.gradients import global_norm, is_plain_sgd
 from lmkit.optim.schedules import (
     Stepping,
@@ -11,7 +12,12 @@ from lmkit.optim.schedules import (
 )
 
 __all__ = [
+    "EMA",
+    "NTASGD",
+    "SWA",
+    "Averaging",
     "Stepping",
+    "TwoTailed",
     "WarmupCosine",
     "WarmupLinear",
     "check_length",

@@ -22,6 +22,9 @@ log = logging.getLogger(__name__)
 
 FORMAT = 2
 
+AVERAGED = "averaged"  # in a checkpoint: the average of the weights, by the names of `state_dict`
+RAW = ":raw"  # after a checkpoint's name: its weights, not their average
+
 
 class AtomicCheckpointIO(CheckpointIO):
     """Lightning's checkpoint files, each with a manifest `<stem>.json` that is renamed last.
@@ -131,6 +134,12 @@ def load_checkpoint(path: str | os.PathLike[str], *, map_location: Any = "cpu") 
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise UserError(f"checkpoint {path} has no state_dict; give another one")
     return checkpoint
+
+
+def evaluated_weights(checkpoint: Mapping[str, Any], *, raw: bool = False) -> dict[str, Any]:
+    """The weights of a checkpoint that are evaluated: their average, where it has one, unless the
+    weights themselves are asked for."""
+    return {**checkpoint["state_dict"], **({} if raw else checkpoint.get(AVERAGED, {}))}
 
 
 def _check_archive(path: Path) -> None:

@@ -29,14 +29,16 @@ MENDS = re.compile(r"(optimizer\.lr|trainer\.gradient_clip_(val|algorithm))$")
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """The dotted keys in which two configs differ, with both values; one may be `absent`.
 
-    An empty group counts as none, and so do the keys of `init` where it is null, so that a run from
-    before they existed can resume.
+    An empty group counts as none, and so do `averaging` and the keys of `init` where they are null,
+    so that a run from before they existed can resume.
     """
     one, other = (
         {
             k: v
             for k, v in flat(c).items()
-            if v != {} and (c.get("init") or not k.startswith("init"))
+            if v != {}
+            and (c.get("init") or not k.startswith("init"))
+            and (k, v) != ("averaging", None)
         }
         for c in (then, now)
     )

@@ -20,6 +20,7 @@ from lmkit.run.checkpoints import AtomicCheckpointIO
 from lmkit.system.processes import launched
 from lmkit.system.rendezvous import cluster
 from lmkit.training.callbacks import Checkpoint, Samples
+from lmkit.training.callbacks.averaging import WeightAveraging
 from lmkit.training.limits import in_windows
 from lmkit.training.loggers import JsonlLogger
 from lmkit.training.loggers.tracker import Account, Tracking
@@ -63,7 +64,8 @@ def make_tracking(run: Run, config: Mapping[str, Any], step: int | None) -> Trac
 def make_callbacks(
     run: Run, config: Mapping[str, Any], task: Task, data: DataModule, tracking: Tracking
 ) -> list[pl.Callback]:
-    """The callbacks of a config, the checkpoint last, as it saves the state of the others."""
+    """The callbacks of a config, the checkpoint last, as it saves the state of the others, and
+    before it the average of the weights."""
 
     def generate(module: pl.LightningModule, prompt: str, num_tokens: int, seed: int) -> str:
         sampling = Sampling(num_tokens=num_tokens, seed=seed)
@@ -79,6 +81,8 @@ def make_callbacks(
         if isinstance(callback, Samples):
             tracking.account.samples = callback
             callback.followers = [tracker.log_sample for tracker in tracking.trackers]
+    if config["averaging"]:
+        callbacks.append(WeightAveraging(build("averaging", config["averaging"])))
     return sorted(callbacks, key=lambda callback: isinstance(callback, Checkpoint))
 
 

@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lmkit.run import history
 from lmkit.training.callbacks import Checkpoint
+from lmkit.training.callbacks.averaging import WeightAveraging
 from lmkit.training.task import Task
 
 log = logging.getLogger(__name__)
@@ -79,6 +80,10 @@ class Continuation(Callback):
     def _forget_validations(self, trainer: Trainer, checkpoint: dict[str, Any]) -> None:
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             state = checkpoint["callbacks"].get(callback.state_key)
+            if isinstance(callback, WeightAveraging) and state:
+                callback.averaging.load_state_dict(state)
+                callback.averaging.forget_validations()
+                checkpoint["callbacks"][callback.state_key] = callback.state_dict()
             if not state or not str(getattr(callback, "monitor", None)).startswith("val/"):
                 continue
             if isinstance(callback, Checkpoint):

@@ -17,7 +17,7 @@ from lmkit.inference.identity import check_own
 from lmkit.inference.weights import find_checkpoint
 from lmkit.model import LanguageModel
 from lmkit.run import Run
-from lmkit.run.checkpoints import load_checkpoint, read_manifest
+from lmkit.run.checkpoints import RAW, evaluated_weights, load_checkpoint, read_manifest
 from lmkit.tokenizer import Tokenizer, load_tokenizer
 
 NAME = "init.json"  # where a run says what it began from
@@ -47,7 +47,8 @@ def begin(
     path = find_checkpoint(run, config["init_checkpoint"])
     check_own(run, path)
     theirs = load_tokenizer(run.path)
-    weights = load_checkpoint(path)["state_dict"]
+    raw = config["init_checkpoint"].endswith(RAW)
+    weights = evaluated_weights(load_checkpoint(path), raw=raw)
     module = nn.ModuleDict({"model": model, "head": head})
     weights = {name: value for name, value in weights.items() if name.partition(".")[0] in module}
     shared = tokenizer.vocabulary_size

@@ -13,7 +13,7 @@ from lmkit.errors import exit_code
 from lmkit.inference.identity import check_own
 from lmkit.metrics import perplexity
 from lmkit.run import Run
-from lmkit.run.checkpoints import load_checkpoint
+from lmkit.run.checkpoints import evaluated_weights, load_checkpoint
 from lmkit.system import hardware
 from lmkit.training.callbacks import Checkpoint
 from lmkit.training.loggers import JsonlLogger
@@ -69,7 +69,7 @@ def take_best(run: Run, trainer: pl.Trainer, task: Task) -> dict[str, float]:
         return best(trainer)
     check_own(run, path)
     checkpoint = load_checkpoint(path)
-    task.load_state_dict(checkpoint["state_dict"])
+    task.load_state_dict(evaluated_weights(checkpoint))
     return {"best/step": checkpoint["global_step"]} | best(trainer)
 
 

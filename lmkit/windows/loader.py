@@ -37,7 +37,8 @@ class WindowLoader(Passes):
     ) -> None:
         """`seed` None makes an evaluation loader; `accumulate` windows share one update. limit: the
         most windows of an epoch. reshuffle: false keeps the order of the first epoch.
-        variable_bptt: draw the lengths of training's windows, and scale the learning rate with them."""
+        variable_bptt: draw the lengths of training's windows, and scale the learning rate by
+        them."""
         self.store = store
         self.eos_id = eos_id
         self.protocol = protocol
