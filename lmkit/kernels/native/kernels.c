@@ -30,6 +30,7 @@ INLINE void split_words_f32(const float *from, float *to, long row) {
 #include "lstm.h"
 #include "odds.h"
 #include "dropout.h"
+#include "scan.h"
 #undef SUFFIX
 #undef E
 #undef PACK
