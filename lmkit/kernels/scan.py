@@ -85,7 +85,9 @@ def looped(decay: Tensor, update: Tensor, state: Tensor) -> Tensor:
 def doubled(decay: Tensor, update: Tensor, state: Tensor) -> Tensor:
     """The recurrence in log2(time) rounds (Hillis and Steele 1986; Blelloch 1990): after a round
     each position has joined twice as many of those before it."""
-    update = torch.cat([torch.addcmul(update[:, :1], decay[:, :1], state[:, None]), update[:, 1:]], 1)
+    update = torch.cat(
+        [torch.addcmul(update[:, :1], decay[:, :1], state[:, None]), update[:, 1:]], 1
+    )
     distance = 1
     while distance < decay.shape[1]:
         past = (0, 0, distance, 0)

@@ -8,18 +8,28 @@ from lmkit.model.fixed_window import Window
 from lmkit.model.gru import GRU
 from lmkit.model.layer import Layer, RecurrentLayer
 from lmkit.model.lstm import LSTM
+from lmkit.model.min_gru import MinGRU
+from lmkit.model.min_lstm import MinLSTM
+from lmkit.model.mlstm import MLSTM
+from lmkit.model.qrnn import QRNN
 from lmkit.model.reader import Reader
 from lmkit.model.recurrent import Recurrent
+from lmkit.model.slstm import SLSTM
 from lmkit.model.state import State, States, detached, finite, joined, share_of
 
 __all__ = [
     "GRU",
     "LSTM",
+    "MLSTM",
+    "QRNN",
+    "SLSTM",
     "Elman",
     "Embedding",
     "LanguageModel",
     "Layer",
     "Masks",
+    "MinGRU",
+    "MinLSTM",
     "Output",
     "Reader",
     "Recurrent",

@@ -98,7 +98,7 @@ def test_every_experiment_takes_every_model(experiment, model, corpus):
     argv = [f"experiment={experiment}", f"model={model}"]
     argv += missing(compose(argv).config, corpus)
     config, _ = check(compose(argv))
-    assert config["model"]["_target_"].lower() == f"lmkit.model.{model}"
+    assert config["model"]["_target_"].lower() == f"lmkit.model.{model.replace('_', '')}"
 
 
 def test_the_groups_are_those_of_the_code():

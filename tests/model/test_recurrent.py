@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scanned_cells import ROUNDING, SCANNED, slow_layer
 
 from lmkit import kernels
 from lmkit.model import GRU, LSTM, Elman, Reader, Recurrent, RecurrentLayer, Window
@@ -63,10 +64,12 @@ def build(kind, **kwargs):
         return GRU(VOCABULARY, **sizes)
     if kind in LOOPED:
         return LOOPED[kind](VOCABULARY, **sizes)
+    if kind in SCANNED:
+        return SCANNED[kind](VOCABULARY, **sizes)
     return Elman(VOCABULARY, nonlinearity=kind, **sizes)
 
 
-KINDS = ["lstm", "compiled lstm", "gru", "tanh", "relu", "sigmoid", "window", *LOOPED]
+KINDS = ["lstm", "compiled lstm", "gru", "tanh", "relu", "sigmoid", "window", *LOOPED, *SCANNED]
 
 
 def slow_cell(kind, layer, x, state):
@@ -109,6 +112,9 @@ def slow_hidden(kind, model, document):
         )
     inputs = [model.embedding.weight[token] for token in document]
     for layer in model.layers:
+        if kind in SCANNED:
+            inputs = slow_layer(kind, layer, inputs)
+            continue
         state = tuple(torch.zeros(layer.hidden_size) for _ in range(layer.num_states))
         outputs = []
         for x in inputs:
@@ -171,7 +177,9 @@ def test_hidden_is_that_of_the_document_alone(kind, documents, num_lanes, bptt):
         for t, place in enumerate(row):
             if place is not None:
                 expected = alone[place[0]][place[1]]
-                torch.testing.assert_close(hidden[lane, t], expected, atol=2e-6, rtol=1e-5)
+                torch.testing.assert_close(
+                    hidden[lane, t], expected, atol=ROUNDING.get(kind, 2e-6), rtol=1e-5
+                )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -216,7 +224,9 @@ def test_nothing_leaks_across_a_reset(kind, dtype):
     assert (rows[6:8] > 0).all()
 
 
-@pytest.mark.parametrize("kind", ["lstm", "compiled lstm", "gru", "relu", "sigmoid", *LOOPED])
+@pytest.mark.parametrize(
+    "kind", ["lstm", "compiled lstm", "gru", "relu", "sigmoid", *LOOPED, *SCANNED]
+)
 def test_the_state_of_a_reset_is_exactly_zero(kind):
     model = build(kind)
     tokens, resets, _ = laid_out([[1, 2, 3], [4, 5, 6]], 1)
@@ -228,7 +238,7 @@ def test_the_state_of_a_reset_is_exactly_zero(kind):
 def test_constants_of_the_reset_are_no_parameters(kind):
     model = build(kind)
     assert set(model.state_dict()) == {name for name, _ in model.named_parameters()}
-    if "lstm" in kind:
+    if kind in ("lstm", "compiled lstm"):
         layers = 4 * 7 * (6 + 7 + 2) + 4 * 7 * (7 + 7 + 2)
         assert sum(p.numel() for p in model.parameters()) == VOCABULARY * 6 + layers
 

@@ -1,0 +1,65 @@
+"""What sLSTM and mLSTM share: units in heads, their normalisation, and what these cells refuse."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+FORGET_GATE_BIASES = (3.0, 6.0)  # as the authors' code begins mLSTM, from the first to the last
+
+
+def head_mistakes(config: Mapping[str, Any], at: str) -> list[str]:
+    """The mistake of layers that do not divide into heads."""
+    sizes = config["hidden_sizes"]
+    if sizes:
+        sized = [(f"{at}.hidden_sizes", size) for size in sizes]
+    else:
+        sized = [(f"{at}.hidden_size", config["hidden_size"])] * config["num_layers"]
+        if config["tie_weights"]:
+            sized[-1] = (f"{at}.embedding_size", config["embedding_size"])
+    heads = config["num_heads"]
+    wrong = dict.fromkeys(f"{key}: {size}" for key, size in sized if size % heads)
+    if not wrong:
+        return []
+    return [
+        f"{at}.num_heads={heads} does not divide the size of a layer ({', '.join(wrong)}): set "
+        f"{at}.num_heads to a divisor, or another size"
+    ]
+
+
+def no_zoneout(config: Mapping[str, Any], at: str) -> list[str]:
+    """The mistake of a cell whose tensors of the state have no meaning one by one."""
+    if not config["zoneout"]:
+        return []
+    return [
+        f"{at}.zoneout={config['zoneout']}: memory and normaliser of this cell have a scale that "
+        f"changes with each position, so a unit cannot keep the value of one; set {at}.zoneout=0"
+    ]
+
+
+class HeadNorm(nn.Module):
+    """The normalisation of each head's units by themselves (Wu and He 2018), with a factor for
+    each unit; in float32."""
+
+    def __init__(self, hidden_size: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.weight = nn.Parameter(torch.ones(hidden_size))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """hidden (lanes, time, hidden_size) -> the same shape."""
+        flat = F.group_norm(hidden.flatten(0, 1), self.num_heads, self.weight)
+        return flat.view_as(hidden)
+
+
+@torch.no_grad()
+def start_forget_gates(bias: Tensor, value: float | None) -> None:
+    """Fill the biases (..., n) of forget gates; None: from 3 to 6, evenly along n."""
+    if value is None:
+        bias.copy_(torch.linspace(*FORGET_GATE_BIASES, bias.shape[-1]))
+    else:
+        bias.fill_(value)
