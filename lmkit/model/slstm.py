@@ -77,8 +77,8 @@ class SLSTMLayer(InputLayer):
         outputs = []
         for here, reset in zip(gates.unbind(0), resets.T[:, None, :, None].unbind(0), strict=True):
             i, f, z, o = (here + wide(h @ recurrent)).chunk(4, dim=-1)
-            kept = F.logsigmoid(f) + m
-            m = torch.where(n == 0, i, torch.maximum(kept, i)).detach()
+            kept = (F.logsigmoid(f) + m).masked_fill(n == 0, -torch.inf)
+            m = torch.maximum(kept, i).detach()
             i, f = (i - m).exp(), (kept - m).exp()
             c, n = f * c + i * z.tanh(), f * n + i
             h = o.sigmoid() * c / n

@@ -3,9 +3,13 @@ document at a time, position by position, head by head, without stabilisers."""
 
 import math
 
+import pytest
 import torch
 import torch.nn.functional as F
 
+from lmkit.config.check import check
+from lmkit.config.compose import compose
+from lmkit.errors import UserError
 from lmkit.model import MLSTM, QRNN, SLSTM, MinGRU, MinLSTM
 
 
@@ -124,3 +128,17 @@ SLOW = {
     "slstm": slow_slstm,
     "mlstm": slow_mlstm,
 }
+
+
+def window(lanes=3, time=40, size=6, seed=2):
+    """Inputs (lanes, time, size), and resets nowhere."""
+    generator = torch.Generator().manual_seed(seed)
+    resets = torch.zeros(lanes, time, dtype=torch.bool)
+    return torch.randn(lanes, time, size, generator=generator), resets
+
+
+def mistake(*argv):
+    """What the check says of a config that it refuses."""
+    with pytest.raises(UserError) as raised:
+        check(compose(list(argv)))
+    return str(raised.value)

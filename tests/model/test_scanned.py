@@ -1,0 +1,116 @@
+"""What is particular to the cells that run as scans: zoneout, weight drop, sizes, mistakes."""
+
+import pytest
+import torch
+from scanned_cells import mistake, slow_qrnn, window
+
+from lmkit import kernels
+from lmkit.model import QRNN, Masks, MinGRU, MinLSTM
+from lmkit.model.min_gru import MinGRULayer
+from lmkit.model.qrnn import QRNNLayer
+
+CELLS = {"qrnn": QRNN, "min_gru": MinGRU, "min_lstm": MinLSTM}
+
+
+def test_the_layers_of_a_qrnn_look_back_as_in_awd_lstm_lm():
+    model = QRNN(10, embedding_size=6, hidden_size=5, num_layers=3)
+    assert [layer.window for layer in model.layers] == [2, 1, 1]
+    shapes = [tuple(layer.weight_ih.shape) for layer in model.layers]
+    assert shapes == [(15, 12), (15, 5), (15, 5)]
+    sizes = [[tuple(part.shape) for part in layer] for layer in model.initial_state(4)]
+    assert sizes == [[(4, 5), (4, 6)], [(4, 5)], [(4, 5)]]
+
+
+def test_f_pooling_has_one_gate():
+    torch.manual_seed(1)
+    layer = QRNNLayer(6, 5, window=2, pooling="f")
+    inputs, resets = window(lanes=1, time=9)
+    hidden, state = layer(inputs, resets, layer.initial_state(1))
+    expected = torch.stack(slow_qrnn(layer, inputs[0].unbind(0)))
+    torch.testing.assert_close(hidden[0], expected)
+    torch.testing.assert_close(state[0][0], expected[-1])
+    assert torch.equal(state[1][0], inputs[0, -1])
+
+
+@pytest.mark.parametrize("compiled", ["compiled", "torch"])
+@pytest.mark.parametrize("make", [QRNNLayer, MinGRULayer])
+def test_zoneout_keeps_units_and_in_evaluation_a_share_of_them(make, compiled):
+    torch.manual_seed(1)
+    layer = make(6, 50)
+    inputs, resets = window()
+    start = layer.initial_state(3)
+    with kernels.use(compiled), torch.no_grad():
+        updates = [layer(inputs[:, t : t + 1], resets[:, :1], start)[1][0] for t in range(2)]
+        layer.zoneout = (0.25,)
+        with Masks(1, 0, 0).use():
+            zoned = [layer(inputs[:, :time], resets[:, :time], start)[1][0] for time in (1, 40)]
+            again = layer(inputs, resets, start)[1][0]
+        with Masks(1, 0, 1).use():
+            other = layer(inputs, resets, start)[1][0]
+        layer.eval()
+        mean = layer(inputs[:, :1], resets[:, :1], start)[1][0]
+    kept = zoned[0] == 0  # the state before
+    assert 0.1 < kept.double().mean() < 0.4
+    torch.testing.assert_close(zoned[0][~kept], updates[0][~kept])
+    assert torch.equal(zoned[1], again)
+    assert not torch.equal(zoned[1], other)
+    torch.testing.assert_close(mean, 0.75 * updates[0])
+
+
+def test_weight_dropout_of_a_qrnn_leaves_out_elements_of_its_convolutions():
+    torch.manual_seed(1)
+    model = QRNN(10, embedding_size=6, hidden_size=5, weight_dropout=0.5)
+    layer = model.layers[0]
+    with Masks(1, 0, 0).use():
+        dropped = layer.dropped("weight_ih")
+        inputs, resets = window(lanes=2, time=3)
+        found, _ = layer(inputs, resets, layer.initial_state(2))
+    assert 0.3 < (dropped == 0).double().mean() < 0.7
+    layer.weight_dropout = 0.0
+    layer.weight_ih.data.copy_(dropped)
+    assert torch.equal(found, layer(inputs, resets, layer.initial_state(2))[0])
+    found.sum().backward()
+    assert ((layer.weight_ih.grad != 0) == (dropped != 0)).all()
+
+
+def test_the_update_gate_of_a_minimal_lstm_is_never_zero_by_zero():
+    """Both gates shut: each has the half of it."""
+    layer = MinLSTM(10, embedding_size=6, hidden_size=5, num_layers=1).layers[0]
+    gate = torch.full((2, 5), -300.0, requires_grad=True)
+    share = layer.update_gate(gate, gate.detach())
+    assert (share == 0.5).all()
+    share.sum().backward()
+    assert gate.grad.isfinite().all()
+
+
+def test_forget_gates_of_a_minimal_lstm_begin_as_told():
+    model = MinLSTM(10, embedding_size=6, hidden_size=5, expansion=2, forget_gate_bias=1.0)
+    for layer in model.layers:
+        assert layer.bias_ih[:10].tolist() == [1.0] * 10
+        assert layer.bias_ih[10:].abs().max() < 1
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_states_are_float32_under_autocast_and_views_of_no_window(cell):
+    torch.manual_seed(1)
+    model = CELLS[cell](10, embedding_size=6, hidden_size=5)
+    tokens = torch.zeros(2, 30, dtype=torch.long)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = model(tokens, tokens.bool(), model.initial_state(2))
+    assert output.hidden.dtype == torch.bfloat16
+    for part in (part for layer in output.state for part in layer):
+        assert part.dtype == torch.float32
+        assert part.untyped_storage().nbytes() == part.nbytes  # else a checkpoint has the window
+
+
+@pytest.mark.parametrize("cell", [*CELLS, "mlstm"])
+def test_what_has_no_recurrent_matrix_says_so(cell):
+    said = mistake(f"model={cell}", "model.recurrent_init=orthogonal", "model.weight_dropout=0.5")
+    assert (
+        "model.recurrent_init=orthogonal: this cell has no recurrent matrix; "
+        "set model.recurrent_init=uniform or xavier"
+    ) in said
+    dropout = (
+        "model.weight_dropout=0.5: this cell has no recurrent matrix; set model.weight_dropout=0"
+    )
+    assert (dropout in said) == (cell != "qrnn")  # whose convolutions are dropped
