@@ -9,8 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-FORGET_GATE_BIASES = (3.0, 6.0)  # as the authors' code begins mLSTM, from the first to the last
-
 
 def head_mistakes(config: Mapping[str, Any], at: str) -> list[str]:
     """The mistake of layers that do not divide into heads."""
@@ -43,23 +41,18 @@ def no_zoneout(config: Mapping[str, Any], at: str) -> list[str]:
 
 class HeadNorm(nn.Module):
     """The normalisation of each head's units by themselves (Wu and He 2018), with a factor for
-    each unit; in float32."""
+    each unit; in float32.
+
+    Factors begin at hidden_size^(-1/4): by a tied matrix, whose variance is hidden_size^(-1/2),
+    logits then have unit scale, as with other cells. With 1 the loss would begin far above.
+    """
 
     def __init__(self, hidden_size: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.weight = nn.Parameter(torch.ones(hidden_size))
+        self.weight = nn.Parameter(torch.full((hidden_size,), hidden_size**-0.25))
 
     def forward(self, hidden: Tensor) -> Tensor:
         """hidden (lanes, time, hidden_size) -> the same shape."""
         flat = F.group_norm(hidden.flatten(0, 1), self.num_heads, self.weight)
         return flat.view_as(hidden)
-
-
-@torch.no_grad()
-def start_forget_gates(bias: Tensor, value: float | None) -> None:
-    """Fill the biases (..., n) of forget gates; None: from 3 to 6, evenly along n."""
-    if value is None:
-        bias.copy_(torch.linspace(*FORGET_GATE_BIASES, bias.shape[-1]))
-    else:
-        bias.fill_(value)

@@ -25,25 +25,29 @@ class MinGRULayer(ScannedLayer):
     The paper computes log h, for which g keeps h positive, from h_0 = g(0). Here the recurrence
     itself is scanned: a is between 0 and 1, so it is as stable, and the numbers are the same but
     for h_0, which is zero, as after any reset. weight_ih has blocks of the gate, or gates, and of
-    the candidate. With expansion k, h has k * hidden_size units, which weight_ho
-    (hidden_size, k * hidden_size) brings down.
+    the candidate. With state_expansion k, h has k * hidden_size units, which
+    weight_ho (hidden_size, k * hidden_size) brings down.
     """
 
     num_gates = 1  # beside the candidate
 
     def __init__(
-        self, input_size: int, hidden_size: int, init: RecurrentInit = "uniform", expansion: int = 1
+        self,
+        input_size: int,
+        hidden_size: int,
+        init: RecurrentInit = "uniform",
+        state_expansion: int = 1,
     ) -> None:
-        self.size = expansion * hidden_size
+        self.size = state_expansion * hidden_size
         super().__init__(hidden_size, input_size, [self.size] * (self.num_gates + 1), init)
         self.weight_ho = None
-        if expansion > 1:
+        if state_expansion > 1:
             bound = 1 / math.sqrt(self.size)
             made = torch.empty(hidden_size, self.size).uniform_(-bound, bound)
             self.weight_ho = nn.Parameter(made)
 
     def initial_state(self, num_lanes: int) -> State:
-        """The zero state: h (lanes, expansion * hidden_size)."""
+        """The zero state: h (lanes, state_expansion * hidden_size)."""
         return (self.weight_ih.new_zeros(num_lanes, self.size),)
 
     def update_gate(self, *gates: Tensor) -> Tensor:
@@ -68,12 +72,12 @@ def positive(x: Tensor) -> Tensor:
 class MinGRU(Recurrent):
     """Minimal gated recurrent units (Feng et al. 2024), as the paper trains them.
 
-    expansion: units of h for each of hidden_size, to which a matrix brings them down.
+    state_expansion: units of h for each of hidden_size, to which a matrix brings them down.
     """
 
-    def __init__(self, vocabulary_size: int, *, expansion: Size = 1, **settings: Any) -> None:
+    def __init__(self, vocabulary_size: int, *, state_expansion: Size = 1, **settings: Any) -> None:
         """settings: the arguments of `Recurrent`."""
-        self.expansion = expansion
+        self.state_expansion = state_expansion
         super().__init__(vocabulary_size, **settings)
 
     @staticmethod
@@ -86,4 +90,4 @@ class MinGRU(Recurrent):
         ]
 
     def make_layer(self, input_size: int, hidden_size: int, init: RecurrentInit) -> MinGRULayer:
-        return MinGRULayer(input_size, hidden_size, init, self.expansion)
+        return MinGRULayer(input_size, hidden_size, init, self.state_expansion)

@@ -18,8 +18,20 @@ class MinLSTMLayer(MinGRULayer):
 
     num_gates = 2
 
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        init: RecurrentInit = "uniform",
+        state_expansion: int = 1,
+        forget_gate_bias: float | None = None,
+    ) -> None:
+        super().__init__(input_size, hidden_size, init, state_expansion)
+        if forget_gate_bias is not None:
+            nn.init.constant_(self.bias_ih.data[: self.size], forget_gate_bias)
+
     def update_gate(self, *gates: Tensor) -> Tensor:
-        """i / (f + i), from the logarithms of both: so that it is never 0 / 0."""
+        """i / (f + i), from the logarithms of both, so that it is never 0 / 0."""
         f, i = gates
         return (F.logsigmoid(i) - F.logsigmoid(f)).sigmoid()
 
@@ -35,11 +47,9 @@ class MinLSTM(MinGRU):
         self, vocabulary_size: int, *, forget_gate_bias: Real | None = None, **settings: Any
     ) -> None:
         """settings: the arguments of `MinGRU`."""
+        self.forget_gate_bias = forget_gate_bias
         super().__init__(vocabulary_size, **settings)
-        for layer in self.layers:
-            assert isinstance(layer, MinLSTMLayer)
-            if forget_gate_bias is not None:
-                nn.init.constant_(layer.bias_ih.data[: layer.size], forget_gate_bias)
 
     def make_layer(self, input_size: int, hidden_size: int, init: RecurrentInit) -> MinLSTMLayer:
-        return MinLSTMLayer(input_size, hidden_size, init, self.expansion)
+        settings = (self.state_expansion, self.forget_gate_bias)
+        return MinLSTMLayer(input_size, hidden_size, init, *settings)

@@ -12,13 +12,14 @@ from torch import Tensor
 
 from lmkit.kernels.matmul import product_dtype
 from lmkit.kernels.scan import linear_scan
-from lmkit.model.heads import HeadNorm, head_mistakes, no_zoneout, start_forget_gates
+from lmkit.model.heads import HeadNorm, head_mistakes, no_zoneout
 from lmkit.model.layer import RecurrentInit
 from lmkit.model.recurrent import Recurrent
 from lmkit.model.scanned import InputLayer, no_weight_dropout, not_orthogonal
 from lmkit.model.state import State
 from lmkit.ranges import Real, Size
 
+FORGET_GATE_BIASES = (3.0, 6.0)  # of the first and the last head, as in the authors' code
 CHUNK = 64  # positions at a time, whose products with one another are in memory
 
 
@@ -53,7 +54,8 @@ class MLSTMLayer(InputLayer):
         super().__init__(hidden_size, input_size, blocks, init)
         self.num_heads = num_heads
         self.norm = HeadNorm(hidden_size, num_heads) if head_norm else None
-        start_forget_gates(self.bias_ih.data[-num_heads:], forget_gate_bias)
+        told = FORGET_GATE_BIASES if forget_gate_bias is None else (forget_gate_bias,) * 2
+        self.bias_ih.data[-num_heads:] = torch.linspace(*told, num_heads)
 
     def initial_state(self, num_lanes: int) -> State:
         """The zero state."""

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmkit.kernels.matmul import product_dtype
-from lmkit.model.heads import HeadNorm, head_mistakes, no_zoneout, start_forget_gates
+from lmkit.model.heads import HeadNorm, head_mistakes, no_zoneout
 from lmkit.model.layer import RecurrentInit
 from lmkit.model.recurrent import Recurrent
 from lmkit.model.scanned import InputLayer, wide
@@ -41,15 +41,14 @@ class SLSTMLayer(InputLayer):
         init: RecurrentInit = "uniform",
         num_heads: int = 2,
         head_norm: bool = True,
-        forget_gate_bias: float | None = None,
+        forget_gate_bias: float = 1.0,
     ) -> None:
         super().__init__(hidden_size, input_size, [hidden_size] * 4, init)
         self.num_heads = num_heads
         self.weight_hh = nn.Parameter(torch.empty(4 * hidden_size, hidden_size // num_heads))
         self.norm = HeadNorm(hidden_size, num_heads) if head_norm else None
         with torch.no_grad():
-            forget = self.bias_ih.view(4, num_heads, -1)[1]
-            start_forget_gates(forget, forget_gate_bias)
+            self.bias_ih.chunk(4)[1].fill_(forget_gate_bias)
             bound = 1 / math.sqrt(self.weight_hh.shape[1])
             for block in self.weight_hh.chunk(4 * num_heads):
                 if init == "uniform":
@@ -97,7 +96,7 @@ class SLSTM(Recurrent):
 
     num_heads: parts of each layer between which no recurrent connection goes.
     head_norm: whether each head's outputs are normalised, as in the paper's blocks.
-    forget_gate_bias: of every forget gate at the start; null: from 3 to 6 over the units of a head.
+    forget_gate_bias: of every forget gate at the start (Jozefowicz et al. 2015 use 1).
     """
 
     def __init__(
@@ -106,7 +105,7 @@ class SLSTM(Recurrent):
         *,
         num_heads: Size = 2,
         head_norm: bool = True,
-        forget_gate_bias: Real | None = None,
+        forget_gate_bias: Real = 1.0,
         **settings: Any,
     ) -> None:
         """settings: the arguments of `Recurrent`."""

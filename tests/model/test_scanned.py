@@ -84,7 +84,7 @@ def test_the_update_gate_of_a_minimal_lstm_is_never_zero_by_zero():
 
 
 def test_forget_gates_of_a_minimal_lstm_begin_as_told():
-    model = MinLSTM(10, embedding_size=6, hidden_size=5, expansion=2, forget_gate_bias=1.0)
+    model = MinLSTM(10, embedding_size=6, hidden_size=5, state_expansion=2, forget_gate_bias=1.0)
     for layer in model.layers:
         assert layer.bias_ih[:10].tolist() == [1.0] * 10
         assert layer.bias_ih[10:].abs().max() < 1

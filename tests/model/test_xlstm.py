@@ -123,12 +123,19 @@ def test_weight_dropout_of_an_slstm_leaves_out_recurrent_connections():
     assert (layer.weight_ih.grad != 0).all()
 
 
-@pytest.mark.parametrize(("cell", "model"), [("slstm", SLSTM), ("mlstm", MLSTM)])
-def test_forget_gates_begin_between_3_and_6_or_as_told(cell, model):
-    for told, first, last in ((None, 3.0, 6.0), (1.0, 1.0, 1.0)):
-        for layer in model(10, num_heads=2, forget_gate_bias=told).layers:
-            bias = layer.bias_ih[200:300] if cell == "slstm" else layer.bias_ih[-2:]
-            assert (bias[0], bias[-1]) == (first, last)
+@pytest.mark.parametrize(
+    ("model", "told", "expected"),
+    [
+        (SLSTM, {}, [1.0] * 8),
+        (SLSTM, {"forget_gate_bias": -2.0}, [-2.0] * 8),
+        (MLSTM, {"num_heads": 4}, [3.0, 4.0, 5.0, 6.0]),
+        (MLSTM, {"forget_gate_bias": 1.0}, [1.0] * 2),
+    ],
+)
+def test_forget_gates_begin_as_told(model, told, expected):
+    for layer in model(10, embedding_size=8, hidden_size=8, **told).layers:
+        bias = layer.bias_ih[8:16] if model is SLSTM else layer.bias_ih[-layer.num_heads :]
+        assert bias.tolist() == expected
 
 
 @pytest.mark.parametrize("init", ["uniform", "xavier", "orthogonal"])

@@ -22,7 +22,7 @@ SCANNED = {
     "qrnn": QRNN,
     "ifo qrnn": lambda vocabulary, **sizes: QRNN(vocabulary, pooling="ifo", window=2, **sizes),
     "min gru": MinGRU,
-    "min lstm": lambda vocabulary, **sizes: MinLSTM(vocabulary, expansion=2, **sizes),
+    "min lstm": lambda vocabulary, **sizes: MinLSTM(vocabulary, state_expansion=2, **sizes),
     "slstm": in_heads(SLSTM),
     "plain slstm": in_heads(SLSTM, head_norm=False, forget_gate_bias=0.0),
     "mlstm": in_heads(MLSTM),

@@ -5,7 +5,7 @@ from fitted import Place, assert_same
 
 CELLS = {
     "qrnn": ("kernels=auto", "model.zoneout=0.2", "model.weight_dropout=0.3"),
-    "min_gru": ("model.zoneout=0.2", "model.expansion=2"),
+    "min_gru": ("model.zoneout=0.2", "model.state_expansion=2"),
     "min_lstm": ("kernels=auto",),
     "slstm": ("model.weight_dropout=0.3",),
     "mlstm": (),
