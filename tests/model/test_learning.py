@@ -12,10 +12,11 @@ from lmkit.config.build import build as build_node
 from lmkit.config.compose import compose
 from lmkit.corpus.pydocs import pydoc_documents
 from lmkit.head import FullSoftmax
-from lmkit.model import GRU, LSTM, Elman, Window, detached
+from lmkit.model import GRU, LSTM, MLSTM, QRNN, SLSTM, Elman, MinGRU, MinLSTM, Window, detached
 from lmkit.tokenizer import Word
 
-CELLS = ["lstm", "gru", "tanh", "relu", "sigmoid", "window"]
+SCANNED = {"qrnn": QRNN, "min gru": MinGRU, "min lstm": MinLSTM, "slstm": SLSTM, "mlstm": MLSTM}
+CELLS = ["lstm", "gru", "tanh", "relu", "sigmoid", "window", *SCANNED]
 
 
 def build(cell, vocabulary_size, size, tied, **settings):
@@ -24,7 +25,9 @@ def build(cell, vocabulary_size, size, tied, **settings):
     if cell in ("tanh", "relu", "sigmoid"):
         model = Elman(vocabulary_size, nonlinearity=cell, **sizes)
     else:
-        model = {"lstm": LSTM, "gru": GRU, "window": Window}[cell](vocabulary_size, **sizes)
+        model = {"lstm": LSTM, "gru": GRU, "window": Window, **SCANNED}[cell](
+            vocabulary_size, **sizes
+        )
     return model, FullSoftmax(model.hidden_size, vocabulary_size, model.embedding, model.init_range)
 
 
