@@ -10,7 +10,6 @@ from lmkit.corpus import cutting, finding, records
 from lmkit.corpus.file_source import FileSource, Span, TextFileSource
 from lmkit.corpus.records import ENCODING, Table
 from lmkit.corpus.source import SPLITS
-from lmkit.errors import UserError
 from lmkit.system import paths
 
 FINER = (
@@ -148,15 +147,12 @@ class WikiText(FileSource):
     def __init__(self, path: str) -> None:
         """path: of train, valid and test as .txt, .tokens, .raw, wiki.*.tokens or wiki.*.raw."""
         self._cutter = cutting.cutter("heading", TITLE)
-        directory = paths.found_at(path, "data.path")
-        if directory.is_file():
-            raise UserError(
-                f"data.path={path} is a file: data=wikitext takes the directory of train, valid "
-                f"and test; for one file take data=files data.unit=heading 'data.heading={TITLE}'"
-            )
-        if not directory.is_dir():
-            raise UserError(f"data.path={path} does not exist; {paths.nearby(directory)}")
-        files = {split: _wikitext_file(directory, split) for split in SPLITS}
+        names = {split: _wikitext_names(split) for split in SPLITS}
+        expected = (
+            "the directory of train, valid and test; for one file take data=files "
+            f"data.unit=heading 'data.heading={TITLE}'"
+        )
+        files = finding.published_files(path, names, "data=wikitext", expected)
         self._find(files, {})
         self._where = f"data.path={path}"
 
@@ -164,14 +160,6 @@ class WikiText(FileSource):
         return cutting.documents(span.file, self._cutter)
 
 
-def _wikitext_file(directory: Path, split: str) -> str:
+def _wikitext_names(split: str) -> list[str]:
     names = [f"{split}.{suffix}" for suffix in ("txt", "tokens", "raw")]
-    names += [f"wiki.{split}.tokens", f"wiki.{split}.raw"]
-    present = [name for name in names if (directory / name).is_file()]
-    if len(present) != 1:
-        has = f"both {' and '.join(present)}" if present else f"none of {', '.join(names)}"
-        raise UserError(
-            f"data.path={directory} has {has}: {paths.nearby(directory / split)}; "
-            f"data=wikitext needs one file for {split}"
-        )
-    return str(directory / present[0])
+    return [*names, f"wiki.{split}.tokens", f"wiki.{split}.raw"]

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from lmkit.errors import UserError
-from lmkit.system.paths import Paths, listed, located, nearby, readable, reason
+from lmkit.system.paths import Paths, found_at, listed, located, nearby, readable, reason
 
 # Suffixes of compressed files that can be read.
 COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
@@ -227,3 +227,32 @@ def split_files(files: Mapping[str, Path], path: str, key: str) -> dict[str, dic
             f"the splits as {key}, data.valid_path and data.test_path, or all files as a glob"
         )
     return splits or {"train": dict(files)}
+
+
+def published_files(
+    path: str, names: Mapping[str, Sequence[str]], option: str, expected: str
+) -> dict[str, str]:
+    """The one file of each split in the directory of a corpus whose files have these names.
+
+    expected: what the option takes, for messages.
+    """
+    directory = found_at(path, "data.path")
+    if directory.is_file():
+        raise UserError(f"data.path={path} is a file: {option} takes {expected}")
+    if not directory.is_dir():
+        raise UserError(f"data.path={path} does not exist; {nearby(directory)}")
+    return {
+        split: _published_file(directory, split, candidates, option)
+        for split, candidates in names.items()
+    }
+
+
+def _published_file(directory: Path, split: str, names: Sequence[str], option: str) -> str:
+    present = [name for name in names if (directory / name).is_file()]
+    if len(present) != 1:
+        has = f"both {' and '.join(present)}" if present else f"none of {', '.join(names)}"
+        raise UserError(
+            f"data.path={directory} has {has}: {nearby(directory / split)}; "
+            f"{option} needs one file for {split}"
+        )
+    return str(directory / present[0])
