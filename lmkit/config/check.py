@@ -21,6 +21,7 @@ from lmkit.config.dry_run import attempt, dry_run
 from lmkit.config.keys import NAMED
 from lmkit.config.loggers import missing_packages
 from lmkit.config.mistakes import nearest, report
+from lmkit.config.recipe import Recipe
 from lmkit.config.safety import escapes, leaks
 from lmkit.config.signatures import signature_keys
 from lmkit.config.targets import BESIDE, SLOTS, VALUES, beside, slot_bases
@@ -54,6 +55,7 @@ class Root:
     init_checkpoint: of that run, best, last or another.
     init_vocabulary: kept, that run's; new: of the new data, in which tokens that both have keep
     their rows of embedding and head.
+    recipe: the published result that a run of this config is held to by lmkit reproduce; null: none.
     """
 
     outputs: str
@@ -77,6 +79,7 @@ class Root:
     init: str | None = None
     init_checkpoint: str = "best"
     init_vocabulary: Literal["kept", "new"] = "kept"
+    recipe: Recipe | None = None
 
 
 def check(

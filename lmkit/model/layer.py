@@ -23,8 +23,9 @@ from lmkit.errors import UserError
 from lmkit.kernels.matmul import product_dtype
 from lmkit.model.dropout import dropout, dropout_of_weight
 from lmkit.model.state import State
+from lmkit.ranges import Positive
 
-RecurrentInit = Literal["uniform", "xavier", "orthogonal"]
+RecurrentInit = Literal["uniform", "xavier", "orthogonal"] | Positive
 
 Kernel = Callable[..., tuple[Tensor, ...]]  # torch.lstm and its like
 
@@ -86,7 +87,12 @@ class RecurrentLayer(Layer):
     @torch.no_grad()
     def initialise(self, init: RecurrentInit) -> None:
         """`uniform` is PyTorch's own, U(-1/sqrt(hidden), 1/sqrt(hidden)) for everything; the others
-        fill each gate's block (Glorot and Bengio 2010; Saxe et al. 2014), with biases of 0."""
+        fill each gate's block (Glorot and Bengio 2010; Saxe et al. 2014), with biases of 0. A number
+        is the bound of U for everything."""
+        if not isinstance(init, str):
+            for parameter in self.parameters():
+                nn.init.uniform_(parameter, -init, init)
+            return
         if init == "uniform":
             bound = 1 / math.sqrt(self.hidden_size)
             for parameter in self.parameters():

@@ -38,7 +38,8 @@ class Recurrent(LanguageModel):
     tie_weights: one matrix for embedding and head (Press and Wolf 2017).
     init_range: embedding and head begin uniform between minus this and this; null: by their sizes.
     recurrent_init: how the layers' weights begin; uniform: as PyTorch's; xavier and orthogonal: the
-    recurrent ones so, gate by gate (Glorot and Bengio 2010; Saxe et al. 2014), the others xavier.
+    recurrent ones so, gate by gate (Glorot and Bengio 2010; Saxe et al. 2014), the others xavier; a
+    number: uniform between minus this and this, with the biases.
     """
 
     layer: type[RecurrentLayer]

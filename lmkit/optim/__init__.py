@@ -2,6 +2,7 @@
 
 from lmkit.optim.averaging import EMA, NTASGD, SWA, Averaging, TwoTailed
 from lmkit.optim.gradients import global_norm, is_plain_sgd
+from lmkit.optim.hold_then_decay import HoldThenDecay
 from lmkit.optim.schedules import (
     Stepping,
     WarmupCosine,
@@ -16,6 +17,7 @@ __all__ = [
     "NTASGD",
     "SWA",
     "Averaging",
+    "HoldThenDecay",
     "Stepping",
     "TwoTailed",
     "WarmupCosine",

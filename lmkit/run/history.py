@@ -7,15 +7,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-# Keys that may change on a resume: length, devices, logging; and paths, as on another machine,
-# because what is read there is compared by its hashes.
+# Keys that may change on a resume: length, devices, logging, what the result is compared with; and
+# paths, as on another machine, because what is read there is compared by its hashes.
 LENGTH = (
     r"trainer\.(min_epochs|max_epochs|min_steps|max_steps|max_time)|callbacks\.early_stopping"
     r"|scheduler\.(T_max|total_steps|epochs|steps_per_epoch|total_iters|max_iters|milestones"
     r"|schedulers)"
 )
 FREE = re.compile(
-    rf"({LENGTH}|outputs|name|run_id|kernels|restarts|threads|logger|callbacks\.(samples|watchdog)"
+    rf"({LENGTH}|outputs|name|run_id|recipe|kernels|restarts|threads|logger|callbacks\.(samples|watchdog)"
     r"|trainer\.(accelerator|precision|devices|num_nodes|strategy|profiler|log_every_n_steps"
     r"|enable_\w+)"
     r"|data\.(\w+_)?paths?|tokenizer\.path)(\.|$)"
@@ -29,8 +29,8 @@ MENDS = re.compile(r"(optimizer\.lr|trainer\.gradient_clip_(val|algorithm))$")
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """The dotted keys in which two configs differ, with both values; one may be `absent`.
 
-    An empty group counts as none, and so do `averaging` and the keys of `init` where they are null,
-    so that a run from before they existed can resume.
+    An empty group counts as none, and so do `averaging`, `recipe` and the keys of `init` where they
+    are null, so that a run from before they existed can resume.
     """
     one, other = (
         {
@@ -38,7 +38,7 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tu
             for k, v in flat(c).items()
             if v != {}
             and (c.get("init") or not k.startswith("init"))
-            and (k, v) != ("averaging", None)
+            and not (v is None and k in ("averaging", "recipe"))
         }
         for c in (then, now)
     )

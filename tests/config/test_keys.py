@@ -89,7 +89,10 @@ def test_entries_of_a_docstring():
 
 def test_types_and_defaults_in_the_words_of_messages():
     keys = node_keys(compose(["model=lstm", "data=files", "data.path=x"]).config)
-    assert keys["model.recurrent_init"][:2] == ("uniform | xavier | orthogonal", "'uniform'")
+    assert keys["model.recurrent_init"][:2] == (
+        "uniform | xavier | orthogonal | float",
+        "'uniform'",
+    )
     assert keys["model.forget_gate_bias"].type == "float | null"
     assert keys["data.unit"].type == "file | paragraph | heading | line"
     assert keys["data.path"].value == "???"
