@@ -29,6 +29,7 @@ MODULES = {
     "train": "train",
     "resume": "train",
     "sweep": "sweep",
+    "reproduce": "reproduce",
     "evaluate": "evaluate",
     "generate": "generate",
     "score": "score",
@@ -58,6 +59,7 @@ class Command:
     positional: tuple[str, ...]
     own: dict[str, tuple[str, str | None]]  # annotation and default, as written
     doc: str
+    optional: tuple[str, ...] = ()  # words that may be left out
     run_lacks: str | None = None  # of `run: Annotated[Run, NAME]`, what `latest` must not lack
 
     @property
@@ -146,8 +148,10 @@ def _of_source(name: str, module: str, function: str, tree: ast.Module) -> Comma
         hint = ast.unparse(argument.annotation) if argument.annotation else ""
         own[argument.arg] = (hint, ast.unparse(default) if default else None)
     positional = tuple(argument.arg for argument in arguments.args)
+    optional = positional[len(positional) - len(arguments.defaults) :]
     doc = ast.get_docstring(found) or ""
-    return Command(name, module, function, positional, own, doc, _run_lacks(arguments.args))
+    lacks = _run_lacks(arguments.args)
+    return Command(name, module, function, positional, own, doc, optional, lacks)
 
 
 def _run_lacks(arguments: Sequence[ast.arg]) -> str | None:

@@ -14,7 +14,7 @@ from lmkit.system.redaction import redact
 # These start from a config that must fit this machine; the others only read a run.
 TRAINS = ("train", "resume", "sweep", "analyze")
 # These compute in this process, which is theirs alone.
-COMPUTES = ("train", "resume", "analyze", "evaluate", "score", "harness", "doctor")
+COMPUTES = ("train", "resume", "reproduce", "analyze", "evaluate", "score", "harness", "doctor")
 # What a command that reads a run sets before its command line does: the number of threads of the
 # training is its own, and surprisals are wanted in full precision whatever it was in.
 READS = {
@@ -34,6 +34,8 @@ USES = {
     "harness": USED,
     "import": ("name", "run_id", "outputs", "data", *USED),
 }
+# The first words that are an option of a config group.
+CHOOSES = {"recipe": "experiment"}
 HYDRA_FLAGS = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--shell-completion", "-sc")
 
 
@@ -51,6 +53,7 @@ def invoke(command: Command, argv: list[str]) -> Any:
     run = _find_run(argv, words.pop("run"), command.run_lacks) if "run" in words else None
     if run and "outputs" not in command.own:
         argv = [argument for argument in argv if not argument.startswith("outputs=")]
+    argv = [*(f"{CHOOSES[word]}={words[word]}" for word in words if word in CHOOSES), *argv]
     name = _config_name(words)
     if command.takes_config:
         from lmkit.system.processes import launched
@@ -70,7 +73,8 @@ def invoke(command: Command, argv: list[str]) -> Any:
         from lmkit.system.allocator import keep_freed_memory
 
         keep_freed_memory()
-    return command.load()(**{name: given[name] for name in command.positional}, **own)
+    arguments = {name: given[name] for name in command.positional if name in given}
+    return command.load()(**arguments, **own)
 
 
 def _given(
@@ -167,6 +171,8 @@ def _take_words(command: Command, argv: list[str]) -> tuple[dict[str, str], list
     for name in command.words:
         first = argv[0] if argv else "-"
         if first.startswith("-") or (ASSIGNMENT.match(first) and not Path(first).is_dir()):
+            if name in command.optional:
+                continue
             from lmkit.overview import RUN
 
             raise UserError(f"lmkit {command.name} needs a {RUN if name == 'run' else name}")

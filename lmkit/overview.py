@@ -8,7 +8,7 @@ from lmkit.config.groups import OWN
 
 RUN = "RUN: a run directory, an id, the beginning of one, or latest"
 GROUPS = {
-    "train": ("train", "resume", "sweep", "prepare"),
+    "train": ("train", "resume", "sweep", "reproduce", "prepare"),
     "use a trained model": ("evaluate", "generate", "score"),
     "open doors": ("import", "export", "harness"),
     "look": ("dashboard", "analyze", "verify"),

@@ -25,7 +25,10 @@ FLAGS = {
 def usage(command: Any) -> str:
     """What a command does and takes, and nothing that it does not."""
     keys = function_keys(command.module, command.function)
-    words = "".join(f" {word.upper()}" for word in command.words)
+    words = "".join(
+        f" [{word.upper()}]" if word in command.optional else f" {word.upper()}"
+        for word in command.words
+    )
     arguments = " [GROUP[=OPTION] ...]" if "selected" in command.positional else ""
     if keys or command.takes_config:
         arguments = " [key=value ...]"

@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from lmkit.config.groups import CONF, config_folders, group_options
+from lmkit.config.groups import CONF, config_folders, group_options, recipe_names
 from lmkit.config.keys import function_keys, node_keys
 from lmkit.config.mistakes import nearest
 from lmkit.config.targets import SLOTS
@@ -112,6 +112,8 @@ def _folders(before: Sequence[str]) -> list[Path]:
 def _first_words(word: str, before: Sequence[str], command: Any) -> Iterator[str]:
     if command.words[0] == "shell":
         yield from (f"{shell} " for shell in SCRIPTS)
+    elif command.words[0] == "recipe":
+        yield from (f"{name} " for name in recipe_names(_folders(before)))
     elif command.words[0] != "run":
         kinds = {file.stem for file in CONF.glob("*.yaml")} - {"train"}
         yield from (f"{kind} " for kind in sorted(kinds))

@@ -55,7 +55,7 @@ class Root:
     init_checkpoint: of that run, best, last or another.
     init_vocabulary: kept, that run's; new: of the new data, in which tokens that both have keep
     their rows of embedding and head.
-    recipe: the published result that a run of this config is held to by lmkit reproduce; null: none.
+    recipe: the published result that lmkit reproduce holds a run of this config to; null: none.
     """
 
     outputs: str

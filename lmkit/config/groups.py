@@ -1,5 +1,6 @@
 """The config groups on disk, lmkit's own and the user's; reading them needs no Hydra."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,10 @@ CONF = next(
     for directory in (Path(__file__).parents[1] / "conf", Path(__file__).parents[2] / "conf")
     if directory.is_dir()
 )
+
+# In an experiment's file: its recipe, and another experiment that it begins with.
+RECIPE = re.compile(r"^recipe:", re.MULTILINE)
+BASE = re.compile(r"^  - (?!_self_)(\w+)$", re.MULTILINE)
 
 # Where help and lists name the way to a class that is not lmkit's.
 OWN = "Classes and commands of your own: LMKIT_ALLOW=PACKAGE lmkit ...; see docs/extending.md."
@@ -47,3 +52,18 @@ def purpose(folders: Sequence[Path], group: str, option: str) -> str:
     lines = (line.strip() for line in file.read_text(encoding="utf-8").splitlines())
     comments = (line.lstrip("# ") for line in lines if line.startswith("#"))
     return next((comment for comment in comments if not comment.startswith("@package")), "")
+
+
+def recipe_names(folders: Sequence[Path]) -> list[str]:
+    """The experiments that have the facts of a published result, or begin with one that has."""
+    texts = {
+        file.stem: file.read_text(encoding="utf-8")
+        for folder in reversed(folders)
+        for file in (folder / "experiment").glob("*.yaml")
+    }
+
+    def has(name: str) -> bool:
+        text = texts.get(name, "")
+        return bool(RECIPE.search(text)) or any(map(has, BASE.findall(text)))
+
+    return sorted(filter(has, texts))

@@ -87,8 +87,8 @@ class RecurrentLayer(Layer):
     @torch.no_grad()
     def initialise(self, init: RecurrentInit) -> None:
         """`uniform` is PyTorch's own, U(-1/sqrt(hidden), 1/sqrt(hidden)) for everything; the others
-        fill each gate's block (Glorot and Bengio 2010; Saxe et al. 2014), with biases of 0. A number
-        is the bound of U for everything."""
+        fill each gate's block (Glorot and Bengio 2010; Saxe et al. 2014), with biases of 0. With a
+        number, everything is uniform between minus this and this."""
         if not isinstance(init, str):
             for parameter in self.parameters():
                 nn.init.uniform_(parameter, -init, init)

@@ -1,0 +1,121 @@
+"""`lmkit reproduce`: trains a recipe and compares its numbers with the published ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from lmkit import recipes
+from lmkit.config.check import check
+from lmkit.config.compose import Composition
+from lmkit.config.loggers import grouped
+from lmkit.errors import ResultError, UserError
+from lmkit.recipes.report import FILE, NAMES, number, sentences
+from lmkit.run import Run
+from lmkit.training.estimate import lasting
+from lmkit.training.launch import launch
+
+
+def reproduce(
+    composition: Composition,
+    overrides: list[str],
+    config_dir: str | None,
+    recipe: str = "",
+    *,
+    results: str | None = None,
+) -> dict[str, Any]:
+    """Train a published recipe, or go on with it, and say whether it reaches the paper's numbers.
+
+        lmkit reproduce
+        lmkit reproduce pytorch_examples_200_tied data.path=wikitext-2
+        lmkit reproduce zaremba_small data.path=ptb seed=2 results=docs/results.md
+
+    Without RECIPE, all recipes with their status here. The run is outputs/RECIPE/seed-SEED, unless
+    run_id= names another; the same command goes on with one that was stopped. The best checkpoint
+    is evaluated in the paper's own protocol and with a reset before each document, and the numbers
+    go into its reproduction.json. Exit code 1 if it fails. With a shorter training, other settings
+    or another text there is neither pass nor fail.
+    results: a page of all results to bring up to date, with a .json of their records beside it.
+    config: any may be set, beside data.path those of machine and length above all
+    """
+    page = None if results is None else Path(results).expanduser()
+    if not recipe:
+        return _list(composition, config_dir, page)
+    theirs = recipes.config_of(recipe, config_dir)
+    if not composition.mistakes and _lacks_text(composition.config):
+        raise UserError(
+            f"{recipe} needs data.path: {theirs['recipe']['text']}; "
+            f"lmkit reproduce {recipe} data.path=DIR"
+        )
+    config, _ = check(composition)
+    run_id = config["run_id"] or f"seed-{config['seed']}"
+    run = Run.named(config["outputs"], config["name"], run_id)
+    if launch(run, grouped(config), overrides).keys() <= {"run"}:
+        return {}  # one of several processes; the first of them tells
+    return _compared(run, theirs, page, config_dir)
+
+
+def _lacks_text(config: Mapping[str, Any]) -> bool:
+    return (config.get("data") or {}).get("path") == "???"
+
+
+def _compared(
+    run: Run, theirs: Mapping[str, Any], page: Path | None, config_dir: str | None
+) -> dict[str, Any]:
+    """Evaluate a run that has ended, write and print how it compares with its recipe."""
+    config = {**run.config(), "recipe": theirs["recipe"]}
+    record = recipes.reproduction(theirs, run, config, recipes.measured(run, config))
+    with run.holding():
+        run.write(FILE, record)
+    if page:
+        recipes.update(page, recipes.recipes(config_dir), record)
+    Console().print(recipes.table(record))
+    print("\n".join(sentences(record)))
+    if record["verdict"] == "fail":
+        missed = [row for row in record["rows"] if row["reached"] is False]
+        worst = "; ".join(
+            f"{row['number']} {number(row['ours'], record['metric'])}, published "
+            f"{number(row['paper'], record['metric'])}"
+            for row in missed
+        )
+        raise ResultError(f"{record['recipe']} is not reproduced: {worst}", record)
+    return record
+
+
+def _list(composition: Composition, config_dir: str | None, page: Path | None) -> dict[str, Any]:
+    """All recipes with the paper's numbers and their status here."""
+    every = recipes.recipes(config_dir)
+    if page:
+        recipes.update(page, every)
+    found = recipes.statuses(every, composition.config["outputs"])
+    table = Table("recipe", "valid", "test", "tolerance", "status", box=None)
+    for name, status in found.items():
+        facts = every[name]["recipe"]
+        metric = facts.get("metric", "perplexity")
+        table.add_row(
+            name,
+            *(number(facts.get(split), metric, "-") for split in ("valid", "test")),
+            f"{facts.get('tolerance', 1.0):g}" + (f" {NAMES[metric]}" if metric in NAMES else ""),
+            _said(status),
+        )
+    console = Console()
+    console.print(table) if console.is_terminal else Console(width=120).print(table)
+    print(
+        "\nvalid and test are the paper's; lmkit reproduce RECIPE data.path=DIR runs one.\n"
+        "Times are estimates: 6 operations for each weight and token, at a share of the speed at\n"
+        "which this machine multiplies two matrices."
+    )
+    return {
+        name: {**status._asdict(), "recipe": every[name]["recipe"]}
+        for name, status in found.items()
+    }
+
+
+def _said(status: recipes.Status) -> str:
+    of = f" by {status.run}" if status.word == "reproduced" else f": {status.run}"
+    took = f", about {lasting(status.seconds)}" if status.seconds else ""
+    return f"{status.word}{of if status.run else took}"

@@ -1,0 +1,19 @@
+"""Recipes: published results as experiments, the runs of them, and how the two compare."""
+
+from lmkit.recipes.catalogue import config_of, names, recipes
+from lmkit.recipes.evaluation import measured
+from lmkit.recipes.page import update
+from lmkit.recipes.report import reproduction, table
+from lmkit.recipes.status import Status, statuses
+
+__all__ = [
+    "Status",
+    "config_of",
+    "measured",
+    "names",
+    "recipes",
+    "reproduction",
+    "statuses",
+    "table",
+    "update",
+]

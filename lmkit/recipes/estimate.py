@@ -1,0 +1,63 @@
+"""An estimate of how long a recipe would take on this machine, without its text."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import torch
+
+from lmkit.assembly import build_model
+from lmkit.system import hardware
+
+# Rows of the square matrices whose product is timed, and for how long, in seconds.
+SIZE = 1024
+LASTS = 0.3
+# Of the speed of such a product, what a training reaches: an assumption, which only separates
+# hours from months.
+SHARE = 0.4
+# Operations for each weight and token: two in the forward pass, four in the backward pass.
+OPERATIONS = 6
+
+
+def seconds(config: Mapping[str, Any], operations_per_second: float) -> float | None:
+    """The duration of a recipe's training at a speed; None if its length is not known.
+
+    config: the recipe's, composed.
+    """
+    facts, trainer = config["recipe"], config["trainer"]
+    tokens = (facts.get("tokens") or {}).get("train")
+    epochs, vocabulary_size = trainer.get("max_epochs") or 0, facts.get("vocabulary_size")
+    if not (tokens and vocabulary_size) or epochs <= 0:
+        return None
+    every = num_multiplied(config, vocabulary_size)
+    return float(OPERATIONS * every * tokens * epochs / operations_per_second)
+
+
+def num_multiplied(config: Mapping[str, Any], vocabulary_size: int) -> int:
+    """The number of weights that each token is multiplied with: all but those looked up."""
+    with torch.device("meta"):
+        model, head = build_model(config, vocabulary_size)
+    parameters = {id(each): each.numel() for each in (*model.parameters(), *head.parameters())}
+    looked_up = 0 if model.embedding.tied else model.embedding.weight.numel()
+    return sum(parameters.values()) - looked_up
+
+
+@cache
+def speed() -> float:
+    """Operations per second that a training reaches here, from a product of two matrices."""
+    name = hardware.accelerator("auto")
+    dtype = torch.bfloat16 if hardware.fast_bf16(name) else torch.float32
+    one, other = (torch.ones(SIZE, SIZE, device=name, dtype=dtype) for _ in range(2))
+
+    def product() -> float:
+        began = time.perf_counter()
+        float((one @ other)[0, 0])  # which waits for the device
+        return time.perf_counter() - began
+
+    began, fastest = time.perf_counter(), product()
+    while time.perf_counter() - began < LASTS:
+        fastest = min(fastest, product())  # the others shared the machine
+    return SHARE * 2 * SIZE**3 / fastest

@@ -1,0 +1,105 @@
+"""The page of results: all recipes with their numbers, made anew from records kept beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lmkit.errors import UserError, cannot_write
+from lmkit.recipes.report import NAMES, cost, number
+from lmkit.system.files import strict_json, write_atomically
+from lmkit.system.regular_file import read_json
+
+MAX_RECORDS = 1 << 24  # bytes
+WHOLE = ("pass", "fail")  # verdicts on a whole training, which no other replaces
+HEAD = """# Published results, and ours
+
+Made by `lmkit reproduce RECIPE results=docs/results.md`: do not edit it. How a recipe is run and
+judged: [recipes.md](recipes.md). Numbers are validation / test, in the paper's own protocol; *by
+document* is the same checkpoint with its state reset before each document. Less is better.
+
+| recipe | metric | paper | tolerance | ours | by document | status |
+|---|---|--:|--:|--:|--:|---|
+"""
+SOURCES = """
+## Sources
+| recipe | source | text | what it takes | other published numbers |
+|---|---|---|---|---|
+"""
+
+
+def update(
+    path: Path, recipes: Mapping[str, Mapping[str, Any]], record: Mapping[str, Any] | None = None
+) -> None:
+    """Write the page anew, and a record into the file of records beside it, `.json` by its suffix.
+
+    A record of a training that was not whole never replaces one of a whole training.
+    """
+    if path.suffix != ".md":
+        raise UserError(f"results={path}: name a page that ends in .md, as docs/results.md")
+    beside = path.with_suffix(".json")
+    records = read_records(beside)
+    before = records.get(record["recipe"], {}) if record else {}
+    if record and (record["verdict"] in WHOLE or before.get("verdict") not in WHOLE):
+        records[record["recipe"]] = dict(record)
+    ordered = {name: records[name] for name in sorted(records)}
+    try:
+        write_atomically(beside, (strict_json(ordered, indent=2) + "\n").encode())
+        write_atomically(path, rendered(recipes, records).encode())
+    except OSError as error:
+        raise cannot_write(f"cannot write {path}", path, error, "name another page") from error
+
+
+def read_records(path: Path) -> dict[str, dict[str, Any]]:
+    """The records beside a page by recipe; none if there is no such file."""
+    try:
+        return read_json(path, MAX_RECORDS)
+    except FileNotFoundError:
+        return {}
+
+
+def rendered(
+    recipes: Mapping[str, Mapping[str, Any]], records: Mapping[str, Mapping[str, Any]]
+) -> str:
+    """The page's text."""
+    rows = (_row(name, config, records.get(name)) for name, config in recipes.items())
+    sources = (_source(name, config) for name, config in recipes.items())
+    return "".join([HEAD, *rows, SOURCES, *sources])
+
+
+def _row(name: str, config: Mapping[str, Any], record: Mapping[str, Any] | None) -> str:
+    facts = config["recipe"]
+    metric = facts.get("metric", "perplexity")
+    ours = by_document = ""
+    status = "not yet run"
+    if record:
+        rows = {(row["number"], row["protocol"]): row["ours"] for row in record["rows"]}
+        ours, by_document = (
+            _pair(rows.get(("valid", protocol)), rows.get(("test", protocol)), metric)
+            for protocol in (record["rows"][0]["protocol"], "document")
+        )
+        status = f"{record['verdict']}: {record['run']}, seed {record['seed']}; {cost(record)}"
+    paper = _pair(facts.get("valid"), facts.get("test"), metric)
+    cells = [
+        *(name, NAMES.get(metric, metric), paper, f"{facts.get('tolerance', 1.0):g}"),
+        *(ours, by_document, status),
+    ]
+    return f"| {' | '.join(cells)} |\n"
+
+
+def _source(name: str, config: Mapping[str, Any]) -> str:
+    facts = config["recipe"]
+    cells = [name, facts["source"], facts["text"], facts["cost"], "; ".join(_further(facts))]
+    return f"| {' | '.join(cells)} |\n"
+
+
+def _further(facts: Mapping[str, Any]) -> Iterator[str]:
+    metric = facts.get("metric", "perplexity")
+    for name, pair in (facts.get("further") or {}).items():
+        valid, test = pair
+        yield f"{name.replace('_', ' ')} {_pair(valid, test, metric)}"
+
+
+def _pair(valid: float | None, test: float | None, metric: str) -> str:
+    return f"{number(valid, metric, '-')} / {number(test, metric, '-')}"

@@ -1,0 +1,146 @@
+"""The record of a reproduction: the paper's numbers beside ours, the verdict, the cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rich.table import Table
+
+from lmkit.inference.identity import recorded
+from lmkit.recipes.evaluation import in_metric
+from lmkit.recipes.verdict import changes, other_text, reaches, verdict
+from lmkit.run import Run
+from lmkit.run.history import time
+
+FILE = "reproduction.json"  # in the run's directory
+NAMES = {"bits_per_character": "bits per character"}
+
+
+def reproduction(
+    recipe: Mapping[str, Any],
+    run: Run,
+    config: Mapping[str, Any],
+    measured: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The record of a run beside its recipe, as plain values.
+
+    recipe: the recipe's own config. config: the run's. measured: the numbers of the run's best
+    checkpoint.
+    """
+    facts = recipe["recipe"]
+    rows = list(_rows(facts, measured, str(config["data"].get("protocol", "document"))))
+    changed = changes(recipe, config)
+    splits = recorded(run).get("splits", {})
+    num_tokens = {split: described["num_tokens"] for split, described in splits.items()}
+    texts = list(other_text(facts.get("tokens"), num_tokens))
+    reached = [row["reached"] for row in rows if row["reached"] is not None]
+    return {
+        "recipe": recipe["name"],
+        "run": f"{run.name}/{run.id}",
+        "verdict": verdict(changed, texts, reached),
+        "source": facts["source"],
+        "metric": facts.get("metric", "perplexity"),
+        "tolerance": facts.get("tolerance", 1.0),
+        "rows": rows,
+        "changed": {key: list(pair) for key, pair in changed.items()},
+        "texts": texts,
+        "seed": config["seed"],
+        "cost": _cost(run, measured),
+        "at": time(),
+    }
+
+
+def _rows(
+    facts: Mapping[str, Any], measured: Mapping[str, Any], own: str
+) -> Iterator[dict[str, Any]]:
+    """Each number with the paper's, if it has one: first those in the paper's own protocol."""
+    metric, tolerance = facts.get("metric", "perplexity"), facts.get("tolerance", 1.0)
+    for result in measured["results"]:
+        paper = facts.get(result["split"]) if result["protocol"] == own else None
+        ours = in_metric(metric, result)
+        yield {
+            "number": result["split"],
+            "protocol": result["protocol"],
+            "num_lanes": result["num_lanes"],
+            "paper": paper,
+            "ours": ours,
+            "reached": None if paper is None else reaches(ours, paper, tolerance),
+        }
+    for name, pair in (facts.get("further") or {}).items():
+        for split, paper in zip(("valid", "test"), pair, strict=True):
+            ours = measured["further"].get(name, {}).get(split)
+            if paper is not None or ours is not None:
+                # Reported beside the plain numbers, on which alone the verdict is.
+                yield {
+                    "number": f"{split}, {name.replace('_', ' ')}",
+                    "protocol": own,
+                    "num_lanes": None,
+                    "paper": paper,
+                    "ours": ours,
+                    "reached": None,
+                }
+
+
+def _cost(run: Run, measured: Mapping[str, Any]) -> dict[str, Any]:
+    """Time, speed and machine of the training."""
+    summary, environment = run.read("summary.json"), run.read("environment.json")
+    hardware = environment["hardware"]
+    gpus = hardware.get("gpus") or []
+    return {
+        **{key: summary.get(key) for key in ("seconds", "tokens_per_second", "tokens")},
+        "hardware": ", ".join(gpus) or f"{hardware['processor']}, {hardware['num_cpus']} cores",
+        "torch": environment["versions"].get("torch"),
+        "precision": measured["precision"],
+    }
+
+
+def table(record: Mapping[str, Any]) -> Table:
+    """A record's numbers for people: paper, ours, tolerance, pass or fail."""
+    metric = NAMES.get(record["metric"], record["metric"])
+    shown = Table(metric, "protocol", "paper", "ours", "tolerance", "", box=None)
+    for column in shown.columns[2:5]:
+        column.justify = "right"
+    whole = record["verdict"] in ("pass", "fail")
+    for row in record["rows"]:
+        judged = row["reached"] is not None
+        word = {True: "pass", False: "fail"}[bool(row["reached"])] if whole else record["verdict"]
+        lanes = f", {row['num_lanes']} lane{'s' * (row['num_lanes'] != 1)}"
+        shown.add_row(
+            row["number"],
+            row["protocol"] + (lanes if row["num_lanes"] and row["protocol"] == "stream" else ""),
+            number(row["paper"], record["metric"]),
+            number(row["ours"], record["metric"], "not measured"),
+            f"{record['tolerance']:g}" if judged else "",
+            word if judged else "",
+        )
+    return shown
+
+
+def number(value: float | None, metric: str, absent: str = "") -> str:
+    """A number as papers write those of its metric."""
+    return absent if value is None else f"{value:,.{3 if metric == 'bits_per_character' else 2}f}"
+
+
+def sentences(record: Mapping[str, Any]) -> Iterator[str]:
+    """What the table does not say: why a run may not be compared, seed and cost."""
+    yield f"{record['verdict']}: {record['recipe']} by {record['run']}, against {record['source']}"
+    for key, (theirs, ours) in record["changed"].items():
+        yield f"  {key} is {_said(theirs)} in the recipe, {_said(ours)} in the run"
+    yield from (f"  {text}" for text in record["texts"])
+    yield f"seed {record['seed']}; {cost(record)}"
+
+
+def _said(value: object) -> str:
+    return "not set" if value is None else str(value)
+
+
+def cost(record: Mapping[str, Any]) -> str:
+    """Time, speed and machine in one phrase."""
+    spent = record["cost"]
+    parts = []
+    if spent["seconds"] is not None:
+        parts.append(f"{spent['seconds'] / 3600:.2f} h")
+    if spent["tokens_per_second"] is not None:
+        parts.append(f"{spent['tokens_per_second']:,.0f} tokens/s in training")
+    return ", ".join([*parts, spent["hardware"], spent["precision"]])

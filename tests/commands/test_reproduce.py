@@ -1,0 +1,140 @@
+"""`lmkit reproduce` on a tiny recipe that is trained for real: pass, fail, cut short, the list."""
+
+import json
+import re
+from pathlib import Path
+
+import own_recipe
+import pytest
+from trained_run import real_stdout
+
+from lmkit import cli
+from lmkit.run import Run
+
+PLAIN = ["trainer.precision=32-true", "kernels=torch", "threads=1", "callbacks.samples=null"]
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("reproduce")
+    own_recipe.write_text(place / "ptb")
+    own_recipe.write_recipe(place / "conf")
+    return place
+
+
+@pytest.fixture
+def place(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(directory)
+    own_recipe.write_recipe(directory / "conf")
+    return directory
+
+
+def reproduce(*argv: str) -> int:
+    return cli.main(["reproduce", "tiny", "--config-dir=conf", "data.path=ptb", *PLAIN, *argv])
+
+
+def record(run: str) -> dict:
+    return json.loads(Path("outputs/tiny", run, "reproduction.json").read_text())
+
+
+def row(out: str, name: str) -> list[str]:
+    """The cells of the first line of a table that begins with a name."""
+    line = next(line for line in out.splitlines() if line.startswith(f" {name}"))
+    return re.split(r"\s{2,}", line.strip())
+
+
+def test_a_whole_training_passes_or_fails_by_its_numbers(place, capsys):
+    assert reproduce() == 0
+    out = capsys.readouterr().out
+    found = record("seed-1")
+    assert found["verdict"] == "pass"
+    valid, test = (each["ours"] for each in found["rows"][:2])
+    assert row(out, "valid  ") == ["valid", "stream, 2 lanes", "12.50", f"{valid:.2f}", "1", "pass"]
+    assert row(out, "test  ") == ["test", "stream, 1 lane", "12.50", f"{test:.2f}", "1", "pass"]
+    assert "valid, cache  stream" in out
+    assert "pass: tiny by tiny/seed-1, against nobody 2026, table 0\n" in out
+    # What the training itself has measured, and each protocol's own lanes.
+    run = Run.find("outputs", "seed-1")
+    assert valid == run.read("summary.json")["best/val/perplexity"]
+    by_document = [each for each in found["rows"] if each["protocol"] == "document"]
+    assert [each["number"] for each in by_document] == ["valid", "test"]
+    assert all(each["reached"] is None for each in by_document)
+    assert found["cost"]["tokens"] == 2 * own_recipe.TOKENS["train"]
+
+    # The same command goes on with the run, which has ended, by other facts.
+    own_recipe.write_recipe(place / "conf", valid=5.0, tolerance=0.5)
+    with real_stdout():
+        assert reproduce("format=json") == 1
+    again = record("seed-1")
+    assert (again["verdict"], again["rows"][0]["ours"]) == ("fail", valid)
+    assert f"error: tiny is not reproduced: valid {valid:.2f}, published 5.00" in (
+        capsys.readouterr().err
+    )
+
+
+def test_a_shorter_training_is_neither_and_can_go_on(place, capsys):
+    assert reproduce("seed=2", "trainer.max_steps=3", "results=results.md") == 0
+    out = capsys.readouterr().out
+    assert record("seed-2")["verdict"] == "cut short"
+    assert row(out, "valid  ")[-1] == row(out, "test  ")[-1] == "cut short"
+    assert "\n  trainer.max_steps is not set in the recipe, 3 in the run\n" in out
+    assert "| tiny | perplexity | 12.50 / 12.50 | 1 | " in Path("results.md").read_text()
+    assert "| cut short: tiny/seed-2, seed 2; " in Path("results.md").read_text()
+
+    assert reproduce("seed=2", "results=results.md") == 0
+    assert record("seed-2")["verdict"] == "pass"
+    assert "| pass: tiny/seed-2, seed 2; " in Path("results.md").read_text()
+    # And what is cut short does not take the place of what is whole.
+    assert reproduce("seed=3", "trainer.max_steps=3", "results=results.md") == 0
+    assert "| pass: tiny/seed-2, seed 2; " in Path("results.md").read_text()
+    assert json.loads(Path("results.json").read_text())["tiny"]["run"] == "tiny/seed-2"
+
+
+def test_other_settings_and_another_text_are_neither(place, capsys):
+    few = ["trainer.max_steps=2"]
+    assert reproduce("run_id=wide", "model.hidden_size=6", *few) == 0
+    assert record("wide")["verdict"] == "other settings"
+    assert "  model.hidden_size is 4 in the recipe, 6 in the run\n" in capsys.readouterr().out
+    other = own_recipe.write_text(place / "other")
+    (other / "ptb.test.txt").write_text(" the cat sat on the mat \n")
+    assert reproduce("run_id=text", "data.path=other") == 0
+    assert record("text")["verdict"] == "other text"
+    assert "  test has 7 tokens, the published one 274\n" in capsys.readouterr().out
+
+
+def test_the_list_says_how_far_each_has_come(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("lmkit.recipes.status.speed", lambda: 1e10)
+    own_recipe.write_recipe(tmp_path / "conf")
+    for name, verdict in (("a1", "pass"), ("b2", "cut short")):
+        run = tmp_path / "outputs" / "tiny" / name
+        (run / "checkpoints").mkdir(parents=True)
+        (run / "config.yaml").write_text("{}")
+        (run / "reproduction.json").write_text(json.dumps({"verdict": verdict}))
+    run = tmp_path / "outputs" / "zaremba_small" / "seed-1"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "config.yaml").write_text("{}")
+    assert cli.main(["reproduce", "--config-dir=conf"]) == 0
+    out = capsys.readouterr().out
+    assert row(out, "tiny ") == ["tiny", "12.50", "12.50", "1", "reproduced by tiny/a1"]
+    assert row(out, "zaremba_small ")[-1] == "begun: zaremba_small/seed-1"
+    assert row(out, "zaremba_large ")[-1].startswith("out of reach here, about ")
+    assert row(out, "pytorch_examples_200_short ")[-1].startswith("not yet run, about ")
+    assert row(out, "awd_lstm_enwik8 ")[-2] == "0.01 bits per character"
+
+
+def test_without_the_text_it_says_which(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["reproduce", "zaremba_small"]) == 2
+    assert capsys.readouterr().err == (
+        "error: zaremba_small needs data.path: Mikolov's Penn Treebank, the directory of "
+        "ptb.train.txt, ptb.valid.txt and ptb.test.txt; lmkit reproduce zaremba_small "
+        "data.path=DIR\n"
+    )
+    assert cli.main(["reproduce", "pytorch_examples_1500", "data.path=x"]) == 2
+    assert "no such recipe; did you mean pytorch_examples_" in capsys.readouterr().err
+    assert cli.main(["reproduce", "zaremba_small", "data.path=x", "model.hiden_size=3"]) == 2
+    assert "did you mean model.hidden_size?" in capsys.readouterr().err
+    assert cli.main(["reproduce", "results=page.txt"]) == 2
+    assert "results=page.txt: name a page that ends in .md" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

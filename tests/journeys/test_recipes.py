@@ -1,0 +1,27 @@
+"""The first updates of every recipe are the stored ones, so a release that breaks one is seen."""
+
+from pathlib import Path
+
+import pytest
+import recipe_curves
+
+from lmkit.recipes import names
+
+CURVES = recipe_curves.stored()
+
+
+def test_every_recipe_has_its_curve():
+    assert sorted(CURVES) == names()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in recipe_curves.QUICK else [pytest.mark.slow])
+        for name in names()
+    ],
+)
+def test_the_first_updates(name: str, tmp_path: Path) -> None:
+    """If it was changed on purpose: python tests/support/recipe_curves.py NAME"""
+    found = recipe_curves.curve(name, tmp_path)
+    assert found == pytest.approx(CURVES[name], rel=recipe_curves.TOLERANCE)

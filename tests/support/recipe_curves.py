@@ -1,0 +1,98 @@
+"""The first updates of the recipes on a generated text, and the stored curves of their losses.
+
+    python tests/support/recipe_curves.py [NAME ...]
+
+writes the curves of these recipes, or of all, anew into tests/fixtures/recipes.json, which is to be
+done when a recipe has changed on purpose.
+"""
+
+import json
+import random
+import sys
+import tempfile
+from pathlib import Path
+
+from lmkit.assembly import make_data
+from lmkit.config.check import check
+from lmkit.config.compose import compose
+from lmkit.recipes import names
+from lmkit.run import Run
+from lmkit.training.fit import work
+from lmkit.training.limits import in_windows
+
+CURVES = Path(__file__).parents[1] / "fixtures" / "recipes.json"
+# Updates of those that take a moment, at their own number of lanes.
+QUICK = {"pytorch_examples_200_tied": 20, "zaremba_small": 20}
+# Updates of all others, in few lanes: the models are as large as the recipes say.
+UPDATES, FEW_LANES = 5, "data.batch_size=4"
+# Of a rounding error, which grows in these updates; a wrong dropout, rate or clip is far outside.
+TOLERANCE = 1e-3
+
+
+def write_texts(directory: Path) -> dict[str, Path]:
+    """A generated text in the form of each corpus, by the name of its source."""
+    draw = random.Random(0)
+    words = [f"w{number}" for number in range(200)]
+    odds = [1 / (rank + 2) for rank in range(200)]
+
+    def sentences(number: int) -> str:
+        drawn = (" ".join(draw.choices(words, odds, k=draw.randint(4, 30))) for _ in range(number))
+        return "".join(f" {sentence} \n" for sentence in drawn)
+
+    texts = {split: sentences(number) for split, number in (("train", 1100), ("valid", 40))}
+    texts["test"] = sentences(40)
+    for split, text in texts.items():
+        for name, content in (
+            (f"ptb/ptb.{split}.txt", text),
+            (f"wikitext/{split}.txt", f" = A = \n{text}"),
+        ):
+            (directory / name).parent.mkdir(parents=True, exist_ok=True)
+            (directory / name).write_text(content)
+    (directory / "enwik8").write_text("".join(texts.values()))
+    return {
+        "PennTreebank": directory / "ptb",
+        "WikiText": directory / "wikitext",
+        "Enwik8": directory / "enwik8",
+    }
+
+
+def curve(name: str, directory: Path) -> list[float]:
+    """The loss of each of the first updates of a recipe, in nats a token."""
+    texts = write_texts(directory / "texts")
+    source = compose([f"experiment={name}"]).config["data"]["_target_"].rpartition(".")[2]
+    small = ["data.valid_bytes=4000", "data.test_bytes=4000"] if source == "Enwik8" else []
+    argv = [
+        *(f"experiment={name}", f"data.path={texts[source]}", f"outputs={directory}", *small),
+        *([] if name in QUICK else [FEW_LANES]),
+        *(f"trainer.max_steps={QUICK.get(name, UPDATES)}", "trainer.log_every_n_steps=1"),
+        *("trainer.precision=32-true", "trainer.limit_val_batches=1", "kernels=torch"),
+        *("trainer.limit_test_batches=0", "trainer.accelerator=cpu", "callbacks={}"),
+    ]
+    config, _ = check(compose(argv))
+    run = Run.named(config["outputs"], config["name"], "first")
+    run.start(config)
+    data = make_data(config)
+    in_windows(config["trainer"], data)
+    work(run, config, None, data)
+    run.release()
+    lines = (run.path / "metrics.jsonl").read_text().splitlines()
+    return [row["train/nll"] for row in map(json.loads, lines) if "train/nll" in row]
+
+
+def stored() -> dict[str, list[float]]:
+    curves: dict[str, list[float]] = json.loads(CURVES.read_text()) if CURVES.exists() else {}
+    return curves
+
+
+def main(wanted: list[str]) -> None:
+    for name in wanted or names():
+        with tempfile.TemporaryDirectory() as directory:
+            found = [round(value, 6) for value in curve(name, Path(directory))]
+        print(name, found)
+        curves = {**stored(), name: found}
+        ordered = {each: curves[each] for each in names() if each in curves}
+        CURVES.write_text(json.dumps(ordered, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
