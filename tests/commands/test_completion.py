@@ -70,6 +70,8 @@ def place(tmp_path, monkeypatch) -> Path:
         ("lmkit list optim", ["optimizer="]),
         ("lmkit list optimizer=s", ["optimizer=sgd "]),
         ("lmkit analyze ", ["probe "]),
+        ("lmkit reproduce zaremba_s", ["zaremba_small "]),
+        ("lmkit reproduce zaremba_small res", ["results=", "restarts="]),
         ("lmkit completion z", ["zsh "]),
     ],
 )

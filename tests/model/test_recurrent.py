@@ -249,6 +249,10 @@ def test_forget_gate_bias_and_initialisers():
         assert (layer.bias_ih + layer.bias_hh)[7:14].tolist() == [1.0] * 7
     block = build("lstm", recurrent_init="orthogonal").layers[0].weight_hh.chunk(4)[2]
     torch.testing.assert_close(block @ block.T, torch.eye(7))
+    for layer in build("lstm", recurrent_init=0.3).layers:  # biases too (Zaremba et al. 2014)
+        for parameter in layer.parameters():
+            assert 0.2 < parameter.abs().max() <= 0.3
+            assert parameter.min() < 0 < parameter.max()
 
 
 def test_the_last_layer_of_a_tied_model_is_as_large_as_its_embedding():

@@ -20,7 +20,15 @@ from lmkit.config.build import build
 from lmkit.config.signatures import signature_keys
 from lmkit.config.targets import slot_bases
 from lmkit.errors import UserError
-from lmkit.optim import Stepping, WarmupCosine, WarmupLinear, check_length, documented, has_end
+from lmkit.optim import (
+    HoldThenDecay,
+    Stepping,
+    WarmupCosine,
+    WarmupLinear,
+    check_length,
+    documented,
+    has_end,
+)
 
 
 def classes(module: Any, base: type) -> list[type]:
@@ -300,3 +308,19 @@ def test_a_list_of_objects_holds_those_of_its_kind_alone():
     optimizer = optim.SGD(parameters())
     with pytest.raises(UserError, match="is not a torch"):
         build("scheduler", node, optimizer=optimizer)
+
+
+@pytest.mark.parametrize(("hold", "decay"), [(5, 2.0), (7, 1.2), (1, 1.15)])
+def test_a_rate_is_held_and_then_falls_after_each_epoch(hold, decay):
+    """As `lr = lr / decay` after the end of every epoch from `hold` on."""
+    optimizer = optim.SGD([torch.nn.Parameter(torch.zeros(2))], lr=20.0)
+    scheduler = HoldThenDecay(optimizer, hold=hold, gamma=1 / decay)
+    assert documented(scheduler) == "epoch"
+    assert not has_end(scheduler)
+    expected = 20.0
+    for epoch in range(1, 14):
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(expected)
+        optimizer.step()
+        scheduler.step()
+        if epoch >= hold:
+            expected /= decay

@@ -177,6 +177,16 @@ def test_continued_with_more_length_other_devices_and_logging(tmp_path):
     assert second.status()["created"] == first.status()["created"]
 
 
+def test_the_facts_of_a_recipe_make_no_other_run(tmp_path):
+    """Nor their absence, in a run of before there were any."""
+    create(tmp_path).release()
+    create(tmp_path, config={**CONFIG, "recipe": None}).release()
+    assert len(Run(tmp_path / "lm" / "one").read("overrides.yaml")) == 1
+    facts = {"source": "a paper", "valid": 61.2, "further": {"cache": [52.2, None]}}
+    run = create(tmp_path, config={**CONFIG, "recipe": facts})
+    assert run.config()["recipe"] == facts
+
+
 def test_another_machine_is_said_to_give_other_bits(tmp_path, caplog):
     first = create(tmp_path)
     first.release()
