@@ -43,6 +43,8 @@ def reproduce(
     config: any may be set, beside data.path those of machine and length above all
     """
     page = None if results is None else Path(results).expanduser()
+    if page:
+        recipes.check_page(page)
     if not recipe:
         return _list(composition, config_dir, page)
     theirs = recipes.config_of(recipe, config_dir)

@@ -2,12 +2,13 @@
 
 from lmkit.recipes.catalogue import config_of, names, recipes
 from lmkit.recipes.evaluation import measured
-from lmkit.recipes.page import update
+from lmkit.recipes.page import check_page, update
 from lmkit.recipes.report import reproduction, table
 from lmkit.recipes.status import Status, statuses
 
 __all__ = [
     "Status",
+    "check_page",
     "config_of",
     "measured",
     "names",

@@ -9,6 +9,7 @@ from typing import Any
 from lmkit.errors import UserError, cannot_write
 from lmkit.recipes.report import NAMES, cost, number
 from lmkit.system.files import strict_json, write_atomically
+from lmkit.system.paths import nearby
 from lmkit.system.regular_file import read_json
 
 MAX_RECORDS = 1 << 24  # bytes
@@ -29,6 +30,15 @@ SOURCES = """
 """
 
 
+def check_page(path: Path) -> None:
+    """Raise UserError if `update` could not write the page, as far as its path says."""
+    if path.suffix != ".md":
+        raise UserError(f"results={path}: name a page that ends in .md, as docs/results.md")
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"results={path}: there is no directory {path.parent}; {nearby(path)}")
+    read_records(path.with_suffix(".json"))
+
+
 def update(
     path: Path, recipes: Mapping[str, Mapping[str, Any]], record: Mapping[str, Any] | None = None
 ) -> None:
@@ -36,8 +46,6 @@ def update(
 
     A record of a training that was not whole never replaces one of a whole training.
     """
-    if path.suffix != ".md":
-        raise UserError(f"results={path}: name a page that ends in .md, as docs/results.md")
     beside = path.with_suffix(".json")
     records = read_records(beside)
     before = records.get(record["recipe"], {}) if record else {}

@@ -135,6 +135,8 @@ def test_without_the_text_it_says_which(tmp_path, monkeypatch, capsys):
     assert "no such recipe; did you mean pytorch_examples_" in capsys.readouterr().err
     assert cli.main(["reproduce", "zaremba_small", "data.path=x", "model.hiden_size=3"]) == 2
     assert "did you mean model.hidden_size?" in capsys.readouterr().err
-    assert cli.main(["reproduce", "results=page.txt"]) == 2
+    assert cli.main(["reproduce", "zaremba_small", "data.path=x", "results=page.txt"]) == 2
     assert "results=page.txt: name a page that ends in .md" in capsys.readouterr().err
+    assert cli.main(["reproduce", "results=doc/results.md"]) == 2
+    assert "results=doc/results.md: there is no directory doc" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

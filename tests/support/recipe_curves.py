@@ -24,7 +24,7 @@ CURVES = Path(__file__).parents[1] / "fixtures" / "recipes.json"
 # Updates of those that take a moment, at their own number of lanes.
 QUICK = {"pytorch_examples_200_tied": 20, "zaremba_small": 20}
 # Updates of all others, in few lanes: the models are as large as the recipes say.
-UPDATES, FEW_LANES = 5, "data.batch_size=4"
+UPDATES, FEW_LANES = 4, ["data.batch_size=2", "data.eval_batch_size=2"]
 # Of a rounding error, which grows in these updates; a wrong dropout, rate or clip is far outside.
 TOLERANCE = 1e-3
 
@@ -63,10 +63,11 @@ def curve(name: str, directory: Path) -> list[float]:
     small = ["data.valid_bytes=4000", "data.test_bytes=4000"] if source == "Enwik8" else []
     argv = [
         *(f"experiment={name}", f"data.path={texts[source]}", f"outputs={directory}", *small),
-        *([] if name in QUICK else [FEW_LANES]),
+        *([] if name in QUICK else FEW_LANES),
         *(f"trainer.max_steps={QUICK.get(name, UPDATES)}", "trainer.log_every_n_steps=1"),
         *("trainer.precision=32-true", "trainer.limit_val_batches=1", "kernels=torch"),
-        *("trainer.limit_test_batches=0", "trainer.accelerator=cpu", "callbacks={}"),
+        *("trainer.limit_test_batches=0", "trainer.accelerator=cpu", "callbacks.checkpoint=null"),
+        *("callbacks.samples=null", "callbacks.watchdog=null"),
     ]
     config, _ = check(compose(argv))
     run = Run.named(config["outputs"], config["name"], "first")
