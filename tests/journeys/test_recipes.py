@@ -25,3 +25,10 @@ def test_the_first_updates(name: str, tmp_path: Path) -> None:
     """If it was changed on purpose: python tests/support/recipe_curves.py NAME"""
     found = recipe_curves.curve(name, tmp_path)
     assert found == pytest.approx(CURVES[name], rel=recipe_curves.TOLERANCE)
+
+
+@pytest.mark.parametrize("change", ["model.dropout=0.21", "optimizer.lr=20.5"])
+def test_a_small_change_of_a_recipe_is_seen(change: str, tmp_path: Path) -> None:
+    stored = CURVES["pytorch_examples_200_tied"]
+    found = recipe_curves.curve("pytorch_examples_200_tied", tmp_path, change)
+    assert found != pytest.approx(stored, rel=recipe_curves.TOLERANCE)
