@@ -20,7 +20,7 @@ class Recipe:
     cost: what the training takes, or took those who published it.
     metric: of all numbers; bits_per_character: nll of a token in bits.
     valid, test: the published numbers, in the paper's own protocol; null: there is none.
-    tolerance: the most that ours may differ from these.
+    tolerance: the most that ours may be above these.
     test_lanes: of the test, if not data.eval_batch_size as in the validation.
     tokens: of train, valid and test of the published text, to know it by.
     vocabulary_size: of the published text, from which the size of the model is estimated.
