@@ -20,6 +20,7 @@ from typing import Annotated, Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from lmkit import kernels
 from lmkit.assembly import make_data

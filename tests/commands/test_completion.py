@@ -38,7 +38,7 @@ def place(tmp_path, monkeypatch) -> Path:
         ("lmkit nothing ", []),
         ("lmkit train mod", ["model=", "model."]),
         ("lmkit train model=l", ["model=lstm "]),
-        ("lmkit train model.hid", ["model.hidden_size="]),
+        ("lmkit train model.hid", ["model.hidden_size=", "model.hidden_sizes="]),
         ("lmkit train model=window model.con", ["model.context="]),
         ("lmkit train model.con", []),
         ("lmkit train data=wikitext tokenizer.lo", ["tokenizer.lower="]),
