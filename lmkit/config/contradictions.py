@@ -93,6 +93,7 @@ def contradictions(
         *_modes(config),
         *_callbacks(callbacks),
         *_terms(config.get("regularizers") or {}),
+        *named_class("head", config.get("head")).misfits(config, None),
         *_epoch_ends(trainer, callbacks),
     ]
 

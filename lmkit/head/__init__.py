@@ -1,6 +1,7 @@
 """The heads: from hidden vectors to the negative log-likelihood of each token."""
 
+from lmkit.head.adaptive import AdaptiveSoftmax
 from lmkit.head.base import Head, Loss
 from lmkit.head.full import FullSoftmax
 
-__all__ = ["FullSoftmax", "Head", "Loss"]
+__all__ = ["AdaptiveSoftmax", "FullSoftmax", "Head", "Loss"]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
@@ -12,7 +12,9 @@ class Loss(NamedTuple):
     """What a head computes of one window in training."""
 
     loss: Tensor  # scalar float32: what training minimises
-    nll: Tensor  # scalar, no gradient: the sum of -log p(target) in nats where weight is not 0
+    # Scalar, no gradient: the sum of -log p(target) in nats where weight is not 0, or of what
+    # `Head.measure` names instead.
+    nll: Tensor
 
 
 class Head(nn.Module):
@@ -23,6 +25,26 @@ class Head(nn.Module):
 
     # Whether results on compiled kernels are bit for bit the same with any number of threads.
     any_threads = False
+    # The name of `Loss.nll`, logged as train/NAME; perplexity is logged beside an nll alone.
+    measure: ClassVar[str] = "nll"
+    # Whether `learn_counts` is to be called before a training begins.
+    wants_counts: ClassVar[bool] = False
+    # The parameters with a row for each token id, which follow their tokens into another vocabulary
+    # (init_vocabulary=new); None: what others hold depends on the vocabulary too.
+    token_rows: ClassVar[tuple[str, ...] | None] = ("weight", "bias")
+    # Set by the task: whether the gradient of the matrix may be sparse.
+    sparse_gradient = False
+
+    @staticmethod
+    def misfits(config: Mapping[str, Any], vocabulary_size: int | None) -> list[str]:
+        """Contradictions between the head's keys and what is beside them, a sentence each. config:
+        the whole, of which a group may lack keys that have their defaults. vocabulary_size: None
+        before the data is prepared."""
+        return []
+
+    def learn_counts(self, counts: Tensor) -> None:
+        """Take note, before any weights are loaded, of how often each token is in the train split;
+        counts: float64 (vocabulary)."""
 
     def loss(self, hidden: Tensor, targets: Tensor, weight: Tensor) -> Loss:
         """The sum of weight * nll, or another loss, and the unweighted sum of nll, which is logged;

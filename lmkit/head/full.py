@@ -5,21 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmkit.head.base import Head, Loss
 from lmkit.head.linear_cross_entropy import LinearCrossEntropy, Memory
-from lmkit.kernels import softmax
-from lmkit.kernels.matmul import fast_matmul
+from lmkit.head.linear_softmax import linear_log_prob, linear_nll, rows_at_once
 from lmkit.model import Embedding
 from lmkit.model.embedding import draw
 from lmkit.ranges import Positive, Size
-
-# Without `chunk_size`, a chunk has at least the rows that make this many logits. Each chunk costs a
-# GPU's host some twenty launches, whatever its size.
-LOGITS_AT_ONCE = 12 * 2**20
-LOGITS_AT_ONCE_ON_GPU = 2**27
 
 
 class FullSoftmax(Head):
@@ -70,28 +63,14 @@ class FullSoftmax(Head):
         return Loss(loss, nll)
 
     def _rows(self) -> int:
-        """Of a chunk: few enough for memory, enough that not all the time goes into reading the
-        matrix."""
-        vocabulary_size, hidden_size = self.weight.shape
-        if self._chunk_size is None and self.weight.device.type != "cpu":
-            return max(LOGITS_AT_ONCE_ON_GPU // vocabulary_size, 1)
-        return self._chunk_size or max(3 * hidden_size // 2, LOGITS_AT_ONCE // vocabulary_size)
+        return rows_at_once(self.weight, self._chunk_size)
 
     def keep_gradient(self) -> None:
         self._memory.gradient, self.weight.grad = self.weight.grad, None
 
     def nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        if softmax.compiled(self.weight, hidden.dtype) and not torch.is_grad_enabled():
-            rows = hidden.flatten(0, 1).contiguous()
-            nll, _ = softmax.nll_and_odds(rows, self.weight, self.bias, targets.flatten(), None)
-            return nll.view_as(targets)
-        chunks = [
-            -log_prob.gather(1, target[:, None])
-            for log_prob, target in zip(
-                self.log_prob(hidden), targets.flatten().split(self._rows()), strict=True
-            )
-        ]
-        return torch.cat(chunks).view_as(targets)
+        rows = (hidden.flatten(0, 1), self.weight, self.bias, targets.flatten())
+        return linear_nll(*rows, self._rows()).view_as(targets)
 
     def nll_at(self, hidden: Tensor, positions: Tensor, targets: Tensor) -> Tensor:
         """As the base class says, but with one normaliser for all targets of a position, which
@@ -114,12 +93,4 @@ class FullSoftmax(Head):
         return logits if self.bias is None else logits + self.bias[targets]
 
     def log_prob(self, hidden: Tensor) -> Iterator[Tensor]:
-        matrix = self.weight.to(hidden.dtype)
-        for rows in hidden.flatten(0, 1).split(self._rows()):
-            with fast_matmul():
-                logits = F.linear(rows, matrix).float()
-            if torch.is_grad_enabled():
-                yield F.log_softmax(logits if self.bias is None else logits + self.bias, dim=1)
-            else:
-                logits = logits if self.bias is None else logits.add_(self.bias)
-                yield torch.log_softmax(logits, dim=1, out=logits)
+        return linear_log_prob(hidden.flatten(0, 1), self.weight, self.bias, self._rows())

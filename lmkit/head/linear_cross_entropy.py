@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -14,11 +15,14 @@ from lmkit.kernels.order import any_order
 
 
 class Memory:
-    """Buffers that one loss leaves to the next, so that no step waits for fresh pages."""
+    """Buffers that one loss leaves to the next, so that no step waits for fresh pages.
 
-    def __init__(self) -> None:
+    beside: another memory whose scratch this one shares, as their losses are computed in turn.
+    """
+
+    def __init__(self, beside: Memory | None = None) -> None:
         self.gradient: Tensor | None = None
-        self._scratch: dict[str, Tensor] = {}
+        self._scratch: dict[str, Tensor] = {} if beside is None else beside._scratch
 
     def scratch(self, name: str, like: Tensor, rows: int, columns: int) -> Tensor:
         """An uninitialised (rows, columns) tensor; the next of that name may use its memory."""
@@ -38,13 +42,29 @@ class Memory:
 
 
 class Terms(NamedTuple):
-    """The arguments of the loss sum_i weight_i * CE(U h_i + b, target_i)."""
+    """The arguments of the loss sum_i weight_i * CE(U h_i + b, target_i).
+
+    With `log_prior` each run of `num_experts` rows are the experts of one position, which has one
+    target and weight, and the loss is that of their mixture (Yang et al. 2018, equation 4):
+    sum_n -weight_n * log sum_k exp(log_prior_nk - CE_nk).
+    """
 
     hidden: Tensor  # (rows, hidden_size)
     matrix: Tensor  # U, (vocabulary, hidden_size)
     bias: Tensor | None  # (vocabulary)
     targets: Tensor  # int64 (rows)
     weight: Tensor  # float32 (rows)
+    log_prior: Tensor | None = None  # float32 (rows)
+    num_experts: int = 1
+
+    def share(self, rows: Tensor | slice, nll: Tensor) -> Tensor:
+        """The derivative of the loss by the nll (n) of some rows, all experts of some positions:
+        their weight, times the expert's probability given the target."""
+        weight = self.weight[rows]
+        if self.log_prior is None:
+            return weight
+        joint = (self.log_prior[rows] - nll).view(-1, self.num_experts)
+        return weight * joint.softmax(1).flatten()
 
 
 class Gradients(NamedTuple):
@@ -76,40 +96,68 @@ class LinearCrossEntropy(torch.autograd.Function):
         """`Terms` -> the loss, scalar float32, and the sum of nll where weight is not 0, which has
         no gradient: scalar float64, or float32 on a device without float64."""
         dtype = product_dtype(matrix)
-        scale = None
-        if dtype == torch.float16:  # 1 / tokens is too small for it: scale the largest weight to 1
-            scale = weight.max().clamp_min(torch.finfo(torch.float32).tiny)
-            weight = weight / scale
+        weight, scale = scaled(weight, dtype)
         terms = Terms(hidden, matrix, bias, targets, weight)
-        ctx.save_for_backward(*terms, scale)
+        ctx.save_for_backward(hidden, matrix, bias, targets, weight, scale)
         ctx.settings = (chunk_size, dtype, memory, any(ctx.needs_input_grad[:3]))
         nll, ctx.gradients = nll_and_gradients(terms, *ctx.settings)
-        loss, exact = _sum(nll * weight), torch.float32 if nll.is_mps else torch.float64
-        nll_sum = _sum(torch.where(weight != 0, nll, 0.0).to(exact))
+        loss, nll_sum = sums(nll, weight, scale)
         ctx.mark_non_differentiable(nll_sum)
-        return loss if scale is None else loss * scale, nll_sum
+        return loss, nll_sum
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():  # only under create_graph=True
-            raise RuntimeError(
-                "the fused loss made its gradients in forward and has no second derivative: "
-                "use head.nll, which autograd can differentiate twice"
-            )
+        refuse_second_derivative()
         *tensors, scale = ctx.saved_tensors
         gradients, ctx.gradients = ctx.gradients, None  # given away: the receiver may change them
         if gradients is None:
             _, gradients = nll_and_gradients(Terms(*tensors), *ctx.settings)
-        factor = grad_loss if scale is None else grad_loss * scale
-        if factor.device.type != "cpu" or factor != 1:  # do not wait for an accelerator
-            for gradient in gradients:
-                if gradient is not None:
-                    gradient.mul_(factor)
-        hidden, matrix, bias = (
-            None if gradient is None else gradient.to(tensor.dtype)
-            for gradient, tensor in zip(gradients, tensors[:3], strict=True)
+        made = multiplied(gradients, tensors[:3], grad_loss, scale)
+        return *made, None, None, None, None
+
+
+def scaled(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """weight (rows) for products in `dtype`, and what it was divided by: 1 / tokens is too small
+    for fp16, so that the largest weight becomes 1."""
+    if dtype != torch.float16 or not len(weight):
+        return weight, None
+    scale = weight.max().clamp_min(torch.finfo(torch.float32).tiny)
+    return weight / scale, scale
+
+
+def sums(nll: Tensor, weight: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:
+    """nll and weight (rows) -> the loss, scalar float32, and the sum of nll where weight is not 0,
+    scalar float64, or float32 on a device without float64."""
+    loss, exact = _sum(nll * weight), torch.float32 if nll.is_mps else torch.float64
+    nll_sum = _sum(torch.where(weight != 0, nll, 0.0).to(exact))
+    return loss if scale is None else loss * scale, nll_sum
+
+
+def refuse_second_derivative() -> None:
+    if torch.is_grad_enabled():  # only under create_graph=True
+        raise RuntimeError(
+            "the fused loss made its gradients in forward and has no second derivative: "
+            "use head.nll, which autograd can differentiate twice"
         )
-        return hidden, matrix, bias, None, None, None, None
+
+
+def multiplied(
+    gradients: Sequence[Tensor | None],
+    tensors: Sequence[Tensor | None],
+    grad_loss: Tensor,
+    scale: Tensor | None,
+) -> list[Tensor | None]:
+    """Gradients that forward made, multiplied in place by the one of the loss, each in the dtype of
+    its tensor."""
+    factor = grad_loss if scale is None else grad_loss * scale
+    if factor.device.type != "cpu" or factor != 1:  # do not wait for an accelerator
+        for gradient in gradients:
+            if gradient is not None:
+                gradient.mul_(factor)
+    return [
+        gradient if gradient is None or tensor is None else gradient.to(tensor.dtype)
+        for gradient, tensor in zip(gradients, tensors, strict=True)
+    ]
 
 
 def _sum(values: Tensor) -> Tensor:
@@ -129,6 +177,8 @@ def nll_and_gradients(
             memory.gradient_of(terms.matrix),
             None if terms.bias is None else torch.zeros_like(terms.bias),
         )
+        if gradients.matrix is not None and not len(terms.hidden):
+            gradients.matrix.zero_()
     compute = _by_odds if softmax.compiled(terms.matrix, dtype) else _by_logits
     with torch.autocast(terms.hidden.device.type, enabled=False), fast_matmul():
         return compute(terms, gradients, chunk_size, dtype, memory), gradients
@@ -141,9 +191,8 @@ def _by_odds(
     matrix, bias = terms.matrix, terms.bias
     counts = (terms.weight != 0).nonzero()[:, 0]  # rows that count; the others are not read
     every = len(counts) == len(terms.weight)
-    hidden, targets, weight = (
-        tensor if every else tensor[counts]
-        for tensor in (terms.hidden, terms.targets, terms.weight)
+    hidden, targets = (
+        tensor if every else tensor[counts] for tensor in (terms.hidden, terms.targets)
     )
     hidden = hidden.to(dtype).contiguous()
     nll = torch.zeros_like(terms.weight)
@@ -154,13 +203,13 @@ def _by_odds(
         gradients.hidden.zero_()
     if not len(counts):
         gradients.matrix.zero_()
-    for chunk in _chunks(len(counts), chunk_size):
-        rows, target = hidden[chunk], targets[chunk]
+    for chunk in _chunks(len(counts), chunk_size, terms.num_experts):
+        rows, target, place = hidden[chunk], targets[chunk], counts[chunk]
         odds = memory.scratch("odds", hidden, 1, softmax.num_odds(len(rows), len(matrix)))
-        nll[counts[chunk]], total = softmax.nll_and_odds(rows, matrix, bias, target, odds)
-        into = (gradients.matrix, gradients.bias)
-        gradients.hidden[counts[chunk]] = softmax.gradients(
-            rows, matrix, target, weight[chunk], total, odds, *into, add=chunk.start > 0
+        nll[place], total = softmax.nll_and_odds(rows, matrix, bias, target, odds)
+        into, share = (gradients.matrix, gradients.bias), terms.share(place, nll[place])
+        gradients.hidden[place] = softmax.gradients(
+            rows, matrix, target, share, total, odds, *into, add=chunk.start > 0
         )
     return nll
 
@@ -178,12 +227,12 @@ def _by_logits(
     else:
         inputs, matrix = _joined(terms.hidden, terms.matrix, terms.bias, dtype, memory)
         bias = grad_bias = None
-    for chunk in _chunks(len(inputs), chunk_size):
+    for chunk in _chunks(len(inputs), chunk_size, terms.num_experts):
         rows = inputs[chunk]
         logits = memory.scratch("logits", inputs, len(rows), vocabulary_size)
         torch.mm(rows, matrix.T, out=logits)
-        targets, weight = terms.targets[chunk], terms.weight[chunk]
-        nll[chunk] = _to_gradient(logits, bias, targets, weight, grad_bias)
+        share = partial(terms.share, chunk)
+        nll[chunk] = _to_gradient(logits, bias, terms.targets[chunk], share, grad_bias)
         if gradients.hidden is None or gradients.matrix is None:
             continue
         gradients.hidden[chunk] = (logits @ matrix)[:, :hidden_size]
@@ -202,9 +251,11 @@ def _by_logits(
     return nll
 
 
-def _chunks(rows: int, chunk_size: int) -> Iterator[slice]:
-    """Slices of 0 to rows, as equal as can be, none longer than chunk_size."""
-    size = -(-rows // -(-rows // chunk_size)) if rows else 1
+def _chunks(rows: int, chunk_size: int, together: int = 1) -> Iterator[slice]:
+    """Slices of 0 to rows, as equal as can be, none longer than chunk_size, of whole runs of
+    `together` rows, of which there is at least one in each."""
+    runs, most = rows // together, max(chunk_size // together, 1)
+    size = -(-runs // -(-runs // most)) * together if rows else 1
     return (slice(begin, min(begin + size, rows)) for begin in range(0, rows, size))
 
 
@@ -227,13 +278,17 @@ def _joined(
 
 
 def _to_gradient(
-    logits: Tensor, bias: Tensor | None, targets: Tensor, weight: Tensor, grad_bias: Tensor | None
+    logits: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    share: Callable[[Tensor], Tensor],
+    grad_bias: Tensor | None,
 ) -> Tensor:
-    """Turn logits (rows, vocabulary), without bias, in place into the gradient of weight * nll and
-    add its sum to grad_bias; returns nll, float32 (rows)."""
+    """Turn logits (rows, vocabulary), without bias, in place into the gradient of the loss, whose
+    derivative by the nll is `share`, and add its sum to grad_bias; returns nll, float32 (rows)."""
     if bias is not None:
         logits += bias.to(logits.dtype)
-    targets, share = targets[:, None], weight[:, None]
+    targets = targets[:, None]
     highest, wanted = logits.amax(1, keepdim=True).float(), logits.gather(1, targets).float()
     grad = torch.softmax(logits, dim=1, out=logits)
     # The highest probability cannot underflow; the target's can.
@@ -241,7 +296,7 @@ def _to_gradient(
     less_one = grad.gather(1, targets) - 1
     with any_order():  # one write in each row: PyTorch would sort the indices on a GPU
         grad.scatter_(1, targets, less_one)
-    grad *= share.to(grad.dtype)
+    grad *= share(nll[:, 0])[:, None].to(grad.dtype)
     if grad_bias is not None:
         grad_bias += grad.sum(0, dtype=torch.float32)
     return nll[:, 0]

@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from lmkit.store.meter import metered
 from lmkit.store.shard import MANIFEST, NOT_ONE, Shard, as_json, check_increasing, damaged, writing
 from lmkit.system.files import write_atomically
 from lmkit.system.regular_file import MAX_MANIFEST, read_bytes
@@ -26,6 +27,8 @@ from lmkit.tokenizer import Tokenizer
 FORMAT = "lmkit split 1"
 # Files of tokens that are mapped at a time: each needs a descriptor, and 1024 is a common limit.
 NUM_MAPPED = 128
+COUNTED_AT_ONCE = 2**22
+COUNTED_UNSEEN = 2**28  # tokens, of which the counting takes seconds
 
 
 class Part(Protocol):
@@ -164,6 +167,18 @@ class TokenStore:
             num_tokens += part.num_tokens
         return np.concatenate(joined)
 
+    @cached_property
+    def token_counts(self) -> npt.NDArray[np.int64]:
+        """How often each token occurs, (vocabulary_size,), by one reading of the whole split."""
+        counts = np.zeros(self.vocabulary_size, np.int64)
+        with metered("counting tokens", "tokens", self.num_tokens > COUNTED_UNSEEN) as meter:
+            for begin in range(0, self.num_tokens, COUNTED_AT_ONCE):
+                tokens = self.tokens[begin : begin + COUNTED_AT_ONCE]
+                counts += np.bincount(tokens, minlength=self.vocabulary_size)
+                meter.advance(len(tokens))
+        self.release()
+        return counts
+
     def document_id(self, index: int) -> str:
         """The source's name of a document."""
         ends = list(accumulate(part.num_documents for part in self.parts))
@@ -249,6 +264,16 @@ class Prepared:
     source: dict[str, object]
     made: dict[str, tuple[int, float]]
     mixed: Mixed | None = None
+
+    def token_counts(self) -> npt.NDArray[np.float64]:
+        """How often each token occurs in the train split, (vocabulary,); in a mixture, how often it
+        would in as many tokens of it."""
+        if self.mixed is None:
+            return self.stores["train"].token_counts.astype(np.float64)
+        shares = np.array(self.mixed.weights) / sum(self.mixed.weights)
+        num_tokens = sum(store.num_tokens for store in self.mixed.stores)
+        counts = [store.token_counts / store.num_tokens for store in self.mixed.stores]
+        return num_tokens * (shares[:, None] * counts).sum(0)
 
     def describe(self) -> dict[str, Any]:
         """Plain values, for `data.json`."""

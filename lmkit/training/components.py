@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.loggers.logger import DummyLogger
 
 from lmkit.assembly import build_model
@@ -33,6 +34,8 @@ def make_task(config: dict[str, Any], data: DataModule) -> Task:
     """The task of a checked config for prepared data: model, head, regularizers, optimiser and
     schedule."""
     model, head = build_model(config, data.tokenizer.vocabulary_size)
+    if head.wants_counts:
+        head.learn_counts(torch.from_numpy(data.prepared.token_counts()))
     nodes = config["regularizers"]
     regularizers = {name: build("regularizers", node) for name, node in nodes.items()}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,12 @@ def begin(
     With init_vocabulary=new the rows of embedding and head are kept for tokens that both
     vocabularies have, and are new for all others. Raises UserError if anything does not fit.
     """
-    run = Run(Path(config["init"]))
+    run, rows = Run(Path(config["init"])), head.token_rows
+    if config["init_vocabulary"] == "new" and rows is None:
+        raise UserError(
+            f"init_vocabulary=new: the weights of {type(head).__name__} depend on the vocabulary "
+            "and cannot be taken over token by token; leave init_vocabulary out"
+        )
     path = find_checkpoint(run, config["init_checkpoint"])
     check_own(run, path)
     theirs = load_tokenizer(run.path)
@@ -55,7 +60,8 @@ def begin(
     if config["init_vocabulary"] == "new":
         pairs = _shared(theirs, tokenizer)
         shared = len(pairs)
-        weights = _with_rows(weights, module.state_dict(), pairs)
+        names = ["model.embedding.weight", *(f"head.{name}" for name in rows or ())]
+        weights = _with_rows(weights, module.state_dict(), pairs, names)
     elif theirs.hash() != tokenizer.hash():
         raise UserError(
             f"init={run.path}: it has another vocabulary ({theirs.vocabulary_size:,} tokens) than "
@@ -102,15 +108,18 @@ def _surfaces(tokenizer: Tokenizer) -> dict[int, str]:
 
 
 def _with_rows(
-    weights: Mapping[str, Tensor], fresh: Mapping[str, Tensor], pairs: Mapping[int, int]
+    weights: Mapping[str, Tensor],
+    fresh: Mapping[str, Tensor],
+    pairs: Mapping[int, int],
+    names: Sequence[str],
 ) -> dict[str, Tensor]:
-    """`weights`, but of embedding and head those of the new vocabulary, which are `fresh` where no
+    """`weights`, but those of `names`, by token, of the new vocabulary, which are `fresh` where no
     token has the surface."""
     ours, theirs = torch.tensor(list(pairs)), torch.tensor(list(pairs.values()))
     done = dict(weights)
-    for name, value in fresh.items():
-        if name.startswith(("model.embedding.", "head.")) and name in weights and value.dim():
-            rows = value.detach().clone()
+    for name in names:
+        if name in fresh and name in weights:
+            rows = fresh[name].detach().clone()
             if rows.shape[1:] == weights[name].shape[1:]:
                 rows[ours] = weights[name][theirs]
             done[name] = rows

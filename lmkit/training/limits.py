@@ -12,6 +12,7 @@ from lmkit.config.build import build
 from lmkit.config.check import split_node
 from lmkit.config.contradictions import never_logged
 from lmkit.config.mistakes import report
+from lmkit.config.targets import named_class
 from lmkit.config.trainer import silent
 from lmkit.errors import UserError
 from lmkit.optim import Stepping, has_end
@@ -66,7 +67,9 @@ def check_limits(config: Mapping[str, Any], data: DataModule) -> None:
     check_size(data)
     valid = data.prepared.stores.get("valid")
     lossless = data.tokenizer.lossless and bool(valid and valid.num_bytes)
-    if mistakes := list(never_logged(config, lossless)):  # of a saved tokenizer, only known now
+    mistakes = list(never_logged(config, lossless))  # of a saved tokenizer, only known now
+    head = named_class("head", config["head"])
+    if mistakes := [*mistakes, *head.misfits(config, data.tokenizer.vocabulary_size)]:
         raise UserError(report(mistakes))
     check_schedule({**config, "trainer": in_windows(config["trainer"], data)}, data)
 
