@@ -3,5 +3,6 @@
 from lmkit.head.adaptive import AdaptiveSoftmax
 from lmkit.head.base import Head, Loss
 from lmkit.head.full import FullSoftmax
+from lmkit.head.mixture import MixtureOfSoftmaxes
 
-__all__ = ["AdaptiveSoftmax", "FullSoftmax", "Head", "Loss"]
+__all__ = ["AdaptiveSoftmax", "FullSoftmax", "Head", "Loss", "MixtureOfSoftmaxes"]

@@ -102,7 +102,7 @@ class Task(pl.LightningModule):
         place = (window.epoch, window.index, window.first_lane, window.num_lanes)
         with Masks(self.seed, *place).use():
             output = self.read("train", window)
-        loss, nll = self.head.loss(output.hidden, window.targets, window.weight)
+            loss, nll = self.head.loss(output.hidden, window.targets, window.weight)
         sums = nll
         if self.regularizers:
             weight = window.weight
