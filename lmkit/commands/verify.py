@@ -233,7 +233,8 @@ def _rows(run: Run) -> list[dict[str, Any]]:
 
 
 def _losses(run: Run) -> list[float]:
-    return [row["train/nll"] or math.nan for row in _rows(run) if "train/nll" in row]
+    losses = ("train/nll", "train/sampled_nll")  # the one that the head is trained on
+    return [row[key] or math.nan for row in _rows(run) for key in losses if key in row]
 
 
 def _weights(run: Run) -> dict[str, Tensor]:

@@ -33,7 +33,7 @@ LEAST = dict.fromkeys(("gamma", "factor", "eta_min", "min_lr", "base_lr", "max_l
 
 LOSSES = ("val/nll", "val/perplexity", "val/bits_per_byte", "train/nll", "train/perplexity")
 # Values logged of a training step, beside the terms of its loss.
-LOGGED = ("nll", "loss", "perplexity", "tokens_per_second", "grad_norm", "skipped")
+LOGGED = ("nll", "sampled_nll", "loss", "perplexity", "tokens_per_second", "grad_norm", "skipped")
 
 # Callbacks of Lightning that cannot work here, nor can their subclasses, with the reason.
 REFUSED = {

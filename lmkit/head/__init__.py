@@ -4,5 +4,6 @@ from lmkit.head.adaptive import AdaptiveSoftmax
 from lmkit.head.base import Head, Loss
 from lmkit.head.full import FullSoftmax
 from lmkit.head.mixture import MixtureOfSoftmaxes
+from lmkit.head.sampled import SampledSoftmax
 
-__all__ = ["AdaptiveSoftmax", "FullSoftmax", "Head", "Loss", "MixtureOfSoftmaxes"]
+__all__ = ["AdaptiveSoftmax", "FullSoftmax", "Head", "Loss", "MixtureOfSoftmaxes", "SampledSoftmax"]

@@ -60,6 +60,16 @@ class Masks:
 _masks: ContextVar[Masks | None] = ContextVar("masks", default=None)
 
 
+def key_of(name: str) -> Key:
+    """The key of this name within `Masks`, the same in all processes, for what is drawn by it; the
+    default generator draws it outside."""
+    masks = _masks.get()
+    if masks is not None:
+        return masks.key(name)
+    first, second = torch.randint(2**32, (2,)).tolist()
+    return first, second
+
+
 def numbered(probabilities: Sequence[float]) -> list[int]:
     """The names of a stack's dropouts, from first to last: the number before each that have a mask.
 

@@ -75,7 +75,7 @@ class Task(pl.LightningModule):
         self._readers: dict[str, Reader] = {}  # by stage
         # Since training values were last logged: this process's sums, all processes' targets.
         terms = ("loss", *self.regularizers) if self.regularizers else ()
-        self._summed = ("nll", *terms)
+        self._summed = (head.measure, *terms)
         self._sums = torch.zeros(len(self._summed), dtype=torch.float64)
         self._num_targets = 0
         self._sums_before = (self._sums, self._num_targets)  # this update
@@ -161,9 +161,10 @@ class Task(pl.LightningModule):
         means = [value / self._num_targets for value in sums.tolist()]
         running = time.perf_counter() - self._started if self._started else 0.0
         seconds = self.seconds - self._seconds_logged + running
+        of_nll = {"train/perplexity": perplexity(means[0])} if self.head.measure == "nll" else {}
         return {
             **{f"train/{name}": mean for name, mean in zip(self._summed, means, strict=True)},
-            "train/perplexity": perplexity(means[0]),
+            **of_nll,
             "train/tokens_per_second": self._num_targets / max(seconds, 1e-9),
             "lr": self.trainer.optimizers[0].param_groups[0]["lr"],
         }
@@ -271,7 +272,8 @@ class Task(pl.LightningModule):
         optimizer = self.make_optimizer(self.parameters())
         alone = self.device.type == "cpu" and self.trainer.world_size == 1
         by_norm = self.trainer.gradient_clip_algorithm != GradClipAlgorithmType.VALUE
-        self.model.embedding.sparse_gradient = alone and by_norm and is_plain_sgd(optimizer)
+        sparse = alone and by_norm and is_plain_sgd(optimizer)
+        self.model.embedding.sparse_gradient = self.head.sparse_gradient = sparse
         scheduler = self.make_scheduler(optimizer, self.trainer.estimated_stepping_batches)
         if scheduler is None:
             return optimizer

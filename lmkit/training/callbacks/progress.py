@@ -189,6 +189,7 @@ def describe(values: dict[str, float], stage: str) -> str:
     forms = {
         "loss": "loss {:.3f}",
         "nll": "nll {:.3f}" if f"{stage}loss" in values else "loss {:.3f}",
+        "sampled_nll": "sampled nll {:.3f}",
         "perplexity": "perplexity {:,.2f}",
         "bits_per_byte": "{:.3f} bits/byte",
         "tokens_per_second": "{:,.0f} tokens/s",
