@@ -93,7 +93,7 @@ def contradictions(
         *_modes(config),
         *_callbacks(callbacks),
         *_terms(config.get("regularizers") or {}),
-        *named_class("head", config.get("head")).misfits(config, None),
+        *_head(config),
         *_epoch_ends(trainer, callbacks),
     ]
 
@@ -337,3 +337,13 @@ def _terms(regularizers: Mapping[str, Any]) -> Iterator[str]:
     for name in LOGGED:
         if name in regularizers:
             yield f"regularizers.{name}: train/{name} is another value; choose another name"
+
+
+def _head(config: Mapping[str, Any]) -> Iterator[str]:
+    head = named_class("head", config.get("head"))
+    yield from head.misfits(config, None)
+    if config.get("init") and config.get("init_vocabulary") == "new" and head.token_rows is None:
+        yield (
+            f"init_vocabulary=new: the weights of {head.__name__} depend on the vocabulary, and "
+            "cannot be taken over token by token; leave init_vocabulary out"
+        )

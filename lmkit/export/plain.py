@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmkit.errors import UserError
-from lmkit.head import FullSoftmax
+from lmkit.head import FullSoftmax, SampledSoftmax
 from lmkit.inference import TrainedModel
 from lmkit.model import GRU, LSTM, Elman, LanguageModel, Recurrent, Window
 
@@ -33,12 +33,14 @@ def cell_of(model: LanguageModel) -> str:
 
 
 def check_head(trained: TrainedModel) -> FullSoftmax:
-    """The head; raises UserError for a class of the user's own."""
-    if type(trained.head) is not FullSoftmax:
-        raise UserError(
-            f"head={type(trained.head).__name__}: {KINDS} FullSoftmax, no class of your own"
-        )
-    return trained.head
+    """The head; raises UserError for one that is no full softmax in evaluation."""
+    head = trained.head
+    if type(head) is FullSoftmax or type(head) is SampledSoftmax:
+        return head
+    raise UserError(
+        f"head={type(head).__name__}: {KINDS} FullSoftmax and SampledSoftmax, no other; "
+        "format=safetensors writes any, for lmkit"
+    )
 
 
 class Plain(nn.Module):

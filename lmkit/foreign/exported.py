@@ -49,7 +49,8 @@ def read_exported(directory: Path) -> Exported:
     except FileNotFoundError:
         raise UserError(f"{directory} is damaged: it has no {WEIGHTS}") from None
     weights = {_name(name): tensor for name, tensor in tensors.items()}
-    if "head.weight" not in weights and "model.embedding.weight" in weights:  # tied
+    tied = parts["model"].get("tie_weights", True) and "model.embedding.weight" in weights
+    if tied and "head.weight" not in weights:
         weights["head.weight"] = weights["model.embedding.weight"]
     return Exported(**parts, tokenizer=tokenizer, weights=weights)
 

@@ -43,12 +43,7 @@ def begin(
     With init_vocabulary=new the rows of embedding and head are kept for tokens that both
     vocabularies have, and are new for all others. Raises UserError if anything does not fit.
     """
-    run, rows = Run(Path(config["init"])), head.token_rows
-    if config["init_vocabulary"] == "new" and rows is None:
-        raise UserError(
-            f"init_vocabulary=new: the weights of {type(head).__name__} depend on the vocabulary "
-            "and cannot be taken over token by token; leave init_vocabulary out"
-        )
+    run = Run(Path(config["init"]))
     path = find_checkpoint(run, config["init_checkpoint"])
     check_own(run, path)
     theirs = load_tokenizer(run.path)
@@ -60,7 +55,7 @@ def begin(
     if config["init_vocabulary"] == "new":
         pairs = _shared(theirs, tokenizer)
         shared = len(pairs)
-        names = ["model.embedding.weight", *(f"head.{name}" for name in rows or ())]
+        names = ["model.embedding.weight", *(f"head.{name}" for name in head.token_rows or ())]
         weights = _with_rows(weights, module.state_dict(), pairs, names)
     elif theirs.hash() != tokenizer.hash():
         raise UserError(

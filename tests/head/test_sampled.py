@@ -157,7 +157,7 @@ def test_the_true_distribution_is_where_it_is_expected_to_stay(sampler):
     targets = torch.multinomial(
         p, number, replacement=True, generator=torch.Generator().manual_seed(0)
     )
-    hidden = torch.zeros(1, number // 200, SIZE)
+    hidden = torch.zeros(1, number // 800, SIZE)
     with torch.no_grad():
         head.bias.copy_(p.log())
 
@@ -171,7 +171,7 @@ def test_the_true_distribution_is_where_it_is_expected_to_stay(sampler):
 
     corrected = mean_gradient()
     head._sampler._log_expected = {"cpu": torch.zeros(VOCABULARY)}
-    assert corrected < 0.25 * mean_gradient()
+    assert corrected < 0.25 * mean_gradient(), corrected
 
 
 @pytest.mark.parametrize("sampler", ["log_uniform", "unigram"])
