@@ -15,6 +15,7 @@ from lmkit.head.linear_cross_entropy import (
     sums,
 )
 from lmkit.kernels.matmul import fast_matmul, product_dtype
+from lmkit.kernels.order import any_order
 
 
 class Sampled(NamedTuple):
@@ -133,7 +134,8 @@ def _without_hits(logits: Tensor, candidates: Tensor, targets: Tensor) -> None:
     candidates), targets (rows)."""
     place = torch.searchsorted(candidates, targets).clamp_max_(len(candidates) - 1)[:, None]
     is_hit = candidates[place] == targets[:, None]
-    logits.scatter_(1, place, logits.gather(1, place).masked_fill_(is_hit, -torch.inf))
+    with any_order():  # one write in each row: PyTorch would sort the indices on a GPU
+        logits.scatter_(1, place, logits.gather(1, place).masked_fill_(is_hit, -torch.inf))
 
 
 def _of_matrix(ids: Tensor, rows: Tensor, matrix: Tensor, settings: Settings) -> Tensor:
