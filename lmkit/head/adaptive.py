@@ -36,8 +36,8 @@ class AdaptiveSoftmax(Head):
     (the "tombstones" of Merity et al. 2018's awd-lstm-lm). Without `cutoffs` a quarter of the
     vocabulary is no rare word, of these again a quarter, and so on while that is 2,000 or more.
 
-    cutoffs: words of the shortlist, of it with the first cluster, with the first two and so on;
-    null: chosen by the vocabulary, as 4183, 16733, 66933 of 267,735 words.
+    cutoffs: words of the shortlist, of it with the first cluster, and so on; null: chosen by the
+    vocabulary, as 4183, 16733, 66933 of 267,735 words.
     div_value: how many times smaller each cluster's vectors are than those before; 1: no
     projection, as tied weights need it; null: 4, or 1 with tied weights.
     bias: whether each word and cluster has one.
