@@ -99,6 +99,14 @@ def test_it_is_the_slow_one(kind, choice):
         assert max(map(len, chunks)) == max(kind["chunk_size"] // 4, 1)
 
 
+@pytest.mark.parametrize(("chunk_size", "positions"), [(1, 1), (9, 2), (27, 6), (1000, 21)])
+def test_no_more_logits_exist_than_those_of_a_chunk(chunk_size, positions):
+    head, _ = make(chunk_size=chunk_size)
+    with kernels.use("torch"):
+        head.loss(*case())
+    assert head._memory._scratch["logits"].numel() == positions * 4 * VOCABULARY
+
+
 @pytest.mark.parametrize("choice", ["compiled", "torch"])
 @pytest.mark.parametrize("kind", KINDS[:7], ids=str)
 def test_bf16_stays_near_fp32(kind, choice):
