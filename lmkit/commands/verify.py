@@ -237,7 +237,7 @@ def _losses(run: Run) -> list[float]:
     return [row[key] or math.nan for row in _rows(run) for key in losses if key in row]
 
 
-def _weights(run: Run) -> dict[str, Tensor]:
+def _weights(run: Run) -> dict[str, torch.Tensor]:
     """The last weights, and their average if there is one."""
     checkpoint = _last(run)
     averages = checkpoint.get(AVERAGED, {})
