@@ -68,6 +68,10 @@ class MuonWithAdam(Optimizer):
         defaults = {"lr": lr, "weight_decay": weight_decay, **of_muon, **of_adam}
         given = list(params)
         groups = given if given and isinstance(given[0], Mapping) else [{"params": given}]
+        if not all(isinstance(each, tuple) for group in groups for each in group["params"]):
+            raise TypeError(
+                "MuonWithAdam takes pairs of names and parameters: task.named_parameters()"
+            )
         every = dict(pair for group in groups for pair in group["params"])
         parts = [part for group in groups for part in _parts(group, every, defaults)]
         super().__init__(parts, defaults)
@@ -142,7 +146,8 @@ class MuonWithAdam(Optimizer):
 
 def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
     """Whether a parameter is a matrix of a hidden layer, by its name in a task."""
-    return parameter.ndim == 2 and not name.startswith(("head.", "model.embedding."))
+    looked_up = ".embedding." in f".{name}"
+    return parameter.ndim == 2 and not looked_up and not name.startswith("head.")
 
 
 def _parts(

@@ -42,6 +42,7 @@ class _Warmup(LambdaLR):
         raise NotImplementedError
 
     def ratio(self, step: int) -> float:
+        """The share of the optimiser's rate after so many steps."""
         if step < self.warmup_steps:
             return (step + 1) / (self.warmup_steps + 1)
         left = max(self.num_steps - self.warmup_steps, 1)
@@ -89,6 +90,7 @@ class WarmupStableDecay(_Warmup):
         return 1 - (done if self.shape == "linear" else math.sqrt(done))
 
     def ratio(self, step: int) -> float:
+        """The share of the optimiser's rate after so many steps."""
         if step < self.warmup_steps:
             return super().ratio(step)
         decaying = self.decay_share * self.num_steps
@@ -161,6 +163,7 @@ class OneCycle(LambdaLR):
         ]
 
     def ratio(self, step: int) -> float:
+        """The share of the optimiser's rate after so many steps."""
         return self.at(step, self.ratios)
 
     def at(self, step: int, values: tuple[float, float, float]) -> float:
@@ -201,6 +204,7 @@ class InverseSquareRoot(LambdaLR):
         super().__init__(optimizer, self.ratio)
 
     def ratio(self, step: int) -> float:
+        """The share of the optimiser's rate after so many steps."""
         share = (step + 1) / (self.warmup_steps + 1)
         return min(share, 1 / math.sqrt(share))
 
@@ -221,5 +225,6 @@ class StepDown(LambdaLR):
         super().__init__(optimizer, self.ratio)
 
     def ratio(self, epoch: int) -> float:
+        """The share of the optimiser's rate after so many steps."""
         ratio: float = self.gamma ** max(epoch + 1 - self.start_epoch, 0)
         return ratio

@@ -254,10 +254,7 @@ def test_two_processes_train_as_one(place, argv):
     assert two.of("lr") == one.of("lr")
     (state,) = load_checkpoint(run.path / "checkpoints" / "last.ckpt")["optimizer_states"]
     (alone,) = one.checkpoint["optimizer_states"]
-    groups = [
-        [{**g, "params": len(g["params"])} for g in s["param_groups"]] for s in (state, alone)
-    ]
-    assert json.dumps(groups[0]) == json.dumps(groups[1])
+    assert json.dumps(state["param_groups"]) == json.dumps(alone["param_groups"])
 
 
 # ---- told before training
