@@ -29,7 +29,7 @@ class MuonWithAdam(Optimizer):
     its own. The iteration runs in bf16, as torch.optim.Muon's does, whatever the precision.
 
     params: pairs of names and parameters, or groups of them.
-    lr: rate of the matrices.
+    lr: rate of the matrices, and of the others unless adam_lr says another.
     adam_lr: rate of the other parameters; null: as lr.
     weight_decay: share of every parameter that a step of rate 1 takes away.
     momentum: of Muon.

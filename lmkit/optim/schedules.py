@@ -69,8 +69,8 @@ class WarmupStableDecay(_Warmup):
     2024, arXiv:2404.06395, section 4).
 
     decay_share: share of the training's updates in which the rate goes down; 0: it never does.
-    shape: how; linear, or sqrt: by 1 - sqrt(x), faster at first (Haegele et al. 2024,
-    arXiv:2405.18392, equation 3).
+    shape: how; linear, or sqrt: by 1 - sqrt(x), faster at first (Hägele et al. 2024,
+    arXiv:2405.18392).
     """
 
     def __init__(

@@ -276,11 +276,10 @@ class Task(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer(self.parameters())
-        # It may change the optimizer, as one that gives it a momentum.
-        scheduler = self.make_scheduler(optimizer, self.trainer.estimated_stepping_batches)
         alone = self.device.type == "cpu" and self.trainer.world_size == 1
         by_norm = self.trainer.gradient_clip_algorithm != GradClipAlgorithmType.VALUE
         self.model.embedding.sparse_gradient = alone and by_norm and is_plain_sgd(optimizer)
+        scheduler = self.make_scheduler(optimizer, self.trainer.estimated_stepping_batches)
         if scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": self.stepping.settings(scheduler)}
