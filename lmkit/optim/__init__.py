@@ -1,5 +1,5 @@
-"""Parts of the update: groups of parameters, optimisers, schedules of the learning rate, averages of
-weights, norms of gradients."""
+"""Parts of the update: groups of parameters, an optimiser, schedules of the learning rate, averages
+of weights, norms of gradients."""
 
 from lmkit.optim.averaging import EMA, NTASGD, SWA, Averaging, TwoTailed
 from lmkit.optim.gradients import global_norm, is_plain_sgd

@@ -30,7 +30,10 @@ class Groups:
     def by_pattern(self) -> dict[str, Settings]:
         """The settings of each pattern. What was set as groups.model.head.lr=1 is nested: names
         have dots, which separate keys."""
-        return dict(_flat(self.groups or {}))
+        settings: dict[str, Settings] = {}
+        for pattern, own in _flat(self.groups or {}):
+            settings[pattern] = {**settings.get(pattern, {}), **own}
+        return settings
 
     def misfits(
         self, names: Sequence[str], others: Mapping[str, str], at: str = "optimizer.groups"

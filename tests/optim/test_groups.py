@@ -86,6 +86,9 @@ def test_without_groups_the_optimiser_gets_parameters_alone():
 def test_a_name_typed_as_a_key_has_its_dots():
     nested = {"model": {"layers": {"0": {"bias": {"lr": 1}}}, "lr": 2}}
     assert Groups(nested).by_pattern == {"model.layers.0.bias": {"lr": 1}, "model": {"lr": 2}}
+    written = {"model.layers.0.bias": {"lr": 3, "eps": 4}}
+    typed = {"model": {"layers": {"0": {"bias": {"lr": 1}}}}}
+    assert Groups(written | typed).by_pattern == {"model.layers.0.bias": {"lr": 1, "eps": 4}}
 
 
 @given(st.lists(st.text("ab.*?[]", min_size=1, max_size=3), unique=True, max_size=4), st.booleans())
