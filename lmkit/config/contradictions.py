@@ -279,7 +279,7 @@ def _monitors(
 
 def _rates_of_groups(config: Mapping[str, Any]) -> Iterator[str]:
     """Rates of groups of parameters that a schedule would replace by one of its own."""
-    scheduler, groups = config.get("scheduler") or {}, config["optimizer"].get("groups")
+    scheduler, groups = config.get("scheduler") or {}, (config.get("optimizer") or {}).get("groups")
     if not issubclass(named_class("scheduler", scheduler), (OneCycleLR, CyclicLR)):
         return
     for key in ("base_lr", "max_lr"):
