@@ -9,7 +9,6 @@ from lmkit.optim.muon import MuonWithAdam
 from lmkit.optim.schedules import (
     InverseSquareRoot,
     OneCycle,
-    StepDown,
     WarmupCosine,
     WarmupLinear,
     WarmupStableDecay,
@@ -26,7 +25,6 @@ __all__ = [
     "InverseSquareRoot",
     "MuonWithAdam",
     "OneCycle",
-    "StepDown",
     "Stepping",
     "TwoTailed",
     "WarmupCosine",

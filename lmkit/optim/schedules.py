@@ -10,7 +10,7 @@ from annotated_types import Ge, Gt, Lt
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from lmkit.ranges import Count, Fraction, Positive, Share, Size
+from lmkit.ranges import Count, Fraction, Share
 
 Momentum = Annotated[float, Gt(0), Lt(1)]
 
@@ -207,24 +207,3 @@ class InverseSquareRoot(LambdaLR):
         """The share of the optimiser's rate after so many steps."""
         share = (step + 1) / (self.warmup_steps + 1)
         return min(share, 1 / math.sqrt(share))
-
-
-class StepDown(LambdaLR):
-    """The optimiser's rate for some epochs, then in each epoch a share of that of the one before
-    (Zaremba et al. 2014, section 4).
-
-    start_epoch: epochs that have the optimiser's rate.
-    gamma: what the rate is multiplied by at the beginning of each later epoch.
-    """
-
-    def __init__(
-        self, optimizer: Optimizer, *, start_epoch: Size = 4, gamma: Positive = 0.5
-    ) -> None:
-        self.start_epoch = start_epoch
-        self.gamma = gamma
-        super().__init__(optimizer, self.ratio)
-
-    def ratio(self, epoch: int) -> float:
-        """The share of the optimiser's rate after so many steps."""
-        ratio: float = self.gamma ** max(epoch + 1 - self.start_epoch, 0)
-        return ratio

@@ -19,7 +19,11 @@ TRAININGS = [words for words in COMMANDS if words[1] == "train"]
 
 
 @pytest.mark.parametrize("words", TRAININGS, ids=lambda words: " ".join(words[2:]))
-def test_its_trainings_pass_the_check(words):
+def test_its_trainings_pass_the_check(words, tmp_path, monkeypatch):
+    (tmp_path / "wikitext-2").mkdir()
+    for split in ("train", "valid", "test"):
+        (tmp_path / "wikitext-2" / f"{split}.txt").write_text(" = A = \n\n some words \n")
+    monkeypatch.chdir(tmp_path)
     check(compose(words[2:]))
 
 

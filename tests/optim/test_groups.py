@@ -169,7 +169,7 @@ def test_plain_sgd_has_its_rates_again_after_a_clipped_step(place):
 
 
 @pytest.mark.parametrize(
-    "schedule", ["cosine", "linear", "wsd", "one_cycle", "inverse_sqrt", "zaremba", "step"]
+    "schedule", ["cosine", "linear", "wsd", "one_cycle", "inverse_sqrt", "hold_then_decay", "step"]
 )
 def test_each_group_has_the_schedule_of_its_own_rate(place, schedule):
     argv = (*ADAM, *GROUPS, f"scheduler={schedule}", "trainer.gradient_clip_val=null")

@@ -17,7 +17,6 @@ from lmkit.errors import UserError
 from lmkit.optim import (
     InverseSquareRoot,
     OneCycle,
-    StepDown,
     WarmupStableDecay,
 )
 from lmkit.run import Run
@@ -204,37 +203,15 @@ def test_the_inverse_root_peaks_after_the_warm_up():
 
 
 @pytest.mark.parametrize(
-    ("start", "divisor", "epochs"), [(4, 2, 13), (6, 1.2, 39), (14, 1.15, 55), (1, 2, 3)]
-)
-def test_the_rates_of_zaremba(start, divisor, epochs):
-    """As the paper's own program: at the end of each epoch from the start_epoch-th on."""
-    made = optimizer(torch.optim.SGD)
-    found = rates(made, StepDown(made, start_epoch=start, gamma=1 / divisor), epochs)
-    lr, expected = 1.0, []
-    for epoch in range(1, epochs + 2):
-        expected.append(lr)
-        if epoch >= start:
-            lr /= divisor
-    assert [first[0] for first, _ in found] == pytest.approx(expected)
-
-
-def test_it_steps_by_epochs_in_a_training(place):
-    fitted = place.fit("scheduler=zaremba", "scheduler.start_epoch=1", "trainer.max_epochs=3")
-    assert fitted.of("lr")[:17] == [1.0] * 17
-    assert fitted.of("lr")[18:35] == [0.5] * 17
-    assert fitted.of("lr")[36:53] == [0.25] * 17
-
-
-@pytest.mark.parametrize(
     "keys",
     [
         (*WSD, "scheduler.warmup_steps=3"),
         ("scheduler=one_cycle", *ADAM),
         ("scheduler=one_cycle", "optimizer.momentum=0.9", "optimizer.lr=0.1", OFTEN),
         ("scheduler=inverse_sqrt", "scheduler.warmup_steps=5", *ADAM),
-        ("scheduler=zaremba", "scheduler.start_epoch=1", "optimizer.lr=0.5", OFTEN),
+        ("scheduler=hold_then_decay", "scheduler.hold=1", "optimizer.lr=0.5", OFTEN),
     ],
-    ids=["wsd", "one cycle of Adam", "one cycle of SGD", "inverse_sqrt", "zaremba"],
+    ids=["wsd", "one cycle of Adam", "one cycle of SGD", "inverse_sqrt", "hold_then_decay"],
 )
 def test_killed_and_gone_on_with_is_the_same_run(place, keys):
     assert_same(place.fit(*keys), place.train(*keys, kill_at=(7, 21)))
