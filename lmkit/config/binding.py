@@ -83,11 +83,13 @@ def bind(
     mistakes: list[str],
     called: str = "",
     whole: Mapping[str, Any] | None = None,
+    *,
+    partial: bool = False,
 ) -> dict[str, Any]:
     """`values` fitted to the keys of `owners`, which messages name as `called`.
 
     Unknown, missing and misfitting keys are noted and left out; if none is missing or misfits, the
-    owners that are `Checked` check the values together.
+    owners that are `Checked` check the values together. With `partial` none need be there.
     """
     keys = {
         name: key
@@ -110,12 +112,13 @@ def bind(
             )
             if len(mistakes) > before:
                 spoiled.add(name)
-    missing = [n for n, key in keys.items() if key.required and n not in fitted]
+    required = [] if partial else [n for n, key in keys.items() if key.required]
+    missing = [n for n in required if n not in fitted]
     for name in missing:
         inner = ".NAME" if get_origin(keys[name].hint) in (dict, Mapping) else ""
         mistakes.append(f"{at}{name} is required{by}; set {at}{name}{inner}=...")
     fitted = {name: value for name, value in fitted.items() if name not in spoiled}
-    for owner, given in owners.items() if not (missing or spoiled) else ():
+    for owner, given in owners.items() if not (missing or spoiled or partial) else ():
         mistakes += _impossible_values(path, owner, fitted, given)
     return fitted
 

@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 from lmkit.config.safety import reveal
 from lmkit.config.signatures import signature_keys
-from lmkit.config.targets import resolve_target, slot_bases
+from lmkit.config.targets import BESIDE, beside, resolve_target, slot_bases
 from lmkit.config.values import item_hint, object_bases
 from lmkit.errors import UserError
 
@@ -19,6 +19,16 @@ def build(slot: str, node: Mapping[str, Any], **given: Any) -> Any:
     need not have `num_steps`. Raises UserError if the allowlist or the slot forbids the class.
     """
     return _build(node, slot_bases(slot), given)
+
+
+def split_node(group: str, node: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A group, split into the node of its object and the keys of the class beside it."""
+    keys: set[str] = set()
+    if group in BESIDE:
+        owner, given = beside(group)
+        keys = set(signature_keys(owner)) - given
+    own = {key: value for key, value in node.items() if key not in keys}
+    return own, {key: value for key, value in node.items() if key in keys}
 
 
 def _build(node: Mapping[str, Any], bases: tuple[type, ...], given: Mapping[str, Any]) -> Any:

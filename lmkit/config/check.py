@@ -14,13 +14,14 @@ import torch
 
 from lmkit import kernels
 from lmkit.config.binding import bind, bind_node, unknown
-from lmkit.config.build import build
+from lmkit.config.build import build, split_node
 from lmkit.config.compose import Composition
 from lmkit.config.contradictions import contradictions, remarks
 from lmkit.config.dry_run import attempt, dry_run
 from lmkit.config.keys import NAMED
 from lmkit.config.loggers import missing_packages
 from lmkit.config.mistakes import nearest, report
+from lmkit.config.optimizer import fit_groups
 from lmkit.config.recipe import Recipe
 from lmkit.config.safety import escapes, leaks
 from lmkit.config.signatures import signature_keys
@@ -124,8 +125,7 @@ def check(
                 for contradiction in contradictions(config, splits, lossless)
                 if not any(key in contradiction for key in noted)
             ]
-            schedule, stepping = nodes["scheduler"]
-            dry_run({**config, "scheduler": schedule}, stepping, mistakes)
+            dry_run({**config, "scheduler": nodes["scheduler"][0]}, nodes["scheduler"][1], mistakes)
     if command:
         own = bind("", own, {command: positional}, mistakes)
     if mistakes:
@@ -138,16 +138,6 @@ def check(
 def split_data(node: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The `data` group, split into the node of its source and the keys of DataModule."""
     return split_node("data", node)
-
-
-def split_node(group: str, node: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A group, split into the node of its object and the keys of the class beside it."""
-    keys: set[str] = set()
-    if group in BESIDE:
-        owner, given = beside(group)
-        keys = _keys(owner) - given
-    own = {key: value for key, value in node.items() if key not in keys}
-    return own, {key: value for key, value in node.items() if key in keys}
 
 
 def _keys(target: Callable[..., Any] | None) -> set[str]:
@@ -212,4 +202,5 @@ def _bind_config(composed: Mapping[str, Any], mistakes: list[str]) -> dict[str, 
                 *(name, node, slot_bases(name), mistakes, slot.given),
                 *(dict([beside(name)]) if name in BESIDE else None, composed),
             )
+    fit_groups(config.get("optimizer") or {}, mistakes)
     return config

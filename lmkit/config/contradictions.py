@@ -16,7 +16,7 @@ from lmkit.config.targets import named_class
 from lmkit.config.trainer_keys import trainer_mistakes
 from lmkit.errors import UserError
 from lmkit.run import check_name
-from lmkit.run.history import inner_keys
+from lmkit.run.history import flat, inner_keys
 from lmkit.system import hardware
 from lmkit.system.processes import launched
 
@@ -91,6 +91,7 @@ def contradictions(
         *_monitors(trainer, scheduler, callbacks, splits),
         *never_logged(config, lossless),
         *_modes(config),
+        *_rates_of_groups(config),
         *_callbacks(callbacks),
         *_terms(config.get("regularizers") or {}),
         *_head(config),
@@ -103,7 +104,7 @@ def remarks(config: Mapping[str, Any]) -> Iterator[str]:
     model, scheduler = config["model"], config["scheduler"] or {}
     # These schedules set learning rates of their own.
     sets_rates = issubclass(named_class("scheduler", scheduler), (OneCycleLR, CyclicLR))
-    if config["optimizer"].get("lr") == 0 and not sets_rates:
+    if config["optimizer"].get("lr") == 0 and not (sets_rates or config["optimizer"].get("groups")):
         yield "optimizer.lr=0: nothing is learnt"
     hidden, embedding = model.get("hidden_size"), model.get("embedding_size")
     if model.get("num_layers") == 1 and model.get("tie_weights") and hidden != embedding:
@@ -275,6 +276,22 @@ def _monitors(
                 f"callbacks.{key}.monitor={monitor} but {why}; validate, or set "
                 f"callbacks.{key}=null"
             )
+
+
+def _rates_of_groups(config: Mapping[str, Any]) -> Iterator[str]:
+    """Rates of groups of parameters that a schedule would replace by one of its own."""
+    scheduler, groups = config.get("scheduler") or {}, (config.get("optimizer") or {}).get("groups")
+    if not issubclass(named_class("scheduler", scheduler), (OneCycleLR, CyclicLR)):
+        return
+    for key in ("base_lr", "max_lr"):
+        if key not in scheduler or isinstance(scheduler[key], list):
+            continue
+        for path, name, rate in inner_keys("optimizer.groups", flat(groups or {})):
+            if name.endswith(".lr"):
+                yield (
+                    f"{path}={rate} but scheduler.{key}={scheduler[key]} is the rate of all "
+                    f"groups: give a list with one for each, or set scheduler=one_cycle"
+                )
 
 
 def _watching(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:

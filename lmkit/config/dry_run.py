@@ -17,7 +17,8 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from torch.optim import SGD
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from lmkit.config.build import build
+from lmkit.config.build import build, split_node
+from lmkit.config.optimizer import PATH, Named, make_optimizer, other_names, tiny_parameters
 from lmkit.config.safety import anchored
 from lmkit.config.signatures import Key, signature_keys
 from lmkit.config.targets import SLOTS, beside, resolve_target
@@ -38,11 +39,12 @@ def dry_run(config: Node, stepping: Node, mistakes: list[str]) -> None:
     Keys with a noted mistake are left out. stepping: the keys of `Stepping` in the scheduler group.
     """
     with TemporaryDirectory() as directory, silent():
-        _model(config, mistakes)
+        model = _model(config, mistakes)
         for key, node in (config.get("regularizers") or {}).items():
             attempt(f"regularizers.{key}", node, _simply("regularizers"), mistakes)
         attempt("averaging", config.get("averaging"), _simply("averaging"), mistakes)
-        _schedule(config, stepping, mistakes)
+        named = _parameters(config, mistakes) if model else None
+        _schedule(config, stepping, named, mistakes)
         _trainer(config, Path(directory), mistakes)
 
 
@@ -117,7 +119,7 @@ def _simply(slot: str, **given: Any) -> Make:
     return lambda node: build(slot, node, **given)
 
 
-def _model(config: Node, mistakes: list[str]) -> None:
+def _model(config: Node, mistakes: list[str]) -> torch.nn.Module | None:
     with torch.device("meta"):
         make = _simply("model", vocabulary_size=2)
         model = attempt("model", config.get("model"), make, mistakes)
@@ -128,31 +130,61 @@ def _model(config: Node, mistakes: list[str]) -> None:
             f"model: its parameters take {needed / 2**30:,.0f} GiB, this machine has "
             f"{memory / 2**30:,.0f}; lower model.hidden_size or model.embedding_size"
         )
+    built: torch.nn.Module | None = model
+    return built
 
 
-def _schedule(config: Node, stepping: Node, mistakes: list[str]) -> None:
-    parameters = [torch.nn.Parameter(torch.zeros(size)) for size in ((2, 2), (2,))]
+def _parameters(config: Node, mistakes: list[str]) -> Named | None:
+    """Small parameters with the names of a config's; None with mistakes noted if its head cannot be
+    built."""
 
-    def loss() -> torch.Tensor:
-        for parameter in parameters:
+    def make(node: dict[str, Any]) -> Named:
+        return tiny_parameters({**config, "head": node})
+
+    named: Named | None = attempt("head", config.get("head"), make, mistakes)
+    return named
+
+
+def _optimizer(config: Node, named: Named | None, mistakes: list[str]) -> Any:
+    """The optimiser of small parameters, after a step; None with mistakes noted."""
+    named = named or tiny_parameters({"optimizer": {}})
+    whole = config.get("optimizer") or {}
+
+    def make(node: dict[str, Any]) -> Any:
+        optimizer = make_optimizer(node, named)
+        for _, parameter in named:
             parameter.grad = torch.zeros_like(parameter)
-        return torch.zeros(())
-
-    def make_optimizer(node: dict[str, Any]) -> Any:
-        optimizer = build("optimizer", node, params=parameters)
-        optimizer.step(loss)
+        optimizer.step(lambda: 0.0)
         return optimizer
 
-    optimizer = attempt("optimizer", config.get("optimizer"), make_optimizer, mistakes)
+    alone, keys = split_node("optimizer", whole)
+    optimizer = attempt("optimizer", alone, make, mistakes)
+    if optimizer is None or not keys.get("groups"):
+        return optimizer
+    groups, before = beside("optimizer")[0](**keys), len(mistakes)
+    mistakes += groups.misfits([name for name, _ in named], other_names(config))
+    for pattern, settings in groups.by_pattern.items():
+        mistakes += [
+            f"{PATH}.{pattern}.{key}={value}: {alone['_target_']} has one for all parameters; set "
+            f"optimizer.{key}"
+            for key, value in settings.items()
+            if key not in optimizer.defaults
+        ]
+        attempt(f"{PATH}.{pattern}", {**alone, **settings}, make, mistakes)
+    return optimizer if len(mistakes) > before else attempt("optimizer", whole, make, mistakes)
+
+
+def _schedule(config: Node, stepping: Node, named: Named | None, mistakes: list[str]) -> None:
+    optimizer = _optimizer(config, named, mistakes)
 
     def make(node: dict[str, Any]) -> Any:
         # Mistakes in a schedule are reported even if its optimiser could not be built.
-        steps = optimizer or SGD(parameters, lr=0.1)
+        steps = optimizer or SGD([torch.nn.Parameter(torch.zeros(2, 2))], lr=0.1)
         scheduler = build("scheduler", node, optimizer=steps, num_steps=1)
         limits = config.get("trainer") or {}
         updates, epochs = limits.get("max_steps") or -1, limits.get("max_epochs") or -1
         beside("scheduler")[0](**stepping).check_length(scheduler, updates=updates, epochs=epochs)
-        steps.step(loss)
+        steps.step(lambda: 0.0)
         scheduler.step(*((0.0,) if isinstance(scheduler, ReduceLROnPlateau) else ()))
         return scheduler
 

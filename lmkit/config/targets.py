@@ -51,6 +51,7 @@ SLOTS = {
 # Classes whose keys are in a group beside those of its object, and the arguments from the code.
 BESIDE = {
     "data": ("lmkit.windows.DataModule", ("source", "tokenizer", "cache", "seed")),
+    "optimizer": ("lmkit.optim.Groups", ()),
     "scheduler": ("lmkit.optim.Stepping", ()),
 }
 

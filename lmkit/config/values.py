@@ -98,7 +98,7 @@ def describe(hint: Any) -> str:
         return " | ".join(str(option) for option in arguments)
     if hint is types.NoneType:
         return "null"
-    if hint is Group or is_dataclass(hint):
+    if hint is Group or is_dataclass(hint) or origin in (dict, Mapping):
         return "a mapping"
     if arguments and origin in (list, tuple, Sequence, Iterable, set, Collection):
         return f"a list of {' and '.join(dict.fromkeys(map(describe, arguments)))}"

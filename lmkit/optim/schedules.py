@@ -1,16 +1,18 @@
-"""Schedules of the learning rate that step after each update or after each epoch."""
+"""Schedules of the learning rate: each multiplies the rate of every group of parameters."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
+from annotated_types import Ge, Gt, Lt
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import CyclicLR, LambdaLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LambdaLR
 
-from lmkit.errors import UserError
-from lmkit.ranges import Count, Fraction
+from lmkit.ranges import Count, Fraction, Share
+
+Momentum = Annotated[float, Gt(0), Lt(1)]
 
 
 class _Warmup(LambdaLR):
@@ -40,6 +42,7 @@ class _Warmup(LambdaLR):
         raise NotImplementedError
 
     def ratio(self, step: int) -> float:
+        """The share of the optimiser's rate after so many steps."""
         if step < self.warmup_steps:
             return (step + 1) / (self.warmup_steps + 1)
         left = max(self.num_steps - self.warmup_steps, 1)
@@ -61,76 +64,146 @@ class WarmupLinear(_Warmup):
         return 1 - done
 
 
-Interval = Literal["step", "epoch"]
+class WarmupStableDecay(_Warmup):
+    """The optimiser's rate after the warm-up, which goes down at the end of the training (Hu et al.
+    2024, arXiv:2404.06395, section 4).
 
-
-@dataclass(frozen=True)
-class Stepping:
-    """When a schedule steps.
-
-    interval: after each update (step) or epoch; null: as the schedule's documentation says.
-    monitor: what ReduceLROnPlateau watches; null: val/nll.
+    decay_share: share of the training's updates in which the rate goes down; 0: it never does.
+    shape: how; linear, or sqrt: by 1 - sqrt(x), faster at first (Hägele et al. 2024,
+    arXiv:2405.18392).
     """
 
-    interval: Interval | None = None
-    monitor: str | None = None
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        num_steps: float,
+        *,
+        decay_share: Fraction = 0.1,
+        shape: Literal["linear", "sqrt"] = "sqrt",
+        **settings: Any,
+    ) -> None:
+        self.decay_share = decay_share
+        self.shape = shape
+        super().__init__(optimizer, num_steps, **settings)
 
-    def settings(self, scheduler: LRScheduler) -> dict[str, Any]:
-        """Lightning's settings of a schedule; raises UserError where it cannot step like this."""
-        plateau = isinstance(scheduler, ReduceLROnPlateau)
-        if self.monitor is not None and not plateau:
-            raise UserError(f"scheduler.monitor={self.monitor}: only ReduceLROnPlateau watches one")
-        if plateau and self.interval == "step":
-            raise UserError("scheduler.interval=step: ReduceLROnPlateau steps after a validation")
-        stepping = {"scheduler": scheduler, "interval": self.interval or documented(scheduler)}
-        # Not strict: before the first validation there is nothing to watch.
-        watched = {"monitor": self.monitor or "val/nll", "strict": False}
-        return stepping | watched if plateau else stepping
+    def decay(self, done: float) -> float:
+        return 1 - (done if self.shape == "linear" else math.sqrt(done))
 
-    def check_length(self, scheduler: LRScheduler, *, updates: float, epochs: float) -> None:
-        """Raise UserError if a schedule ends before a training of so many updates or epochs."""
-        by_step = self.settings(scheduler)["interval"] == "step"
-        check_length(scheduler, updates if by_step else epochs)
+    def ratio(self, step: int) -> float:
+        """The share of the optimiser's rate after so many steps."""
+        if step < self.warmup_steps:
+            return super().ratio(step)
+        decaying = self.decay_share * self.num_steps
+        begin = self.num_steps - decaying
+        if step <= begin or not decaying:
+            return 1.0
+        done = min((step - begin) / decaying, 1.0)
+        return self.min_ratio + (1 - self.min_ratio) * self.decay(done)
 
-
-def documented(scheduler: LRScheduler) -> Interval:
-    """Whether a schedule steps by update or by epoch: as its class says in `steps_by`, as the
-    schedules that it is made of do, or as its documentation says."""
-    inner = getattr(scheduler, "_schedulers", [])  # of SequentialLR and ChainedScheduler
-    intervals = {documented(schedule) for schedule in inner}
-    if len(intervals) > 1:
-        raise UserError(
-            "scheduler: of its schedules one steps after each update and one after each epoch; "
-            "set scheduler.interval=step or scheduler.interval=epoch for all of them"
+    def misfit(self) -> str | None:
+        """The mistake of a warm-up that has not ended when the rate begins to go down."""
+        most = math.floor((1 - self.decay_share) * self.num_steps)
+        if self.warmup_steps <= most:
+            return None
+        return (
+            f"scheduler.warmup_steps={self.warmup_steps} but scheduler.decay_share="
+            f"{self.decay_share} of {self.num_steps:.0f} updates leaves {most} before the rate "
+            "goes down; lower one of them, or train longer"
         )
-    usual: Interval = "step" if isinstance(scheduler, OneCycleLR | CyclicLR) else "epoch"
-    interval: Interval = intervals.pop() if intervals else getattr(scheduler, "steps_by", usual)
-    return interval
 
 
-def has_end(scheduler: LRScheduler) -> bool:
-    """Whether a schedule, or one that it is made of, has a last step; others continue for ever."""
-    inner = getattr(scheduler, "_schedulers", [])
-    return isinstance(scheduler, OneCycleLR) or any(map(has_end, inner))
+class OneCycle(LambdaLR):
+    """One cycle over the whole training (Smith and Topin 2018, arXiv:1708.07120): up to the
+    optimiser's rate, down to nearly nothing. As torch's OneCycleLR, but each group of parameters
+    has its own rate as the highest, and the length is the training's.
+
+    num_steps: updates of the whole training.
+    pct_start: share of the updates in which the rate goes up.
+    anneal_strategy: by half a cosine, or in a straight line.
+    cycle_momentum: whether the optimiser's momentum, where it has one above 0 (Adam: the first of
+    betas), goes down as the rate goes up and the other way round.
+    base_momentum: the lowest momentum, at the highest rate.
+    max_momentum: the highest momentum, at the beginning and the end.
+    div_factor: the first rate is the highest divided by this.
+    final_div_factor: the last rate is the first divided by this.
+    """
+
+    steps_by = "step"
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        num_steps: float,
+        *,
+        pct_start: Share = 0.3,
+        anneal_strategy: Literal["cos", "linear"] = "cos",
+        cycle_momentum: bool = True,
+        base_momentum: Momentum = 0.85,
+        max_momentum: Momentum = 0.95,
+        div_factor: Annotated[float, Ge(1)] = 25.0,
+        final_div_factor: Annotated[float, Ge(1)] = 1e4,
+    ) -> None:
+        self.num_steps = num_steps
+        self.pct_start = pct_start
+        self.anneal_strategy = anneal_strategy
+        self.cycle_momentum = cycle_momentum
+        self.momenta = (max_momentum, base_momentum, max_momentum)
+        self.ratios = (1 / div_factor, 1.0, 1 / div_factor / final_div_factor)
+        super().__init__(optimizer, self.ratio)
+
+    @staticmethod
+    def mistakes(config: Mapping[str, Any], at: str) -> list[str]:
+        """Mistakes that show only when the values are compared with one another."""
+        lowest, highest = config["base_momentum"], config["max_momentum"]
+        if lowest <= highest:
+            return []
+        return [
+            f"{at}.base_momentum={lowest} but {at}.max_momentum={highest}: the first is the "
+            "lowest; exchange them"
+        ]
+
+    def ratio(self, step: int) -> float:
+        """The share of the optimiser's rate after so many steps."""
+        return self.at(step, self.ratios)
+
+    def at(self, step: int, values: tuple[float, float, float]) -> float:
+        """What goes from the first of three values to the second and on to the third, at a step."""
+        first, middle, last = values
+        peak, end = self.pct_start * self.num_steps - 1, self.num_steps - 1
+        if step < peak:
+            return self._between(first, middle, step / peak)
+        return self._between(middle, last, (step - peak) / (end - peak) if step < end else 1.0)
+
+    def _between(self, one: float, other: float, done: float) -> float:
+        if self.anneal_strategy == "linear":
+            return one + (other - one) * done
+        return other + (one - other) / 2 * (1 + math.cos(math.pi * done))
+
+    def get_lr(self) -> list[Any]:
+        """The rates of this step; sets the momentum of this step too."""
+        momentum = self.at(self.last_epoch, self.momenta)
+        for group in self.optimizer.param_groups if self.cycle_momentum else ():
+            if group.get("momentum"):
+                group["momentum"] = momentum
+            if group.get("betas"):
+                group["betas"] = (momentum, *group["betas"][1:])
+        return super().get_lr()
 
 
-def check_length(scheduler: LRScheduler, steps: float, path: str = "scheduler") -> None:
-    """Raise UserError if a schedule, or one that it is made of, would have to make more steps than
-    it has."""
-    milestones = [*getattr(scheduler, "_milestones", []), math.inf]  # of a SequentialLR
-    begin = 0
-    for number, inner in enumerate(getattr(scheduler, "_schedulers", [])):
-        if len(milestones) == 1:  # ChainedScheduler: all at once
-            check_length(inner, steps, f"{path}.schedulers.{number}")
-        elif begin < steps:
-            end = milestones[number]
-            own = min(steps, end - 1) - begin  # the step at a milestone is the next one's
-            check_length(inner, own, f"{path}.schedulers.{number}")
-            begin = end
-    if isinstance(scheduler, OneCycleLR) and scheduler.total_steps < steps:
-        known = f"{steps:.0f}" if math.isfinite(steps) else "more"
-        longer = f"total_steps={known if math.isfinite(steps) else '...'}"
-        # Hydra's grammar cannot set an element of a list.
-        remedy = f"set {path}.{longer}" if path == "scheduler" else f"give it {longer}"
-        ends = f"{path} ends after {scheduler.total_steps} steps"
-        raise UserError(f"{ends} but the training has {known}; {remedy}")
+class InverseSquareRoot(LambdaLR):
+    """A linear warm-up, then the rate falls with the root of the number of updates, whatever the
+    length of the training (Vaswani et al. 2017, equation 3).
+
+    warmup_steps: updates until the optimiser's rate is reached.
+    """
+
+    steps_by = "step"
+
+    def __init__(self, optimizer: Optimizer, *, warmup_steps: Count = 0) -> None:
+        self.warmup_steps = warmup_steps
+        super().__init__(optimizer, self.ratio)
+
+    def ratio(self, step: int) -> float:
+        """The share of the optimiser's rate after so many steps."""
+        share = (step + 1) / (self.warmup_steps + 1)
+        return min(share, 1 / math.sqrt(share))

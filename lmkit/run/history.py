@@ -12,7 +12,7 @@ from typing import Any
 LENGTH = (
     r"trainer\.(min_epochs|max_epochs|min_steps|max_steps|max_time)|callbacks\.early_stopping"
     r"|scheduler\.(T_max|total_steps|epochs|steps_per_epoch|total_iters|max_iters|milestones"
-    r"|schedulers)"
+    r"|schedulers|decay_share)"
 )
 FREE = re.compile(
     rf"({LENGTH}|outputs|name|run_id|recipe|kernels|restarts|threads|logger|callbacks\.(samples|watchdog)"
@@ -23,7 +23,8 @@ FREE = re.compile(
 # Keys that change the result of a run that has ended.
 AFRESH = re.compile(rf"({LENGTH}|logger|callbacks\.samples)(\.|$)")
 # Keys that may also change once a run has diverged, so that it does not diverge again.
-MENDS = re.compile(r"(optimizer\.lr|trainer\.gradient_clip_(val|algorithm))$")
+RATE = re.compile(r"optimizer\.(groups\..+\.)?lr$")  # of all parameters, or of a group
+MENDS = re.compile(rf"{RATE.pattern}|trainer\.gradient_clip_(val|algorithm)$")
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -10,8 +10,8 @@ import torch
 from lightning.pytorch.loggers.logger import DummyLogger
 
 from lmkit.assembly import build_model
-from lmkit.config.build import build
-from lmkit.config.check import split_node
+from lmkit.config.build import build, split_node
+from lmkit.config.optimizer import make_optimizer, named_parameters
 from lmkit.config.safety import anchored
 from lmkit.config.trainer import build_trainer
 from lmkit.inference.sampling import Sampling, sample_texts
@@ -39,8 +39,8 @@ def make_task(config: dict[str, Any], data: DataModule) -> Task:
     nodes = config["regularizers"]
     regularizers = {name: build("regularizers", node) for name, node in nodes.items()}
 
-    def make_optimizer(params: Any) -> Any:
-        return build("optimizer", config["optimizer"], params=params)
+    def optimize(params: Any) -> Any:
+        return make_optimizer(config["optimizer"], named_parameters(model, head))
 
     node, stepping = split_node("scheduler", config["scheduler"] or {})
 
@@ -55,7 +55,7 @@ def make_task(config: dict[str, Any], data: DataModule) -> Task:
         s: (stores[split].num_tokens, n) for s, split in known if (n := stores[split].num_bytes)
     }
     seed, when = config["seed"], Stepping(**stepping)
-    return Task(model, head, make_optimizer, make_scheduler, num_bytes, seed, when, regularizers)
+    return Task(model, head, optimize, make_scheduler, num_bytes, seed, when, regularizers)
 
 
 def make_tracking(run: Run, config: Mapping[str, Any], step: int | None) -> Tracking:

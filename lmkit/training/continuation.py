@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
@@ -95,8 +94,8 @@ class Continuation(Callback):
                 state |= {"best": state["mode_worse"], "num_bad_epochs": 0}
 
     def _reschedule(self, trainer: Trainer, task: Task) -> None:
-        """Repeat the schedule's steps on an optimiser of a dummy parameter, and adopt its state."""
-        trial = task.make_optimizer([torch.nn.Parameter(torch.zeros(1))])
+        """Repeat the schedule's steps on another optimiser, and adopt its state and rates."""
+        trial = task.make_optimizer(task.parameters())
         restored = [config.scheduler for config in trainer.lr_scheduler_configs]
         follows = restored and not isinstance(restored[0], ReduceLROnPlateau)
         if follows:
@@ -111,10 +110,23 @@ class Continuation(Callback):
                     schedule.step()
             restored[0].load_state_dict(schedule.state_dict())
             self._warn_of_lengths()
-        if follows or "optimizer.lr" in self.changed:
-            now = {key: value for key, value in trial.param_groups[0].items() if key != "params"}
-            for group in trainer.optimizers[0].param_groups:
-                group.update(now)
+        if follows or any(history.RATE.match(key) for key in self.changed):
+            known, before = trial.param_groups, trainer.optimizers[0].param_groups[0]["lr"]
+            for number, group in enumerate(trainer.optimizers[0].param_groups):
+                now = known[number if number < len(known) else 0]  # a callback may have added one
+                group.update({key: value for key, value in now.items() if key != "params"})
+            self._warn_of_rise(before, known[0]["lr"])
+
+    def _warn_of_rise(self, before: float, now: float) -> None:
+        """Warn where the learning rate had gone down for the end of a shorter training."""
+        longer = any(key.startswith(("trainer.max_", "scheduler.decay_")) for key in self.changed)
+        if longer and now > before and not any(map(history.RATE.match, self.changed)):
+            log.warning(
+                "the learning rate goes back up, from %.3g to %.3g: it had gone down for the end "
+                "of a shorter training",
+                before,
+                now,
+            )
 
     def _warn_of_lengths(self) -> None:
         """Warn where the training's length has changed but a schedule has a length of its own."""

@@ -6,12 +6,10 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import torch
-
-from lmkit.config.build import build
-from lmkit.config.check import split_node
+from lmkit.config.build import build, split_node
 from lmkit.config.contradictions import never_logged
 from lmkit.config.mistakes import report
+from lmkit.config.optimizer import make_optimizer, tiny_parameters
 from lmkit.config.targets import named_class
 from lmkit.config.trainer import silent
 from lmkit.errors import UserError
@@ -75,7 +73,8 @@ def check_limits(config: Mapping[str, Any], data: DataModule) -> None:
 
 
 def check_schedule(config: Mapping[str, Any], data: DataModule) -> None:
-    """Raise UserError if the training of a checked config is longer than its schedule.
+    """Raise UserError if the training of a checked config is longer than its schedule, or too short
+    for it.
 
     config: with the trainer's limits as numbers of windows.
     """
@@ -83,16 +82,18 @@ def check_schedule(config: Mapping[str, Any], data: DataModule) -> None:
     trainer = config["trainer"]
     if not node or trainer.get("fast_dev_run"):
         return
-    parameters = [torch.nn.Parameter(torch.zeros(2, 2))]
-    with silent():
-        optimizer = build("optimizer", config["optimizer"], params=parameters)
-        scheduler = build("scheduler", node, optimizer=optimizer, num_steps=1)
-    if not has_end(scheduler):
-        return
     epochs, most = trainer.get("max_epochs", -1), trainer.get("max_steps", -1)
     epochs = math.inf if epochs in (None, -1) else epochs
     updates, each = math.inf if most == -1 else most, _updates(trainer, data)
     epochs, updates = min(epochs, updates / each), min(updates, epochs * each)
+    with silent():
+        optimizer = make_optimizer(config["optimizer"], tiny_parameters(config))
+        num_steps = updates if math.isfinite(updates) else 1
+        scheduler = build("scheduler", node, optimizer=optimizer, num_steps=num_steps)
+    if misfit := getattr(scheduler, "misfit", lambda: None)():
+        raise UserError(misfit)
+    if not has_end(scheduler):
+        return
     # The schedule makes no step after a last epoch that is cut short.
     Stepping(**stepping).check_length(scheduler, updates=updates, epochs=epochs // 1)
 

@@ -20,7 +20,7 @@ from lmkit.head import Head
 from lmkit.metrics import TokenNLL, bits_per_byte, perplexity
 from lmkit.model import LanguageModel, Output, Reader, finite, joined, share_of
 from lmkit.model.dropout import Masks
-from lmkit.optim import Stepping, global_norm, is_plain_sgd
+from lmkit.optim import Stepping, global_norm, is_plain_sgd, learning_rates
 from lmkit.regularizers import Regularizer
 from lmkit.system.rendezvous import gather
 from lmkit.training.fit_loop import is_within_update, restore_loaders, stops_by_itself
@@ -166,7 +166,7 @@ class Task(pl.LightningModule):
             **{f"train/{name}": mean for name, mean in zip(self._summed, means, strict=True)},
             **of_nll,
             "train/tokens_per_second": self._num_targets / max(seconds, 1e-9),
-            "lr": self.trainer.optimizers[0].param_groups[0]["lr"],
+            **learning_rates(self.trainer.optimizers[0]),
         }
 
     def on_validation_start(self) -> None:
@@ -216,7 +216,7 @@ class Task(pl.LightningModule):
         if not gradient_clip_val:
             return
         optimizer = self.trainer.optimizers[0]
-        parameters = _parameters(optimizer)
+        parameters = self._optimized()
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
             scaler.unscale_(optimizer)  # a fused step would do so itself, when all is clipped
@@ -237,12 +237,19 @@ class Task(pl.LightningModule):
     def gradient_norm(self) -> Tensor:
         """The gradient's norm in the update that is about to be made, before clipping."""
         if self._grad_norm is None:
-            self._grad_norm = global_norm(_parameters(self.trainer.optimizers[0]))
+            self._grad_norm = global_norm(self._optimized())
         return self._grad_norm
+
+    def _optimized(self) -> list[nn.Parameter]:
+        """The optimizer's parameters, in the order of the task's whatever its groups: the norm is a
+        sum over them."""
+        groups = self.trainer.optimizers[0].param_groups
+        every = {id(parameter) for group in groups for parameter in group["params"]}
+        return [parameter for parameter in self.parameters() if id(parameter) in every]
 
     def drop_update(self) -> None:
         """Discard the update that is about to be made, and the sums of its windows."""
-        for parameter in _parameters(self.trainer.optimizers[0]):
+        for parameter in self._optimized():
             parameter.grad = None
         self._grad_norm = None
         self._sums, self._num_targets = self._sums_before
@@ -354,7 +361,3 @@ def _exact(values: Mapping[str, float]) -> dict[str, Tensor]:
 def _scale_rates(optimizer: Optimizer, factor: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] *= factor
-
-
-def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

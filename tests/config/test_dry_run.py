@@ -206,8 +206,8 @@ def test_what_a_library_refuses_is_told_of_each_key_of_every_object():
         (
             ["optimizer={_target_: torch.optim.ASGD}"],
             "optimizer.fused is not a key of torch.optim.ASGD; it is one of optimizer=adam, "
-            "optimizer=adamw, optimizer=sgd; where an option of the group has set it, leave it "
-            "out: ~optimizer.fused",
+            "optimizer=adamw, optimizer=muon, optimizer=sgd; where an option of the group has set "
+            "it, leave it out: ~optimizer.fused",
         ),
         (
             ["callbacks.bar._target_=lightning.pytorch.callbacks.RichProgressBar"],

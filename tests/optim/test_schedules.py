@@ -1,326 +1,264 @@
-"""Classes of torch, Lightning and torchmetrics in a config, with the arguments they document."""
+"""Schedules against loops and torch's own; resumed, made longer, and told where they do not fit."""
 
-import inspect
 import math
-from collections.abc import Callable
-from typing import Any, get_args
+from itertools import pairwise
 
-import lightning.pytorch as pl
 import pytest
 import torch
-import torchmetrics
-from lightning.pytorch import callbacks, loggers, profilers
-from lightning.pytorch.loggers.logger import DummyLogger
-from torch import optim
-from torch.optim import lr_scheduler
-from torch.optim.lr_scheduler import LRScheduler
+from fitted import Fitted, Place, assert_same
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.optim.lr_scheduler import OneCycleLR
 
-from lmkit.config.binding import bind_node
-from lmkit.config.build import build
-from lmkit.config.signatures import signature_keys
-from lmkit.config.targets import slot_bases
+from lmkit.assembly import make_data
+from lmkit.config.check import check
+from lmkit.config.compose import compose
 from lmkit.errors import UserError
 from lmkit.optim import (
-    HoldThenDecay,
-    Stepping,
-    WarmupCosine,
-    WarmupLinear,
-    check_length,
-    documented,
-    has_end,
+    InverseSquareRoot,
+    OneCycle,
+    WarmupStableDecay,
 )
+from lmkit.run import Run
+from lmkit.training.limits import check_limits
+
+OFTEN = "callbacks.checkpoint.every_n_train_steps=4"
 
 
-def classes(module: Any, base: type) -> list[type]:
-    found = [getattr(module, name) for name in getattr(module, "__all__", dir(module))]
-    return [each for each in found if inspect.isclass(each) and issubclass(each, base)]
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Place:
+    return Place(tmp_path_factory.mktemp("place"))
 
 
-OPTIMIZERS = [each for each in classes(optim, optim.Optimizer) if each is not optim.Optimizer]
-SCHEDULERS = [each for each in classes(lr_scheduler, LRScheduler) if each is not LRScheduler]
-CALLBACKS = classes(callbacks, pl.Callback)
-LOGGERS = classes(loggers, loggers.Logger)
-METRICS = classes(torchmetrics, torchmetrics.Metric)
-STACK = [*OPTIMIZERS, *SCHEDULERS, *CALLBACKS, *LOGGERS, *METRICS, *classes(profilers, object)]
-
-
-@pytest.mark.parametrize("cls", STACK, ids=lambda cls: cls.__name__)
-def test_every_annotation_can_be_read(cls):
-    """None is a text, nor holds one: what nothing equals would refuse whatever is given."""
-
-    def texts(hint: Any) -> list[Any]:
-        inner = [text for arm in get_args(hint) for text in texts(arm)]
-        return [hint] if isinstance(hint, str) else inner
-
-    for name, key in signature_keys(cls).items():
-        if "Literal" not in repr(key.hint):
-            assert texts(key.hint) == [], (name, key.hint)
-
-
-def test_the_classes_are_those_that_there_are():
-    assert len(OPTIMIZERS) >= 13
-    assert len(SCHEDULERS) >= 15
-    assert len(CALLBACKS) >= 20
-    assert len(LOGGERS) >= 5
-    assert len(METRICS) >= 80
-
-
-def plain(value: Any) -> Any:
-    """A default as a config writes it."""
-    return list(value) if isinstance(value, tuple) else value
-
-
-# What has no default, or shows what the documentation offers beside it.
-DOCUMENTED: dict[type, dict[str, Any]] = {
-    optim.SGD: {"lr": 1, "momentum": 0.9, "nesterov": True, "weight_decay": "1e-4"},
-    optim.Adam: {"betas": [0.9, 0.98], "amsgrad": True},
-    optim.Adafactor: {"eps": [None, 1e-3], "beta2_decay": -0.8},
-    optim.Rprop: {"etas": [0.5, 1.2], "step_sizes": [1e-6, 50]},
-    optim.LBFGS: {"line_search_fn": "strong_wolfe", "max_eval": 5},
-    lr_scheduler.MultiStepLR: {"milestones": [4, 5], "gamma": 0.5},
-    lr_scheduler.CyclicLR: {
-        **{"base_lr": 0.001, "max_lr": [0.01], "mode": "triangular2", "cycle_momentum": False},
-        **{"step_size_up": 5, "scale_mode": "iterations"},
-    },
-    lr_scheduler.OneCycleLR: {"max_lr": 0.01, "total_steps": 64, "cycle_momentum": False},
-    lr_scheduler.StepLR: {"step_size": 3},
-    lr_scheduler.ExponentialLR: {"gamma": 0.9},
-    lr_scheduler.CosineAnnealingLR: {"T_max": 10, "eta_min": 1e-5},
-    lr_scheduler.CosineAnnealingWarmRestarts: {"T_0": 2, "T_mult": 2},
-    lr_scheduler.ReduceLROnPlateau: {"mode": "max", "min_lr": [1e-5], "threshold_mode": "abs"},
-    lr_scheduler.SequentialLR: {
-        "schedulers": [
-            {"_target_": "torch.optim.lr_scheduler.LinearLR", "total_iters": 2},
-            {"_target_": "torch.optim.lr_scheduler.ExponentialLR", "gamma": 0.5},
-        ],
-        "milestones": [2],
-    },
-    lr_scheduler.ChainedScheduler: {
-        "schedulers": [
-            {"_target_": "torch.optim.lr_scheduler.ConstantLR", "factor": 0.1},
-            {"_target_": "torch.optim.lr_scheduler.ExponentialLR", "gamma": 0.5},
-        ],
-    },
-    callbacks.EarlyStopping: {"monitor": "val/nll", "stopping_threshold": 3},
-    callbacks.ModelCheckpoint: {"train_time_interval": {"minutes": 30}, "save_last": "link"},
-    callbacks.Timer: {"duration": "00:12:00:00"},
-    callbacks.GradientAccumulationScheduler: {"scheduling": {4: 2}},
-    callbacks.StochasticWeightAveraging: {"swa_lrs": [1e-2], "device": "cpu"},
-    callbacks.BasePredictionWriter: {"write_interval": "batch_and_epoch"},
-    callbacks.OnExceptionCheckpoint: {"dirpath": "here"},
-    callbacks.RichProgressBar: {"theme": {"progress_bar": "green"}},
-    callbacks.ModelPruning: {"pruning_fn": "l1_unstructured", "amount": 0.5},
-    callbacks.BackboneFinetuning: {"unfreeze_backbone_at_epoch": 3},
-    callbacks.LearningRateMonitor: {"logging_interval": "step"},
-    loggers.TensorBoardLogger: {"name": "a", "flush_secs": 30, "comment": "b"},
-    loggers.CSVLogger: {"prefix": "a", "flush_logs_every_n_steps": 5},
-    loggers.WandbLogger: {"entity": "a", "tags": ["b"], "group": "c", "log_model": "all"},
-}
-# A config can write no function.
-FUNCTIONS = {
-    lr_scheduler.LambdaLR: "lr_lambda",
-    lr_scheduler.MultiplicativeLR: "lr_lambda",
-    callbacks.ThroughputMonitor: "batch_size_fn",
-}
-
-
-def bound(cls: type, values: dict[str, Any], slot: str) -> tuple[dict[str, Any], list[str]]:
-    mistakes: list[str] = []
-    node = {"_target_": f"{cls.__module__}.{cls.__qualname__}", **values}
-    given = {"optimizer": ("params",), "scheduler": ("optimizer", "num_steps")}.get(slot, ())
-    return bind_node(slot, node, slot_bases(slot), mistakes, given), mistakes
-
-
-def every() -> list[tuple[type, str]]:
-    groups = {"optimizer": OPTIMIZERS, "scheduler": SCHEDULERS, "callbacks": CALLBACKS}
-    groups["logger"] = [each for each in LOGGERS if each is not DummyLogger]
-    return [(each, slot) for slot, found in groups.items() for each in found]
-
-
-@pytest.mark.parametrize(("cls", "slot"), every(), ids=lambda each: getattr(each, "__name__", each))
-def test_every_class_takes_its_documented_arguments(cls, slot):
-    """Those with a default as it stands, the others by an example."""
-    given = {"params", "optimizer", "save_dir"}
-    defaults = {
-        name: plain(parameter.default)
-        for name, parameter in inspect.signature(cls).parameters.items()
-        if isinstance(parameter.default, int | float | str | tuple | None) and name not in given
-    }
-    no_value = {name: v for name, v in defaults.items() if isinstance(v, float) and math.isinf(v)}
-    values = {name: v for name, v in defaults.items() if name not in no_value}
-    _, mistakes = bound(cls, values | DOCUMENTED.get(cls, {}), slot)
-    unnamed = f"{slot}.save_dir is required"
-    mistakes = [mistake for mistake in mistakes if not mistake.startswith(unnamed)]
-    if function := FUNCTIONS.get(cls):
-        assert [m.partition(" by ")[0] for m in mistakes] == [f"{slot}.{function} is required"]
-    else:
-        assert mistakes == []
-
-
-def parameters() -> list[torch.nn.Parameter]:
-    return [torch.nn.Parameter(torch.ones(2, 2))]
-
-
-@pytest.mark.parametrize("cls", OPTIMIZERS, ids=lambda cls: cls.__name__)
-def test_every_optimiser_is_made(cls):
-    node, _ = bound(cls, DOCUMENTED.get(cls, {}), "optimizer")
-    assert type(build("optimizer", node, params=parameters())) is cls
-
-
-@pytest.mark.parametrize(
-    "cls", [each for each in SCHEDULERS if each not in FUNCTIONS], ids=lambda cls: cls.__name__
-)
-def test_every_schedule_is_made_and_has_the_rates_of_torch(cls):
-    node, mistakes = bound(cls, DOCUMENTED.get(cls, {}), "scheduler")
-    assert mistakes == []
-    rates = []
-    for make in (lambda o: build("scheduler", node, optimizer=o), by_hand(cls)):
-        optimizer = optim.SGD(parameters(), lr=0.1, momentum=0.9)
-        scheduler = make(optimizer)
-        step = (1.0,) if cls is lr_scheduler.ReduceLROnPlateau else ()
-        rates.append([])
-        for _ in range(20):
-            optimizer.step()
-            scheduler.step(*step)
-            rates[-1].append(optimizer.param_groups[0]["lr"])
-    assert rates[0] == rates[1]
-
-
-def by_hand(cls: type) -> Callable[[optim.Optimizer], Any]:
-    def make(optimizer: optim.Optimizer) -> Any:
-        values = dict(DOCUMENTED.get(cls, {}))
-        if parts := values.pop("schedulers", None):
-            made = [
-                getattr(lr_scheduler, part["_target_"].rpartition(".")[2])(
-                    optimizer, **{key: value for key, value in part.items() if key != "_target_"}
-                )
-                for part in parts
-            ]
-            values["schedulers"] = made
-        if cls is lr_scheduler.ChainedScheduler:
-            return cls(values["schedulers"], optimizer=optimizer)
-        return cls(optimizer, **values)
-
-    return make
-
-
-def schedule(cls: type) -> LRScheduler:
-    optimizer = optim.SGD(parameters(), lr=0.1, momentum=0.9)
-    made: LRScheduler = by_hand(cls)(optimizer)
-    return made
-
-
-BY_UPDATE = (lr_scheduler.OneCycleLR, lr_scheduler.CyclicLR)
-
-
-@pytest.mark.parametrize(
-    "cls", [each for each in SCHEDULERS if each not in FUNCTIONS], ids=lambda cls: cls.__name__
-)
-def test_a_schedule_steps_as_torch_documents_it_or_as_it_is_told(cls):
-    made = schedule(cls)
-    usual = "step" if cls in BY_UPDATE else "epoch"
-    assert documented(made) == usual
-    assert Stepping("epoch").settings(made)["interval"] == "epoch"
-    if cls is not lr_scheduler.ReduceLROnPlateau:
-        assert Stepping("step").settings(made) == {"scheduler": made, "interval": "step"}
-
-
-def test_lmkits_own_step_by_update_and_mixed_ones_must_be_told():
-    optimizer = optim.SGD(parameters(), lr=0.1)
-    for cls in (WarmupCosine, WarmupLinear):
-        assert documented(cls(optimizer, 10)) == "step"
-    both = [WarmupCosine(optimizer, 10), lr_scheduler.StepLR(optimizer, 3)]
-    mixed = lr_scheduler.SequentialLR(optimizer, both, [2])
-    with pytest.raises(UserError, match=r"set scheduler\.interval=step or scheduler\.interval="):
-        Stepping().settings(mixed)
-    assert Stepping("step").settings(mixed)["interval"] == "step"
-
-
-def test_a_plateau_steps_after_a_validation_and_alone_has_a_monitor():
-    plateau = schedule(lr_scheduler.ReduceLROnPlateau)
-    assert Stepping().settings(plateau)["monitor"] == "val/nll"
-    assert Stepping(monitor="val/perplexity").settings(plateau)["monitor"] == "val/perplexity"
-    with pytest.raises(
-        UserError, match=r"^scheduler\.interval=step: ReduceLROnPlateau steps after"
-    ):
-        Stepping("step").settings(plateau)
-    with pytest.raises(UserError, match=r"^scheduler\.monitor=val/nll: only ReduceLROnPlateau"):
-        Stepping(monitor="val/nll").settings(schedule(lr_scheduler.StepLR))
-
-
-def test_a_cycle_that_ends_before_the_training():
-    one = schedule(lr_scheduler.OneCycleLR)
-    check_length(one, 64)
-    with pytest.raises(UserError, match=r"^scheduler ends after 64 steps but .* has 65; set "):
-        check_length(one, 65)
-    with pytest.raises(UserError, match=r"training has more; set scheduler\.total_steps=\.\.\.$"):
-        check_length(one, math.inf)
-
-
-@pytest.mark.filterwarnings("ignore")  # that the optimiser has made no step
-@pytest.mark.parametrize("steps", range(1, 14))
-@pytest.mark.parametrize("kind", ["chained", "first", "middle", "last"])
-def test_a_cycle_within_another_schedule_ends_too(kind, steps):
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1, momentum=0.9)
-    constant = [lr_scheduler.ConstantLR(optimizer, 1.0) for _ in range(3)]
-    cycle = lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=3)
-    if kind == "chained":
-        whole = lr_scheduler.ChainedScheduler([constant[0], cycle])
-    else:
-        parts = constant
-        parts[["first", "middle", "last"].index(kind)] = cycle
-        whole = lr_scheduler.SequentialLR(optimizer, parts, milestones=[5, 9])
-
-    def fails(do: Callable[[], object], error: type[Exception]) -> bool:
-        try:
-            do()
-        except error:
-            return True
-        return False
-
-    late = [fails(whole.step, ValueError) for _ in range(steps)]
-    assert has_end(whole)
-    assert fails(lambda: check_length(whole, steps), UserError) == any(late)
-
-
-def test_a_time_and_a_record_become_objects():
-    node, mistakes = bound(
-        callbacks.ModelCheckpoint, {"train_time_interval": {"hours": 2}}, "callbacks"
-    )
-    assert mistakes == []
-    made = build("callbacks", node)
-    assert made._train_time_interval.total_seconds() == 7200
-    for wrong in (3, {"years": 1}, {"hours": "many"}):
-        _, mistakes = bound(callbacks.ModelCheckpoint, {"train_time_interval": wrong}, "callbacks")
-        assert "a mapping, as {minutes: 30} | null" in mistakes[0]
-    node, _ = bound(callbacks.RichProgressBar, {"theme": {"progress_bar": "green"}}, "callbacks")
-    assert build("callbacks", node).theme.progress_bar == "green"
-
-
-def test_a_list_of_objects_holds_those_of_its_kind_alone():
-    values = {"milestones": [2], "schedulers": [{"_target_": "torch.optim.SGD"}]}
-    _, mistakes = bound(lr_scheduler.SequentialLR, values, "scheduler")
-    assert mistakes == [
-        "scheduler.schedulers.0._target_: torch.optim.SGD is not a "
-        "torch.optim.lr_scheduler.LRScheduler"
+def optimizer(kind=torch.optim.Adam, **settings):
+    groups = [
+        {"params": [torch.nn.Parameter(torch.zeros(1))], "lr": 1.0},
+        {"params": [torch.nn.Parameter(torch.zeros(1))], "lr": 0.1},
     ]
-    node = {"_target_": "torch.optim.lr_scheduler.SequentialLR", **values}
-    optimizer = optim.SGD(parameters())
-    with pytest.raises(UserError, match="is not a torch"):
-        build("scheduler", node, optimizer=optimizer)
+    return kind(groups, lr=1.0, **settings)
 
 
-@pytest.mark.parametrize(("hold", "decay"), [(5, 2.0), (7, 1.2), (1, 1.15)])
-def test_a_rate_is_held_and_then_falls_after_each_epoch(hold, decay):
-    """As `lr = lr / decay` after the end of every epoch from `hold` on."""
-    optimizer = optim.SGD([torch.nn.Parameter(torch.zeros(2))], lr=20.0)
-    scheduler = HoldThenDecay(optimizer, hold=hold, gamma=1 / decay)
-    assert documented(scheduler) == "epoch"
-    assert not has_end(scheduler)
-    expected = 20.0
-    for epoch in range(1, 14):
-        assert optimizer.param_groups[0]["lr"] == pytest.approx(expected)
-        optimizer.step()
-        scheduler.step()
-        if epoch >= hold:
-            expected /= decay
+def rates(made, schedule, steps: int, *keys: str) -> list[list]:
+    """What each group has before every update, and after the last."""
+    found = []
+    for _ in range(steps + 1):
+        found.append([[group[key] for key in ("lr", *keys)] for group in made.param_groups])
+        made.step()
+        schedule.step()
+    return found
+
+
+# ---- one cycle
+
+
+@pytest.mark.parametrize("anneal", ["cos", "linear"])
+@pytest.mark.parametrize("pct_start", [0.0, 0.25, 0.3, 0.99])
+@pytest.mark.parametrize("steps", [7, 40])
+@pytest.mark.parametrize(
+    ("kind", "settings", "key"),
+    [
+        (torch.optim.Adam, {"betas": (0.9, 0.99)}, "betas"),
+        (torch.optim.SGD, {"momentum": 0.9}, "momentum"),
+    ],
+    ids=["Adam", "SGD"],
+)
+def test_a_cycle_is_torchs_with_the_rate_of_each_group(
+    kind, settings, key, steps, pct_start, anneal
+):
+    ours, theirs = optimizer(kind, **settings), optimizer(kind, **settings)
+    given = {"pct_start": pct_start, "anneal_strategy": anneal}
+    mine = rates(ours, OneCycle(ours, steps, **given), steps - 1, key)
+    torchs = OneCycleLR(theirs, max_lr=[1.0, 0.1], total_steps=steps, **given)
+    for here, there in zip(mine, rates(theirs, torchs, steps - 1, key), strict=True):
+        for own, expected in zip(here, there, strict=True):
+            assert own[0] == pytest.approx(expected[0], rel=1e-9)
+            assert own[1] == pytest.approx(expected[1], rel=1e-9)
+
+
+@given(st.integers(1, 30), st.floats(0, 0.99), st.sampled_from(["cos", "linear"]))
+def test_a_cycle_of_any_length_stays_within_its_rates(steps, pct_start, anneal):
+    """torch divides by zero where the rate rises in one update, and goes on after its end."""
+    made = optimizer()
+    schedule = OneCycle(made, steps, pct_start=pct_start, anneal_strategy=anneal)
+    lowest = 1 / 25 / 1e4
+    found = [schedule.ratio(step) for step in range(steps + 3)]
+    assert all(lowest * (1 - 1e-9) <= ratio <= 1.0 for ratio in found)
+    assert found[steps - 1 :] == [pytest.approx(lowest)] * 4
+    rises = [later > earlier for earlier, later in pairwise(found)]
+    assert rises == sorted(rises, reverse=True)
+
+
+def test_a_momentum_that_there_is_not_is_not_made():
+    made = optimizer(torch.optim.SGD)
+    rates(made, OneCycle(made, 9), 8)
+    assert {group["momentum"] for group in made.param_groups} == {0}
+    made = optimizer(betas=(0.9, 0.99))
+    rates(made, OneCycle(made, 9, cycle_momentum=False), 8)
+    assert {group["betas"] for group in made.param_groups} == {(0.9, 0.99)}
+
+
+def test_a_momentum_with_its_ends_exchanged():
+    with pytest.raises(UserError) as error:
+        check(compose(["scheduler=one_cycle", "scheduler.base_momentum=0.97"]))
+    assert str(error.value) == (
+        "1 mistake:\n  scheduler.base_momentum=0.97 but scheduler.max_momentum=0.95: the first is "
+        "the lowest; exchange them"
+    )
+
+
+# ---- warm-up, stable, decay
+
+
+def by_loop(steps: int, warmup: int, share: float, shape: str, least: float) -> list[float]:
+    """The rate after each number of updates."""
+    found, begin = [], steps - share * steps
+    for step in range(steps + 3):
+        if step < warmup:
+            found.append((step + 1) / (warmup + 1))
+        elif step < begin:
+            found.append(1.0)
+        else:
+            left = max(steps - step, 0) / (share * steps) if share else 1.0
+            kept = left if shape == "linear" else 1 - math.sqrt(1 - left)
+            found.append(least + (1 - least) * kept)
+    return found
+
+
+@pytest.mark.parametrize("shape", ["linear", "sqrt"])
+@pytest.mark.parametrize(
+    ("steps", "warmup", "share", "least"),
+    [(40, 0, 0.1, 0.0), (40, 5, 0.25, 0.1), (7, 2, 0.6, 0.0), (10, 0, 1.0, 0.0), (9, 3, 0.0, 0.0)],
+)
+def test_stable_and_decay_are_those_of_a_loop(shape, steps, warmup, share, least):
+    made = optimizer(torch.optim.SGD)
+    given = {"warmup_steps": warmup, "decay_share": share, "shape": shape, "min_ratio": least}
+    found = rates(made, WarmupStableDecay(made, steps, **given), steps + 2)
+    expected = by_loop(steps, warmup, share, shape, least)
+    assert [first[0] for first, _ in found] == pytest.approx(expected)
+    assert [second[0] for _, second in found] == pytest.approx([0.1 * ratio for ratio in expected])
+
+
+@given(st.integers(1, 50), st.integers(51, 200), st.floats(0, 1), st.integers(0, 20))
+def test_until_the_decay_the_rate_is_the_same_bit_for_bit_whatever_the_length(
+    short, long, share, warmup
+):
+    made = optimizer()
+    one, other = (
+        WarmupStableDecay(made, steps, decay_share=share, warmup_steps=warmup)
+        for steps in (short, long)
+    )
+    for step in range(math.floor((1 - share) * short)):
+        assert one.ratio(step) == other.ratio(step)
+
+
+def goes_on(place: Place, name: str, *argv: tuple[str, ...]) -> Fitted:
+    """A run by the first keys, gone on with by each of the others in turn."""
+    run = Run.named(str(place.outputs), "tiny", name)
+    for keys in argv:
+        config = place.config(*keys)
+        run.check(config)
+        run.start(config)
+        place._work(run, config, None)
+        run.release()
+    return Fitted(run.path)
+
+
+ADAM = ("optimizer=adam", "optimizer.lr=0.01", OFTEN)
+WSD = ("scheduler=wsd", *ADAM, "scheduler.decay_share=0.25")
+
+
+def test_made_longer_before_the_decay_it_is_the_longer_run_bit_for_bit(place):
+    """Of 36 updates the last 9 have a falling rate; the shorter training ends before."""
+    stable = ("scheduler.decay_share=0", "trainer.max_steps=20")
+    fitted = goes_on(place, "stable", (*WSD, *stable), WSD)
+    whole = place.fit(*WSD)
+    for name, tensor in whole.weights.items():
+        assert torch.equal(fitted.weights[name], tensor), name
+    assert fitted.of("lr") == whole.of("lr")
+    assert fitted.of("train/nll") == whole.of("train/nll")
+
+
+def test_made_longer_after_the_decay_the_rate_goes_back_up_with_a_warning(place, caplog):
+    fitted = goes_on(place, "decayed", (*WSD, "trainer.max_steps=12"), WSD)
+    assert fitted.of("lr")[9:12] == pytest.approx(
+        [0.01 * (1 - math.sqrt(n / 3)) for n in (1, 2, 3)]
+    )
+    assert fitted.of("lr")[12:27] == [0.01] * 15
+    assert caplog.messages == [
+        "the learning rate goes back up, from 0 to 0.01: it had gone down for the end of a "
+        "shorter training"
+    ]
+
+
+# ---- the others
+
+
+def test_the_inverse_root_peaks_after_the_warm_up():
+    made = optimizer(torch.optim.SGD)
+    found = [first[0] for first, _ in rates(made, InverseSquareRoot(made, warmup_steps=3), 20)]
+    scale = 4**0.5
+    expected = [scale * min(n**-0.5, n * 4**-1.5) for n in range(1, 22)]
+    assert found == pytest.approx(expected)
+    assert max(found) == found[3] == 1.0
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        (*WSD, "scheduler.warmup_steps=3"),
+        ("scheduler=one_cycle", *ADAM),
+        ("scheduler=one_cycle", "optimizer.momentum=0.9", "optimizer.lr=0.1", OFTEN),
+        ("scheduler=inverse_sqrt", "scheduler.warmup_steps=5", *ADAM),
+        ("scheduler=hold_then_decay", "scheduler.hold=1", "optimizer.lr=0.5", OFTEN),
+    ],
+    ids=["wsd", "one cycle of Adam", "one cycle of SGD", "inverse_sqrt", "hold_then_decay"],
+)
+def test_killed_and_gone_on_with_is_the_same_run(place, keys):
+    assert_same(place.fit(*keys), place.train(*keys, kill_at=(7, 21)))
+
+
+def test_the_cycle_of_a_run_made_longer_is_that_of_the_new_length(place):
+    keys = ("scheduler=one_cycle", *ADAM)
+    fitted = goes_on(place, "cycle", (*keys, "trainer.max_steps=20"), keys)
+    assert fitted.of("lr")[20:] == place.fit(*keys).of("lr")[20:]
+    (state,) = fitted.checkpoint["optimizer_states"]
+    assert state["param_groups"][0]["betas"] == pytest.approx((0.95, 0.999))
+
+
+# ---- told before training
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        (
+            ("scheduler.warmup_steps=30", "scheduler.decay_share=0.25"),
+            "scheduler.warmup_steps=30 but scheduler.decay_share=0.25 of 36 updates leaves 27 "
+            "before the rate goes down; lower one of them, or train longer",
+        ),
+        (
+            ("scheduler.warmup_steps=5", "trainer.max_steps=9", "scheduler.decay_share=0.5"),
+            "scheduler.warmup_steps=5 but scheduler.decay_share=0.5 of 9 updates leaves 4 before "
+            "the rate goes down; lower one of them, or train longer",
+        ),
+    ],
+)
+def test_a_warm_up_that_the_decay_would_cut_short(place, keys, expected):
+    config = place.config("scheduler=wsd", *keys)
+    data = make_data(config)
+    data.prepare()
+    with pytest.raises(UserError) as error:
+        check_limits(config, data)
+    assert str(error.value) == expected
+    check_limits(place.config("scheduler=wsd", *keys, "scheduler.warmup_steps=4"), data)
+
+
+@pytest.mark.parametrize("schedule", ["wsd", "one_cycle"])
+def test_without_a_length_there_is_no_end(schedule):
+    keys = [f"scheduler={schedule}", "trainer.max_epochs=-1", "trainer.max_time=00:01:00:00"]
+    with pytest.raises(UserError) as error:
+        check(compose(keys))
+    assert str(error.value) == (
+        "1 mistake:\n  scheduler decays over the whole run but only trainer.max_time ends it: set "
+        "trainer.max_steps or trainer.max_epochs too, or scheduler=constant"
+    )

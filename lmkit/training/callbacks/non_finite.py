@@ -129,7 +129,9 @@ def _hint(trainer: Trainer, first: int) -> str:
     run = Path(trainer.default_root_dir)
     _, manifest = newest_manifest(run / "checkpoints")
     optimizer = trainer.optimizers[0]
-    lr, rate = optimizer.defaults.get("lr"), optimizer.param_groups[0].get("lr")
+    lr = optimizer.defaults.get("lr")
+    unnamed = [group for group in optimizer.param_groups if "name" not in group]  # optimizer.lr's
+    rate = unnamed[0].get("lr") if unnamed else None
     if lr and rate is not None and not 0 <= rate <= lr:
         return (
             f"; the schedule had made a learning rate of {float(rate):g} of optimizer.lr="
