@@ -2,5 +2,6 @@
 
 from lmkit.head.base import Head, Loss
 from lmkit.head.full import FullSoftmax
+from lmkit.head.ngram import NGramTables
 
-__all__ = ["FullSoftmax", "Head", "Loss"]
+__all__ = ["FullSoftmax", "Head", "Loss", "NGramTables"]

@@ -23,6 +23,8 @@ class Head(nn.Module):
 
     # Whether results on compiled kernels are bit for bit the same with any number of threads.
     any_threads = False
+    # Whether it belongs to models that are counted, and only to these.
+    counted = False
 
     def loss(self, hidden: Tensor, targets: Tensor, weight: Tensor) -> Loss:
         """The sum of weight * nll, or another loss, and the unweighted sum of nll, which is logged;
