@@ -13,7 +13,7 @@ class Symbols(NamedTuple):
 
     ids: (positions,) int32, tokens, and `vocabulary_size` for the beginning of a unit. depth:
     (positions,) uint8, how many symbols of its unit there are up to each, itself counted, but at
-    most `order`. At depth 1 is what is an input alone; every other symbol is a target once.
+    most `order` (or 2). At depth 1 is what is an input alone; every other symbol is a target once.
     """
 
     ids: npt.NDArray[np.int32]
@@ -51,8 +51,9 @@ def read_symbols(
         ids = np.insert(ids, starts, np.int32(vocabulary_size))
         before = np.arange(len(stops))
         begins, ends = starts + before, stops + before + 1
-    depth = np.full(len(ids), order, np.uint8)
-    for below in range(min(order - 1, int((ends - begins).max(initial=0)))):
+    most = max(order, 2)
+    depth = np.full(len(ids), most, np.uint8)
+    for below in range(min(most - 1, int((ends - begins).max(initial=0)))):
         inside = begins + below < ends
         depth[begins[inside] + below] = below + 1
     return Symbols(ids, depth, vocabulary_size, order)
