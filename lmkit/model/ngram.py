@@ -79,7 +79,12 @@ class NGram(LanguageModel):
         self.start.fill_(-1 if unit_ends is None else eos_id)
         orders = zip(tables.sizes, discounts, strict=True)
         report = [
-            {"order": order, "ngrams": size, "discounts": list(found[:3]), "fallback": found.missing}
+            {
+                "order": order,
+                "ngrams": size,
+                "discounts": list(found[:3]),
+                "fallback": found.missing,
+            }
             for order, (size, found) in enumerate(orders, start=1)
         ]
         return Counted(tables.state(), report)

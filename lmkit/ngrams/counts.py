@@ -52,7 +52,9 @@ def counted(symbols: Symbols, advance: Advance | None = None) -> Iterator[Level]
     advance(len(ids))
     for order in range(2, symbols.order + 1):
         next_ids = np.zeros_like(ids)
-        level = _joined(order, list(_shares(symbols, ids, len(below.keys), order, next_ids, advance)))
+        level = _joined(
+            order, list(_shares(symbols, ids, len(below.keys), order, next_ids, advance))
+        )
         adjusted = _bincount(level.suffix, len(below.keys))
         if order > 2:  # else only the symbol that is no target has nothing before it
             adjusted += _bincount(ids[symbols.depth == order - 1], len(below.keys))
