@@ -77,15 +77,9 @@ class NGram(LanguageModel):
         levels = counted(text, lambda positions: advance(positions / whole))
         tables, discounts = estimated(levels, self.vocabulary_size, self.prune)
         self.start.fill_(-1 if unit_ends is None else eos_id)
-        orders = zip(tables.sizes, discounts, strict=True)
         report = [
-            {
-                "order": order,
-                "ngrams": size,
-                "discounts": list(found[:3]),
-                "fallback": found.missing,
-            }
-            for order, (size, found) in enumerate(orders, start=1)
+            {"order": n, "ngrams": size, "discounts": list(found[:3]), "fallback": found.missing}
+            for n, (size, found) in enumerate(zip(tables.sizes, discounts, strict=True), start=1)
         ]
         return Counted(tables.state(), report)
 

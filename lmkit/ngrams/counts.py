@@ -6,7 +6,7 @@ among the keys of its order. So every key fits in 64 bits, whatever the order, a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -52,12 +52,11 @@ def counted(symbols: Symbols, advance: Advance | None = None) -> Iterator[Level]
     advance(len(ids))
     for order in range(2, symbols.order + 1):
         next_ids = np.zeros_like(ids)
-        level = _joined(
-            order, list(_shares(symbols, ids, len(below.keys), order, next_ids, advance))
-        )
-        adjusted = _bincount(level.suffix, len(below.keys))
+        num_below = len(below.keys)
+        level = _joined(order, _shares(symbols, ids, num_below, order, next_ids, advance))
+        adjusted = _bincount(level.suffix, num_below)
         if order > 2:  # else only the symbol that is no target has nothing before it
-            adjusted += _bincount(ids[symbols.depth == order - 1], len(below.keys))
+            adjusted += _bincount(ids[symbols.depth == order - 1], num_below)
         yield below._replace(adjusted=adjusted)
         below, ids = level, next_ids
     yield below
@@ -67,9 +66,8 @@ def _bincount(ids: Ids, size: int) -> Ids:
     return np.bincount(ids, minlength=size).astype(np.int32)
 
 
-def _joined(order: int, shares: list[tuple[Integers, Ids, Ids]]) -> Level:
-    columns = [np.concatenate(column) for column in zip(*shares, strict=True)]
-    keys, raw, suffix = columns
+def _joined(order: int, shares: Iterable[tuple[Integers, Ids, Ids]]) -> Level:
+    keys, raw, suffix = (np.concatenate(column) for column in zip(*shares, strict=True))
     return Level(order, keys, raw, raw, suffix)
 
 
