@@ -53,7 +53,7 @@ def is_arpa(path: Path) -> bool:
     try:
         with _lines_of(path) as file:
             return rb"\data" in file.read(SEEN)
-    except (OSError, EOFError, zlib.error):
+    except (OSError, UserError):  # whoever reads it as something else says what is wrong
         return False
 
 
@@ -62,11 +62,14 @@ def _lines_of(path: Path) -> Iterator[IO[bytes]]:
     with opened(path) as file:
         packed = file.read(2) == GZIP
         file.seek(0)
-        if packed:
+        if not packed:
+            yield file
+            return
+        try:
             with gzip.open(file) as unpacked:
                 yield unpacked
-        else:
-            yield file
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise UserError(f"{path} is damaged: it cannot be decompressed: {error}") from None
 
 
 class _Section(NamedTuple):
@@ -162,15 +165,12 @@ def read_arpa(path: Path) -> Arpa:
     </s> becomes <eos>, and <s> what stands before the first token of a text; unknown words are
     <unk>. In a file without <unk> it has the probability that KenLM gives it.
     """
-    try:
-        with _lines_of(path) as file:
-            reader = _Reader(path, file)
-            counts = reader.counts()
-            sections = [reader.section(n, count) for n, count in enumerate(counts, start=1)]
-            if reader.line.strip() != rb"\end" + b"\\":
-                reader.wrong(r"expected \end\ ")
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f"{path} is damaged: it cannot be decompressed: {error}") from None
+    with _lines_of(path) as file:
+        reader = _Reader(path, file)
+        counts = reader.counts()
+        sections = [reader.section(n, count) for n, count in enumerate(counts, start=1)]
+        if reader.line.strip() != rb"\end" + b"\\":
+            reader.wrong(r"expected \end\ after the last n-grams")
     vocabulary, renamed = _vocabulary(path, reader.words)
     size = len(vocabulary)
     unigrams = sections[0]._replace(symbols=renamed[sections[0].symbols])
