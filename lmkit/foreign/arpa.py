@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, NamedTuple, NoReturn
+from typing import BinaryIO, NamedTuple, NoReturn, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -58,7 +58,7 @@ def is_arpa(path: Path) -> bool:
 
 
 @contextmanager
-def _lines_of(path: Path) -> Iterator[IO[bytes]]:
+def _lines_of(path: Path) -> Iterator[BinaryIO]:
     with opened(path) as file:
         packed = file.read(2) == GZIP
         file.seek(0)
@@ -67,7 +67,7 @@ def _lines_of(path: Path) -> Iterator[IO[bytes]]:
             return
         try:
             with gzip.open(file) as unpacked:
-                yield unpacked
+                yield cast(BinaryIO, unpacked)
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise UserError(f"{path} is damaged: it cannot be decompressed: {error}") from None
 
@@ -83,7 +83,7 @@ class _Section(NamedTuple):
 class _Reader:
     """Reads a file line by line; errors name the line."""
 
-    def __init__(self, path: Path, file: IO[bytes]) -> None:
+    def __init__(self, path: Path, file: BinaryIO) -> None:
         self.path, self.file = path, file
         self.number = 0
         self.line = b""

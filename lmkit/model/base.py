@@ -76,7 +76,7 @@ class LanguageModel(nn.Module):
         tokens: npt.ArrayLike,
         unit_ends: npt.ArrayLike | None,
         eos_id: int,
-        advance: Callable[[int], None],
+        advance: Callable[[float], None],
     ) -> Counted:
         """Count a text, for classes that are `counted`.
 

@@ -64,7 +64,7 @@ class NGram(LanguageModel):
         tokens: npt.ArrayLike,
         unit_ends: npt.ArrayLike | None,
         eos_id: int,
-        advance: Callable[[int], None],
+        advance: Callable[[float], None],
     ) -> Counted:
         text = read_symbols(
             tokens,

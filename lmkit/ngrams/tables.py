@@ -59,6 +59,7 @@ class Tables:
 
     def state(self) -> dict[str, Tensor]:
         """The state dict of the head that looks them up."""
+        arrays: dict[str, npt.NDArray[Any]]
         arrays = {f"keys_{n}": each for n, each in enumerate(self.keys, start=2)}
         arrays |= {f"log_prob_{n}": each for n, each in enumerate(self.log_prob, start=1)}
         arrays |= {f"log_backoff_{n}": each for n, each in enumerate(self.log_backoff, start=1)}

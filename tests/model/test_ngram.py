@@ -13,7 +13,9 @@ from lmkit.model import NGram, Reader
 
 lengths = st.lists(st.integers(1, 9), min_size=1, max_size=9)
 orders = st.integers(1, 6)
-layouts = st.fixed_dictionaries({"num_lanes": st.sampled_from([1, 2, 3]), "bptt": st.integers(1, 7)})
+layouts = st.fixed_dictionaries(
+    {"num_lanes": st.sampled_from([1, 2, 3]), "bptt": st.integers(1, 7)}
+)
 
 
 def read(model, head, windows):
