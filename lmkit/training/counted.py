@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 REPORT = "counted.json"  # in the run directory: what was counted
 # Keys that say how a model is trained by gradients.
-GRADIENTS = ("optimizer", "scheduler", "regularizers")
+GRADIENTS = ("optimizer", "scheduler", "regularizers", "averaging")
 # Keys of the trainer that a counted model has a use for.
 USED = ("accelerator", "devices", "precision", "limit_val_batches", "limit_test_batches")
 
