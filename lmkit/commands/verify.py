@@ -59,7 +59,7 @@ def verify(
     if steps < 2:
         raise UserError(f"steps={steps}: must be at least 2")
     if is_counted(config):
-        raise UserError(f"{run.name}/{run.id} was counted: it has no steps to try; leave it out")
+        raise UserError(f"{run.name}/{run.id} was counted: it has no steps to try; name another")
     make_data(dict(config)).prepare()
     findings = []
     with _trials(config) as trials:

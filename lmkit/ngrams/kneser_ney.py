@@ -97,6 +97,7 @@ def estimated(
         logs = _log(lower)
         log_prob.append(logs if kept is None else logs[kept])
         number = None if kept is None else np.where(kept, np.cumsum(kept) - 1, -1)
+        del level, estimates  # their memory is needed for the next order
     return Tables(vocabulary_size, tuple(keys), tuple(log_prob), tuple(log_backoff)), found
 
 

@@ -82,7 +82,7 @@ def count(
             data.tokenizer.eos_id,
             lambda share: advance(int(share * store.num_tokens)),
         )
-    task.head.load_state_dict(counted.head)
+    task.head.load_state_dict(counted.head, assign=True)  # without a copy
     task.seconds = time.perf_counter() - began
     for row in counted.report:
         if row["fallback"]:

@@ -155,6 +155,11 @@ def test_formats_of_networks_refuse_it(run, format, capfd, tmp_path):
     assert not path.exists()
 
 
+def test_it_has_no_steps_to_verify(run, capfd):
+    assert cli.main(["verify", "one", f"outputs={run.path.parents[1]}"]) == 2
+    assert "grams/one was counted: it has no steps to try" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("argument", "mistake"),
     [
