@@ -21,6 +21,7 @@ from lmkit.kernels.matmul import fp32_products
 from lmkit.run.environment import environment
 from lmkit.system import hardware
 from lmkit.system.allowed import allowed_prefixes
+from lmkit.training.counted import check_counted, is_counted
 from lmkit.training.estimate import Estimate, estimate, lasting
 from lmkit.training.limits import check_limits
 from lmkit.training.loggers.wandb import logged_in
@@ -51,6 +52,12 @@ def doctor(composition: Composition, *, probe: bool = True) -> dict[str, Any]:
         if probe:
             data = make_data(config)
             check_limits(config, data)
+            if is_counted(config):
+                check_counted(config, data, composition.overrides)
+                size = {"tokens": data.prepared.stores["train"].num_tokens}
+                result["training"] = size
+                shown["training"] = {"counted": f"{size['tokens']:,} tokens, once"}
+                return result
             measured = estimate(config, data)
             result["training"], shown["training"] = _numbers(measured), _words(measured)
     finally:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from torch import nn
 
 from lmkit.errors import UserError
-from lmkit.export import Contract, write_huggingface, write_onnx, write_safetensors
+from lmkit.export import Contract, write_arpa, write_huggingface, write_onnx, write_safetensors
 from lmkit.inference import Text, TrainedModel
 from lmkit.inference.identity import recorded
 from lmkit.inference.milestones import ALL, milestones
@@ -23,7 +23,7 @@ def export(
     run: Annotated[Run, no_checkpoint],
     *,
     path: str,
-    format: Literal["huggingface", "onnx", "safetensors"] = "huggingface",
+    format: Literal["huggingface", "onnx", "safetensors", "arpa"] = "huggingface",
     checkpoint: str = "best",
     contract: Contract = "states",
     quantize: Literal["int8"] | None = None,
@@ -35,8 +35,10 @@ def export(
         lmkit export latest path=model format=onnx quantize=int8 file=text.txt
 
     format: huggingface, a directory that transformers opens with trust_remote_code=True; onnx, with
-    tokens.txt, compared with PyTorch when it is written; safetensors, weights and what they are of.
-    path: the directory to make; what is there already is never touched.
+    tokens.txt, compared with PyTorch when it is written; safetensors, weights and what they are of;
+    arpa, the text file of n-grams that KenLM and SRILM read.
+    path: the directory to make, or the file of format=arpa, compressed if it ends with .gz; what is
+    there already is never touched.
     checkpoint: best, last or another of the run's; all: each that callbacks.milestones kept, or
     else each that there is, as PATH/chck_10M and so on.
     contract: of an ONNX file: states, tokens and a state in, log-probabilities and a state out;
@@ -59,6 +61,13 @@ def export(
         return {"path": str(directory), "checkpoints": dict(zip(names, each, strict=True))}
     trainer = {**config["trainer"], "accelerator": "cpu", "precision": "32-true"}
     trained = TrainedModel.load(run, {**config, "trainer": trainer}, checkpoint)
+    if format == "arpa":
+        return _arpa(trained, directory)
+    if trained.model.counted:
+        raise UserError(
+            f"format={format} knows networks, and the model is {type(trained.model).__name__}: "
+            "set format=arpa"
+        )
     text = None if file is None else Text.of(read_text(None, file), trained.tokenizer)
     facts = _facts(run, config, trained)
     result: dict[str, Any] = {"path": str(directory), "format": format}
@@ -75,6 +84,12 @@ def export(
             before, after = result["perplexity"], result["int8_perplexity"]
             print(f"model.int8.onnx: perplexity {after:,.2f}, {before:,.2f} before")
     return {**result, "num_parameters": facts["num_parameters"]}
+
+
+def _arpa(trained: TrainedModel, path: Path) -> dict[str, Any]:
+    sizes = write_arpa(trained, path)
+    print(f"{path}: {' + '.join(f'{size:,}' for size in sizes)} n-grams; lmkit import {path}")
+    return {"path": str(path), "format": "arpa", "num_ngrams": sizes}
 
 
 def _facts(run: Run, config: dict[str, Any], trained: TrainedModel) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`lmkit import`: a recurrent language model of another program as a run of lmkit's."""
+"""`lmkit import`: a language model of another program as a run of lmkit's."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ from lmkit.foreign import (
     foreign_tokenizer,
     held_vocabulary,
     identify,
+    is_arpa,
     read,
+    read_arpa,
     read_exported,
     read_vocabulary,
     settings,
@@ -62,13 +64,15 @@ def import_model(
     unit: Unit | None = None,
     nonlinearity: Literal["tanh", "relu"] | None = None,
 ) -> dict[str, Any]:
-    """Make a run of a recurrent language model that another program has trained.
+    """Make a run of a language model that another program has trained.
 
         lmkit import model.pt vocabulary=vocab.txt name=theirs
+        lmkit import 5gram.arpa.gz name=kenlm
         lmkit import lm.pth vocabulary=config.yaml eos="<sos/eos>" embedding=lm.encoder
 
     FILE: safetensors, or what torch.save has written, a module, a state dict or a checkpoint, of
-    PyTorch's nn.LSTM, nn.GRU or nn.RNN; or a directory of lmkit export. Nothing in it is run.
+    PyTorch's nn.LSTM, nn.GRU or nn.RNN; n-grams as ARPA, also as .gz, which say all of what follows
+    themselves; or a directory of lmkit export. Nothing in it is run.
     vocabulary: a text with a word in each line (or a word and its id), JSON, YAML, tokenizer.json
     or a file of torch.save; not needed for models of Flair and REINVENT, which hold theirs.
     embedding: the beginning of the name of its weight, where it is not clear which it is.
@@ -87,8 +91,9 @@ def import_model(
             raise UserError(f"{line}: {path} says what the model is; leave it out")
     said = {"bos": bos, "eos": eos, "unk": unk, "unit": unit, "nonlinearity": nonlinearity}
     layout = {"embedding": embedding, "rnn": rnn, "output": output}
-    if path.is_dir():
-        theirs = _exported(path)
+    counted = is_arpa(path)
+    if path.is_dir() or counted:
+        theirs = _arpa(path, overrides) if counted else _exported(path)
         given = {"vocabulary": vocabulary, **said, **layout}
         if named := [key for key, value in given.items() if value is not None]:
             raise UserError(f"{named[0]}=: {path} says it itself; leave it out")
@@ -166,6 +171,16 @@ def _with_nonlinearity(path: Path, found: Parameters, said: Any) -> Parameters:
     if not (said or found.nonlinearity):
         log.warning("%s does not say its nonlinearity: taking tanh; nonlinearity=relu if not", path)
     return replace(found, nonlinearity=said or found.nonlinearity)
+
+
+def _arpa(path: Path, overrides: Sequence[str]) -> Theirs:
+    """The n-grams in an ARPA file; each line is a sentence, unless the user says otherwise."""
+    found = read_arpa(path)
+    lines = ["model=ngram", f"model.order={found.order}", "tokenizer=word"]
+    if not any(line.startswith("data.protocol=") for line in overrides):
+        lines.append("data.protocol=sentence")
+    origin = {**_origin(path), "num_ngrams": found.sizes, "parameters": lines}
+    return Theirs(lines, {}, found.tokenizer, found.weights, origin)
 
 
 def _exported(path: Path) -> Theirs:

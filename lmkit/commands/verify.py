@@ -20,7 +20,6 @@ from typing import Annotated, Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 from lmkit import kernels
 from lmkit.assembly import make_data
@@ -29,6 +28,7 @@ from lmkit.inference import Text, TrainedModel
 from lmkit.run import Run, no_checkpoint
 from lmkit.run.checkpoints import AVERAGED, damage, latest_checkpoint, load_checkpoint
 from lmkit.run.process import start, told_error
+from lmkit.training.counted import is_counted
 
 TIMES = re.compile(r"seconds|tokens_per_second")
 NEAR = 1e-5  # nats by which another order of sums may change a result
@@ -58,6 +58,8 @@ def verify(
     """
     if steps < 2:
         raise UserError(f"steps={steps}: must be at least 2")
+    if is_counted(config):
+        raise UserError(f"{run.name}/{run.id} was counted: it has no steps to try; name another")
     make_data(dict(config)).prepare()
     findings = []
     with _trials(config) as trials:

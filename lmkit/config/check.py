@@ -22,6 +22,7 @@ from lmkit.config.keys import NAMED
 from lmkit.config.loggers import missing_packages
 from lmkit.config.mistakes import nearest, report
 from lmkit.config.optimizer import fit_groups
+from lmkit.config.presets import without_others_keys
 from lmkit.config.recipe import Recipe
 from lmkit.config.safety import escapes, leaks
 from lmkit.config.signatures import signature_keys
@@ -103,6 +104,7 @@ def check(
         ]
         mistakes += [*leaks(config, trains), *(escapes(config) if trains else ())]
         config = {key: deepcopy(value) for key, value in config.items() if key in names}
+        config = without_others_keys(config, composition.overrides)
         _decide(config, mistakes)
         config = _bind_config(config, mistakes)
         if trains:

@@ -86,6 +86,7 @@ def contradictions(
         *(mistake for key in callbacks for mistake in _least(f"callbacks.{key}", callbacks[key])),
         *_overfit(data, trainer),
         *_splits(splits),
+        *_counted(config),
         *_tokens(config),
         *_lanes(data, trainer),
         *_monitors(trainer, scheduler, callbacks, splits),
@@ -214,6 +215,31 @@ def _overfit(data: Mapping[str, Any], trainer: Mapping[str, Any]) -> Iterator[st
 def _splits(splits: tuple[str, ...] | None) -> Iterator[str]:
     if splits is not None and "train" not in splits:
         yield f"data has no train split (it has {', '.join(splits) or 'none'}): nothing to train on"
+
+
+def _counted(config: Mapping[str, Any]) -> Iterator[str]:
+    """What does not fit a model that is counted rather than trained by gradients."""
+    model, head, data = (named_class(name, config.get(name)) for name in ("model", "head", "data"))
+    if model.counted != head.counted:
+        remedy = "leave head out" if model.counted else "leave head out, or set model=ngram"
+        yield (
+            f"model={model.__name__} and head={head.__name__} do not belong together: a head of "
+            f"tables is for a model that is counted, and it has no other; {remedy}"
+        )
+    if not model.counted:
+        return
+    if (processes := hardware.num_processes(config.get("trainer") or {})) > 1:
+        yield (
+            f"model={model.__name__} is counted by one process, and there are {processes}: set "
+            "trainer.devices=1"
+        )
+    if not data.repeats:
+        yield (
+            f"model={model.__name__} is counted over one text, and data=mixture never ends: count "
+            "one of its stores, data=store"
+        )
+    if config.get("init"):
+        yield f"init={config['init']}: {model.__name__} is counted from nothing; leave init out"
 
 
 def _tokens(config: Mapping[str, Any]) -> Iterator[str]:

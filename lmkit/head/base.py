@@ -34,6 +34,8 @@ class Head(nn.Module):
     token_rows: ClassVar[tuple[str, ...] | None] = ("weight", "bias")
     # Set by the task: whether the gradient of the matrix may be sparse.
     sparse_gradient = False
+    # Whether it belongs to models that are counted, and only to these.
+    counted = False
 
     @staticmethod
     def misfits(config: Mapping[str, Any], vocabulary_size: int | None) -> list[str]:

@@ -1,6 +1,6 @@
 """The language models: from tokens, resets and a state to hidden vectors and the next state."""
 
-from lmkit.model.base import LanguageModel, Output
+from lmkit.model.base import Counted, LanguageModel, Output
 from lmkit.model.dropout import Masks
 from lmkit.model.elman import Elman
 from lmkit.model.embedding import Embedding
@@ -11,6 +11,7 @@ from lmkit.model.lstm import LSTM
 from lmkit.model.min_gru import MinGRU
 from lmkit.model.min_lstm import MinLSTM
 from lmkit.model.mlstm import MLSTM
+from lmkit.model.ngram import NGram
 from lmkit.model.qrnn import QRNN
 from lmkit.model.reader import Reader
 from lmkit.model.recurrent import Recurrent
@@ -23,6 +24,7 @@ __all__ = [
     "MLSTM",
     "QRNN",
     "SLSTM",
+    "Counted",
     "Elman",
     "Embedding",
     "LanguageModel",
@@ -30,6 +32,7 @@ __all__ = [
     "Masks",
     "MinGRU",
     "MinLSTM",
+    "NGram",
     "Output",
     "Reader",
     "Recurrent",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
+import numpy.typing as npt
 from torch import Tensor, nn
 
 from lmkit.model.embedding import Embedding
@@ -22,6 +24,17 @@ class Output(NamedTuple):
     state: States
 
 
+class Counted(NamedTuple):
+    """What counting a text makes.
+
+    head: the state dict of the head. report: what was counted, as plain values, a row for each part
+    of the model; `fallback` says why a part has settings that could not be estimated.
+    """
+
+    head: dict[str, Tensor]
+    report: list[dict[str, Any]]
+
+
 class LanguageModel(nn.Module):
     """The base class of all models: reads windows of tokens and carries a state between them.
 
@@ -32,6 +45,8 @@ class LanguageModel(nn.Module):
 
     # Whether results on compiled kernels are bit for bit the same with any number of threads.
     any_threads = False
+    # Whether the model and its head are counted once (`count`), not trained by gradients.
+    counted = False
 
     def __init__(
         self,
@@ -54,4 +69,18 @@ class LanguageModel(nn.Module):
 
     def forward(self, tokens: Tensor, resets: Tensor, state: States) -> Output:
         """tokens int64 and resets bool, both (lanes, time), and the state before them."""
+        raise NotImplementedError
+
+    def count(
+        self,
+        tokens: npt.ArrayLike,
+        unit_ends: npt.ArrayLike | None,
+        eos_id: int,
+        advance: Callable[[float], None],
+    ) -> Counted:
+        """Count a text, for classes that are `counted`.
+
+        unit_ends: exclusive ends of what is read from the zero state, None if nothing is. advance:
+        called with how much is done, from 0 to 1.
+        """
         raise NotImplementedError

@@ -27,6 +27,7 @@ from lmkit.training.callbacks import Checkpoint, StopOnSignal
 from lmkit.training.callbacks.progress import Progress
 from lmkit.training.components import make_callbacks, make_task, make_tracking, make_trainer
 from lmkit.training.continuation import Continuation
+from lmkit.training.counted import count
 from lmkit.training.initial import NAME as INIT
 from lmkit.training.initial import begin
 from lmkit.training.loggers.tracker import Tracking
@@ -67,16 +68,40 @@ def work(
                 run.write(INIT, began)
             _warn_without_checkpoints(trainer)
         with concluding(trainer, tracking) as summary:
-            with complaints():
-                trainer.fit(task, datamodule=data, ckpt_path=newest)
-            summary |= validated(trainer, tracking.account.metrics)
-            summary |= take_best(run, trainer, task)
+            if task.model.counted:
+                summary |= _counted(run, trainer, task, data, tracking, here, newest)
+            else:
+                with complaints():
+                    trainer.fit(task, datamodule=data, ckpt_path=newest)
+                summary |= validated(trainer, tracking.account.metrics)
+                summary |= take_best(run, trainer, task)
             if "test" in data.prepared.stores and trainer.limit_test_batches:
                 trainer.test(task, datamodule=data, verbose=False)
                 summary |= logged(trainer, "test/")
             summary |= effort(task, tracking.account.metrics.seconds)
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             run.write("summary.json", summary)
+
+
+def _counted(
+    run: Run,
+    trainer: pl.Trainer,
+    task: Task,
+    data: DataModule,
+    tracking: Tracking,
+    identity: Mapping[str, Any],
+    newest: Path | None,
+) -> dict[str, float]:
+    """Count the model and validate it, which makes it the best; returns the scores."""
+    task.trainer = trainer
+    count(run, task, data, identity, newest)
+    tracking.on_fit_start(trainer, task)
+    if "valid" not in data.prepared.stores or not trainer.limit_val_batches:
+        return {}
+    trainer.validate(task, datamodule=data, verbose=False)
+    scores = logged(trainer, "val/")
+    best = {f"best/{key}": scores[key] for key in ("val/nll", "val/perplexity")}
+    return {**scores, "best/step": 0, **best}
 
 
 def _begin(

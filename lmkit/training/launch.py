@@ -26,6 +26,7 @@ from lmkit.system.regular_file import DamagedError
 from lmkit.system.rendezvous import broadcast, gather, meet
 from lmkit.system.signals import Stopped, follow_parent
 from lmkit.system.threads import Threads, counted
+from lmkit.training.counted import check_counted, is_counted
 from lmkit.training.estimate import estimate, lasting
 from lmkit.training.fit import work
 from lmkit.training.initial import check_init
@@ -54,6 +55,11 @@ def launch(run: Run, config: dict[str, Any], overrides: list[str]) -> dict[str, 
     if _stays(run, config):
         return _summary(run)
     warn_of_text(run, data.prepared)
+    if is_counted(config):
+        check_counted(config, data, overrides)
+        run.start(config, overrides, sys.argv)
+        newest = latest_checkpoint(run.path / "checkpoints")
+        return _hold(run, config, lambda: work(run, config, newest, data))
     if hardware.num_processes(config["trainer"]) > 1:
         run.start(config, overrides, sys.argv)
         return _hold(run, config, lambda: work_in_processes(run, config))
@@ -129,6 +135,9 @@ def _stays(run: Run, config: dict[str, Any]) -> bool:
         return False
     if any(AFRESH.match(key) for key in differences(run.config(), config)):
         return False
+    if is_counted(config):
+        print(f"{run.name}/{run.id} has been counted and stays as it is", file=sys.stderr)
+        return True
     first, *others = _ends(config)
     by = f" (or with more of {', '.join(others)}, whichever ended it)" if others else ""
     print(

@@ -92,7 +92,8 @@ def missing(config: dict, corpus: Path) -> list[str]:
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_passes_the_check(group, option, corpus):
-    argv = [f"{group}={option}", *(["data=store"] if option == "stored" else [])]
+    beside = {("tokenizer", "stored"): "data=store", ("head", "ngram"): "model=ngram"}
+    argv = [f"{group}={option}", *([beside[group, option]] if (group, option) in beside else [])]
     argv += missing(compose(argv).config, corpus)
     config, _ = check(compose(argv))
     assert config["name"] == (option if group == "experiment" else "quick")

@@ -1,0 +1,17 @@
+"""N-grams of token ids: counted, estimated by modified Kneser-Ney, and held in sorted tables."""
+
+from lmkit.ngrams.counts import Level, counted
+from lmkit.ngrams.kneser_ney import FALLBACK, Discounts, estimated
+from lmkit.ngrams.symbols import Symbols, read_symbols
+from lmkit.ngrams.tables import Tables
+
+__all__ = [
+    "FALLBACK",
+    "Discounts",
+    "Level",
+    "Symbols",
+    "Tables",
+    "counted",
+    "estimated",
+    "read_symbols",
+]
