@@ -18,6 +18,7 @@ from lmkit.inference import Text, TrainedModel
 from lmkit.inference.beside import find_beside, load_beside
 from lmkit.inference.evaluation import measure
 from lmkit.inference.identity import recorded
+from lmkit.inference.mc_dropout import check_dropout
 from lmkit.inference.methods import Evaluation, Methods
 from lmkit.inference.text import read_text
 from lmkit.inference.tuning import tuned
@@ -77,6 +78,7 @@ def on_text(
     asked = reading.protocol or trained.protocol
     protocols = asked if isinstance(asked, list) else [asked]
     texts = {name: _text(run, config, trained.tokenizer, reading, name) for name in protocols}
+    _check_methods(trained, config, reading)
     where, store = texts[protocols[0]]
     result: dict[str, Any] = {
         "run": f"{run.name}/{run.id}",
@@ -110,6 +112,19 @@ def on_text(
     for line in _settings_lines(result):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     return result
+
+
+def _check_methods(trained: TrainedModel, config: Mapping[str, Any], reading: Reading) -> None:
+    """Raise UserError, before anything is computed, if a method lacks dropout or a split."""
+    dynamic = reading.methods.dynamic
+    if reading.methods.mc_dropout:
+        check_dropout(trained)
+    for key, split in (
+        ("tune", reading.tune),
+        ("dynamic: rule=rms", "train" if dynamic and dynamic.rule == "rms" else None),
+    ):
+        if split and split not in (splits := make_source(config).splits):
+            raise UserError(f"{key} needs the split {split}: the data has {', '.join(splits)}")
 
 
 def _by_methods(
