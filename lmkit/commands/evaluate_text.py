@@ -213,7 +213,7 @@ def _table(result: Mapping[str, Any]) -> Table:
     for label, key in (("tokens", "num_tokens"), ("unknown tokens", "num_unknown")):
         table.add_row(label, *(f"{each[key]:,}" for each in measured))
     table.add_section()
-    _add_figures(table, measured, (("lanes", "num_lanes", ",d"), *FIGURES))
+    _add_figures(table, measured, FIGURES)
     for label, rows in _methods_of(measured):
         table.add_section()
         for name, key, form in FIGURES:
@@ -222,6 +222,7 @@ def _table(result: Mapping[str, Any]) -> Table:
 
 
 FIGURES = (
+    ("lanes", "num_lanes", ",d"),
     ("nll (nats per token)", "nll", ".5f"),
     ("perplexity", "perplexity", ",.2f"),
     ("bits per byte", "bits_per_byte", ".4f"),

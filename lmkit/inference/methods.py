@@ -124,11 +124,16 @@ class Evaluation:
 
     def read_with_cache(self, text: TokenStore | Text, size: int, thetas: list[float]) -> Rows:
         """As `cache.read_with_cache`, in as many lanes as memory allows."""
+        num_lanes = self.cache_lanes(text, size)
+        return read_with_cache(self.trained, text, self.protocol, num_lanes, size, thetas)
+
+    def cache_lanes(self, text: TokenStore | Text, size: int) -> int:
+        """The lanes in which a text is read with a cache of this size."""
         num_lanes, _ = layout(self.trained, text, self.protocol, self.num_lanes)
         if self.protocol != "stream" and self.num_lanes is None:  # only rounding depends on it
             most = REMEMBERED // (min(size, text.num_tokens) * self.trained.model.hidden_size)
             num_lanes = min(num_lanes, max(most, 1))
-        return read_with_cache(self.trained, text, self.protocol, num_lanes, size, thetas)
+        return num_lanes
 
     def read_dynamically(
         self,
@@ -174,7 +179,8 @@ class Evaluation:
     def _cached(self, text: TokenStore | Text, cache: Cache) -> list[dict[str, Any]]:
         began = time.perf_counter()
         nll, log_prob = self.read_with_cache(text, cache.size, [cache.theta])
-        return [self.row("cache", cache, text, mixed(nll, log_prob, cache.weight), began)]
+        both, num_lanes = mixed(nll, log_prob, cache.weight), self.cache_lanes(text, cache.size)
+        return [self.row("cache", cache, text, both, began, num_lanes)]
 
     def _adapted(
         self, text: TokenStore | Text, dynamic: Dynamic, cache: Cache | None
@@ -195,14 +201,15 @@ class Evaluation:
         num_lanes, _ = layout(self.trained, text, self.protocol, self.num_lanes)
         bptt = self.trained.shape[1] if self.trained.shape else BPTT
         nll = mean_nll(self.trained, text, self.protocol, num_lanes, bptt, settings)
-        return [self.row("mc_dropout", settings, text, nll, began)]
+        return [self.row("mc_dropout", settings, text, nll, began, num_lanes)]
 
     def _together(self, text: TokenStore | Text, settings: Ensemble) -> list[dict[str, Any]]:
         began = time.perf_counter()
         nlls = self.nlls(text)
         weights = settings.weights or [1 / len(nlls)] * len(nlls)
         settings = replace(settings, weights=weights)
-        return [self.row("ensemble", settings, text, mixture(nlls, weights), began)]
+        num_lanes, _ = layout(self.trained, text, self.protocol, self.num_lanes)
+        return [self.row("ensemble", settings, text, mixture(nlls, weights), began, num_lanes)]
 
     def row(
         self,
@@ -211,12 +218,15 @@ class Evaluation:
         text: TokenStore | Text,
         nll: npt.NDArray[np.floating],
         began: float,
+        num_lanes: int = 1,
     ) -> dict[str, Any]:
-        """A method's figures; began: when it did, by `time.perf_counter`."""
+        """A method's figures. nll: of each token. began: when it did, by `time.perf_counter`.
+        num_lanes: in which the text was read, RUN's of an ensemble."""
         assert len(nll) == text.num_tokens
         return {
             "method": method,
             "settings": asdict(settings),
+            "num_lanes": num_lanes,
             **figures(self.trained, text, float(nll.sum(dtype=np.float64))),
             "tokens_per_second": text.num_tokens / (time.perf_counter() - began),
         }

@@ -13,6 +13,7 @@ from lmkit.errors import UserError
 from lmkit.inference.cache import Cache, mixed
 from lmkit.inference.dynamic import DivergedError, Dynamic, Stretch
 from lmkit.inference.ensemble import best_weights, mixture
+from lmkit.inference.evaluation import layout
 from lmkit.inference.methods import Evaluation, Methods, Rows
 from lmkit.inference.text import Text
 from lmkit.store import TokenStore
@@ -43,7 +44,9 @@ def tuned(
         ensemble = replace(methods.ensemble, weights=best_weights(nlls))
         assert ensemble.weights
         nll = mixture(nlls, ensemble.weights)
-        return Methods(ensemble=ensemble), [evaluation.row("ensemble", ensemble, text, nll, began)]
+        num_lanes, _ = layout(evaluation.trained, text, evaluation.protocol, evaluation.num_lanes)
+        row = evaluation.row("ensemble", ensemble, text, nll, began, num_lanes)
+        return Methods(ensemble=ensemble), [row]
     dynamic, cache = methods.dynamic, methods.cache
     if dynamic:
         dynamic = best_dynamic(evaluation, text, dynamic)
@@ -58,7 +61,8 @@ def tuned(
     if cache:
         cache, nll = best_cache(values, cache.size, thetas)
         name = "dynamic+cache" if dynamic else "cache"
-        rows.append(evaluation.row(name, cache, text, nll, began))
+        num_lanes = 1 if dynamic else evaluation.cache_lanes(text, cache.size)
+        rows.append(evaluation.row(name, cache, text, nll, began, num_lanes))
     return Methods(cache=cache, dynamic=dynamic), rows
 
 

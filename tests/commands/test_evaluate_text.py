@@ -1,11 +1,15 @@
 """`lmkit evaluate` by the methods of the literature: what it prints, returns and refuses."""
 
+import functools
 import json
+import shlex
 
 import pytest
+from documented import commands, sections
 from trained_run import make_run, real_stdout
 
 from lmkit.cli import main
+from lmkit.command import Command
 from lmkit.commands.evaluate import evaluate
 from lmkit.errors import UserError
 
@@ -152,3 +156,17 @@ def test_all_checkpoints_have_a_curve_for_each_method(lstm):
     (point,) = result["checkpoints"]
     (measured,) = point["result"]["results"]
     assert [row["method"] for row in measured["methods"]] == ["cache"]
+
+
+@pytest.mark.parametrize("command", commands(sections("evaluation.md")[""]))
+def test_the_commands_of_the_page_are_understood(lstm, command, monkeypatch):
+    words = shlex.split(command, comments=True)[1:]
+    assert words[:2] == ["evaluate", "latest"]
+    called, load = [], Command.load
+
+    def stub(command):
+        return functools.wraps(load(command))(lambda *_, **keys: called.append(keys))
+
+    monkeypatch.setattr(Command, "load", stub)
+    assert main(["evaluate", str(lstm.path), *words[2:]]) == 0
+    assert called
