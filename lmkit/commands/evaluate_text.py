@@ -16,6 +16,8 @@ from lmkit.assembly import make_source
 from lmkit.errors import UserError
 from lmkit.inference import Text, TrainedModel
 from lmkit.inference.beside import find_beside, load_beside
+from lmkit.inference.cache import check_hidden
+from lmkit.inference.dynamic import Adapted
 from lmkit.inference.evaluation import measure
 from lmkit.inference.identity import recorded
 from lmkit.inference.mc_dropout import check_dropout
@@ -115,8 +117,13 @@ def on_text(
 
 
 def _check_methods(trained: TrainedModel, config: Mapping[str, Any], reading: Reading) -> None:
-    """Raise UserError, before anything is computed, if a method lacks dropout or a split."""
+    """Raise UserError, before anything is computed, if a model or the data lacks what a method
+    needs."""
     dynamic = reading.methods.dynamic
+    if reading.methods.cache:
+        check_hidden(trained)
+    if dynamic:
+        Adapted(trained)
     if reading.methods.mc_dropout:
         check_dropout(trained)
     for key, split in (

@@ -22,10 +22,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from lmkit.errors import UserError
 from lmkit.inference.order import TextOrder
 from lmkit.inference.progress import progress
 from lmkit.inference.trained import TrainedModel
-from lmkit.model import Output
+from lmkit.model import Output, Reader
 from lmkit.ranges import NonNegative, Share, Size
 from lmkit.windows import Tokens, Window
 from lmkit.windows.lanes import Protocol
@@ -154,6 +155,15 @@ def mixed(nll: Floats, log_prob: Floats, weight: float) -> Floats:
     with np.errstate(divide="ignore", invalid="ignore"):
         both = np.logaddexp(np.log1p(-weight) - nll, np.log(weight) + log_prob)
     return np.where(np.isnan(log_prob), nll, -both)
+
+
+def check_hidden(trained: TrainedModel) -> None:
+    """Raise UserError if a model has no hidden vectors that could be compared."""
+    token = torch.zeros(1, 1, dtype=torch.int64, device=trained.device)
+    with trained.computing():
+        hidden = Reader(trained.model).read(token, token > 0).hidden
+    if not hidden.is_floating_point():
+        raise UserError("cache: the model has no hidden vectors to compare; leave it out")
 
 
 def read_with_cache(

@@ -13,7 +13,10 @@ from trained_run import TEST, load, make_run
 from lmkit.errors import UserError
 from lmkit.head import Head
 from lmkit.inference import Ensemble, Evaluation, Methods, Text, TrainedModel, ensemble, tuned
+from lmkit.inference.cache import check_hidden
+from lmkit.inference.dynamic import Adapted
 from lmkit.inference.ensemble import best_weights, mixture
+from lmkit.inference.mc_dropout import check_dropout
 from lmkit.model import Output
 
 probabilities = st.lists(st.floats(1e-6, 1), min_size=3, max_size=3)
@@ -116,6 +119,19 @@ def test_models_of_any_kind_go_together(outputs, protocol):
     ]
     assert row["nll"] == pytest.approx(np.mean(expected), abs=1e-5)
     assert row["settings"]["weights"] == [1 / 3] * 3
+
+
+def test_what_such_a_model_lacks_is_told(outputs):
+    model = unigram(load(make_run(outputs)))
+    model.model.forward = lambda tokens, resets, state: Output(tokens[..., None], tokens, state)
+    for check, message in (
+        (check_hidden, "cache: the model has no hidden vectors to compare; leave it out"),
+        (Adapted, "dynamic: the model has no weights that could learn; leave it out"),
+        (check_dropout, "mc_dropout: the model was trained without dropout; leave it out"),
+    ):
+        with pytest.raises(UserError) as error:
+            check(model)
+        assert str(error.value) == message
 
 
 def test_it_is_tuned_to_the_best_weights(outputs):
