@@ -3,36 +3,30 @@
 from __future__ import annotations
 
 import hashlib
-import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any
 
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-from lmkit.assembly import make_source
+from lmkit.commands import evaluate_text
 from lmkit.errors import UserError
-from lmkit.inference import Text, TrainedModel
-from lmkit.inference.evaluation import measure
-from lmkit.inference.identity import recorded
+from lmkit.inference.cache import Cache
+from lmkit.inference.dynamic import Dynamic, Rule
+from lmkit.inference.mc_dropout import MCDropout
+from lmkit.inference.methods import methods_of
 from lmkit.inference.milestones import ALL, draw_curve, milestones
-from lmkit.inference.text import read_text
+from lmkit.ranges import Fraction, Size
 from lmkit.run import Run, no_checkpoint
-from lmkit.store import TokenStore, prepare
 from lmkit.suite import Reading, Source, compare
 from lmkit.suite.blimp import Method
 from lmkit.suite.reading import Format
 from lmkit.suite.report import table as accuracy_table
 from lmkit.suite.spelling import Punctuation
 from lmkit.system.files import strict_json, write_atomically
-from lmkit.system.paths import readable
-from lmkit.tokenizer import Tokenizer
 from lmkit.windows.lanes import Protocol
-
-log = logging.getLogger(__name__)
 
 WIDEST = 10_000  # characters of a table
 
@@ -57,16 +51,25 @@ def evaluate(
     punctuation: Punctuation = "as_is",
     lower: bool = False,
     end: bool = False,
+    cache: Size | Cache | None = None,
+    dynamic: Rule | Dynamic | None = None,
+    mc_dropout: Size | MCDropout | None = None,
+    ensemble: str | list[str] | None = None,
+    ensemble_weights: list[Fraction] | None = None,
+    tune: bool | str = False,
 ) -> dict[str, Any]:
     """Measure nll and perplexity on a text, or accuracy on a suite of tests.
 
         lmkit evaluate latest
         lmkit evaluate latest split=valid protocol=[document,stream]
         lmkit evaluate latest text="The cat sat on the mat."
+        lmkit evaluate latest protocol=stream cache=2000 tune=true
+        lmkit evaluate latest protocol=stream dynamic.rule=rms dynamic.segment=20
         lmkit evaluate latest suite=blimp path=blimp punctuation=apart
         lmkit evaluate latest suite=table path=pairs.csv group=construction others=[first,second]
 
-    A text is a split, a file or a text, read under one protocol or several. The sentences of a
+    A text is a split, a file or a text, read under one protocol or several; what cache, dynamic,
+    mc_dropout and ensemble make of it stands beside the plain figures. The sentences of a
     suite are each read from the zero state, in full precision unless trainer.precision= says
     otherwise; its files go into the run directory, under suites/.
     split: test unless given. file, text: read as one document, in the place of a split.
@@ -87,6 +90,16 @@ def evaluate(
     punctuation: apart sets it apart from the words, as the model's corpus has it.
     lower: read the sentences in lower case.
     end: whether the closing <eos> counts in the sum of a sentence.
+    cache: a continuous cache (Grave et al. 2017) of so many positions; also cache.size,
+    cache.theta=0.3, cache.weight=0.1.
+    dynamic: dynamic evaluation (Krause et al. 2018) by the rule rms or sgd; also dynamic.rule,
+    dynamic.lr, dynamic.decay, dynamic.segment=5, dynamic.windows=500, dynamic.epsilon.
+    mc_dropout: the mean over so many samples of dropout (Gal and Ghahramani 2016); also
+    mc_dropout.samples, mc_dropout.seed.
+    ensemble: more runs, named as RUN is, whose probabilities are averaged with RUN's.
+    ensemble_weights: of RUN and of each of them; equal unless given or tuned.
+    tune: true chooses theta and weight of the cache, lr and decay of dynamic, or the ensemble's
+    weights on valid; or the name of another split, but not test.
     config: that of the run, of which data, kernels, threads, trainer.accelerator and
     trainer.precision are used
     """
@@ -94,46 +107,24 @@ def evaluate(
         settings = {key: value for key, value in locals().items() if key in KEYS}
         return _over_all(run, settings, partial(evaluate, run, config, **settings))
     texts_alone = {"split": split, "file": file, "text": text, "protocol": protocol}
+    by_methods: dict[str, Any] = {"cache": cache, "dynamic": dynamic, "mc_dropout": mc_dropout}
+    by_methods |= {"ensemble": ensemble, "ensemble_weights": ensemble_weights, "tune": tune}
     suites_alone: dict[str, Any] = {
         **{"path": path, "method": method, "good": good, "bad": bad, "group": group},
         **{"others": others, "end": end, "lower": lower},
         "punctuation": None if punctuation == "as_is" else punctuation,
     }
     if suite is not None:
-        _refuse({**texts_alone, "num_lanes": num_lanes}, f"with suite={suite}")
+        _refuse({**texts_alone, "num_lanes": num_lanes, **by_methods}, f"with suite={suite}")
         source = Source(suite, path, method, good, bad, group)
         reading = Reading(punctuation, lower, end)
         beside = [others] if isinstance(others, str) else others or []
         return _on_suite(run, beside, config, checkpoint, source, reading)
     _refuse(suites_alone, "without suite=")
-    if num_lanes is not None and num_lanes < 1:
-        raise UserError(f"num_lanes={num_lanes}: must be at least 1")
-    trained = TrainedModel.load(run, config, checkpoint)
-    protocols = protocol if isinstance(protocol, list) else [protocol or trained.protocol]
-    if not protocols:
-        raise UserError("protocol=[]: name at least one")
-    texts = {
-        name: _text(run, config, trained.tokenizer, split, file, text, name) for name in protocols
-    }
-    where, store = texts[protocols[0]]
-    result = {
-        "run": f"{run.name}/{run.id}",
-        "checkpoint": trained.checkpoint.stem if trained.checkpoint else None,
-        **where,
-        "precision": trained.precision,
-        "num_documents": store.num_documents,
-        "num_tokens": store.num_tokens,
-        "num_unknown": store.num_unknown,
-        "num_bytes": store.num_bytes,
-        "results": [measure(trained, texts[name][1], name, num_lanes) for name in protocols],
-    }
-    console = Console()
-    what = where.get("split") or where.get("file") or "the given text"
-    console.print(
-        f"{result['run']} ({result['checkpoint']}) on {what}", highlight=False, markup=False
-    )
-    console.print(_table(result))
-    return result
+    methods = methods_of(cache, dynamic, mc_dropout, ensemble, ensemble_weights)
+    chosen_on = ("valid" if tune is True else tune) or None
+    text_read = evaluate_text.Reading(split, file, text, protocol, num_lanes, methods, chosen_on)
+    return evaluate_text.on_text(run, config, checkpoint, text_read)
 
 
 # The keys that say what is evaluated, and how.
@@ -179,9 +170,16 @@ def _curve(results: Sequence[Mapping[str, Any]]) -> tuple[str, dict[str, list[fl
         names = [each["run"] for each in results[0]["runs"]]
         rows = [[100 * each["overall"]["accuracy"] for each in one["runs"]] for one in results]
         return "accuracy, %", dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
-    names = [each["protocol"] for each in results[0]["results"]]
-    rows = [[each["perplexity"] for each in one["results"]] for one in results]
-    return "perplexity", dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
+    found = [dict(_perplexities(one)) for one in results]
+    return "perplexity", {name: [row[name] for row in found] for name in found[0]}
+
+
+def _perplexities(result: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """The perplexity under each protocol, plain and by each method."""
+    for each in result["results"]:
+        yield each["protocol"], each["perplexity"]
+        for row in each.get("methods", []):
+            yield f"{each['protocol']}, {row['method']}", row["perplexity"]
 
 
 def _refuse(keys: Mapping[str, Any], why: str) -> None:
@@ -210,63 +208,3 @@ def _on_suite(
     console.print(table)
     print("\n".join(result["files"]))
     return result
-
-
-def _text(
-    run: Run,
-    config: Mapping[str, Any],
-    tokenizer: Tokenizer,
-    split: str | None,
-    file: str | None,
-    text: str | None,
-    protocol: Protocol,
-) -> tuple[dict[str, str], TokenStore | Text]:
-    """The text to evaluate on, and how the result names it."""
-    by_line = protocol == "sentence"
-    if file is not None or text is not None:
-        content = read_text(text, file)
-        if split is not None:
-            raise UserError(
-                f"split={split} and {'file' if text is None else 'text'} are both given: "
-                "leave one of them out"
-            )
-        named = {} if file is None else {"file": readable(str(Path(file).absolute()))}
-        return named or {"text": "given"}, Text.of(content, tokenizer, by_line)
-    split = split or "test"
-    source = make_source(config)
-    if split not in source.splits:
-        raise UserError(f"split={split}: the data has {', '.join(source.splits)}")
-    cache = run.path.parents[1] / ".cache"
-    prepared = prepare(source, tokenizer, cache, splits=[split], by_line=by_line)
-    store = prepared.stores[split]
-    splits = recorded(run).get("splits", {})
-    then = splits.get(split, {}).get("sha256", store.sha256)
-    own = run.config()["data"]
-    # A hash may also differ only because one was encoded line by line and the other as a whole.
-    lines = own.get("protocol") == "sentence" and not tokenizer.lines_alone
-    if store.sha256 != then and config["data"] == own and store.by_line == lines:
-        log.warning("%s has changed since %s was trained: its text is another one", split, run.id)
-    return {"split": split}, store
-
-
-def _table(result: Mapping[str, Any]) -> Table:
-    """The table of results, with one column for each protocol."""
-    measured: Sequence[Mapping[str, Any]] = result["results"]
-    table = Table("", *(each["protocol"] for each in measured))
-    for column in table.columns[1:]:
-        column.justify = "right"
-    table.add_row("documents", *(f"{result['num_documents']:,}" for _ in measured))
-    for label, key in (("tokens", "num_tokens"), ("unknown tokens", "num_unknown")):
-        table.add_row(label, *(f"{each[key]:,}" for each in measured))
-    table.add_section()
-    for label, key, form in (
-        ("lanes", "num_lanes", ",d"),
-        ("nll (nats per token)", "nll", ".5f"),
-        ("perplexity", "perplexity", ",.2f"),
-        ("bits per byte", "bits_per_byte", ".4f"),
-        ("tokens per second", "tokens_per_second", ",.0f"),
-    ):
-        values = [each[key] for each in measured]
-        if None not in values:
-            table.add_row(label, *(format(value, form) for value in values))
-    return table

@@ -75,6 +75,7 @@ def compose(
         return resolved(_merge(config, [retyped(value, misread) for value in overrides.values]))
 
     try:
+        done.mistakes += _set_twice(overrides.own)
         done.own = resolved(_merge(OmegaConf.create(), overrides.own))
         if own is not None:
             done.mistakes += _no_new_groups(overrides.groups, base)
@@ -94,6 +95,17 @@ def compose(
         done.config = {**theirs, **resolved(changed)}
     _anchor_paths(done.config)
     return done
+
+
+def _set_twice(own: Sequence[Override]) -> Iterator[str]:
+    """The mistakes of a command's keys that are set as a whole and in parts, of which the last
+    would replace the others."""
+    whole = {each.key_or_group: each.input_line or "" for each in own}
+    for key, line in whole.items():
+        first, dot, _ = key.partition(".")
+        if dot and first in whole:
+            both = f"{readable(whole[first])} and {readable(line)}".replace("++", "")
+            yield f"{both}: name the first by its key too, as {first}.KEY=..."
 
 
 def composed(argv: Sequence[str], name: str = "train") -> DictConfig:

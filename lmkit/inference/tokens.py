@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from lmkit.head import Head
+from lmkit.inference.order import TextOrder
 from lmkit.inference.progress import progress
 from lmkit.inference.scoring import predictions
 from lmkit.inference.text import Text
-from lmkit.inference.words import Flags, Integers, TokenMeasures
+from lmkit.inference.words import Flags, TokenMeasures
 from lmkit.model import Output
 from lmkit.tokenizer import Tokenizer
 from lmkit.windows import Window, WindowLoader
@@ -55,19 +56,14 @@ def read_tokens(
     sets = sets.to(trained.device)
     num_units = len(text.document_ends if protocol == "document" else text.line_ends)
     loader = trained.loader(text, protocol, min(NUM_LANES, num_units), POSITIONS)
-    order, lane_begins = _reading_order(loader)
+    order = TextOrder(loader)
     bits, entropy = np.empty((2, text.num_tokens))
     rank = np.empty(text.num_tokens, np.int64)
     shares = np.empty((text.num_tokens, sets.shape[1]))
     num_read = 0
     with progress("words", text.num_tokens) as advance:
         for window, output in trained.read(loader):
-            counts = window.mask.sum(dim=1).cpu().numpy()
-            begins = lane_begins[: len(counts)]
-            places = np.concatenate(
-                [order[begin : begin + n] for begin, n in zip(begins, counts, strict=True)]
-            )
-            lane_begins[: len(counts)] += counts
+            places = order.next(window.mask)
             columns = _predictions(
                 trained, output.hidden[window.mask], window.targets[window.mask], sets
             )
@@ -88,14 +84,3 @@ def _predictions(trained: Reads, hidden: Tensor, targets: Tensor, sets: Tensor) 
             with torch.autocast(trained.device, enabled=False):
                 chunks.append(predictions(log_prob, chunk, sets))
         return [torch.cat(column) for column in zip(*chunks, strict=True)]
-
-
-def _reading_order(loader: WindowLoader) -> tuple[Integers, Integers]:
-    """The numbers of the tokens as the lanes read them, laid end to end, and where in this each
-    lane begins."""
-    lanes = loader.lanes(0)
-    ends = np.cumsum(lanes.unit_lengths)
-    order = np.arange(ends[-1]) + np.repeat(
-        lanes.unit_starts + lanes.unit_lengths - ends, lanes.unit_lengths
-    )
-    return order, np.concatenate([[0], ends])[lanes.lane_units[:-1]]

@@ -124,15 +124,16 @@ class TrainedModel:
         )
 
     @contextlib.contextmanager
-    def computing(self) -> Iterator[None]:
-        """The context in which model and head run: no gradients; precision, kernels, threads."""
+    def computing(self, gradients: bool = False) -> Iterator[None]:
+        """The context in which model and head run: precision, kernels, threads, and no gradients
+        unless asked for."""
         dtype = torch.float16 if self.precision == "16-mixed" else torch.bfloat16
         mixed = self.precision != "32-true"
         number = self._pace.number if self._pace else self.threads
         with (
             kernels.use(self.kernels),
             threads.use(number),
-            torch.inference_mode(),
+            torch.enable_grad() if gradients else torch.inference_mode(),
             torch.autocast(self.device, dtype, enabled=mixed),
         ):
             yield
@@ -154,16 +155,20 @@ class TrainedModel:
             seed=None,
         )
 
-    def read(self, loader: WindowLoader) -> Iterator[tuple[Window, Output]]:
-        """Each window, on the device, with the model's output."""
-        reader = Reader(self.model)
+    def windows(self, loader: WindowLoader) -> Iterator[Window]:
+        """Each window, on the device."""
         for window in loader:
-            window = window._replace(
+            yield window._replace(
                 tokens=window.tokens.to(self.device),
                 targets=window.targets.to(self.device),
                 resets=window.resets.to(self.device),
                 mask=window.mask.to(self.device),
             )
+
+    def read(self, loader: WindowLoader) -> Iterator[tuple[Window, Output]]:
+        """Each window, on the device, with the model's output."""
+        reader = Reader(self.model)
+        for window in self.windows(loader):
             with self.computing():
                 output = reader.read(window.tokens, window.resets)
             yield window, output

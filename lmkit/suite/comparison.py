@@ -8,9 +8,10 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from lmkit.errors import UserError, cannot_write
+from lmkit.errors import cannot_write
 from lmkit.inference import TrainedModel
-from lmkit.run import Run, no_checkpoint
+from lmkit.inference.beside import find_beside, load_beside
+from lmkit.run import Run
 from lmkit.run.checkpoints import read_manifest
 from lmkit.suite.accuracy import references
 from lmkit.suite.evaluation import Reading, evaluate_suite
@@ -44,7 +45,7 @@ def compare(
     at before anything is computed.
     """
     suite = source.read()
-    runs = [run, *_found(run, others)]
+    runs = [run, *find_beside(run, others, "others")]
     loaded = [_load(each, run, config, checkpoint) for each in runs]
     _check_writable(run)
     if suite.skipped:
@@ -94,32 +95,9 @@ def _check_writable(run: Run) -> None:
         raise cannot_write(what, run.path, error, "make it writable") from None
 
 
-def _found(run: Run, others: Sequence[str]) -> list[Run]:
-    """The other runs, from the same outputs; raises UserError, which names the key."""
-    found = []
-    for which in others:
-        try:
-            found.append(Run.find(run.path.parents[1], which, no_checkpoint))
-        except UserError as error:
-            raise UserError(str(error).replace("RUN=", "others: ", 1)) from None
-    paths = [each.path for each in (run, *found)]
-    if len(set(paths)) < len(paths):
-        raise UserError(f"others={','.join(others)}: name each run once, and not RUN again")
-    return found
-
-
 def _load(run: Run, first: Run, config: Mapping[str, Any], checkpoint: str) -> Loaded:
     """A run's model, which computes as `config`, that of the first run, says."""
-    own = config if run is first else run.config()
-    computing = {key: config[key] for key in ("kernels", "threads") if key in config}
-    trainer = {key: config["trainer"][key] for key in ("accelerator", "precision")}
-    computing["trainer"] = {**own["trainer"], **trainer}
-    try:
-        trained = TrainedModel.load(run, {**own, **computing}, checkpoint)
-    except UserError as error:
-        if run is first:
-            raise
-        raise UserError(f"others: {error}; they are read at the same checkpoint as RUN") from None
+    trained = load_beside(run, first, config, checkpoint, "others")
     path = trained.checkpoint
     named = {
         "run": f"{run.name}/{run.id}",

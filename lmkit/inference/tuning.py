@@ -1,0 +1,112 @@
+"""Chooses the settings of a method on a text, which is never the one that is reported alone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from lmkit.errors import UserError
+from lmkit.inference.cache import Cache, mixed
+from lmkit.inference.dynamic import DivergedError, Dynamic, Stretch
+from lmkit.inference.ensemble import best_weights, mixture
+from lmkit.inference.evaluation import layout
+from lmkit.inference.methods import Evaluation, Methods, Rows
+from lmkit.inference.text import Text
+from lmkit.store import TokenStore
+
+THETAS = [0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0]
+LARGEST_SHARE = 0.99  # of the cache: without the model a new word has no probability
+# Of the default of each; the authors' program tries lr from 0.6 to 2 and decay from 0.5 to 2.5.
+LR_FACTORS = [0.2, 0.5, 1.0, 2.0, 5.0]
+DECAY_FACTORS = [0.0, 0.5, 1.0, 2.5]
+SGD_DECAYS = [0.0, 1e-3, 1e-2]
+TRIED_TOKENS = 30_000  # in which dynamic evaluation is tried, as by the authors' --gridfast
+
+
+def tuned(
+    evaluation: Evaluation, text: TokenStore | Text, methods: Methods
+) -> tuple[Methods, list[dict[str, Any]]]:
+    """The methods with the settings that are best on a text, and their rows on it.
+
+    Of a cache theta is one of a grid, and weight the best there is; of dynamic evaluation lr, then
+    decay, unless they are set, each of a grid over the first tokens; of an ensemble the weights.
+    """
+    methods.check()
+    if methods.mc_dropout or not methods.names:
+        raise UserError("tune: only cache, dynamic and ensemble have settings to choose")
+    if methods.ensemble:
+        began = time.perf_counter()
+        nlls = evaluation.nlls(text)
+        ensemble = replace(methods.ensemble, weights=best_weights(nlls))
+        assert ensemble.weights
+        nll = mixture(nlls, ensemble.weights)
+        num_lanes, _ = layout(evaluation.trained, text, evaluation.protocol, evaluation.num_lanes)
+        row = evaluation.row("ensemble", ensemble, text, nll, began, num_lanes)
+        return Methods(ensemble=ensemble), [row]
+    dynamic, cache = methods.dynamic, methods.cache
+    if dynamic:
+        dynamic = best_dynamic(evaluation, text, dynamic)
+    began = time.perf_counter()
+    size, thetas = (cache.size, THETAS) if cache else (0, [])
+    rows: list[dict[str, Any]] = []
+    if dynamic:
+        values = evaluation.read_dynamically(text, dynamic, size, thetas)
+        rows.append(evaluation.row("dynamic", dynamic, text, values[0], began))
+    else:
+        values = evaluation.read_with_cache(text, size, thetas)
+    if cache:
+        cache, nll = best_cache(values, cache.size, thetas)
+        name = "dynamic+cache" if dynamic else "cache"
+        num_lanes = 1 if dynamic else evaluation.cache_lanes(text, cache.size)
+        rows.append(evaluation.row(name, cache, text, nll, began, num_lanes))
+    return Methods(cache=cache, dynamic=dynamic), rows
+
+
+def best_cache(
+    values: Rows, size: int, thetas: Sequence[float]
+) -> tuple[Cache, np.ndarray[Any, np.dtype[np.float64]]]:
+    """The theta and weight with the lowest nll, and that of each token, (tokens,).
+
+    values: the nll and, for each theta, log p_cache, as `read_with_cache` returns them.
+    """
+    nll, *log_probs = values
+    tried = []
+    for theta, log_prob in zip(thetas, log_probs, strict=True):
+        there = ~np.isnan(log_prob)
+        weight = best_weights([nll[there], -log_prob[there]])[1] if there.any() else 0.0
+        cache = Cache(size, theta, min(weight, LARGEST_SHARE))
+        tried.append((cache, mixed(nll, log_prob, cache.weight)))
+    return min(tried, key=lambda pair: float(pair[1].sum()))
+
+
+def best_dynamic(evaluation: Evaluation, text: TokenStore | Text, settings: Dynamic) -> Dynamic:
+    """The settings with the best lr, then the best decay, unless they are set."""
+    few = Stretch(text, 0, min(TRIED_TOKENS, text.num_tokens))
+    default = settings.complete()
+    assert default.lr is not None
+    assert default.decay is not None
+    rates = [default.lr * factor for factor in LR_FACTORS]
+    decays = [default.decay * factor for factor in DECAY_FACTORS]
+    if settings.rule == "sgd":
+        decays = SGD_DECAYS
+    best = default
+    if settings.lr is None:
+        tried = [replace(best, lr=lr) for lr in rates]
+        best = min(tried, key=lambda each: _nll(evaluation, few, each, f"lr={each.lr:.3g}"))
+    if settings.decay is None:
+        tried = [replace(best, decay=decay) for decay in decays]
+        best = min(tried, key=lambda each: _nll(evaluation, few, each, f"decay={each.decay:.3g}"))
+    return best
+
+
+def _nll(evaluation: Evaluation, text: Stretch, settings: Dynamic, what: str) -> float:
+    """The mean nll; infinite where the weights diverged."""
+    try:
+        nll = evaluation.read_dynamically(text, settings, what=what)[0]
+    except DivergedError:
+        return np.inf
+    return float(nll.mean(dtype=np.float64))

@@ -1,0 +1,172 @@
+"""`lmkit evaluate` by the methods of the literature: what it prints, returns and refuses."""
+
+import functools
+import json
+import shlex
+
+import pytest
+from documented import commands, sections
+from trained_run import make_run, real_stdout
+
+from lmkit.cli import main
+from lmkit.command import Command
+from lmkit.commands.evaluate import evaluate
+from lmkit.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory):
+    return tmp_path_factory.mktemp("outputs")
+
+
+@pytest.fixture(scope="module")
+def lstm(outputs):
+    return make_run(outputs)
+
+
+def refused(run, **arguments):
+    with pytest.raises(UserError) as error:
+        evaluate(run, run.config(), **arguments)
+    return str(error.value)
+
+
+def test_the_plain_figures_stay_as_they_are(lstm):
+    protocols = ["document", "stream"]
+    plain = evaluate(lstm, lstm.config(), protocol=protocols)
+    with_cache = evaluate(lstm, lstm.config(), protocol=protocols, cache=5)
+    for one, other in zip(plain["results"], with_cache["results"], strict=True):
+        assert "methods" not in one
+        same = [key for key in one if key != "tokens_per_second"]
+        assert [one[key] for key in same] == [other[key] for key in same]
+        (row,) = other["methods"]
+        assert (row["method"], row["settings"]) == (
+            "cache",
+            {"size": 5, "theta": 0.3, "weight": 0.1},
+        )
+        assert row["nll"] != one["nll"]
+        assert row["tokens_per_second"] > 0
+
+
+def test_the_command_tunes_on_valid_and_prints_both(lstm, capfd):
+    words = ["evaluate", str(lstm.path), "protocol=stream", "cache.size=6", "tune=true"]
+    words += ["dynamic.rule=sgd", "dynamic.lr=0.01", "dynamic.decay=0"]
+    assert main(words) == 0
+    out = capfd.readouterr().out
+    with real_stdout():
+        assert main([*words, "format=json"]) == 0
+    result = json.loads(capfd.readouterr().out)
+    (measured,) = result["results"]
+    on_valid, on_test = measured["tuned"], measured["methods"]
+    assert on_valid["split"] == "valid"
+    assert [row["method"] for row in on_valid["methods"]] == ["plain", "dynamic", "dynamic+cache"]
+    assert [row["method"] for row in on_test] == ["dynamic", "dynamic+cache"]
+    assert on_valid["methods"][2]["settings"] == on_test[1]["settings"]
+    rows = dict(
+        [cell.strip() for cell in line.split("│")[1:3]]
+        for line in out.splitlines()
+        if line.count("│") == 3
+    )
+    assert rows["perplexity"] == f"{measured['perplexity']:,.2f}"
+    for row in on_test:
+        assert rows[f"perplexity, {row['method']}"] == f"{row['perplexity']:,.2f}"
+    for row in on_valid["methods"]:
+        assert rows[f"nll (nats per token), {row['method']} on valid"] == f"{row['nll']:.5f}"
+    settings = on_test[1]["settings"]
+    assert out.splitlines()[-1] == (
+        f"dynamic+cache under stream: size=6, theta={settings['theta']:.4g}, "
+        f"weight={settings['weight']:.4g}, chosen on valid"
+    )
+
+
+def test_what_is_tuned_on_the_split_asked_for_is_measured_once(lstm):
+    (measured,) = evaluate(
+        lstm, lstm.config(), split="valid", protocol="stream", cache=4, tune=True
+    )["results"]
+    plain, row = measured["tuned"]["methods"]
+    assert measured["methods"] == [row]
+    assert plain["nll"] == measured["nll"]
+
+
+def test_an_ensemble_of_runs(outputs, lstm):
+    make_run(outputs, "gru")
+    name = "gru-word-document"
+    (one,) = evaluate(lstm, lstm.config(), ensemble=name)["results"]
+    (two,) = evaluate(lstm, lstm.config(), ensemble=[name], ensemble_weights=[1.0, 0.0])["results"]
+    assert one["methods"][0]["settings"] == {"runs": [name], "weights": [0.5, 0.5]}
+    assert one["methods"][0]["nll"] != pytest.approx(one["nll"], abs=1e-3)
+    assert two["methods"][0]["nll"] == pytest.approx(two["nll"], abs=1e-6)
+    other = make_run(outputs, "window", "bytes")
+    message = refused(lstm, ensemble=other.id)
+    assert message.startswith(
+        f"ensemble: tiny/{other.id} has another vocabulary than tiny/{lstm.id}: its tokenizer has "
+    )
+    assert message.endswith("; name runs that were trained with one tokenizer")
+    assert refused(lstm, ensemble=[name, name]) == (
+        f"ensemble={name},{name}: name each run once, and not RUN again"
+    )
+    assert refused(lstm, ensemble="none").startswith("ensemble: ")
+
+
+def test_what_does_not_go_together_is_refused(lstm):
+    both = "only cache and dynamic go together; evaluate with each of the others by itself"
+    assert refused(lstm, cache=4, mc_dropout=2) == f"mc_dropout with cache: {both}"
+    assert refused(lstm, dynamic="sgd", ensemble="x") == f"ensemble with dynamic: {both}"
+    assert refused(lstm, mc_dropout=2) == (
+        "mc_dropout: the model was trained without dropout; leave it out"
+    )
+    assert refused(lstm, ensemble_weights=[0.5, 0.5]) == (
+        "ensemble_weights: no effect without ensemble=; leave it out"
+    )
+    nothing = "tune: only cache, dynamic and ensemble have settings to choose"
+    assert refused(lstm, tune=True) == refused(lstm, tune=True, mc_dropout=2) == nothing
+    assert refused(lstm, tune="test", cache=4) == (
+        "tune=test: settings that are chosen on the test split say nothing of its text; "
+        "tune=true chooses them on valid"
+    )
+    assert refused(lstm, tune="dev", cache=4) == (
+        "tune needs the split dev: the data has train, valid, test"
+    )
+    suite = {"suite": "lines", "path": "pairs.txt"}
+    assert refused(lstm, **suite, cache=4, tune=True) == (
+        "cache, tune: no effect with suite=lines; leave it out"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "mistake"),
+    [
+        (["cache=0"], "cache=0: must be at least 1"),
+        (["cache.theta=1"], "cache.size is required; set cache.size=..."),
+        (["cache.size=3", "cache.weight=1"], "cache.weight=1: must be at least 0 and below 1"),
+        (["dynamic=adam"], "dynamic=adam: expected rms | sgd | a mapping | null, found text"),
+        (
+            ["dynamic=sgd", "dynamic.lr=1"],
+            "dynamic=sgd and dynamic.lr=1: name the first by its key too, as dynamic.KEY=...",
+        ),
+        (["cache.sise=3"], "cache.sise is not a key; did you mean cache.size?"),
+    ],
+)
+def test_mistakes_in_the_settings(lstm, words, mistake, capfd):
+    assert main(["evaluate", str(lstm.path), *words]) == 2
+    assert mistake in capfd.readouterr().err
+
+
+def test_all_checkpoints_have_a_curve_for_each_method(lstm):
+    result = evaluate(lstm, lstm.config(), checkpoint="all", protocol="stream", cache=5)
+    (point,) = result["checkpoints"]
+    (measured,) = point["result"]["results"]
+    assert [row["method"] for row in measured["methods"]] == ["cache"]
+
+
+@pytest.mark.parametrize("command", commands(sections("evaluation.md")[""]))
+def test_the_commands_of_the_page_are_understood(lstm, command, monkeypatch):
+    words = shlex.split(command, comments=True)[1:]
+    assert words[:2] == ["evaluate", "latest"]
+    called, load = [], Command.load
+
+    def stub(command):
+        return functools.wraps(load(command))(lambda *_, **keys: called.append(keys))
+
+    monkeypatch.setattr(Command, "load", stub)
+    assert main(["evaluate", str(lstm.path), *words[2:]]) == 0
+    assert called

@@ -1,0 +1,118 @@
+"""Monte Carlo dropout against plain loops over samples and windows."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from in_memory import Text as Tokens
+from trained_run import TEST, make_run
+
+from lmkit.errors import UserError
+from lmkit.inference import Evaluation, MCDropout, Methods, Text, TrainedModel, mc_dropout
+from lmkit.inference.mc_dropout import mean_nll
+from lmkit.model import Masks
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory):
+    return tmp_path_factory.mktemp("outputs")
+
+
+@pytest.fixture
+def trained(outputs):
+    return with_dropout(make_run(outputs), dropout=0.4)
+
+
+def with_dropout(run, **settings):
+    trained = TrainedModel.load(run, run.config())
+    for name in ("embedding_dropout", "output_dropout"):
+        settings.setdefault(name, settings["dropout"])
+    for name, value in settings.items():
+        setattr(trained.model, name, value)
+    return trained
+
+
+def slow_probabilities(trained, lanes, bptt, seed, sample):
+    """The probability of each target, lane by lane; lanes: (inputs, targets) of one length."""
+    inputs, targets = (torch.tensor(column) for column in zip(*lanes, strict=True))
+    state = trained.model.initial_state(len(lanes))
+    found = []
+    trained.model.train()
+    for number, begin in enumerate(range(0, inputs.shape[1], bptt)):
+        now = inputs[:, begin : begin + bptt]
+        with Masks(seed, sample, number).use(), torch.no_grad():
+            output = trained.model(now, torch.zeros_like(now, dtype=torch.bool), state)
+        state = output.state
+        logits = output.hidden @ trained.head.weight.T + trained.head.bias
+        there = targets[:, begin : begin + bptt, None]
+        found.append(logits.double().softmax(-1).gather(2, there)[..., 0])
+    trained.model.eval()
+    return torch.cat(found, 1).flatten().tolist()
+
+
+@pytest.mark.parametrize("settings", [{}, {"locked_dropout": True}, {"word_dropout": 0.3}])
+@pytest.mark.parametrize("num_lanes", [1, 2])
+def test_it_is_the_mean_of_the_probabilities(outputs, num_lanes, settings):
+    trained = with_dropout(make_run(outputs), dropout=0.4, **settings)
+    text = Tokens([12, 8])
+    parts = np.split(text.tokens.astype(int), num_lanes)
+    firsts = [trained.tokenizer.eos_id, *(int(part[-1]) for part in parts[:-1])]
+    lanes = [
+        ([first, *part[:-1].tolist()], part.tolist())
+        for first, part in zip(firsts, parts, strict=True)
+    ]
+    samples = [slow_probabilities(trained, lanes, 7, 5, sample) for sample in range(3)]
+    assert max(abs(a - b) for a, b in zip(*samples[:2], strict=True)) > 1e-3
+    expected = [-math.log(sum(each) / 3) for each in zip(*samples, strict=True)]
+    nll = mean_nll(trained, text, "stream", num_lanes, 7, MCDropout(3, seed=5))
+    assert nll == pytest.approx(np.array(expected), abs=1e-5)
+
+
+def test_a_document_knows_nothing_of_the_one_before(trained):
+    """In lanes of their own: of one lane the masks would be others."""
+    texts = [Tokens([7, 7]), Tokens([7, 7], seed=1)]
+    texts[1].tokens[7:] = texts[0].tokens[7:]
+    one, other = (mean_nll(trained, text, "document", 2, 5, MCDropout(2)) for text in texts)
+    assert np.array_equal(one[7:], other[7:])
+    assert not np.array_equal(one[:7], other[:7])
+
+
+def test_it_depends_on_the_seed_alone(trained):
+    text = Text.of(TEST, trained.tokenizer)
+    evaluation = Evaluation(trained, "document")
+
+    def nll(seed):
+        torch.rand(1)  # nor on the global generator
+        (row,) = evaluation.measure(text, Methods(mc_dropout=MCDropout(2, seed)))
+        return row["nll"]
+
+    assert nll(1) == nll(1) != nll(2)
+
+
+def test_the_model_is_unchanged_also_if_interrupted(trained, monkeypatch):
+    before = {name: tensor.clone() for name, tensor in trained.model.state_dict().items()}
+    text, plain = Text.of(TEST, trained.tokenizer), trained.nll(TEST)
+    mean_nll(trained, text, "document", 1, 5, MCDropout(2))
+    assert trained.nll(TEST) == plain
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trained.head, "nll", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        mean_nll(trained, text, "document", 1, 5, MCDropout(2))
+    monkeypatch.undo()
+    assert not any(each.training for each in (*trained.model.modules(), *trained.head.modules()))
+    assert trained.nll(TEST) == plain
+    after = trained.model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_model_without_dropout_is_refused(outputs):
+    run = make_run(outputs)
+    trained = TrainedModel.load(run, run.config())
+    with pytest.raises(UserError) as error:
+        mc_dropout.check_dropout(trained)
+    assert str(error.value) == "mc_dropout: the model was trained without dropout; leave it out"
+    mc_dropout.check_dropout(with_dropout(run, dropout=0.05))

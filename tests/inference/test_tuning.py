@@ -1,0 +1,99 @@
+"""The settings that are chosen are the best of what is tried, each evaluated by itself."""
+
+import numpy as np
+import pytest
+from trained_run import TEST, TRAIN, load, make_run
+
+from lmkit.errors import UserError
+from lmkit.inference import Cache, Dynamic, Evaluation, MCDropout, Methods, Text, tuned, tuning
+from lmkit.inference.tuning import best_cache
+
+NAN, INF = np.nan, np.inf
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    return load(make_run(tmp_path_factory.mktemp("outputs")))
+
+
+@pytest.fixture
+def evaluation(trained):
+    return Evaluation(trained, "stream", train=lambda: Text.of(TRAIN, trained.tokenizer))
+
+
+def test_a_cache_is_the_best_of_all(trained, evaluation):
+    text = Text.of(TEST, trained.tokenizer)
+    methods, (row,) = tuned(evaluation, text, Methods(cache=Cache(9)))
+    assert methods.cache.size == 9
+    assert row["settings"] == vars(methods.cache)
+    (again,) = evaluation.measure(text, methods)
+    assert again["nll"] == pytest.approx(row["nll"], abs=1e-6)
+    for theta in tuning.THETAS:
+        for weight in (0.0, 0.05, 0.1, 0.2, 0.4, 0.8):
+            (other,) = evaluation.measure(text, Methods(cache=Cache(9, theta, weight)))
+            assert row["nll"] <= other["nll"] + 1e-5
+
+
+def test_the_best_weight_of_a_cache():
+    nll = np.log(np.array([4.0, 4.0, 4.0]))
+    never = np.array([NAN, -INF, -INF])
+    always = np.array([NAN, 0.0, 0.0])
+    cache, best = best_cache(np.stack([nll, never, always]), 7, [0.1, 0.2])
+    assert (cache.size, cache.theta, cache.weight) == (7, 0.2, tuning.LARGEST_SHARE)
+    assert best[0] == nll[0] > best[1]
+    cache, best = best_cache(np.stack([nll, never]), 7, [0.1])
+    assert cache.weight == pytest.approx(0, abs=1e-3)
+    cache, _ = best_cache(np.stack([nll[:1], never[:1]]), 7, [0.1])  # no token has a cache
+    assert cache.weight == 0
+
+
+def test_dynamic_evaluation_is_tried_on_the_first_tokens(trained, evaluation, monkeypatch):
+    monkeypatch.setattr(tuning, "TRIED_TOKENS", 12)
+    text = Text.of(TEST, trained.tokenizer)
+    read, tried = evaluation.read_dynamically, []
+
+    def noted(text, settings, *more, **named):
+        nll = read(text, settings, *more, **named)
+        tried.append((text.num_tokens, settings, float(nll[0].mean())))
+        return nll
+
+    monkeypatch.setattr(evaluation, "read_dynamically", noted)
+    methods, rows = tuned(evaluation, text, Methods(Cache(5), Dynamic("rms", segment=3)))
+    *trials, (whole, chosen, _) = tried
+    rates, decays = trials[: len(tuning.LR_FACTORS)], trials[len(tuning.LR_FACTORS) :]
+    assert [count for count, *_ in tried] == [12] * len(trials) + [whole := text.num_tokens]
+    assert [each.lr for _, each, _ in rates] == pytest.approx(
+        [3e-5 * factor for factor in tuning.LR_FACTORS]
+    )
+    lr = min(rates, key=lambda trial: trial[2])[1].lr
+    assert [each.lr for _, each, _ in decays] == [lr] * len(tuning.DECAY_FACTORS)
+    assert chosen == methods.dynamic == min(decays, key=lambda trial: trial[2])[1]
+    assert [row["method"] for row in rows] == ["dynamic", "dynamic+cache"]
+    assert whole == len(text.tokens)
+    again = evaluation.measure(text, methods)
+    for row, other in zip(rows, again, strict=True):
+        assert row["settings"] == other["settings"]
+        assert row["nll"] == pytest.approx(other["nll"], abs=1e-6)
+
+
+def test_what_is_set_is_not_chosen(trained, evaluation):
+    text = Text.of(TEST, trained.tokenizer)
+    settings = Dynamic("sgd", lr=0.01, decay=0.5)
+    assert tuning.best_dynamic(evaluation, text, settings) == settings
+    settings = Dynamic("sgd", decay=0.5)
+    assert tuning.best_dynamic(evaluation, text, settings).decay == 0.5
+
+
+def test_a_rate_that_makes_the_weights_diverge_is_not_chosen(trained, evaluation, monkeypatch):
+    monkeypatch.setattr(tuning, "LR_FACTORS", [1e38, 1e-6])
+    text = Text.of(TEST, trained.tokenizer)
+    found = tuning.best_dynamic(evaluation, text, Dynamic("sgd", decay=0.0))
+    assert found.lr == pytest.approx(0.25e-6)
+
+
+def test_what_has_nothing_to_choose_is_refused(trained, evaluation):
+    text = Text.of(TEST, trained.tokenizer)
+    for methods in (Methods(), Methods(mc_dropout=MCDropout(2))):
+        with pytest.raises(UserError) as error:
+            tuned(evaluation, text, methods)
+        assert str(error.value) == "tune: only cache, dynamic and ensemble have settings to choose"
