@@ -107,10 +107,11 @@ def remarks(config: Mapping[str, Any]) -> Iterator[str]:
     sets_rates = issubclass(named_class("scheduler", scheduler), (OneCycleLR, CyclicLR))
     if config["optimizer"].get("lr") == 0 and not (sets_rates or config["optimizer"].get("groups")):
         yield "optimizer.lr=0: nothing is learnt"
-    hidden, embedding = model.get("hidden_size"), model.get("embedding_size")
-    if model.get("num_layers") == 1 and model.get("tie_weights") and hidden != embedding:
+    key = "projection_size" if "projection_size" in model else "hidden_size"
+    size, embedding = model.get(key), model.get("embedding_size")
+    if model.get("num_layers") == 1 and model.get("tie_weights") and size != embedding:
         yield (
-            f"model.hidden_size={hidden} is the size of nothing: with model.tie_weights=true the "
+            f"model.{key}={size} is the size of nothing: with model.tie_weights=true the "
             f"only layer has model.embedding_size={embedding} units"
         )
 

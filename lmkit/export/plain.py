@@ -18,16 +18,17 @@ KINDS = "the exported file knows"
 
 
 def cell_of(model: LanguageModel) -> str:
-    """lstm, gru, window, or the nonlinearity of an Elman network; raises UserError for a class that
-    is derived from them, whose computations are not known."""
-    if isinstance(model, Recurrent) and any(any(layer.zoneout) for layer in model.layers):
+    """lstm, gru, window, or the nonlinearity of an Elman network; raises UserError for any other
+    class, also one that is derived from them, and for what the file has no computations of."""
+    if isinstance(model, Recurrent) and model.residual:
+        raise UserError(f"model.residual={model.residual}: {KINDS} no residual blocks")
+    if isinstance(model, Recurrent) and any(any(layer.zoneout) for layer in model.cells):
         raise UserError(f"model.zoneout: {KINDS} no layers with zoneout")
     if type(model) is Elman:
         return str(next(iter(model.layers)).nonlinearity)
     if type(model) not in CELLS:
         raise UserError(
-            f"model={type(model).__name__}: {KINDS} LSTM, GRU, Elman and Window, "
-            "no class of your own"
+            f"model={type(model).__name__}: {KINDS} LSTM, GRU, Elman and Window, no other class"
         )
     return CELLS[type(model)]
 

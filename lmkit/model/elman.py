@@ -93,10 +93,10 @@ class Elman(Recurrent):
         """settings: the arguments of `Recurrent`."""
         self.nonlinearity = nonlinearity
         super().__init__(vocabulary_size, **settings)
-        for index, layer in enumerate(self.layers):
+        for index, layer in enumerate(self.cells):
             assert isinstance(layer, ElmanLayer)
-            if nonlinearity == "sigmoid":
-                layer.start_as_tanh(inputs_are_hidden=index > 0)
+            if nonlinearity == "sigmoid":  # blocks normalise the inputs of their cells
+                layer.start_as_tanh(inputs_are_hidden=index > 0 and not self.residual)
 
     def make_layer(self, input_size: int, hidden_size: int, init: RecurrentInit) -> ElmanLayer:
         return ElmanLayer(input_size, hidden_size, init, self.nonlinearity)

@@ -74,10 +74,18 @@ class RecurrentLayer(Layer):
 
     num_gates: int
 
-    def __init__(self, input_size: int, hidden_size: int, init: RecurrentInit = "uniform") -> None:
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        init: RecurrentInit = "uniform",
+        num_units: int | None = None,
+    ) -> None:
+        """num_units: rows of each block, if not hidden_size."""
         super().__init__()
         self.hidden_size = hidden_size
-        rows = self.num_gates * hidden_size
+        self.num_units = num_units or hidden_size
+        rows = self.num_gates * self.num_units
         self.weight_ih = nn.Parameter(torch.empty(rows, input_size))
         self.weight_hh = nn.Parameter(torch.empty(rows, hidden_size))
         self.bias_ih = nn.Parameter(torch.empty(rows))
@@ -94,7 +102,7 @@ class RecurrentLayer(Layer):
                 nn.init.uniform_(parameter, -init, init)
             return
         if init == "uniform":
-            bound = 1 / math.sqrt(self.hidden_size)
+            bound = 1 / math.sqrt(self.num_units)
             for parameter in self.parameters():
                 nn.init.uniform_(parameter, -bound, bound)
             return
@@ -114,7 +122,7 @@ class RecurrentLayer(Layer):
 
     def gates_shut(self, *gates: float) -> Tensor:
         """A reset column (rows, 1) with one constant per gate."""
-        size = (self.hidden_size, 1)
+        size = (self.num_units, 1)
         return torch.cat([self.weight_ih.new_full(size, gate) for gate in gates])
 
     def joined(
@@ -186,10 +194,24 @@ class RecurrentLayer(Layer):
         projected = F.linear(inputs, self.weight_ih, self.bias_ih + self.bias_hh)
         gates = [gate.unbind(1) for gate in projected.chunk(self.num_gates, dim=-1)]
         weights = self.dropped("weight_hh").chunk(self.num_gates)
+
+        def step(t: int, state: State) -> State:
+            return self.step([gate[t] for gate in gates], weights, state)
+
+        return self.loop(step, resets, state)
+
+    def loop(
+        self, step: Callable[[int, State], State], resets: Tensor, state: State
+    ) -> tuple[Tensor, State]:
+        """What `forward` returns, by `step`: from a position and the state before it to the state
+        after it; with zoneout and resets."""
         zoned = self._updated(resets, state)
+        # On an accelerator, which it would be to wait for, every position is taken for a reset.
+        on_cpu = resets.device.type == "cpu"
+        has_reset = resets.any(0).tolist() if on_cpu else [True] * resets.shape[1]
         outputs: list[Tensor] = []
-        for t, (*here, reset) in enumerate(zip(*gates, resets[..., None].unbind(1), strict=True)):
-            before, state = state, self.step(here, weights, state)
+        for t, reset in enumerate(resets[..., None].unbind(1)):
+            before, state = state, step(t, state)
             if not outputs:
                 self._check(before, state)
             if zoned:
@@ -199,7 +221,8 @@ class RecurrentLayer(Layer):
                     else old + part * (new - old)
                     for part, old, new in zip(zoned, before, state, strict=True)
                 )
-            state = tuple(tensor.masked_fill(reset, 0.0) for tensor in state)
+            if has_reset[t]:
+                state = tuple(tensor.masked_fill(reset, 0.0) for tensor in state)
             outputs.append(state[0])
         return torch.stack(outputs, dim=1), state
 

@@ -17,6 +17,13 @@ from lmkit.model.state import State
 from lmkit.ranges import Real, Share
 
 
+def lstm_step(gates: Sequence[Tensor], c: Tensor) -> tuple[Tensor, Tensor]:
+    """The sums of the gates i, f, g and o and the cells, (lanes, size) each -> h and c after it."""
+    i, f, g, o = gates
+    c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+    return o.sigmoid() * c.tanh(), c
+
+
 class LSTMLayer(RecurrentLayer):
     """Hochreiter and Schmidhuber 1997 with the forget gate of Gers et al. 2000.
 
@@ -29,9 +36,7 @@ class LSTMLayer(RecurrentLayer):
 
     def step(self, inputs: Sequence[Tensor], weights: Sequence[Tensor], state: State) -> State:
         h, c = state
-        i, f, g, o = (x + h @ weight.T for x, weight in zip(inputs, weights, strict=True))
-        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
-        return o.sigmoid() * c.tanh(), c
+        return lstm_step([x + h @ w.T for x, w in zip(inputs, weights, strict=True)], c)
 
     def forward(self, inputs: Tensor, resets: Tensor, state: State) -> tuple[Tensor, State]:
         if any(self.zoneout):  # which no kernel has
@@ -51,16 +56,13 @@ class LSTMLayer(RecurrentLayer):
         return hidden, (h, c)
 
 
-class LSTM(Recurrent):
-    """Long short-term memory (Hochreiter and Schmidhuber 1997).
+class LSTMFamily(Recurrent):
+    """Stacks of layers with the gates i, f, g and o, in this order, and a state (h, c).
 
     forget_gate_bias: of every forget gate at the start (Gers et al. 2000; Jozefowicz et al. 2015
     use 1); null: as the other biases.
     cell_zoneout: zoneout of the cells; null: as that of the outputs.
     """
-
-    layer = LSTMLayer
-    any_threads = True
 
     def __init__(
         self,
@@ -72,12 +74,19 @@ class LSTM(Recurrent):
     ) -> None:
         """settings: the arguments of `Recurrent`."""
         super().__init__(vocabulary_size, **settings)
-        for layer in self.layers:
-            assert isinstance(layer, LSTMLayer)
+        for layer in self.cells:
+            assert isinstance(layer, RecurrentLayer)
             if forget_gate_bias is not None:
-                forget = slice(layer.hidden_size, 2 * layer.hidden_size)
-                nn.init.constant_(layer.bias_ih.data[forget], forget_gate_bias)
-                nn.init.zeros_(layer.bias_hh.data[forget])
+                nn.init.constant_(layer.bias_ih.data.chunk(4)[1], forget_gate_bias)
+                nn.init.zeros_(layer.bias_hh.data.chunk(4)[1])
             if cell_zoneout is not None:
                 layer.zoneout = (layer.zoneout[0], cell_zoneout)
-        self.any_threads = not any(any(layer.zoneout) for layer in self.layers)
+        zoned = any(any(layer.zoneout) for layer in self.cells)
+        self.any_threads = self.any_threads and not zoned
+
+
+class LSTM(LSTMFamily):
+    """Long short-term memory (Hochreiter and Schmidhuber 1997)."""
+
+    layer = LSTMLayer
+    any_threads = True

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from lmkit.model.base import LanguageModel, Output
 from lmkit.model.dropout import dropout, dropout_of_weight, numbered
 from lmkit.model.layer import Layer, RecurrentInit, RecurrentLayer
+from lmkit.model.residual import Norm, Residual
 from lmkit.model.state import States
-from lmkit.ranges import Positive, Share, Size
+from lmkit.ranges import NonNegative, Positive, Share, Size
 
 
 class Recurrent(LanguageModel):
@@ -40,6 +41,9 @@ class Recurrent(LanguageModel):
     recurrent_init: how the layers' weights begin; uniform: as PyTorch's; xavier and orthogonal: the
     recurrent ones so, gate by gate (Glorot and Bengio 2010; Saxe et al. 2014), the others xavier; a
     number: uniform between minus this and this, with the biases.
+    residual: the norm of the inputs of each layer, to whose outputs the inputs are added (He et al.
+    2016); null: layers without a skip connection.
+    expansion: with residual, a feed-forward layer behind each, so many times as wide; 0: none.
     """
 
     layer: type[RecurrentLayer]
@@ -63,6 +67,8 @@ class Recurrent(LanguageModel):
         tie_weights: bool = False,
         init_range: Positive | None = None,
         recurrent_init: RecurrentInit = "uniform",
+        residual: Norm | None = None,
+        expansion: NonNegative = 0.0,
     ) -> None:
         sizes = [embedding_size, *(hidden_sizes or [hidden_size] * num_layers)]
         if tie_weights and not hidden_sizes:
@@ -73,26 +79,51 @@ class Recurrent(LanguageModel):
         self.output_dropout = dropout if output_dropout is None else output_dropout
         self.locked_dropout = locked_dropout
         self.word_dropout = word_dropout
-        layers = [self.make_layer(*each, recurrent_init) for each in pairwise(sizes)]
-        self.layers = nn.ModuleList(layers)  # type: ignore[assignment]
+        self.residual = residual
+        pairs = [(size, size) for size in sizes[1:]] if residual else pairwise(sizes)
+        layers = [self.make_layer(*each, recurrent_init) for each in pairs]
         for number, layer in enumerate(layers):
             layer.number = number
             layer.weight_dropout = weight_dropout
             layer.zoneout = (zoneout,) * layer.num_states
+        if residual:
+            layers = Residual.stack(
+                layers,
+                sizes,
+                norm=residual,
+                expansion=expansion,
+                tied=tie_weights,
+                dropout=dropout,
+                locked=locked_dropout,
+            )
+            self.any_threads = False
+        self.layers = nn.ModuleList(layers)  # type: ignore[assignment]
+
+    @property
+    def cells(self) -> list[Layer]:
+        """The layers that `make_layer` has made, without the blocks around them."""
+        return [layer.cell if isinstance(layer, Residual) else layer for layer in self.layers]
 
     @staticmethod
     def mistakes(config: Mapping[str, Any], at: str) -> list[str]:
         """Mistakes that show only when the values are compared with one another."""
         sizes, embedding_size = config["hidden_sizes"], config["embedding_size"]
+        found = []
         if sizes is not None and not sizes:
-            return [f"{at}.hidden_sizes=[]: name the size of at least one layer"]
+            found.append(f"{at}.hidden_sizes=[]: name the size of at least one layer")
         if sizes and config["tie_weights"] and sizes[-1] != embedding_size:
-            return [
+            found.append(
                 f"{at}.hidden_sizes ends with {sizes[-1]} but {at}.embedding_size="
                 f"{embedding_size}: tied weights need them equal; set {at}.tie_weights=false or "
                 "make them equal"
-            ]
-        return []
+            )
+        if config["expansion"] and not config["residual"]:
+            found.append(
+                f"{at}.expansion={config['expansion']:g} but {at}.residual=null: the feed-forward "
+                f"layers are a part of residual blocks; set {at}.residual=rms_norm or "
+                f"{at}.expansion=0"
+            )
+        return found
 
     def make_layer(self, input_size: int, hidden_size: int, init: RecurrentInit) -> Layer:
         """One layer, with initial weights; a subclass whose layers take more passes it here."""
@@ -102,7 +133,8 @@ class Recurrent(LanguageModel):
         return tuple(layer.initial_state(num_lanes) for layer in self.layers)
 
     def forward(self, tokens: Tensor, resets: Tensor, state: States) -> Output:
-        between = [self.dropout] * (len(state) - 1)
+        inner = 0.0 if self.residual else self.dropout  # a block has dropout of its own
+        between = [inner] * (len(state) - 1)
         probabilities = [self.embedding_dropout, *between, self.output_dropout]
         names = numbered(probabilities)
 

@@ -345,11 +345,14 @@ def test_a_size_of_nothing_is_said(caplog):
     for argv in (["model.hidden_size=300"], ["model.num_layers=1"], ["model=window"]):
         check(compose(argv))
     check(compose(["model.num_layers=1", "model.hidden_size=300", "model.tie_weights=false"]))
+    check(compose(["model.num_layers=1", "model=lstmp", "model.hidden_size=300"]))
     assert not caplog.messages
     check(compose(["model.num_layers=1", "model.hidden_size=300"]))
+    check(compose(["model.num_layers=1", "model=lstmp", "model.projection_size=100"]))
     assert caplog.messages == [
-        "model.hidden_size=300 is the size of nothing: with model.tie_weights=true the only layer "
-        "has model.embedding_size=200 units"
+        f"model.{size} is the size of nothing: with model.tie_weights=true the only layer has "
+        "model.embedding_size=200 units"
+        for size in ("hidden_size=300", "projection_size=100")
     ]
 
 

@@ -1,7 +1,8 @@
 """Small models learn: with the default initialisers and optimiser, whatever the size and cell."""
 
 import math
-from itertools import islice
+from functools import partial
+from itertools import islice, product
 
 import pytest
 import torch
@@ -12,11 +13,27 @@ from lmkit.config.build import build as build_node
 from lmkit.config.compose import compose
 from lmkit.corpus.pydocs import pydoc_documents
 from lmkit.head import FullSoftmax
-from lmkit.model import GRU, LSTM, MLSTM, QRNN, SLSTM, Elman, MinGRU, MinLSTM, Window, detached
+from lmkit.model import (
+    GRU,
+    LSTM,
+    LSTMP,
+    MLSTM,
+    QRNN,
+    SLSTM,
+    Elman,
+    LayerNormLSTM,
+    MinGRU,
+    MinLSTM,
+    Mogrifier,
+    Window,
+    detached,
+)
 from lmkit.tokenizer import Word
 
 SCANNED = {"qrnn": QRNN, "min gru": MinGRU, "min lstm": MinLSTM, "slstm": SLSTM, "mlstm": MLSTM}
 CELLS = ["lstm", "gru", "tanh", "relu", "sigmoid", "window", *SCANNED]
+MODELS = {"lstm": LSTM, "gru": GRU, "window": Window, "layer norm": LayerNormLSTM, **SCANNED}
+MODELS |= {"lstmp": partial(LSTMP, projection_size=32), "mogrifier": partial(Mogrifier, rank=4)}
 
 
 def build(cell, vocabulary_size, size, tied, **settings):
@@ -25,9 +42,7 @@ def build(cell, vocabulary_size, size, tied, **settings):
     if cell in ("tanh", "relu", "sigmoid"):
         model = Elman(vocabulary_size, nonlinearity=cell, **sizes)
     else:
-        model = {"lstm": LSTM, "gru": GRU, "window": Window, **SCANNED}[cell](
-            vocabulary_size, **sizes
-        )
+        model = MODELS[cell](vocabulary_size, **sizes)
     return model, FullSoftmax(model.hidden_size, vocabulary_size, model.embedding, model.init_range)
 
 
@@ -56,15 +71,34 @@ def losses(model, head, stream, bptt, num_steps):
         yield loss.item()
 
 
-@pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize(("size", "tied"), [(32, True), (32, False), (128, True)])
+@pytest.mark.parametrize(
+    ("cell", "size", "tied"),
+    [
+        *product(CELLS, [32], [True, False]),
+        *product(CELLS, [128], [True]),
+        *product(["lstmp", "mogrifier", "layer norm"], [32], [True]),
+    ],
+)
 def test_the_same_windows_again_and_again_are_learnt_by_heart(cell, size, tied):
     """Words drawn evenly and alone: nothing but memory brings the loss below log 30 = 3.4."""
     model, head = build(cell, 30, size, tied)
     stream = torch.randint(30, (2, 2 * 8 + 1))
-    seen = list(losses(model, head, stream, 8, 300 if size == 32 else 100))
+    num_steps = 100 if size == 128 else 300 if cell in CELLS else 200
+    seen = list(losses(model, head, stream, 8, num_steps))
     assert max(seen) < 2 * math.log(30)
     assert sum(seen[-10:]) / 10 < (0.5 if cell == "sigmoid" else 0.15)
+
+
+def test_six_layers_learn_faster_in_residual_blocks():
+    """The same windows as above."""
+    ends = {}
+    for residual in (None, "rms_norm"):
+        model, head = build("lstm", 30, 16, True, num_layers=6, residual=residual)
+        seen = list(losses(model, head, torch.randint(30, (2, 2 * 8 + 1)), 8, 100))
+        assert max(seen) < 2 * math.log(30)
+        ends[residual] = sum(seen[-10:]) / 10
+    assert ends[None] > 2
+    assert ends["rms_norm"] < 1.5
 
 
 def test_a_small_tied_model_of_words_is_soon_well_below_the_unigram_entropy():

@@ -1,13 +1,27 @@
 """The native kernels with resets against cells written as loops, and against lone documents."""
 
+import warnings
+from functools import partial
+from itertools import cycle
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scanned_cells import ROUNDING, SCANNED, slow_layer
+from slow_cells import SLOW_CELLS, build_cell, grown, slow_block
+from torch import nn
 
 from lmkit import kernels
-from lmkit.model import GRU, LSTM, Elman, Reader, Recurrent, RecurrentLayer, Window
+from lmkit.model import (
+    GRU,
+    LSTM,
+    Elman,
+    Reader,
+    Recurrent,
+    RecurrentLayer,
+    Window,
+)
 
 VOCABULARY = 13
 
@@ -52,6 +66,9 @@ LOOPED = {"minimal gated": MinimalGated, "coupled": Coupled}
 def build(kind, **kwargs):
     torch.manual_seed(3)
     sizes = {"embedding_size": 6, "hidden_size": 7, "init_range": 1.0, **kwargs}
+    if kind in BLOCKS:
+        norm, cell = kind.split(maxsplit=1)
+        return grown(build(cell, residual=norm, expansion=1.5, **kwargs))
     if kind == "window":
         return Window(VOCABULARY, context=4, **sizes)
     sizes = {"num_layers": 2, **sizes}
@@ -62,6 +79,8 @@ def build(kind, **kwargs):
         return model
     if kind == "gru":
         return GRU(VOCABULARY, **sizes)
+    if kind in SLOW_CELLS:
+        return build_cell(kind, VOCABULARY, **sizes)
     if kind in LOOPED:
         return LOOPED[kind](VOCABULARY, **sizes)
     if kind in SCANNED:
@@ -69,11 +88,17 @@ def build(kind, **kwargs):
     return Elman(VOCABULARY, nonlinearity=kind, **sizes)
 
 
-KINDS = ["lstm", "compiled lstm", "gru", "tanh", "relu", "sigmoid", "window", *LOOPED, *SCANNED]
+CELLS = ["lstm", "compiled lstm", "gru", "tanh", "relu", "sigmoid", *LOOPED, *SLOW_CELLS, *SCANNED]
+# A block would magnify the rounding of ROUNDING's cells once more; it is tried with the plain ones.
+WITHIN = [kind for kind in CELLS if kind not in ROUNDING]
+BLOCKS = [f"{norm} {kind}" for norm, kind in zip(cycle(["rms_norm", "layer_norm"]), WITHIN)]
+KINDS = [*CELLS, "window", *BLOCKS]
 
 
 def slow_cell(kind, layer, x, state):
     """One step of one layer as the formulas have it; x (input_size,)."""
+    if kind in SLOW_CELLS:
+        return SLOW_CELLS[kind](layer, x, state)
     gates = layer.weight_ih @ x + layer.bias_ih
     h = state[0]
     past = layer.weight_hh @ h + layer.bias_hh
@@ -112,16 +137,22 @@ def slow_hidden(kind, model, document):
         )
     inputs = [model.embedding.weight[token] for token in document]
     for layer in model.layers:
-        if kind in SCANNED:
-            inputs = slow_layer(kind, layer, inputs)
-            continue
-        state = tuple(torch.zeros(layer.hidden_size) for _ in range(layer.num_states))
-        outputs = []
-        for x in inputs:
-            state = slow_cell(kind, layer, x, state)
-            outputs.append(state[0])
-        inputs = outputs
+        inputs = slow_outputs(kind, layer, inputs)
     return torch.stack(inputs)
+
+
+def slow_outputs(kind, layer, inputs):
+    """The outputs of one layer for vectors of one document, by loops."""
+    if kind in BLOCKS:
+        return slow_block(partial(slow_outputs, kind.split(maxsplit=1)[1]), layer, inputs)
+    if kind in SCANNED:
+        return slow_layer(kind, layer, inputs)
+    state = tuple(part[0] for part in layer.initial_state(1))
+    outputs = []
+    for x in inputs:
+        state = slow_cell(kind, layer, x, state)
+        outputs.append(state[0])
+    return outputs
 
 
 def laid_out(documents, num_lanes):
@@ -178,7 +209,10 @@ def test_hidden_is_that_of_the_document_alone(kind, documents, num_lanes, bptt):
             if place is not None:
                 expected = alone[place[0]][place[1]]
                 torch.testing.assert_close(
-                    hidden[lane, t], expected, atol=ROUNDING.get(kind, 2e-6), rtol=1e-5
+                    hidden[lane, t],
+                    expected,
+                    atol=ROUNDING.get(kind, 2e-6),
+                    rtol=1e-5,
                 )
 
 
@@ -225,13 +259,22 @@ def test_nothing_leaks_across_a_reset(kind, dtype):
 
 
 @pytest.mark.parametrize(
-    "kind", ["lstm", "compiled lstm", "gru", "relu", "sigmoid", *LOOPED, *SCANNED]
+    "kind", [kind for kind in KINDS if "tanh" not in kind and kind != "window"]
 )
 def test_the_state_of_a_reset_is_exactly_zero(kind):
     model = build(kind)
     tokens, resets, _ = laid_out([[1, 2, 3], [4, 5, 6]], 1)
     _, _, state = model(tokens[:, :5], resets[:, :5], model.initial_state(1))
     assert all(bool((s == 0).all()) for layer in state for s in layer)
+
+
+@pytest.mark.parametrize("kind", SLOW_CELLS)
+def test_the_state_is_of_float32_under_autocast(kind):
+    model = build(kind)
+    tokens, resets, _ = laid_out([[1, 2, 3], [4, 5, 6]], 1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        _, _, state = model(tokens, resets, model.initial_state(1))
+    assert {s.dtype for layer in state for s in layer} == {torch.float32}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -253,6 +296,51 @@ def test_forget_gate_bias_and_initialisers():
         for parameter in layer.parameters():
             assert 0.2 < parameter.abs().max() <= 0.3
             assert parameter.min() < 0 < parameter.max()
+
+
+def test_a_mogrifier_without_rounds_is_an_lstm():
+    mogrifier, lstm = build("mogrifier", rounds=0), build("lstm")
+    assert mogrifier.state_dict().keys() == lstm.state_dict().keys()
+    lstm.load_state_dict(mogrifier.state_dict())
+    tokens, resets, _ = laid_out([[1, 2, 3], [4, 5, 6]], 1)
+    found, expected = (each(tokens, resets, each.initial_state(1)) for each in (mogrifier, lstm))
+    torch.testing.assert_close(found.hidden[~resets], expected.hidden[~resets])
+
+
+def test_gates_of_a_mogrifier_begin_as_random_as_whole_matrices():
+    """The variance 1 / columns, whatever the rank."""
+    for rank in (0, 40):
+        model = build("mogrifier", embedding_size=300, hidden_size=300, rank=rank)
+        for matrices in model.layers[0].rounds:
+            matrix = matrices[0] if not rank else matrices[1] @ matrices[0]
+            assert matrix.var().item() == pytest.approx(1 / 300, rel=0.1)
+
+
+@pytest.mark.parametrize("init", ["xavier", "orthogonal"])
+def test_initialisers_of_a_projection(init):
+    layer = build("lstmp", recurrent_init=init, forget_gate_bias=1.0).layers[0]
+    assert layer.weight_hr.shape == (7, 9)
+    assert layer.weight_hh.shape == (36, 7)
+    assert layer.bias_ih.view(4, 9).sum(1).tolist() == [0, 9, 0, 0]
+    if init == "orthogonal":
+        torch.testing.assert_close(layer.weight_hr @ layer.weight_hr.T, torch.eye(7))
+        block = layer.weight_hh.chunk(4)[2]
+        torch.testing.assert_close(block.T @ block, torch.eye(7))
+
+
+def test_an_lstm_with_projection_is_that_of_pytorch():
+    torch.manual_seed(3)
+    layer, plain = build("lstmp").layers[0], nn.LSTM(6, 9, proj_size=7, batch_first=True)
+    plain.load_state_dict({f"{name}_l0": value for name, value in layer.state_dict().items()})
+    inputs = torch.randn(3, 5, 6)
+    state = torch.randn(3, 7), torch.randn(3, 9)
+    found, after = layer(inputs, torch.zeros(3, 5, dtype=torch.bool), state)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it is slow
+        expected, expected_after = plain(inputs, tuple(part[None] for part in state))
+    torch.testing.assert_close(found, expected)
+    for one, other in zip(after, expected_after, strict=True):
+        torch.testing.assert_close(one, other[0])
 
 
 def test_the_last_layer_of_a_tied_model_is_as_large_as_its_embedding():

@@ -16,8 +16,19 @@ def place(tmp_path_factory):
     return Place(tmp_path_factory.mktemp("regularised"))
 
 
+BLOCKS = ("model.residual=rms_norm", "model.expansion=1.5")
+
+
 @pytest.mark.parametrize(
-    "more", [(), ("kernels=compiled",), ("model=gru",), ("model.zoneout=0.2",)]
+    "more",
+    [
+        *[(), ("kernels=compiled",), ("model=gru",), ("model.zoneout=0.2",)],
+        *[
+            ("model=lstmp", *BLOCKS),
+            ("model=mogrifier", "model.rank=2"),
+            ("model=layer_norm_lstm",),
+        ],
+    ],
 )
 def test_a_killed_training_resumes_bit_for_bit(place, more):
     settings = (*REGULARISED, *more)
