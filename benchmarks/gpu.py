@@ -16,8 +16,6 @@ unless again=true. accelerator=cpu and shapes=tiny try the parts out where there
 from __future__ import annotations
 
 import json
-import os
-import platform
 import shlex
 import shutil
 import signal
@@ -26,142 +24,19 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ET
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from measure import processor, settings
+from measure import settings
+from session import RESERVE, ROOT, Session, Settings, TooLongError
 
-from lmkit.system.files import write_atomically
-
-ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "tests" / "support"))
 
-from journey import assert_same_state, last, rows  # noqa: E402
+from journey import assert_same_state, last, rows
 
 PYTHON = sys.executable
-RESERVE = 15  # seconds before the end of a call, in which a run that is stopped saves its state
 GLOO = "{_target_: lightning.pytorch.strategies.DDPStrategy, process_group_backend: gloo}"
-
-
-@dataclass
-class Settings:
-    path: str = ""
-    json: str = "build/gpu/gpu.json"
-    work: str = "build/gpu"
-    seconds: int = 600
-    again: bool = False
-    accelerator: str = "cuda"
-    shapes: str = "200,650_tied,awd,1500_tied"
-    precisions: str = "bf16-mixed,32-true"
-    steps: int = 200
-    rounds: int = 5
-    curve_seconds: int = 600
-
-
-class TooLongError(Exception):
-    """A command would not end within this call."""
-
-
-class Session:
-    """One call of a part: its time, its directory and the JSON that its figures are added to."""
-
-    def __init__(self, given: Settings) -> None:
-        self.given = given
-        self.end = time.monotonic() + given.seconds
-        self.work = (ROOT / given.work).resolve()
-        self.work.mkdir(parents=True, exist_ok=True)
-        self.file = ROOT / given.json
-        self.document: dict[str, Any] = {"machine": {}, "figures": {}}
-        if self.file.exists():
-            self.document = json.loads(self.file.read_text(encoding="utf-8"))
-        self.document["machine"] = machine(given.accelerator)
-
-    def left(self) -> float:
-        return self.end - time.monotonic()
-
-    def has(self, name: str) -> bool:
-        """Whether a figure is there, from a command that has succeeded."""
-        figure = self.document["figures"].get(name)
-        return bool(figure and figure["done"]) and not self.given.again
-
-    def run(self, command: list[str], *, cwd: Path | None = None) -> str:
-        """What a command prints; raises TooLongError, or CalledProcessError with its output."""
-        print(f"$ {shlex.join(command)}", flush=True)
-        if self.left() <= RESERVE:
-            raise TooLongError
-        process = subprocess.Popen(
-            command, cwd=cwd or ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        try:
-            out, _ = process.communicate(timeout=self.left() - RESERVE)
-        except subprocess.TimeoutExpired as error:
-            process.kill()
-            process.communicate()
-            raise TooLongError from error
-        if process.returncode:
-            raise subprocess.CalledProcessError(process.returncode, command, out)
-        return out
-
-    def figure(self, name: str, commands: list[list[str]], values: Callable[[], Any]) -> bool:
-        """Add a figure, with the commands that it is of, if it is still missing; false: it is not
-        done."""
-        if self.has(name):
-            print(f"{name}: is there already", flush=True)
-            return True
-        began = time.monotonic()
-        entry: dict[str, Any] = {"commands": [shlex.join(command) for command in commands]}
-        try:
-            entry |= {"done": True, "values": values()}
-        except TooLongError:
-            entry |= {"done": False, "error": "not within this call; call again"}
-        except subprocess.CalledProcessError as error:
-            entry |= {"done": False, "error": f"exit code {error.returncode}"}
-            entry["output"] = str(error.output)[-4000:]
-        except AssertionError as error:
-            entry |= {"done": False, "error": f"not the same: {error}"}
-        entry["seconds"] = round(time.monotonic() - began, 1)
-        entry["date"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        entry["machine"] = self.document["machine"]
-        self.document["figures"][name] = entry
-        self.save()
-        outcome = "done" if entry["done"] else f"{entry['error']}\n{entry.get('output', '')}"
-        print(f"{name}: {outcome} ({entry['seconds']} s)", flush=True)
-        return bool(entry["done"])
-
-    def save(self) -> None:
-        text = json.dumps(self.document, indent=1).encode()
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.file, text)
-        if out := os.environ.get("OUT"):
-            write_atomically(Path(out, "gpu.json"), text)
-
-
-def machine(accelerator: str) -> dict[str, Any]:
-    """The card, the processor and the versions."""
-    found: dict[str, Any] = {
-        "accelerator": accelerator,
-        "processor": processor(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
-    if torch.cuda.is_available():
-        card = torch.cuda.get_device_properties(0)
-        found |= {
-            "card": card.name,
-            "card_bytes": card.total_memory,
-            "card_capability": f"{card.major}.{card.minor}",
-            "cuda": torch.version.cuda,
-            "cudnn": torch.backends.cudnn.version(),
-        }
-        with suppress(OSError, subprocess.CalledProcessError):
-            query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-            found["driver"] = subprocess.check_output(query, text=True).split()[0]
-    return found
 
 
 def tests(session: Session) -> bool:
@@ -237,8 +112,10 @@ def processes(session: Session) -> bool:
     cases = {
         # As two machines, each of whose first card is the same one.
         "processes, two over gloo": [
-            [*launch, "--nnodes=2", "--nproc-per-node=1", f"--node-rank={rank}", *rendezvous]
-            + ["-m", "lmkit", "train", *arguments, *several]
+            [
+                *(*launch, "--nnodes=2", "--nproc-per-node=1", f"--node-rank={rank}"),
+                *(*rendezvous, "-m", "lmkit", "train", *arguments, *several),
+            ]
             for rank in range(2)
         ]
     }
@@ -278,8 +155,10 @@ def resume(session: Session) -> bool:
         *("trainer.precision=bf16-mixed", f"trainer.log_every_n_steps={every}"),
         f"callbacks.checkpoint.every_n_train_steps={every}",
     )
-    whole, killed = ([PYTHON, "-m", "lmkit", "train", *arguments, f"run_id={name}"]
-                     for name in ("whole", "killed"))
+    whole, killed = (
+        [PYTHON, "-m", "lmkit", "train", *arguments, f"run_id={name}"]
+        for name in ("whole", "killed")
+    )
     again = [PYTHON, "-m", "lmkit", "resume", "killed"]
 
     def compared() -> dict[str, Any]:
@@ -370,7 +249,9 @@ def curve(session: Session) -> bool:
             raise TooLongError
         return {"seconds_of_training": trained(), "rows": all_rows(run)}
 
-    done = session.figure("curve", [command], values)
+    before = session.document["figures"].get("curve", {}).get("commands", [])
+    earlier = [] if given.again else [shlex.split(each) for each in before]
+    done = session.figure("curve", [*earlier, command], values)
     if not done:
         session.document["figures"]["curve"]["values"] = {"rows": all_rows(run)}
         session.save()
@@ -392,6 +273,9 @@ def main() -> int:
     given = settings(Settings)
     if part not in PARTS or (part != "tests" and not given.path):
         print(f"{' or '.join(PARTS)}, with path=DIR for all but tests; not {part!r}")
+        return 2
+    if given.accelerator == "cuda" and not torch.cuda.is_available():
+        print("there is no GPU here; accelerator=cpu shapes=tiny tries the parts out")
         return 2
     return 0 if PARTS[part](Session(given)) else 1
 
