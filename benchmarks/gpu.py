@@ -242,7 +242,7 @@ def curve(session: Session) -> bool:
             time.sleep(0.2)
         process.send_signal(signal.SIGTERM)  # it saves its state
         code = process.wait(timeout=max(session.left(), RESERVE))
-        if code not in (0, 128 + signal.SIGTERM):
+        if code not in (0, 128 + signal.SIGTERM, -signal.SIGTERM):  # the last: it had not begun
             text = Path(log.name).read_text(encoding="utf-8")
             raise subprocess.CalledProcessError(code, command, text)
         if trained() < given.curve_seconds and code:

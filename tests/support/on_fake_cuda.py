@@ -32,6 +32,7 @@ from torch.utils._pytree import tree_flatten
 from torchmetrics import Metric
 
 from lmkit.assembly import build_model, make_data
+from lmkit.config.build import build
 from lmkit.config.check import check
 from lmkit.config.compose import compose
 from lmkit.config.trainer import build_trainer
@@ -42,6 +43,7 @@ from lmkit.model import Reader, Recurrent, RecurrentLayer, detached
 from lmkit.run.checkpoints import AtomicCheckpointIO
 from lmkit.system import hardware
 from lmkit.training.callbacks import StopOnNonFinite
+from lmkit.training.callbacks.averaging import WeightAveraging
 from lmkit.training.components import make_task
 from lmkit.training.task import Task
 
@@ -214,12 +216,14 @@ def make_trainer(config, device, steps, *callbacks):
     if device == CARD:
         accelerator, kind = Card(), OnCard
     strategy = kind(device, accelerator, AtomicCheckpointIO(), plugin)
+    node = config["averaging"]
+    averaging = [WeightAveraging(build("averaging", node))] if node else []
     node = config["trainer"] | {"max_steps": steps, "log_every_n_steps": 1000}
     node = {key: value for key, value in node.items() if key not in PLACED}
     return build_trainer(
         node,
         strategy=strategy,
-        callbacks=[StopOnNonFinite(), *callbacks],
+        callbacks=[StopOnNonFinite(), *averaging, *callbacks],
         logger=False,
         num_sanity_val_steps=0,
     )
