@@ -26,6 +26,7 @@ CASES = [
     *(f"model={name} {BF16}" for name in OPTIONS["model"]),
     *(f"head={name} {FP16} model.tie_weights=false" for name in OPTIONS["head"]),
     *(f"optimizer={name} {FP16}" for name in OPTIONS["optimizer"]),
+    *(f"averaging={name}" for name in OPTIONS["averaging"] if name != "none"),
     *(f"regularizers={name}" for name in OPTIONS["regularizers"] if name != "none"),
     " ".join([f"{ELMAN}relu", *DROPOUT]),
     " ".join([f"{ELMAN}sigmoid", BF16, *DROPOUT, "model.locked_dropout=true"]),

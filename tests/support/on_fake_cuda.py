@@ -223,7 +223,7 @@ def make_trainer(config, device, steps, *callbacks):
     return build_trainer(
         node,
         strategy=strategy,
-        callbacks=[StopOnNonFinite(), *averaging, *callbacks],
+        callbacks=[*callbacks, StopOnNonFinite(), *averaging],
         logger=False,
         num_sanity_val_steps=0,
     )
