@@ -45,14 +45,15 @@ def print_header() -> None:
     gpu = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
     console.print(f"[bold]python {shlex.join(sys.argv)}[/bold]", soft_wrap=True)
     console.print(
-        f"{gpu}{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads; "
+        f"{gpu}{processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads; "
         f"torch {torch.__version__}, Python {platform.python_version()}; "
         f"load {os.getloadavg()[0]:.1f}",
         soft_wrap=True,
     )
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The name of this machine's processor."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

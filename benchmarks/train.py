@@ -2,6 +2,7 @@
 
     python benchmarks/train.py path=DIR [shape=200|200_tied|650_tied|1500_tied|awd]
         [precision=32-true] [accelerator=cuda] [steps=100] [rounds=10] [dropout=0]
+        [json=FILE]
     python benchmarks/train.py path=DIR epoch=true [rounds=60]
 
 All start from the same weights, read the same windows and take turns in one process, `steps /
@@ -16,9 +17,12 @@ minutes for 2x200, an hour for 2x650.
 
 from __future__ import annotations
 
+import json
+import statistics
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,6 +45,7 @@ class TrainSettings(Settings):
     steps: int = 100
     rounds: int = 10
     epoch: bool = False
+    json: str | None = None
 
 
 def steps(number: int) -> dict[str, Any]:
@@ -123,14 +128,43 @@ def main() -> None:
         memory = dict(zip(cases, peaks, strict=True))
     turns, validation = take_turns(given)
     dtype = torch.bfloat16 if given.precision == "bf16-mixed" else torch.float32
+    peaks = {each: gemm_rate(each, given.accelerator) for each in {dtype, torch.bfloat16}}
     columns = {
-        "of GEMM peak": turns.rates.shares(3 * turns.flops, gemm_rate(dtype, given.accelerator)),
+        "of GEMM peak": turns.rates.shares(3 * turns.flops, peaks[dtype]),
         "peak memory": {side: str(peak) for side, peak in memory.items()},
     }
     console.print(turns.rates.table(f"training {given.shape}, {given.precision}", columns))
     console.print(curves(turns.sides[PLAIN].losses, torch.stack(turns.losses).tolist()))
     if validation:
         console.print(validation)
+    if given.json:
+        Path(given.json).write_text(json.dumps(figures(given, turns, peaks, memory), indent=1))
+
+
+def figures(
+    given: TrainSettings,
+    turns: TurnAbout,
+    peaks: dict[torch.dtype, float],
+    memory: dict[str, PeakMemory],
+) -> dict[str, Any]:
+    """All of the table, of each side, as plain values; rates are tokens per second by round."""
+    per_token = 3 * turns.flops
+    return {
+        "shape": given.shape,
+        "precision": given.precision,
+        "flops_per_token": per_token,
+        "gemm_flops_per_second": {str(dtype): peak for dtype, peak in peaks.items()},
+        "sides": {
+            side: {
+                "tokens_per_second": statistics.median(rates[1:]),
+                "rounds": rates[1:],
+                "ratio": turns.rates.median_ratio(side),
+                "of_bf16_gemm": statistics.median(rates[1:]) * per_token / peaks[torch.bfloat16],
+                "peak_bytes": memory[side].num_bytes,
+            }
+            for side, rates in turns.rates.rounds.items()
+        },
+    }
 
 
 if __name__ == "__main__":

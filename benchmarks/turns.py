@@ -26,7 +26,8 @@ from lmkit.windows import DataModule, Window
 PLAIN, PLAIN_BF16, LMKIT = "plain PyTorch", "plain PyTorch, bf16 autocast", "lmkit"
 
 # Shapes that are no presets. awd, (c) of docs/performance.md, has the sizes of Merity et al. 2018;
-# 1500_tied is the largest of the pytorch/examples language model.
+# 1500_tied is the largest of the pytorch/examples language model. tiny is
+# for trying a benchmark out.
 LARGER = {
     "awd": (
         "model.embedding_size=400",
@@ -36,6 +37,10 @@ LARGER = {
         "data.bptt=70",
         "data.batch_size=80",
         "optimizer.lr=5",
+    ),
+    "tiny": (
+        *("model.embedding_size=16", "model.hidden_size=16"),
+        *("data.batch_size=4", "data.bptt=8"),
     ),
     "1500_tied": ("model.embedding_size=1500", "model.hidden_size=1500", "model.dropout=0.65"),
 }

@@ -22,6 +22,7 @@ from lmkit.run import Run
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 HEAVY = {"torch", "lightning", "wandb", "trackio", "datasets", "tokenizers", "pyarrow"}
+HEAVY |= {"transformers", "torchmetrics"}
 
 
 def lmkit(*argv: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

@@ -122,3 +122,18 @@ def test_a_module_says_what_it_is_for(module):
 def test_what_is_private_of_lightnings_loops_lies_in_one_file():
     touching = [m for m in MODULES if "loop._" in FILES[m].read_text(encoding="utf-8")]
     assert touching == ["training.fit_loop"]
+
+
+def test_transformers_is_imported_only_for_those_who_ask():
+    """Lightning's torchmetrics imports it where it is installed; lmkit's own commands do not."""
+
+    def roots(module):
+        for node in ast.walk(ast.parse(FILES[module].read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                yield (node.module or "").partition(".")[0]
+            elif isinstance(node, ast.Import):
+                yield from (alias.name.partition(".")[0] for alias in node.names)
+
+    asking = {module for module in MODULES if "transformers" in roots(module)}
+    assert asking == {"export.modeling_lmkit", "export.registered"}
+    assert not [m for m in set(MODULES) - asking if imports(m) & asking]
