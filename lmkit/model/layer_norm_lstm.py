@@ -21,8 +21,8 @@ class LayerNormLSTMLayer(RecurrentLayer):
 
     LN(z; gain, bias) is gain * (z - mean) / deviation + bias over all numbers of z, so that the
     four gates have one mean and one deviation. Biases, which are b of equation 20 as well, begin as
-    0 and gains as 1, but gain_hh as 0.1 (as in Cooijmans et al. 2017, for batch normalisation): with
-    1 the first updates magnify rounding errors a thousandfold.
+    0 and gains as 1, but gain_hh as 0.1 (as in Cooijmans et al. 2017, for batch normalisation):
+    with 1 the first updates magnify rounding errors a thousandfold.
     """
 
     num_gates = 4
