@@ -101,11 +101,11 @@ def remembered(
     seen = (document[:, :, None] == document[:, None]).tril() & ~resets[:, None]
     exponents = fall[..., :, None] + (i - fall)[..., None, :]  # (lanes, heads, time, time)
     exponents = exponents.masked_fill(~seen[:, None], -torch.inf)
-    carry = (fall + level[..., None]).masked_fill((document > 0)[:, None], -torch.inf)
+    later = (document > 0)[:, None]  # positions that begin from the zero state, whose m is 0
+    carry = fall + level[..., None].masked_fill(later, 0.0)
     levels = torch.maximum(exponents.amax(-1), carry).detach()
-    levels = levels.masked_fill(resets[:, None], 0.0)  # where there is nothing, not even the state
     weights = (exponents - levels[..., None]).exp()
-    carried = (carry - levels).exp()[..., None]
+    carried = (carry - levels).exp().masked_fill(later, 0.0)[..., None]
     scores = q @ k.mT * weights
     total = scores.sum(-1, keepdim=True) + carried * (q @ normaliser[..., None])
     values = scores @ v + carried * (q @ memory)
