@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lmkit.model.layer import RecurrentInit, RecurrentLayer
 from lmkit.model.lstm import LSTMFamily, lstm_step
-from lmkit.model.scan import Products
+from lmkit.model.products import Products
 from lmkit.model.state import State
 from lmkit.ranges import Count
 

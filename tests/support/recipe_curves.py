@@ -59,8 +59,11 @@ def write_texts(directory: Path) -> dict[str, Path]:
 def curve(name: str, directory: Path, *changes: str) -> list[float]:
     """The loss of each of a recipe's first updates, in nats a token, with some keys changed."""
     texts = write_texts(directory / "texts")
-    source = compose([f"experiment={name}"]).config["data"]["_target_"].rpartition(".")[2]
+    recipe = compose([f"experiment={name}"]).config
+    source = recipe["data"]["_target_"].rpartition(".")[2]
     small = ["data.valid_bytes=4000", "data.test_bytes=4000"] if source == "Enwik8" else []
+    if recipe["head"].get("cutoffs"):
+        small.append("head.cutoffs=[20,60,120]")  # of the text's 204 words
     argv = [
         *(f"experiment={name}", f"data.path={texts[source]}", f"outputs={directory}", *small),
         *([] if name in QUICK else FEW_LANES),

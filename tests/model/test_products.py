@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lmkit.model.scan import Products
+from lmkit.model.products import Products
 
 LANES, TIME, ROWS, SIZE = 3, 7, 5, 4
 
