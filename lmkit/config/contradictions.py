@@ -7,10 +7,11 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from torch.optim.lr_scheduler import CyclicLR, OneCycleLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import CyclicLR, OneCycleLR
 
 from lmkit import kernels
 from lmkit.config.inherited import without_init
+from lmkit.config.monitors import monitors
 from lmkit.config.signatures import signature_keys
 from lmkit.config.targets import named_class
 from lmkit.config.trainer_keys import trainer_mistakes
@@ -31,7 +32,6 @@ LEAST = dict.fromkeys(("gamma", "factor", "eta_min", "min_lr", "base_lr", "max_l
     "T_max": 1,
 }
 
-LOSSES = ("val/nll", "val/perplexity", "val/bits_per_byte", "train/nll", "train/perplexity")
 # Values logged of a training step, beside the terms of its loss.
 LOGGED = ("nll", "sampled_nll", "loss", "perplexity", "tokens_per_second", "grad_norm", "skipped")
 
@@ -58,7 +58,7 @@ REFUSED = {
     "RichProgressBar": "would draw over the bar that a run has",
     "StochasticWeightAveraging": (
         "has no state in checkpoints, so that a run that goes on would be another; "
-        "EMAWeightAveraging has"
+        "averaging=swa has"
     ),
     "TQDMProgressBar": "would draw over the bar that a run has",
 }
@@ -89,14 +89,11 @@ def contradictions(
         *_counted(config),
         *_tokens(config),
         *_lanes(data, trainer),
-        *_monitors(trainer, scheduler, callbacks, splits),
-        *never_logged(config, lossless),
-        *_modes(config),
+        *monitors(config, splits, lossless),
         *_rates_of_groups(config),
         *_callbacks(callbacks),
         *_terms(config.get("regularizers") or {}),
         *_head(config),
-        *_epoch_ends(trainer, callbacks),
     ]
 
 
@@ -276,35 +273,6 @@ def _lanes(data: Mapping[str, Any], trainer: Mapping[str, Any]) -> Iterator[str]
         )
 
 
-def _monitors(
-    trainer: Mapping[str, Any],
-    scheduler: Mapping[str, Any],
-    callbacks: Mapping[str, Any],
-    splits: tuple[str, ...] | None,
-) -> Iterator[str]:
-    every, epochs = trainer.get("check_val_every_n_epoch"), trainer.get("max_epochs")
-    if trainer.get("limit_val_batches") == 0:
-        why = "trainer.limit_val_batches=0"
-    elif every and epochs and 0 < epochs < every:
-        why = f"trainer.check_val_every_n_epoch={every} is beyond trainer.max_epochs={epochs}"
-    elif splits is not None and "valid" not in splits:
-        why = f"data has no valid split (it has {', '.join(splits)})"
-    else:
-        return
-    if issubclass(named_class("scheduler", scheduler), ReduceLROnPlateau):
-        watched = scheduler.get("monitor") or "val/nll"
-        yield f"scheduler watches {watched} but {why}; validate, or set scheduler=constant"
-    for key, node in callbacks.items():
-        monitor = node.get("monitor")
-        if getattr(named_class("callbacks", node), "does_without_validation", False):
-            continue
-        if isinstance(monitor, str) and monitor.startswith("val/"):
-            yield (
-                f"callbacks.{key}.monitor={monitor} but {why}; validate, or set "
-                f"callbacks.{key}=null"
-            )
-
-
 def _rates_of_groups(config: Mapping[str, Any]) -> Iterator[str]:
     """Rates of groups of parameters that a schedule would replace by one of its own."""
     scheduler, groups = config.get("scheduler") or {}, (config.get("optimizer") or {}).get("groups")
@@ -318,51 +286,6 @@ def _rates_of_groups(config: Mapping[str, Any]) -> Iterator[str]:
                 yield (
                     f"{path}={rate} but scheduler.{key}={scheduler[key]} is the rate of all "
                     f"groups: give a list with one for each, or set scheduler=one_cycle"
-                )
-
-
-def _watching(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """The nodes that may have a monitor, by path."""
-    callbacks = {f"callbacks.{k}": node for k, node in (config.get("callbacks") or {}).items()}
-    return {"scheduler": config.get("scheduler") or {}, **callbacks}
-
-
-def _modes(config: Mapping[str, Any]) -> Iterator[str]:
-    """Monitors that are losses but have mode=max."""
-    for path, node in _watching(config).items():
-        monitor = node.get("monitor") or "val/nll"
-        if node.get("mode") == "max" and monitor in LOSSES:
-            yield f"{path}.mode=max but {monitor} is the better the lower; set {path}.mode=min"
-
-
-def never_logged(config: Mapping[str, Any], lossless: bool) -> Iterator[str]:
-    """Monitors of values that no validation logs; nothing if a class of the user may log others."""
-    callbacks, trainer = config.get("callbacks") or {}, config.get("trainer") or {}
-    modules = [named_class("callbacks", node).__module__ for node in callbacks.values()]
-    if trainer.get("fast_dev_run") or not all(
-        name.startswith(("lmkit.", "lightning.")) for name in modules
-    ):
-        return
-    logged = ["val/nll", "val/perplexity"]
-    has_bytes = named_class("data", config.get("data")).has_bytes
-    if lossless and has_bytes and trainer.get("limit_val_batches") in (None, 1.0):
-        logged.append("val/bits_per_byte")
-    for path, node in _watching(config).items():
-        monitor = node.get("monitor")
-        if isinstance(monitor, str) and monitor not in logged and node.get("strict", True):
-            yield f"{path}.monitor={monitor}: never logged; there are: {', '.join(logged)}"
-
-
-def _epoch_ends(trainer: Mapping[str, Any], callbacks: Mapping[str, Any]) -> Iterator[str]:
-    """Callbacks that would act on the end of an epoch without a validation, on an earlier one."""
-    every = trainer.get("check_val_every_n_epoch", 1)
-    for key, node in callbacks.items() if every != 1 else ():
-        for name in ("check_on_train_epoch_end", "save_on_train_epoch_end"):
-            if node.get(name) and str(node.get("monitor")).startswith("val/"):
-                yield (
-                    f"callbacks.{key}.{name}=true but trainer.check_val_every_n_epoch="
-                    f"{'null' if every is None else every}: not every epoch ends with a "
-                    f"validation; leave callbacks.{key}.{name} out"
                 )
 
 

@@ -19,7 +19,6 @@ from lmkit.ranges import Size
 class ProjectedLSTMLayer(RecurrentLayer):
     """Sak et al. 2014 (equations 7 to 12) without peepholes, as PyTorch has it: the output of an
     LSTM is m_t = o_t * tanh(c_t), that of this layer h_t = W_hr m_t, which the gates read too.
-
     """
 
     num_gates = 4

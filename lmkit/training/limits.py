@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lmkit.config.build import build, split_node
-from lmkit.config.contradictions import never_logged
 from lmkit.config.mistakes import report
+from lmkit.config.monitors import never_logged
 from lmkit.config.optimizer import make_optimizer, tiny_parameters
 from lmkit.config.targets import named_class
 from lmkit.config.trainer import silent
