@@ -309,6 +309,17 @@ def _terms(regularizers: Mapping[str, Any]) -> Iterator[str]:
 def _head(config: Mapping[str, Any]) -> Iterator[str]:
     head = named_class("head", config.get("head"))
     yield from head.misfits(config, None)
+    model = config.get("model") or {}
+    sizes, keys = model.get("hidden_sizes"), signature_keys(named_class("model", model))
+    has_projection = head.projects or "projection_size" in keys
+    if sizes and model.get("tie_weights") and not has_projection:
+        default = keys["embedding_size"].default
+        if sizes[-1] != (embedding_size := model.get("embedding_size", default)):
+            yield (
+                f"model.hidden_sizes ends with {sizes[-1]} but model.embedding_size="
+                f"{embedding_size}: tied weights need them equal; set model.tie_weights=false or "
+                "make them equal"
+            )
     if config.get("init") and config.get("init_vocabulary") == "new" and head.token_rows is None:
         yield (
             f"init_vocabulary=new: the weights of {head.__name__} depend on the vocabulary, and "

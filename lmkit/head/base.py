@@ -32,6 +32,8 @@ class Head(nn.Module):
     # The parameters with a row for each token id, which follow their tokens into another vocabulary
     # (init_vocabulary=new); None: what others hold depends on the vocabulary too.
     token_rows: ClassVar[tuple[str, ...] | None] = ("weight", "bias")
+    # Whether a tied matrix multiplies vectors that the head makes of the hidden ones, of any size.
+    projects: ClassVar[bool] = False
     # Set by the task: whether the gradient of the matrix may be sparse.
     sparse_gradient = False
     # Whether it belongs to models that are counted, and only to these.

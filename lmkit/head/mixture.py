@@ -33,6 +33,8 @@ class MixtureOfSoftmaxes(Head):
     null: chosen by the vocabulary.
     """
 
+    projects = True
+
     def __init__(
         self,
         hidden_size: int,

@@ -24,7 +24,8 @@ class Recurrent(LanguageModel):
     hidden_size: of each layer; with tie_weights the last is as large as the embedding (Merity et
     al. 2018).
     num_layers: one on the other.
-    hidden_sizes: one for each layer, in the place of hidden_size and num_layers.
+    hidden_sizes: one for each layer, in the place of hidden_size and num_layers; with tie_weights
+    the last must be embedding_size, unless the head has projections of its own, as head=mixture.
     dropout: share of the connections between layers that a step leaves out.
     embedding_dropout, output_dropout: the same below the first and above the last layer; null: as
     dropout.
@@ -107,16 +108,9 @@ class Recurrent(LanguageModel):
     @staticmethod
     def mistakes(config: Mapping[str, Any], at: str) -> list[str]:
         """Mistakes that show only when the values are compared with one another."""
-        sizes, embedding_size = config["hidden_sizes"], config["embedding_size"]
         found = []
-        if sizes is not None and not sizes:
+        if config["hidden_sizes"] is not None and not config["hidden_sizes"]:
             found.append(f"{at}.hidden_sizes=[]: name the size of at least one layer")
-        if sizes and config["tie_weights"] and sizes[-1] != embedding_size:
-            found.append(
-                f"{at}.hidden_sizes ends with {sizes[-1]} but {at}.embedding_size="
-                f"{embedding_size}: tied weights need them equal; set {at}.tie_weights=false or "
-                "make them equal"
-            )
         if config["expansion"] and not config["residual"]:
             found.append(
                 f"{at}.expansion={config['expansion']:g} but {at}.residual=null: the feed-forward "

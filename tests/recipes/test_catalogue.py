@@ -93,7 +93,10 @@ def test_the_settings_of_zaremba_are_theirs_for_a_mean_over_tokens():
 @pytest.mark.parametrize(
     ("name", "millions"),
     # As the papers say; AWD's tied matrix is both embedding and head.
-    [("zaremba_medium", 20), ("zaremba_large", 66), ("awd_lstm_ptb", 24), ("awd_lstm_enwik8", 47)],
+    [
+        *(("zaremba_medium", 20), ("zaremba_large", 66), ("awd_lstm_ptb", 24)),
+        *(("awd_lstm_enwik8", 47), ("mos_ptb", 22)),
+    ],
 )
 def test_the_sizes_are_the_published_ones(name, millions):
     config = recipes()[name]
