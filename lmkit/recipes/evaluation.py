@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from lmkit.assembly import make_source
 from lmkit.inference import TrainedModel
+from lmkit.inference.cache import Cache
+from lmkit.inference.dynamic import Dynamic
 from lmkit.inference.evaluation import measure
+from lmkit.inference.methods import Evaluation, Methods
+from lmkit.inference.tuning import tuned
 from lmkit.run import Run
 from lmkit.store import TokenStore, prepare
 from lmkit.windows.lanes import Protocol
 
 SPLITS = ("valid", "test")
-# Numbers that an evaluation of another kind gives, such as a cache, by the name that recipes have
-# for them in `further`: a function of the model and of the stores of valid and test, which returns
-# the number of each in the recipe's metric. A name without a function is shown as not measured.
-FURTHER: dict[str, Callable[[TrainedModel, Mapping[str, TokenStore]], Mapping[str, float]]] = {}
+# The methods by the names that recipes have for their numbers in `further`: settings are chosen on
+# valid, in the ranges of `lmkit evaluate tune=true`, and both splits are read with them.
+METHODS = {
+    "cache": Methods(cache=Cache(size=2000)),
+    "dynamic_evaluation": Methods(dynamic=Dynamic()),
+}
 
 
-def measured(run: Run, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The results of `measure` for the best checkpoint of a run, each with its split; the further
-    numbers that can be measured, by name; and the precision.
+def measured(run: Run, config: Mapping[str, Any], *, further: bool = False) -> dict[str, Any]:
+    """The results of `measure` for the best checkpoint of a run, each with its split; with
+    `further` the recipe's numbers by other methods, by name, as far as there are these methods; and
+    the precision.
 
     The number of threads is chosen anew, as `lmkit evaluate` does.
     """
@@ -37,19 +45,37 @@ def measured(run: Run, config: Mapping[str, Any]) -> dict[str, Any]:
             is_test = protocol == own and split == "test"
             lanes = recipe.get("test_lanes") if is_test else None
             results.append({"split": split, **measure(trained, store, protocol, lanes)})
-    further = {
-        name: dict(FURTHER[name](trained, stores[own]))
-        for name in recipe.get("further") or {}
-        if name in FURTHER
-    }
-    return {"results": results, "further": further, "precision": trained.precision}
+    names = [name for name in recipe.get("further") or {} if name in METHODS and further]
+    train = partial(_stores, run, config, trained, own, ("train",))
+    evaluation = Evaluation(trained, own, train=lambda: train()["train"])
+    by_methods = {n: _tuned(evaluation, stores[own], METHODS[n], recipe) for n in names}
+    return {"results": results, "further": by_methods, "precision": trained.precision}
+
+
+def _tuned(
+    evaluation: Evaluation,
+    stores: Mapping[str, TokenStore],
+    methods: Methods,
+    recipe: Mapping[str, Any],
+) -> dict[str, float]:
+    """The number of a method on each split, with the settings that are best on valid."""
+    chosen, rows = tuned(evaluation, stores["valid"], methods)
+    found = {"valid": rows}
+    if "test" in stores:
+        found["test"] = evaluation.measure(stores["test"], chosen)
+    metric = recipe.get("metric", "perplexity")
+    return {split: in_metric(metric, rows[-1]) for split, rows in found.items()}
 
 
 def _stores(
-    run: Run, config: Mapping[str, Any], trained: TrainedModel, protocol: Protocol
+    run: Run,
+    config: Mapping[str, Any],
+    trained: TrainedModel,
+    protocol: Protocol,
+    wanted: Sequence[str] = SPLITS,
 ) -> Mapping[str, TokenStore]:
     source = make_source(config)
-    splits = [split for split in SPLITS if split in source.splits]
+    splits = [split for split in wanted if split in source.splits]
     cache = run.path.parents[1] / ".cache"
     by_line = protocol == "sentence"
     return prepare(source, trained.tokenizer, cache, splits=splits, by_line=by_line).stores

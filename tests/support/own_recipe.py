@@ -41,6 +41,6 @@ recipe:
   test_lanes: 1
   tokens: {{train: {TOKENS["train"]}, valid: {TOKENS["valid"]}, test: {TOKENS["test"]}}}
   vocabulary_size: 14
-  further: {{cache: [9.5, null]}}
+  further: {{cache: [9.5, null], dynamic_evaluation: [null, 9.5]}}
 """)
     return conf
