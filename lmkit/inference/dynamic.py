@@ -117,7 +117,7 @@ class Adapted:
         self.initial = {
             name: parameter.detach()
             for name, parameter in self._pair.named_parameters()
-            if parameter.requires_grad
+            if parameter.requires_grad and parameter.numel()
         }
         if not self.initial:
             raise UserError("dynamic: the model has no weights that could learn; leave it out")

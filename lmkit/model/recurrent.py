@@ -27,8 +27,8 @@ class Recurrent(LanguageModel):
     hidden_sizes: one for each layer, in the place of hidden_size and num_layers; with tie_weights
     the last must be embedding_size, unless the head has projections of its own, as head=mixture.
     dropout: share of the connections between layers that a step leaves out.
-    embedding_dropout, output_dropout: the same below the first and above the last layer; null: as
-    dropout.
+    embedding_dropout: the same below the first layer; null: as dropout.
+    output_dropout: the same above the last layer; null: as dropout.
     locked_dropout: one mask for all positions of a window, another in each lane (Gal and Ghahramani
     2016; Merity et al. 2018).
     word_dropout: share of the words of the vocabulary that a window leaves out of its inputs,

@@ -13,6 +13,8 @@ from lmkit.ranges import Count, Share, Size
 
 log = logging.getLogger(__name__)
 
+EARLY = 0.05  # share of an exponential average from which on its beginning matters
+
 Weights = list[Tensor]  # of all parameters, in their order
 
 
@@ -66,6 +68,12 @@ class Averaging(ABC):
         """nll: mean over the validation's tokens with `weights`, rival_nll with `rival`, if there
         is one -> whether the rival has taken the place of `weights`."""
         return False
+
+    def remark(self) -> str | None:
+        """What the user should know of the average when a training has ended."""
+        if self.weights is None:
+            return "averaging: no average has begun, so the weights themselves are evaluated"
+        return None
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
@@ -152,6 +160,16 @@ class EMA(_OneMean):
         if self.seen > self.start:
             added = self.mean.count + 1
             self.mean.add(weights, (1 - self.decay) / (1 - self.decay**added))
+
+    def remark(self) -> str | None:
+        # The share that an average without the correction of the bias would have of its beginning.
+        if self.mean.count and (early := self.decay**self.mean.count) > EARLY:
+            return (
+                f"averaging.decay={self.decay:g} is long for {self.mean.count:,} updates: "
+                f"{early:.0%} of what it looks back on was before them, and early weights weigh "
+                "much; lower it, or set averaging.start"
+            )
+        return super().remark()
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"seen": self.seen}

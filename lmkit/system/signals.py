@@ -150,7 +150,8 @@ class StopSignals:
         if first and self.deferred:
             # Not `print`: a handler may run in the middle of a write to the same buffer.
             os.write(2, b"\nstopping after this step; Ctrl-C again stops at once\n")
-        elif first or signum == signal.SIGINT:
+        elif first or not self.deferred or signum == signal.SIGINT:
+            # Not the first: what that one raised was lost, as in a destructor, or nobody waits.
             if not first:
                 for each in self._before:
                     signal.signal(each, signal.SIG_DFL)

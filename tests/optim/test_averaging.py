@@ -121,6 +121,21 @@ def test_two_tailed_averaging_keeps_the_tail_that_is_better():
     assert 0 < long < short
 
 
+def test_what_the_user_should_know_of_an_average_is_said():
+    averaging = EMA(0.9)
+    assert "no average has begun" in averaging.remark()
+    assert "no average has begun" in NTASGD().remark()
+    for number in range(40):
+        averaging.update([torch.ones(1)], False)
+        long = averaging.remark()
+        assert (long is not None) == (0.9 ** (number + 1) > 0.05)
+        if number == 9:
+            assert long == (
+                "averaging.decay=0.9 is long for 10 updates: 35% of what it looks back on was "
+                "before them, and early weights weigh much; lower it, or set averaging.start"
+            )
+
+
 def test_an_average_shares_no_memory_with_the_weights():
     weights = [torch.ones(2)]
     for averaging in (EMA(), SWA(0, 1), TwoTailed()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +17,8 @@ from lmkit.optim import Averaging
 from lmkit.run.checkpoints import AVERAGED
 from lmkit.training.fit_loop import is_fitting, is_within_update
 from lmkit.training.task import Task
+
+log = logging.getLogger(__name__)
 
 
 class WeightAveraging(Callback):
@@ -71,6 +74,8 @@ class WeightAveraging(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """What is tested is the average, unless the best checkpoint takes its place."""
+        if trainer.is_global_zero and (remark := self.averaging.remark()):
+            log.warning("%s", remark)
         if self.averaging.weights is not None:
             _exchange(pl_module, self.averaging.weights)
 
