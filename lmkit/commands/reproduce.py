@@ -29,7 +29,7 @@ def reproduce(
     further: bool = False,
     results: str | None = None,
 ) -> dict[str, Any]:
-    """Train a published recipe, or go on with it, and say whether it reaches the paper's numbers.
+    """Train a published recipe, or go on with it, and compare its numbers with the paper's.
 
         lmkit reproduce
         lmkit reproduce pytorch_examples_200_tied data.path=wikitext-2

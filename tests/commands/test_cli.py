@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -140,8 +141,8 @@ def test_list_shows_every_option_with_its_purpose(capsys):
     assert cli.main(["list"]) == 0
     out = capsys.readouterr().out
     assert "\nmodel=\n" in out
-    assert "\n  gru                        Gated recurrent units (Cho et al. 2014)\n" in out
-    assert f"\n  {'doctor':<25}  {commands()['doctor'].purpose}\n" in out
+    assert re.search(r"\n  gru +Gated recurrent units \(Cho et al. 2014\)\n", out)
+    assert re.search(rf"\n  doctor +{re.escape(commands()['doctor'].purpose)}\n", out)
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def place(tmp_path, monkeypatch) -> Path:
         ("lmkit do", ["doctor "]),
         ("lmkit nothing ", []),
         ("lmkit train mod", ["model=", "model."]),
-        ("lmkit train model=l", ["model=lstm "]),
+        ("lmkit train model=l", ["model=layer_norm_lstm ", "model=lstm ", "model=lstmp "]),
         ("lmkit train model.hid", ["model.hidden_size=", "model.hidden_sizes="]),
         ("lmkit train model=window model.con", ["model.context="]),
         ("lmkit train model.con", []),
