@@ -14,6 +14,7 @@ from torch import Tensor
 from lmkit.model.base import Counted, LanguageModel, Output
 from lmkit.model.state import States
 from lmkit.ngrams import counted, estimated, read_symbols
+from lmkit.ranges import Count
 
 
 class NGram(LanguageModel):
@@ -36,7 +37,7 @@ class NGram(LanguageModel):
         vocabulary_size: int,
         *,
         order: Annotated[int, Ge(1), Le(7)] = 5,
-        prune: list[int] | None = None,
+        prune: list[Count] | None = None,
     ) -> None:
         super().__init__(vocabulary_size, 0, order - 1, tie_weights=False, init_range=None)
         self.order = order

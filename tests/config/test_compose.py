@@ -254,7 +254,8 @@ def test_a_broken_interpolation_is_a_mistake():
 MANY = {
     "model=lstmm": "model=lstmm: no such option of model; did you mean lstm?",
     "scheduler=[x]": "scheduler=x: no such option of scheduler; "
-    "there are: constant, cosine, linear, plateau, step",
+    "there are: constant, cosine, hold_then_decay, inverse_sqrt, linear, milestones, one_cycle, "
+    "plateau, step, wsd",
     "stray": "stray: expected key=value",
     "seed=1,2": "seed=1,2: a run takes one value; for a run of each combination add -m "
     "(lmkit train -m ...) or take lmkit sweep; a list as one value is written [a,b]",
