@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lmkit.head.base import Head, Loss
-from lmkit.head.linear_cross_entropy import LinearCrossEntropy, Memory
-from lmkit.head.linear_softmax import linear_log_prob, linear_nll, rows_at_once
-from lmkit.model import Embedding
-from lmkit.model.embedding import draw
-from lmkit.ranges import Positive, Size
+from lmkit.head.base import Loss
+from lmkit.head.linear_cross_entropy import LinearCrossEntropy
+from lmkit.head.linear_softmax import linear_log_prob, linear_nll
+from lmkit.head.matrix import MatrixHead
 
 
-class FullSoftmax(Head):
+class FullSoftmax(MatrixHead):
     """y_hat = softmax(U h + b_2) over the whole vocabulary; U is the weight of `embedding` where
     that is tied, else a weight of its own.
 
@@ -28,28 +26,6 @@ class FullSoftmax(Head):
 
     any_threads = True
 
-    def __init__(
-        self,
-        hidden_size: int,
-        vocabulary_size: int,
-        embedding: Embedding | None = None,
-        init_range: Positive | None = None,
-        *,
-        bias: bool = True,
-        chunk_size: Size | None = None,
-    ) -> None:
-        super().__init__()
-        if embedding is not None and embedding.tied:
-            self.weight = embedding.weight
-            self._matrix = embedding.matrix
-        else:
-            self.weight = nn.Parameter(torch.empty(vocabulary_size, hidden_size))
-            draw(self.weight, hidden_size**-0.5, init_range)
-            self._matrix = lambda: self.weight
-        self.bias = nn.Parameter(torch.zeros(vocabulary_size)) if bias else None
-        self._chunk_size = chunk_size
-        self._memory = Memory()
-
     def loss(self, hidden: Tensor, targets: Tensor, weight: Tensor) -> Loss:
         loss, nll = LinearCrossEntropy.apply(
             hidden.flatten(0, 1),
@@ -61,12 +37,6 @@ class FullSoftmax(Head):
             self._memory,
         )
         return Loss(loss, nll)
-
-    def _rows(self) -> int:
-        return rows_at_once(self.weight, self._chunk_size)
-
-    def keep_gradient(self) -> None:
-        self._memory.gradient, self.weight.grad = self.weight.grad, None
 
     def nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
         rows = (hidden.flatten(0, 1), self.weight, self.bias, targets.flatten())

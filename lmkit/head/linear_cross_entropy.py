@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from lmkit.head.made_in_forward import hand_out, make
 from lmkit.kernels import padded, softmax
 from lmkit.kernels.matmul import fast_matmul, product_dtype
 from lmkit.kernels.order import any_order
@@ -76,11 +77,7 @@ class Gradients(NamedTuple):
 
 
 class LinearCrossEntropy(torch.autograd.Function):
-    """The loss of `Terms`, whose gradients forward computes too, by chunks of rows.
-
-    Backward multiplies them by one number and returns them; after `retain_graph` a second backward
-    computes them again.
-    """
+    """The loss of `Terms`, whose gradients forward computes too, by chunks of rows."""
 
     @staticmethod
     def forward(
@@ -93,77 +90,18 @@ class LinearCrossEntropy(torch.autograd.Function):
         chunk_size: int,
         memory: Memory,
     ) -> tuple[Tensor, Tensor]:
-        """`Terms` -> the loss, scalar float32, and the sum of nll where weight is not 0, which has
-        no gradient: scalar float64, or float32 on a device without float64."""
+        """`Terms` -> the loss and the sum of nll, as `made_in_forward.make` has them."""
         dtype = product_dtype(matrix)
-        weight, scale = scaled(weight, dtype)
-        terms = Terms(hidden, matrix, bias, targets, weight)
-        ctx.save_for_backward(hidden, matrix, bias, targets, weight, scale)
-        ctx.settings = (chunk_size, dtype, memory, any(ctx.needs_input_grad[:3]))
-        nll, ctx.gradients = nll_and_gradients(terms, *ctx.settings)
-        loss, nll_sum = sums(nll, weight, scale)
-        ctx.mark_non_differentiable(nll_sum)
-        return loss, nll_sum
+        settings = (chunk_size, dtype, memory, any(ctx.needs_input_grad[:3]))
+
+        def compute(*tensors: Any) -> tuple[Tensor, Gradients]:
+            return nll_and_gradients(Terms(*tensors), *settings)
+
+        return make(ctx, compute, (hidden, matrix, bias, targets), weight, dtype)
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-        refuse_second_derivative()
-        *tensors, scale = ctx.saved_tensors
-        gradients, ctx.gradients = ctx.gradients, None  # given away: the receiver may change them
-        if gradients is None:
-            _, gradients = nll_and_gradients(Terms(*tensors), *ctx.settings)
-        made = multiplied(gradients, tensors[:3], grad_loss, scale)
-        return *made, None, None, None, None
-
-
-def scaled(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """weight (rows) for products in `dtype`, and what it was divided by: 1 / tokens is too small
-    for fp16, so that the largest weight becomes 1."""
-    if dtype != torch.float16 or not len(weight):
-        return weight, None
-    scale = weight.max().clamp_min(torch.finfo(torch.float32).tiny)
-    return weight / scale, scale
-
-
-def sums(nll: Tensor, weight: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:
-    """nll and weight (rows) -> the loss, scalar float32, and the sum of nll where weight is not 0,
-    scalar float64, or float32 on a device without float64."""
-    loss, exact = _sum(nll * weight), torch.float32 if nll.is_mps else torch.float64
-    nll_sum = _sum(torch.where(weight != 0, nll, 0.0).to(exact))
-    return loss if scale is None else loss * scale, nll_sum
-
-
-def refuse_second_derivative() -> None:
-    if torch.is_grad_enabled():  # only under create_graph=True
-        raise RuntimeError(
-            "the fused loss made its gradients in forward and has no second derivative: "
-            "use head.nll, which autograd can differentiate twice"
-        )
-
-
-def multiplied(
-    gradients: Sequence[Tensor | None],
-    tensors: Sequence[Tensor | None],
-    grad_loss: Tensor,
-    scale: Tensor | None,
-) -> list[Tensor | None]:
-    """Gradients that forward made, multiplied in place by the one of the loss, each in the dtype of
-    its tensor."""
-    factor = grad_loss if scale is None else grad_loss * scale
-    if factor.device.type != "cpu" or factor != 1:  # do not wait for an accelerator
-        for gradient in gradients:
-            if gradient is not None:
-                gradient.mul_(factor)
-    return [
-        gradient if gradient is None or tensor is None else gradient.to(tensor.dtype)
-        for gradient, tensor in zip(gradients, tensors, strict=True)
-    ]
-
-
-def _sum(values: Tensor) -> Tensor:
-    """The sum of values (rows), the same with any number of threads: PyTorch divides a longer sum
-    among them."""
-    return torch.stack([chunk.sum() for chunk in values.split(2**14)]).sum()
+        return hand_out(ctx, grad_loss, 7)
 
 
 def nll_and_gradients(

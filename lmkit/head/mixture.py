@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lmkit.head.base import Head, Loss
-from lmkit.head.linear_cross_entropy import Memory
-from lmkit.head.linear_softmax import linear_log_prob, linear_nll, rows_at_once
+from lmkit.head.base import Loss
+from lmkit.head.linear_softmax import linear_log_prob, linear_nll
+from lmkit.head.matrix import MatrixHead
 from lmkit.head.mixture_cross_entropy import MixtureCrossEntropy
 from lmkit.model import Embedding
 from lmkit.model.dropout import dropout
-from lmkit.model.embedding import draw
 from lmkit.ranges import Positive, Share, Size
 
 
-class MixtureOfSoftmaxes(Head):
+class MixtureOfSoftmaxes(MatrixHead):
     """p = sum_k pi_k softmax(U tanh(W_k h + c_k) + b), pi = softmax(V h) (Yang et al. 2018,
     arXiv:1711.03953, equation 4). U has a row of the embedding's size for each word, and is the
     embedding's own matrix where that is tied.
@@ -44,25 +44,14 @@ class MixtureOfSoftmaxes(Head):
         *,
         num_experts: Size = 15,
         latent_dropout: Share = 0.0,
-        bias: bool = True,
-        chunk_size: Size | None = None,
+        **settings: Any,
     ) -> None:
-        super().__init__()
-        size = hidden_size if embedding is None else embedding.embedding_dim
-        if embedding is not None and embedding.tied:
-            self.weight = embedding.weight
-            self._matrix = embedding.matrix
-        else:
-            self.weight = nn.Parameter(torch.empty(vocabulary_size, size))
-            draw(self.weight, size**-0.5, init_range)
-            self._matrix = lambda: self.weight
-        self.bias = nn.Parameter(torch.zeros(vocabulary_size)) if bias else None
+        """settings: the other arguments of `MatrixHead`."""
+        super().__init__(hidden_size, vocabulary_size, embedding, init_range, **settings)
         self.prior = nn.Linear(hidden_size, num_experts, bias=False)
-        self.experts = nn.Linear(hidden_size, num_experts * size)
+        self.experts = nn.Linear(hidden_size, num_experts * self.weight.shape[1])
         self.num_experts = num_experts
         self.latent_dropout = latent_dropout
-        self._chunk_size = chunk_size
-        self._memory = Memory()
 
     def _latent(self, hidden: Tensor) -> Tensor:
         """hidden (.., hidden_size) -> the experts' vectors, side by side, (.., experts * size)."""
@@ -71,9 +60,6 @@ class MixtureOfSoftmaxes(Head):
     def _log_prior(self, hidden: Tensor) -> Tensor:
         """hidden (rows, hidden_size) -> log pi, float32 (rows, experts)."""
         return self.prior(hidden).float().log_softmax(1)
-
-    def _rows(self) -> int:
-        return rows_at_once(self.weight, self._chunk_size)
 
     def loss(self, hidden: Tensor, targets: Tensor, weight: Tensor) -> Loss:
         latent = dropout(
@@ -91,9 +77,6 @@ class MixtureOfSoftmaxes(Head):
             self._memory,
         )
         return Loss(loss, nll)
-
-    def keep_gradient(self) -> None:
-        self._memory.gradient, self.weight.grad = self.weight.grad, None
 
     def _chunks(self, hidden: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """By chunks of positions, the experts' vectors (positions * experts, size) and log pi."""

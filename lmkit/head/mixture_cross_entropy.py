@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lmkit.head.linear_cross_entropy import (
-    Memory,
-    Terms,
-    multiplied,
-    nll_and_gradients,
-    refuse_second_derivative,
-    scaled,
-    sums,
-)
+from lmkit.head.linear_cross_entropy import Memory, Terms, nll_and_gradients
+from lmkit.head.made_in_forward import hand_out, make
 from lmkit.kernels.matmul import product_dtype
 
 
@@ -41,31 +35,25 @@ class MixtureCrossEntropy(torch.autograd.Function):
         memory: Memory,
     ) -> tuple[Tensor, Tensor]:
         """latent (rows, experts, size), log_prior float32 (rows, experts), matrix (vocabulary,
-        size), bias (vocabulary), targets int64 and weight float32 (rows) -> the loss, scalar
-        float32, and the sum of nll where weight is not 0, without a gradient.
+        size), bias (vocabulary), targets int64 and weight float32 (rows) -> the loss and the
+        sum of nll, as `made_in_forward.make` has them.
 
         chunk_size: vectors of `latent` whose odds or logits exist at a time; at least the experts
         of one row.
         """
         dtype = product_dtype(matrix)
-        weight, scale = scaled(weight, dtype)
-        tensors = (latent, log_prior, matrix, bias, targets, weight)
-        ctx.save_for_backward(*tensors, scale)
-        ctx.settings = (chunk_size, dtype, memory, any(ctx.needs_input_grad[:4]))
-        nll, ctx.gradients = _mixed(*tensors, *ctx.settings)
-        loss, nll_sum = sums(nll, weight, scale)
-        ctx.mark_non_differentiable(nll_sum)
-        return loss, nll_sum
+        compute = partial(
+            _mixed,
+            chunk_size=chunk_size,
+            dtype=dtype,
+            memory=memory,
+            needs_grad=any(ctx.needs_input_grad[:4]),
+        )
+        return make(ctx, compute, (latent, log_prior, matrix, bias, targets), weight, dtype)
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-        refuse_second_derivative()
-        *tensors, scale = ctx.saved_tensors
-        gradients, ctx.gradients = ctx.gradients, None  # given away: the receiver may change them
-        if gradients is None:
-            _, gradients = _mixed(*tensors, *ctx.settings)
-        made = multiplied(gradients, tensors[:4], grad_loss, scale)
-        return *made, None, None, None, None
+        return hand_out(ctx, grad_loss, 8)
 
 
 def _mixed(
@@ -75,6 +63,7 @@ def _mixed(
     bias: Tensor | None,
     targets: Tensor,
     weight: Tensor,
+    *,
     chunk_size: int,
     dtype: torch.dtype,
     memory: Memory,

@@ -7,13 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lmkit.head.linear_cross_entropy import (
-    Memory,
-    multiplied,
-    refuse_second_derivative,
-    scaled,
-    sums,
-)
+from lmkit.head.linear_cross_entropy import Memory
+from lmkit.head.made_in_forward import hand_out, make
 from lmkit.kernels.matmul import fast_matmul, product_dtype
 from lmkit.kernels.order import any_order
 
@@ -58,27 +53,20 @@ class SampledCrossEntropy(torch.autograd.Function):
         memory: Memory,
         sparse: bool,
     ) -> tuple[Tensor, Tensor]:
-        """The fields of `Sampled` and `Settings` -> the loss, scalar float32, and the sum of nll
-        where weight is not 0, without a gradient."""
+        """The fields of `Sampled` and `Settings` -> the loss and the sum of nll, as
+        `made_in_forward.make` has them."""
         dtype = product_dtype(matrix)
-        weight, scale = scaled(weight, dtype)
-        terms = Sampled(hidden, matrix, bias, log_expected, candidates, targets, weight)
-        ctx.save_for_backward(*terms, scale)
-        ctx.settings = Settings(chunk_size, dtype, memory, sparse, any(ctx.needs_input_grad[:3]))
-        nll, ctx.gradients = _computed(terms, ctx.settings)
-        loss, nll_sum = sums(nll, weight, scale)
-        ctx.mark_non_differentiable(nll_sum)
-        return loss, nll_sum
+        settings = Settings(chunk_size, dtype, memory, sparse, any(ctx.needs_input_grad[:3]))
+
+        def compute(*tensors: Any) -> tuple[Tensor, list[Tensor | None]]:
+            return _computed(Sampled(*tensors), settings)
+
+        tensors = (hidden, matrix, bias, log_expected, candidates, targets)
+        return make(ctx, compute, tensors, weight, dtype)
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-        refuse_second_derivative()
-        *tensors, scale = ctx.saved_tensors
-        gradients, ctx.gradients = ctx.gradients, None  # given away: the receiver may change them
-        if gradients is None:
-            _, gradients = _computed(Sampled(*tensors), ctx.settings)
-        made = multiplied(gradients, tensors[:3], grad_loss, scale)
-        return *made, None, None, None, None, None, None, None
+        return hand_out(ctx, grad_loss, 10)
 
 
 def _computed(terms: Sampled, settings: Settings) -> tuple[Tensor, list[Tensor | None]]:
