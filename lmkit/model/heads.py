@@ -9,6 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lmkit.model.recurrent import Recurrent
+from lmkit.ranges import Size
+
 
 def head_mistakes(config: Mapping[str, Any], at: str) -> list[str]:
     """The mistake of layers that do not divide into heads."""
@@ -37,6 +40,36 @@ def no_zoneout(config: Mapping[str, Any], at: str) -> list[str]:
         f"{at}.zoneout={config['zoneout']}: memory and normaliser of this cell have a scale that "
         f"changes with each position, so a unit cannot keep the value of one; set {at}.zoneout=0"
     ]
+
+
+class MultiHead(Recurrent):
+    """A stack of layers that are divided into heads.
+
+    num_heads: parts of each layer that are independent of one another within it.
+    head_norm: whether each head's outputs are normalised, as in the paper's blocks.
+    """
+
+    def __init__(
+        self,
+        vocabulary_size: int,
+        *,
+        num_heads: Size = 2,
+        head_norm: bool = True,
+        **settings: Any,
+    ) -> None:
+        """settings: the arguments of `Recurrent`."""
+        self.num_heads = num_heads
+        self.head_norm = head_norm
+        super().__init__(vocabulary_size, **settings)
+
+    @staticmethod
+    def mistakes(config: Mapping[str, Any], at: str) -> list[str]:
+        """Mistakes that show only when the values are compared with one another."""
+        return [
+            *Recurrent.mistakes(config, at),
+            *head_mistakes(config, at),
+            *no_zoneout(config, at),
+        ]
 
 
 class HeadNorm(nn.Module):

@@ -12,12 +12,11 @@ from torch import Tensor
 
 from lmkit.kernels.matmul import product_dtype
 from lmkit.kernels.scan import linear_scan
-from lmkit.model.heads import HeadNorm, head_mistakes, no_zoneout
+from lmkit.model.heads import HeadNorm, MultiHead
 from lmkit.model.layer import RecurrentInit
-from lmkit.model.recurrent import Recurrent
 from lmkit.model.scanned import InputLayer, no_weight_dropout, not_orthogonal
 from lmkit.model.state import State
-from lmkit.ranges import Real, Size
+from lmkit.ranges import Real
 
 FORGET_GATE_BIASES = (3.0, 6.0)  # of the first and the last head, as in the authors' code
 CHUNK = 64  # positions at a time, whose products with one another are in memory
@@ -121,7 +120,7 @@ def remembered(
     return hidden, after
 
 
-class MLSTM(Recurrent):
+class MLSTM(MultiHead):
     """xLSTM's matrix memory (Beck et al. 2024): keys, values and queries, with exponential input
     gates and a normaliser. The residual block around it is not part of it.
 
@@ -134,14 +133,10 @@ class MLSTM(Recurrent):
         self,
         vocabulary_size: int,
         *,
-        num_heads: Size = 2,
-        head_norm: bool = True,
         forget_gate_bias: Real | None = None,
         **settings: Any,
     ) -> None:
-        """settings: the arguments of `Recurrent`."""
-        self.num_heads = num_heads
-        self.head_norm = head_norm
+        """settings: the arguments of `MultiHead`."""
         self.forget_gate_bias = forget_gate_bias
         super().__init__(vocabulary_size, **settings)
 
@@ -149,9 +144,7 @@ class MLSTM(Recurrent):
     def mistakes(config: Mapping[str, Any], at: str) -> list[str]:
         """Mistakes that show only when the values are compared with one another."""
         return [
-            *Recurrent.mistakes(config, at),
-            *head_mistakes(config, at),
-            *no_zoneout(config, at),
+            *MultiHead.mistakes(config, at),
             *no_weight_dropout(config, at),
             *not_orthogonal(config, at),
         ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,12 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmkit.kernels.matmul import product_dtype
-from lmkit.model.heads import HeadNorm, head_mistakes, no_zoneout
+from lmkit.model.heads import HeadNorm, MultiHead
 from lmkit.model.layer import RecurrentInit
-from lmkit.model.recurrent import Recurrent
 from lmkit.model.scanned import InputLayer, wide
 from lmkit.model.state import State
-from lmkit.ranges import Real, Size
+from lmkit.ranges import Real
 
 
 class SLSTMLayer(InputLayer):
@@ -90,7 +88,7 @@ class SLSTMLayer(InputLayer):
         return hidden.to(product_dtype(inputs)), tuple(after)
 
 
-class SLSTM(Recurrent):
+class SLSTM(MultiHead):
     """xLSTM's scalar memory (Beck et al. 2024): an LSTM with exponential input gates, a normaliser
     and memory mixing within heads. The residual block around it is not part of it.
 
@@ -103,25 +101,12 @@ class SLSTM(Recurrent):
         self,
         vocabulary_size: int,
         *,
-        num_heads: Size = 2,
-        head_norm: bool = True,
         forget_gate_bias: Real = 1.0,
         **settings: Any,
     ) -> None:
-        """settings: the arguments of `Recurrent`."""
-        self.num_heads = num_heads
-        self.head_norm = head_norm
+        """settings: the arguments of `MultiHead`."""
         self.forget_gate_bias = forget_gate_bias
         super().__init__(vocabulary_size, **settings)
-
-    @staticmethod
-    def mistakes(config: Mapping[str, Any], at: str) -> list[str]:
-        """Mistakes that show only when the values are compared with one another."""
-        return [
-            *Recurrent.mistakes(config, at),
-            *head_mistakes(config, at),
-            *no_zoneout(config, at),
-        ]
 
     def make_layer(self, input_size: int, hidden_size: int, init: RecurrentInit) -> SLSTMLayer:
         settings = (self.num_heads, self.head_norm, self.forget_gate_bias)
