@@ -17,7 +17,7 @@ from lmkit.errors import UserError
 from lmkit.inference import Text, TrainedModel
 from lmkit.inference.beside import find_beside, load_beside
 from lmkit.inference.cache import check_hidden
-from lmkit.inference.dynamic import Adapted
+from lmkit.inference.dynamic import Pair, learning
 from lmkit.inference.evaluation import measure
 from lmkit.inference.identity import recorded
 from lmkit.inference.mc_dropout import check_dropout
@@ -104,7 +104,7 @@ def on_text(
                 others=beside,
                 train=partial(_split, run, config, trained.tokenizer, "train", name),
             )
-            measured |= _by_methods(run, config, evaluation, text, where, reading)
+            measured |= _by_methods(run, config, evaluation, text, where, reading, measured)
         result["results"].append(measured)
     what = where.get("split") or where.get("file") or "the given text"
     console = Console()
@@ -123,7 +123,7 @@ def _check_methods(trained: TrainedModel, config: Mapping[str, Any], reading: Re
     if reading.methods.cache:
         check_hidden(trained)
     if dynamic:
-        Adapted(trained)
+        learning(Pair(trained.model, trained.head))
     if reading.methods.mc_dropout:
         check_dropout(trained)
     for key, split in (
@@ -141,16 +141,19 @@ def _by_methods(
     text: TokenStore | Text,
     where: Mapping[str, str],
     reading: Reading,
+    plain: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The rows of the methods on a text and, where they were tuned, on the text of that."""
+    """The rows of the methods on a text and, where they were tuned, on the text of that; plain: the
+    figures of the text without them."""
     methods = reading.methods
     if reading.tune is None:
         return {"methods": evaluation.measure(text, methods)}
     split, tokenizer = reading.tune, evaluation.trained.tokenizer
     chosen_on = _split(run, config, tokenizer, split, evaluation.protocol)
-    plain = measure(evaluation.trained, chosen_on, evaluation.protocol, reading.num_lanes)
-    methods, rows = tuned(evaluation, chosen_on, methods)
     same = where.get("split") == split
+    if not same:
+        plain = measure(evaluation.trained, chosen_on, evaluation.protocol, reading.num_lanes)
+    methods, rows = tuned(evaluation, chosen_on, methods)
     return {
         "methods": rows if same else evaluation.measure(text, methods),
         "tuned": {"split": split, "methods": [{"method": "plain", "settings": {}, **plain}, *rows]},

@@ -108,19 +108,25 @@ class Pair(nn.Module):
         return output.hidden, self.head.nll(output.hidden, targets), output.state
 
 
+def learning(pair: Pair) -> Weights:
+    """The weights that can learn; raises UserError if a model has none."""
+    found = {
+        name: parameter.detach()
+        for name, parameter in pair.named_parameters()
+        if parameter.requires_grad and parameter.numel()
+    }
+    if not found:
+        raise UserError("dynamic: the model has no weights that could learn; leave it out")
+    return found
+
+
 class Adapted:
     """A copy of a trained model's weights that takes steps; the model itself does not change."""
 
     def __init__(self, trained: TrainedModel) -> None:
         self.trained = trained
         self._pair = Pair(trained.model, trained.head)
-        self.initial = {
-            name: parameter.detach()
-            for name, parameter in self._pair.named_parameters()
-            if parameter.requires_grad and parameter.numel()
-        }
-        if not self.initial:
-            raise UserError("dynamic: the model has no weights that could learn; leave it out")
+        self.initial = learning(self._pair)
         self.weights = {
             name: tensor.clone().requires_grad_() for name, tensor in self.initial.items()
         }

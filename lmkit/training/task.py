@@ -173,10 +173,10 @@ class Task(pl.LightningModule):
         self._started = 0.0  # training's clock stands still
 
     def validation_step(self, window: Window, batch_idx: int) -> None:
-        self._evaluate("val", window, self.val_sums)
+        self.evaluate("val", window, self.val_sums)
 
     def test_step(self, window: Window, batch_idx: int) -> None:
-        self._evaluate("test", window, self.test_sums)
+        self.evaluate("test", window, self.test_sums)
 
     def on_validation_epoch_end(self) -> None:
         self._report("val", self.val_sums)
@@ -184,7 +184,8 @@ class Task(pl.LightningModule):
     def on_test_epoch_end(self) -> None:
         self._report("test", self.test_sums)
 
-    def _evaluate(self, stage: str, window: Window, sums: TokenNLL) -> None:
+    def evaluate(self, stage: str, window: Window, sums: TokenNLL) -> None:
+        """Add a window's nll to sums, read from the state after the stage's last window."""
         nll = self.head.nll(self.read(stage, window).hidden, window.targets)
         sums.update(nll, window.mask)
 

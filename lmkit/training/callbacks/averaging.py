@@ -12,7 +12,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from lmkit.metrics import TokenNLL
-from lmkit.model import Reader
 from lmkit.optim import Averaging
 from lmkit.run.checkpoints import AVERAGED
 from lmkit.training.fit_loop import is_fitting, is_within_update
@@ -123,16 +122,13 @@ def _named(module: LightningModule, weights: Sequence[Tensor]) -> dict[str, Tens
 def _validate(trainer: Trainer, task: Task) -> TokenNLL:
     """The sums over the validation's windows with the present weights."""
     sums = TokenNLL(task.val_sums.nll_sum.dtype).to(task.device)
-    reader = Reader(task.model)
     loader: Any = trainer.val_dataloaders
     for index, window in enumerate(loader):
         if index >= trainer.num_val_batches[0]:
             break
         window = trainer.strategy.batch_to_device(window)
         with trainer.precision_plugin.val_step_context(), torch.inference_mode():
-            output = reader.read(window.tokens, window.resets)
-            nll = task.head.nll(output.hidden, window.targets)
-        sums.update(nll, window.mask)
+            task.evaluate("rival", window, sums)
     return sums
 
 
