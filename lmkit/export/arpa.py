@@ -18,13 +18,12 @@ from lmkit.errors import UserError
 from lmkit.head import NGramTables
 from lmkit.inference import TrainedModel
 from lmkit.model import NGram
-from lmkit.ngrams import Tables
+from lmkit.ngrams import END, START, Tables
 from lmkit.system.files import atomically
 from lmkit.tokenizer import Word
 
 log = logging.getLogger(__name__)
 
-START, END = "<s>", "</s>"
 NEVER = -99.0  # log10 of the probability of <s>, as SRILM writes it
 DIGITS = 9  # which tell every float32 from all others
 CHUNK = 2**18  # lines that are written at a time

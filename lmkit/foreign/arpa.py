@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from lmkit.errors import UserError
-from lmkit.ngrams import Tables
+from lmkit.ngrams import END, START, Tables
 from lmkit.system.regular_file import opened
 from lmkit.tokenizer import Word
 from lmkit.tokenizer.word import EOS, UNK
@@ -28,7 +28,6 @@ from lmkit.tokenizer.word_list import UNKNOWNS
 
 log = logging.getLogger(__name__)
 
-START, END = "<s>", "</s>"
 GZIP = b"\x1f\x8b"
 SEEN = 4096  # bytes in which a file says what it is
 MAX_LINE = 1 << 20  # bytes

@@ -2,11 +2,13 @@
 
 from lmkit.ngrams.counts import Level, counted
 from lmkit.ngrams.kneser_ney import FALLBACK, Discounts, estimated
-from lmkit.ngrams.symbols import Symbols, read_symbols
+from lmkit.ngrams.symbols import END, START, Symbols, read_symbols
 from lmkit.ngrams.tables import Tables
 
 __all__ = [
+    "END",
     "FALLBACK",
+    "START",
     "Discounts",
     "Level",
     "Symbols",

@@ -7,6 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+# The words of ARPA files for what stands before the first token of a text, and for `<eos>`.
+START, END = "<s>", "</s>"
+
 
 class Symbols(NamedTuple):
     """What a model reads of a text, in order.
