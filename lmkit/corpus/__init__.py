@@ -6,6 +6,7 @@ from lmkit.corpus.huggingface import HuggingFace
 from lmkit.corpus.memory_probe import MemoryProbe
 from lmkit.corpus.penn_treebank import PennTreebank
 from lmkit.corpus.pydocs import Pydocs
+from lmkit.corpus.shakespeare import TinyShakespeare
 from lmkit.corpus.source import Corpus, Document, Source
 
 __all__ = [
@@ -21,5 +22,6 @@ __all__ = [
     "PennTreebank",
     "Pydocs",
     "Source",
+    "TinyShakespeare",
     "WikiText",
 ]

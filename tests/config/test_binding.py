@@ -235,8 +235,8 @@ def test_secrets_are_read_only_when_built(monkeypatch):
         (
             "data.path=texts",
             "data.path is not a key of lmkit.corpus.Pydocs; it is one of data=csv, data=datatrove, "
-            "data=enwik8, data=files, data=jsonl, data=parquet, data=ptb, data=store, data=tsv, "
-            "data=wikitext",
+            "data=enwik8, data=files, data=jsonl, data=parquet, data=ptb, data=shakespeare, "
+            "data=store, data=tsv, data=wikitext",
         ),
         (
             "eps=1",

@@ -54,6 +54,7 @@ def corpus(tmp_path: Path) -> Path:
     (tmp_path / "spm.model").write_bytes(sentencepiece_model())
     with (tmp_path / "enwik8").open("wb") as file:
         file.truncate(10_000_001)  # holes, which take no room
+    (tmp_path / "input.txt").write_text("some words\n" * 11_000)
     return tmp_path
 
 
@@ -77,6 +78,7 @@ def missing(config: dict, corpus: Path) -> list[str]:
         "Parquet": "rows.parquet",
         "Pretrained": "tokenizer.json",
         "SentencePiece": "spm.model",
+        "TinyShakespeare": "input.txt",
         "WordList": "words.txt",
     }
     files |= {"Store": "store", "Datatrove": "tokens.ds", "Mixture": "store"}

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmkit.corpus import Enwik8, PennTreebank, Source
+from lmkit.corpus import Enwik8, PennTreebank, Source, TinyShakespeare
 from lmkit.errors import UserError
 from lmkit.store import prepare
 from lmkit.tokenizer import Bytes, Word
@@ -155,3 +155,34 @@ def test_mistakes_of_enwik8(tmp_path: Path) -> None:
         f"{tmp_path}/enwik8 is not UTF-8: byte 0xff (invalid start byte); data=enwik8 takes {takes}"
     ):
         texts(enwik8(tmp_path), "train")
+
+
+# ---- Tiny Shakespeare
+
+
+def test_the_last_bytes_of_a_text_are_valid_and_test_only_if_asked(tmp_path: Path) -> None:
+    text = "First Citizen:\nBefore we proceed any further, hear me speak.\n\n" * 9
+    (tmp_path / "input.txt").write_text(text)
+    source = TinyShakespeare(str(tmp_path), valid_bytes=50)
+    assert [texts(source, split) for split in source.splits] == [[text[:-50]], [text[-50:]]]
+    source = TinyShakespeare(f"{tmp_path}/input.txt", valid_bytes=50, test_bytes=20)
+    cuts = [text[:-70], text[-70:-20], text[-20:]]
+    assert [texts(source, split) for split in source.splits] == [[part] for part in cuts]
+
+
+def test_the_cut_is_that_of_nanogpt(tmp_path: Path) -> None:
+    text = "a" * 1_115_394
+    (tmp_path / "input.txt").write_text(text)
+    cut = int(len(text) * 0.9)  # data/shakespeare_char/prepare.py
+    source = TinyShakespeare(str(tmp_path))
+    assert [texts(source, split) for split in source.splits] == [[text[:cut]], [text[cut:]]]
+
+
+def test_mistakes_of_a_text_in_one_file(tmp_path: Path) -> None:
+    (tmp_path / "input.txt").write_bytes(b"short")
+    with raises(
+        f"data.path={tmp_path} has 5 bytes, of which data.valid_bytes=111540 and "
+        "data.test_bytes=0 leave nothing to train on: data=shakespeare takes a text in one file, "
+        "such as char-rnn's input.txt of 1,115,394 bytes, or its directory"
+    ):
+        TinyShakespeare(str(tmp_path))
