@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from lmkit.config.loggers import grouped
 from lmkit.errors import ResultError, UserError
 from lmkit.recipes.report import FILE, NAMES, number, sentences
 from lmkit.run import Run
+from lmkit.store import Prepared
 from lmkit.training.estimate import lasting
 from lmkit.training.launch import launch
 
@@ -39,7 +41,7 @@ def reproduce(
     run_id= names another; the same command goes on with one that was stopped. The best checkpoint
     is evaluated in the paper's own protocol and with a reset before each document, and the numbers
     go into its reproduction.json. Exit code 1 if it fails. With a shorter training, other settings
-    or another text there is neither pass nor fail.
+    or another text there is neither pass nor fail, which is said before it begins.
     further: also measure the paper's numbers with a cache or dynamic evaluation, with settings that
     are chosen on valid; on a CPU the latter takes hours.
     results: a page of all results to bring up to date, with a .json of their records beside it.
@@ -59,7 +61,12 @@ def reproduce(
     config, _ = check(composition)
     run_id = config["run_id"] or f"seed-{config['seed']}"
     run = Run.named(config["outputs"], config["name"], run_id)
-    if launch(run, grouped(config), overrides).keys() <= {"run"}:
+
+    def tell(prepared: Prepared) -> None:
+        for line in recipes.foretold(theirs, config, prepared):
+            print(line, file=sys.stderr)
+
+    if launch(run, grouped(config), overrides, tell).keys() <= {"run"}:
         return {}  # one of several processes; the first of them tells
     return _compared(run, theirs, page, config_dir, further=further)
 

@@ -3,13 +3,14 @@
 from lmkit.recipes.catalogue import config_of, names, recipes
 from lmkit.recipes.evaluation import measured
 from lmkit.recipes.page import check_page, update
-from lmkit.recipes.report import reproduction, table
+from lmkit.recipes.report import foretold, reproduction, table
 from lmkit.recipes.status import Status, statuses
 
 __all__ = [
     "Status",
     "check_page",
     "config_of",
+    "foretold",
     "measured",
     "names",
     "recipes",

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
 
 from lmkit.inference.identity import recorded
 from lmkit.recipes.evaluation import in_metric
-from lmkit.recipes.verdict import changes, other_text, reaches, verdict
+from lmkit.recipes.verdict import changes, not_whole, other_text, reaches, verdict
 from lmkit.run import Run
 from lmkit.run.history import time
+from lmkit.store import Prepared
 
 FILE = "reproduction.json"  # in the run's directory
 NAMES = {"bits_per_character": "bits per character"}
@@ -31,9 +32,7 @@ def reproduction(
     facts = recipe["recipe"]
     rows = list(_rows(facts, measured, str(config["data"].get("protocol", "document"))))
     changed = changes(recipe, config)
-    splits = recorded(run).get("splits", {})
-    num_tokens = {split: described["num_tokens"] for split, described in splits.items()}
-    texts = list(other_text(facts.get("tokens"), num_tokens))
+    texts = _texts(facts, recorded(run).get("splits", {}))
     reached = [row["reached"] for row in rows if row["reached"] is not None]
     return {
         "recipe": recipe["name"],
@@ -49,6 +48,23 @@ def reproduction(
         "cost": _cost(run, measured),
         "at": time(),
     }
+
+
+def foretold(
+    recipe: Mapping[str, Any], config: Mapping[str, Any], prepared: Prepared
+) -> Iterator[str]:
+    """Why a training will be neither pass nor fail, as lines, known before it begins."""
+    texts = _texts(recipe["recipe"], prepared.describe()["splits"])
+    changed = changes(recipe, config)
+    if word := not_whole(changed, texts):
+        yield f"{word}: this run will be neither pass nor fail"
+        yield from _reasons(changed, texts)
+
+
+def _texts(facts: Mapping[str, Any], splits: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """How the splits, as data.json describes them, differ from those of the published text."""
+    num_tokens = {split: described["num_tokens"] for split, described in splits.items()}
+    return list(other_text(facts.get("tokens"), num_tokens))
 
 
 def _rows(
@@ -125,10 +141,14 @@ def number(value: float | None, metric: str, absent: str = "") -> str:
 def sentences(record: Mapping[str, Any]) -> Iterator[str]:
     """What the table does not say: why a run may not be compared, seed and cost."""
     yield f"{record['verdict']}: {record['recipe']} by {record['run']}, against {record['source']}"
-    for key, (theirs, ours) in record["changed"].items():
-        yield f"  {key} is {_said(theirs)} in the recipe, {_said(ours)} in the run"
-    yield from (f"  {text}" for text in record["texts"])
+    yield from _reasons(record["changed"], record["texts"])
     yield f"seed {record['seed']}; {cost(record)}"
+
+
+def _reasons(changed: Mapping[str, Sequence[Any]], texts: Sequence[str]) -> Iterator[str]:
+    for key, (theirs, ours) in changed.items():
+        yield f"  {key} is {_said(theirs)} in the recipe, {_said(ours)} in the run"
+    yield from (f"  {text}" for text in texts)
 
 
 def _said(value: object) -> str:

@@ -60,13 +60,16 @@ def verdict(
     changed: Mapping[str, tuple[Any, Any]], texts: list[str], reached: list[bool]
 ) -> Verdict:
     """The verdict on a run: pass and fail are kept for a whole training on the published text."""
+    return not_whole(changed, texts) or ("pass" if all(reached) else "fail")
+
+
+def not_whole(changed: Mapping[str, tuple[Any, Any]], texts: list[str]) -> Verdict | None:
+    """The verdict on a run that may not be compared with its paper; None if it may."""
     if any(not _shortens(key, pair) for key, pair in changed.items()):
         return "other settings"
     if changed:
         return "cut short"
-    if texts:
-        return "other text"
-    return "pass" if all(reached) else "fail"
+    return "other text" if texts else None
 
 
 def _shortens(key: str, pair: tuple[Any, Any]) -> bool:

@@ -19,6 +19,7 @@ from lmkit.inference.identity import check_own, check_text, warn_of_text
 from lmkit.run import IMPORTED, Run
 from lmkit.run.checkpoints import latest_checkpoint, newest_manifest
 from lmkit.run.history import AFRESH, commanded, differences, last_changed
+from lmkit.store import Prepared
 from lmkit.system import hardware, threads
 from lmkit.system.processes import Launched, launched
 from lmkit.system.redaction import redact
@@ -41,20 +42,26 @@ Result = TypeVar("Result")
 TRIAL_SECONDS = 0.5  # of steps with the chosen number of threads
 
 
-def launch(run: Run, config: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+def launch(
+    run: Run,
+    config: dict[str, Any],
+    overrides: list[str],
+    prepared: Callable[[Prepared], None] = lambda prepared: None,
+) -> dict[str, Any]:
     """Train a run in as many processes as its config asks for, and return its summary with `run`,
     its directory; all processes but the first return an empty one.
 
     The run is written only after its data is prepared: a mistake until then creates no run and
-    leaves an existing one as it was.
+    leaves an existing one as it was. The first process calls `prepared` before it trains.
     """
     if started := launched():
-        return _join(run, config, overrides, started)
+        return _join(run, config, overrides, started, prepared)
     _check(run, config)
     data = _prepare(run, config)
     if _stays(run, config):
         return _summary(run)
     warn_of_text(run, data.prepared)
+    prepared(data.prepared)
     if is_counted(config):
         check_counted(config, data, overrides)
         run.start(config, overrides, sys.argv)
@@ -207,7 +214,11 @@ def _say_what_set(run: Run, threads: int | None, overrides: list[str]) -> None:
 
 
 def _join(
-    run: Run, config: dict[str, Any], overrides: list[str], started: Launched
+    run: Run,
+    config: dict[str, Any],
+    overrides: list[str],
+    started: Launched,
+    prepared: Callable[[Prepared], None],
 ) -> dict[str, Any]:
     """Train as one of the processes that torchrun or SLURM has started; rank 0 writes the run."""
     if started.by == "torchrun":
@@ -227,6 +238,7 @@ def _join(
             return {} if started.rank else _summary(run)
         if data and started.rank == 0:
             warn_of_text(run, data.prepared)
+            prepared(data.prepared)
         newest = _agree(started, start, alone=True)
         path, newest = broadcast((run.path, newest))
         log_to(path, started.rank)

@@ -94,12 +94,23 @@ def test_other_settings_and_another_text_are_neither(place, capsys):
     few = ["trainer.max_steps=2"]
     assert reproduce("run_id=wide", "model.hidden_size=6", *few) == 0
     assert record("wide")["verdict"] == "other settings"
-    assert "  model.hidden_size is 4 in the recipe, 6 in the run\n" in capsys.readouterr().out
+    shown = capsys.readouterr()
+    why = (
+        "  model.hidden_size is 4 in the recipe, 6 in the run\n"
+        "  trainer.max_steps is not set in the recipe, 2 in the run\n"
+    )
+    assert why in shown.out
+    before = shown.err.partition("run tiny/wide")[0]
+    assert f"\nother settings: this run will be neither pass nor fail\n{why}" in f"\n{before}"
     other = own_recipe.write_text(place / "other")
     (other / "ptb.test.txt").write_text(" the cat sat on the mat \n")
     assert reproduce("run_id=text", "data.path=other") == 0
     assert record("text")["verdict"] == "other text"
-    assert "  test has 7 tokens, the published one 274\n" in capsys.readouterr().out
+    shown = capsys.readouterr()
+    why = "  test has 7 tokens, the published one 274\n"
+    assert why in shown.out
+    before = shown.err.partition("run tiny/text")[0]
+    assert f"\nother text: this run will be neither pass nor fail\n{why}" in f"\n{before}"
 
 
 def test_a_cache_and_dynamic_evaluation_stand_beside_the_plain_numbers(place, capfd):
