@@ -25,6 +25,7 @@ from lmkit.inference.methods import Evaluation, Methods
 from lmkit.inference.text import read_text
 from lmkit.inference.tuning import tuned
 from lmkit.run import Run
+from lmkit.run.checkpoints import RAW
 from lmkit.store import TokenStore, prepare
 from lmkit.system.paths import readable
 from lmkit.tokenizer import Tokenizer
@@ -74,6 +75,7 @@ def on_text(
     ensemble = reading.methods.ensemble
     others = find_beside(run, ensemble.runs, "ensemble") if ensemble else []
     trained = TrainedModel.load(run, config, checkpoint)
+    raw = RAW if checkpoint.endswith(RAW) else ""
     beside = [load_beside(other, run, config, checkpoint, "ensemble") for other in others]
     for other, each in zip(others, beside, strict=True):
         _check_same_vocabulary(run, trained, other, each)
@@ -84,7 +86,7 @@ def on_text(
     where, store = texts[protocols[0]]
     result: dict[str, Any] = {
         "run": f"{run.name}/{run.id}",
-        "checkpoint": trained.checkpoint.stem if trained.checkpoint else None,
+        "checkpoint": trained.checkpoint.stem + raw if trained.checkpoint else None,
         **where,
         "precision": trained.precision,
         "num_documents": store.num_documents,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from lmkit.head.sampled_cross_entropy import SampledCrossEntropy
 from lmkit.head.sampler import Distribution, Sampler, probabilities
 from lmkit.model.dropout import key_of
 from lmkit.ranges import Size
+
+log = logging.getLogger(__name__)
 
 
 class SampledSoftmax(FullSoftmax):
@@ -58,6 +61,11 @@ class SampledSoftmax(FullSoftmax):
 
     def learn_counts(self, counts: Tensor) -> None:
         """Draw by float64 counts (vocabulary) from now on."""
+        if self.num_samples >= len(counts):
+            log.warning(
+                f"head.num_samples={self.num_samples} is no fewer than the {len(counts)} tokens of "
+                "the vocabulary: head=full is exact and takes no longer"
+            )
         self._make_sampler(counts.numpy())
 
     def _make_sampler(self, counts: Any) -> None:

@@ -283,3 +283,10 @@ def test_a_run_logs_no_nll_of_what_it_trains_on(sampler, tmp_path, monkeypatch, 
         assert 0 < row["train/sampled_nll"] < 5
         assert not {"train/nll", "train/perplexity"} & set(row)
     assert any("val/perplexity" in row for row in rows)
+
+
+@pytest.mark.parametrize(("num_samples", "words"), [(60, 0), (61, 1)])
+def test_as_many_samples_as_words_are_said_to_be_of_no_use(num_samples, words, caplog):
+    make(num_samples=num_samples)
+    said = "is no fewer than the 61 tokens of the vocabulary: head=full is exact"
+    assert caplog.text.count(f"head.num_samples=61 {said}") == words

@@ -18,11 +18,9 @@ from lmkit.config.compose import compose
 from lmkit.errors import UserError
 from lmkit.optim import Groups, learning_rates
 from lmkit.run import Run
-from lmkit.run.checkpoints import load_checkpoint
 from lmkit.run.history import refused
 from lmkit.training.callbacks.non_finite import _hint
 from lmkit.training.components import make_task
-from lmkit.training.workers import work_in_processes
 
 OFTEN = "callbacks.checkpoint.every_n_train_steps=4"
 ADAM = ("optimizer=adam", "optimizer.lr=0.01", "trainer.gradient_clip_val=0.5")
@@ -247,15 +245,10 @@ def test_a_divergence_is_not_blamed_on_a_schedule_for_the_rate_of_a_group(tmp_pa
 def test_two_processes_train_as_one(place, argv):
     short = ("trainer.max_steps=6", "trainer.limit_test_batches=0", *argv)
     one = place.fit(*short)
-    config = place.config(*short, "trainer.devices=2", "trainer.strategy=ddp")
-    run = Run.named(config["outputs"], "tiny", f"two-{len(argv)}")
-    run.start(config)
-    work_in_processes(run, config)
-    run.release()
-    two = Fitted(run.path)
+    two = place.in_two_processes(*short)
     assert two.of("train/nll") == pytest.approx(one.of("train/nll"), rel=1e-4)
     assert two.of("lr") == one.of("lr")
-    (state,) = load_checkpoint(run.path / "checkpoints" / "last.ckpt")["optimizer_states"]
+    (state,) = two.checkpoint["optimizer_states"]
     (alone,) = one.checkpoint["optimizer_states"]
     assert json.dumps(state["param_groups"]) == json.dumps(alone["param_groups"])
 

@@ -17,6 +17,7 @@ from lmkit.run.checkpoints import latest_checkpoint
 from lmkit.training.fit import work
 from lmkit.training.limits import in_windows
 from lmkit.training.task import Task
+from lmkit.training.workers import work_in_processes
 
 CLOCK = ("seconds", "train/tokens_per_second")
 
@@ -94,6 +95,16 @@ class Place:
                     _kill_before(patch, kill)
                 self._work(run, config, kill)
             run.release()
+        return Fitted(run.path)
+
+    def in_two_processes(self, *argv: str) -> Fitted:
+        """Train in two real processes."""
+        config = self.config(*argv, "trainer.devices=2", "trainer.strategy=ddp")
+        number = len(list(self.outputs.glob("tiny/*")))
+        run = Run.named(config["outputs"], config["name"], f"run-{number}")
+        run.start(config)
+        work_in_processes(run, config)
+        run.release()
         return Fitted(run.path)
 
     def _work(self, run: Run, config: dict[str, Any], kill: int | None) -> None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from fitted import Place, assert_same
 
+from lmkit import cli
 from lmkit.assembly import make_data
 from lmkit.inference import TrainedModel
 from lmkit.run import Run
@@ -38,6 +39,17 @@ def test_a_killed_training_resumes_bit_for_bit(place, kind, kill_at):
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert one.keys() == whole.weights.keys()
     assert any(not torch.equal(one[name], whole.weights[name]) for name in one)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_processes_average_as_one(place, kind):
+    """Up to the rounding of sums, which two processes take in another order."""
+    settings = (*EVERY, *KINDS[kind], "trainer.max_epochs=3")
+    one, two = place.fit(*settings), place.in_two_processes(*settings)
+    assert two.of("val/nll") == pytest.approx(one.of("val/nll"), rel=1e-4)
+    assert averaged(two).keys() == averaged(one).keys()
+    for name, average in averaged(one).items():
+        torch.testing.assert_close(averaged(two)[name], average, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["ema", "swa", "two_tailed"])
@@ -76,3 +88,9 @@ def test_without_a_validation_the_last_average_is_tested(place):
     store = make_data(run.config()).prepared.stores["test"]
     *_, (nll_sum, num_tokens) = last.nll_sums(last.loader(store, "document", 4, 4 * 64))
     assert nll_sum / num_tokens == pytest.approx(fitted.summary["test/nll"], rel=1e-6)
+
+
+def test_an_evaluation_says_that_the_weights_are_raw(place, capfd):
+    fitted = place.fit(*EVERY, *KINDS["ema"])
+    assert cli.main(["evaluate", str(fitted.path), "checkpoint=best:raw"]) == 0
+    assert "(best:raw) on test" in capfd.readouterr().out
