@@ -39,6 +39,7 @@ class Layer(nn.Module):
     weight_dropout: share of the elements of its recurrent matrices that a window leaves out.
     zoneout: for each tensor of the state, the share of its units that keep their value at a
     position; empty without zoneout.
+    state_dropout: share of its outputs that its own next positions do not read in a window.
     """
 
     hidden_size: int
@@ -46,6 +47,7 @@ class Layer(nn.Module):
     number = 0
     weight_dropout = 0.0
     zoneout: tuple[float, ...] = ()
+    state_dropout = 0.0
 
     def initial_state(self, num_lanes: int) -> State:
         """The zero state: tensors whose dimension 0 is the lane."""
@@ -204,14 +206,16 @@ class RecurrentLayer(Layer):
         self, step: Callable[[int, State], State], resets: Tensor, state: State
     ) -> tuple[Tensor, State]:
         """What `forward` returns, by `step`: from a position and the state before it to the state
-        after it; with zoneout and resets."""
+        after it; with zoneout, dropout of the state and resets."""
         zoned = self._updated(resets, state)
+        mask = self._read(state[0])
         # On an accelerator, which it would be to wait for, every position is taken for a reset.
         on_cpu = resets.device.type == "cpu"
         has_reset = resets.any(0).tolist() if on_cpu else [True] * resets.shape[1]
         outputs: list[Tensor] = []
         for t, reset in enumerate(resets[..., None].unbind(1)):
-            before, state = state, step(t, state)
+            before = state
+            state = step(t, state if mask is None else (state[0] * mask, *state[1:]))
             if not outputs:
                 self._check(before, state)
             if zoned:
@@ -225,6 +229,14 @@ class RecurrentLayer(Layer):
                 state = tuple(tensor.masked_fill(reset, 0.0) for tensor in state)
             outputs.append(state[0])
         return torch.stack(outputs, dim=1), state
+
+    def _read(self, outputs: Tensor) -> Tensor | None:
+        """What the outputs (lanes, hidden_size) of a window are multiplied with where the layer
+        itself reads them, the same at all positions (Gal and Ghahramani 2016); None: by nothing."""
+        if not (self.training and self.state_dropout):
+            return None
+        name = f"layers.{self.number}.state"
+        return dropout(torch.ones_like(outputs), self.state_dropout, True, name)
 
     def _updated(self, resets: Tensor, state: State) -> list[Tensor | float]:
         """Zoneout (Krueger et al. 2017): for each tensor of the state, which units a position

@@ -6,13 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lmkit.model.layer import RecurrentInit, RecurrentLayer
-from lmkit.model.lstm import LSTMFamily
+from lmkit.model.layer import RecurrentInit
+from lmkit.model.lstm import LSTMFamily, LSTMFamilyLayer
 from lmkit.model.products import Products
 from lmkit.model.state import State
 
 
-class LayerNormLSTMLayer(RecurrentLayer):
+class LayerNormLSTMLayer(LSTMFamilyLayer):
     """Ba et al. 2016 (equations 20 to 22):
 
         i, f, g, o = LN(W_h h; gain_hh, bias_hh) + LN(W_x x; gain_ih, bias_ih)
@@ -24,9 +24,6 @@ class LayerNormLSTMLayer(RecurrentLayer):
     0 and gains as 1, but gain_hh as 0.1 (as in Cooijmans et al. 2017, for batch normalisation):
     with 1 the first updates magnify rounding errors a thousandfold.
     """
-
-    num_gates = 4
-    num_states = 2
 
     def __init__(self, input_size: int, hidden_size: int, init: RecurrentInit = "uniform") -> None:
         super().__init__(input_size, hidden_size, init)
@@ -49,7 +46,7 @@ class LayerNormLSTMLayer(RecurrentLayer):
         def step(t: int, state: State) -> State:
             h, c = state
             i, f, g, o = (xs[t] + layer_norm(recurrent(t, h), self.gain_hh)).chunk(4, dim=1)
-            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+            c = self.cells(i, f, g, c)
             return o.sigmoid() * layer_norm(c, self.gain_c, self.bias_c).tanh(), c
 
         return self.loop(step, resets, state)

@@ -9,20 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lmkit.model.layer import RecurrentInit, RecurrentLayer
-from lmkit.model.lstm import LSTMFamily, lstm_step
+from lmkit.model.layer import RecurrentInit
+from lmkit.model.lstm import LSTMFamily, LSTMFamilyLayer
 from lmkit.model.products import Products
 from lmkit.model.state import State
 from lmkit.ranges import Size
 
 
-class ProjectedLSTMLayer(RecurrentLayer):
+class ProjectedLSTMLayer(LSTMFamilyLayer):
     """Sak et al. 2014 (equations 7 to 12) without peepholes, as PyTorch has it: the output of an
     LSTM is m_t = o_t * tanh(c_t), that of this layer h_t = W_hr m_t, which the gates read too.
     """
-
-    num_gates = 4
-    num_states = 2
 
     def __init__(
         self,
@@ -53,7 +50,7 @@ class ProjectedLSTMLayer(RecurrentLayer):
 
         def step(t: int, state: State) -> State:
             h, c = state
-            m, c = lstm_step(sums(t, h).chunk(4, dim=-1), c)
+            m, c = self.lstm(sums(t, h).chunk(4, dim=-1), c)
             return outputs(t, m).to(h.dtype), c
 
         return self.loop(step, resets, state)

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lmkit.model.layer import RecurrentInit, RecurrentLayer
-from lmkit.model.lstm import LSTMFamily, lstm_step
+from lmkit.model.layer import RecurrentInit
+from lmkit.model.lstm import LSTMFamily, LSTMFamilyLayer
 from lmkit.model.products import Products
 from lmkit.model.state import State
 from lmkit.ranges import Count
 
 
-class MogrifierLayer(RecurrentLayer):
+class MogrifierLayer(LSTMFamilyLayer):
     """Melis et al. 2020 (equations 1 and 2): before the step of an LSTM, input and last output gate
     each other in turn, for round i from 1 to `rounds`
 
@@ -25,9 +25,6 @@ class MogrifierLayer(RecurrentLayer):
     of Q_i or R_i has the variance 1 / columns, as in the authors' program (deepmind/lamb), so that
     a gate is about 1. That program adds a bias to each gate, which the equations lack.
     """
-
-    num_gates = 4
-    num_states = 2
 
     def __init__(
         self,
@@ -61,7 +58,7 @@ class MogrifierLayer(RecurrentLayer):
                     gate = product(t, gate)
                 gate = 2 * gate.sigmoid()
                 x, h = (gate * x, h) if index % 2 == 0 else (x, gate * h)
-            return lstm_step(sums(t, torch.cat([x, h], dim=1)).chunk(4, dim=1), c)
+            return self.lstm(sums(t, torch.cat([x, h], dim=1)).chunk(4, dim=1), c)
 
         return self.loop(step, resets, state)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lmkit.errors import UserError
 from lmkit.model.base import LanguageModel, Output
 from lmkit.model.dropout import dropout, dropout_of_weight, numbered
 from lmkit.model.layer import Layer, RecurrentInit, RecurrentLayer
@@ -42,6 +43,8 @@ class Recurrent(LanguageModel):
     recurrent_init: how the layers' weights begin; uniform: as PyTorch's; xavier and orthogonal: the
     recurrent ones so, gate by gate (Glorot and Bengio 2010; Saxe et al. 2014), the others xavier; a
     number: uniform between minus this and this, with the biases.
+    sum_layers: the outputs of all layers together are those of the stack, not the last one's alone
+    (Melis et al. 2018).
     residual: the norm of the inputs of each layer, to whose outputs the inputs are added (He et al.
     2016); null: layers without a skip connection.
     expansion: with residual, a feed-forward layer behind each, so many times as wide; 0: none.
@@ -68,18 +71,27 @@ class Recurrent(LanguageModel):
         tie_weights: bool = False,
         init_range: Positive | None = None,
         recurrent_init: RecurrentInit = "uniform",
+        sum_layers: bool = False,
         residual: Norm | None = None,
         expansion: NonNegative = 0.0,
     ) -> None:
         sizes = [embedding_size, *(hidden_sizes or [hidden_size] * num_layers)]
         if tie_weights and not hidden_sizes:
             sizes[-1] = embedding_size
+        if sum_layers and (residual or len(set(sizes[1:])) > 1):
+            what = f"residual={residual}" if residual else f"layers of {sizes[1:]} units"
+            raise UserError(
+                f"model.sum_layers=true with {what}: the outputs of layers of one size are added; "
+                "set model.sum_layers=false, or one size and no residual blocks (with "
+                "model.tie_weights=true the last layer has model.embedding_size)"
+            )
         super().__init__(vocabulary_size, embedding_size, sizes[-1], tie_weights, init_range)
         self.dropout = dropout
         self.embedding_dropout = dropout if embedding_dropout is None else embedding_dropout
         self.output_dropout = dropout if output_dropout is None else output_dropout
         self.locked_dropout = locked_dropout
         self.word_dropout = word_dropout
+        self.sum_layers = sum_layers
         self.residual = residual
         pairs = [(size, size) for size in sizes[1:]] if residual else pairwise(sizes)
         layers = [self.make_layer(*each, recurrent_init) for each in pairs]
@@ -138,10 +150,13 @@ class Recurrent(LanguageModel):
             return dropout(tensor, probabilities[below], self.training, names[below], shared)
 
         hidden = self._embedded(tokens)
-        states = []
+        states, outputs = [], []
         for index, layer in enumerate(self.layers):
             hidden, layer_state = layer(dropped(hidden, index), resets, state[index])
             states.append(layer_state)
+            outputs.append(hidden)
+        if self.sum_layers:
+            hidden = sum(outputs[1:], outputs[0])
         return Output(dropped(hidden, len(states)), hidden, tuple(states))
 
     def _embedded(self, tokens: Tensor) -> Tensor:

@@ -28,3 +28,11 @@ def test_residual_blocks_and_zoneout_are_refused(kind):
     )
     with pytest.raises(UserError, match="the exported file knows no layers with zoneout"):
         cell_of(kind(5, zoneout=0.1, **SIZES))
+    with pytest.raises(UserError, match="the exported file knows only the outputs of the last"):
+        cell_of(kind(5, sum_layers=True, **SIZES))
+
+
+def test_capped_gates_are_refused_and_dropout_of_the_state_is_not():
+    with pytest.raises(UserError, match=r"^model\.cap_input_gate=true: the exported file knows no"):
+        cell_of(LSTM(5, cap_input_gate=True, **SIZES))
+    assert cell_of(LSTM(5, state_dropout=0.5, **SIZES)) == "lstm"

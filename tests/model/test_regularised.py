@@ -1,8 +1,9 @@
-"""Weight drop, word dropout, zoneout and sizes of their own, against loops with masks by hand."""
+"""Weight drop, word dropout, zoneout, dropout of the state, capped gates, sums of layers and sizes
+of their own, against loops with masks by hand."""
 
 import pytest
 import torch
-from slow_cells import SLOW_CELLS, build_cell
+from slow_cells import SLOW_CELLS, build_cell, slow_lstm
 from torch import nn
 
 from lmkit import kernels
@@ -14,8 +15,14 @@ from lmkit.model.dropout import masked
 
 VOCABULARY, SIZE = 11, 6
 PLACE = (3, 1, 4)  # seed, epoch, window
+SETTINGS = ["weight_dropout", "word_dropout", "zoneout"]
 KINDS = ["lstm", "compiled lstm", "gru", "tanh", "relu", "sigmoid", *SLOW_CELLS]
 BLOCKS = [f"residual {kind}" for kind in KINDS]
+LSTMS = ["lstm", "compiled lstm", *SLOW_CELLS]
+EACH = [
+    *((kind, setting) for kind in (*KINDS, *BLOCKS) for setting in SETTINGS),
+    *((kind, "state_dropout") for kind in LSTMS),
+]
 
 
 def build(kind, **settings):
@@ -60,7 +67,7 @@ def output(model, tokens, resets, first=0, lanes=None):
 def gradients(model, hidden):
     model.zero_grad()
     torch.manual_seed(7)
-    (hidden * torch.randn_like(hidden)).sum().backward()
+    (hidden * torch.randn(hidden.shape)).sum().backward()
     return {
         name: p.grad.to_dense() if p.grad.is_sparse else p.grad
         for name, p in model.named_parameters()
@@ -87,8 +94,7 @@ def test_weight_drop_is_a_model_with_fewer_recurrent_weights(kind):
         torch.testing.assert_close(gradient, wanted[name], atol=1e-5, rtol=1e-5, msg=name)
 
 
-@pytest.mark.parametrize("kind", [*KINDS, *BLOCKS])
-@pytest.mark.parametrize("setting", ["weight_dropout", "word_dropout", "zoneout"])
+@pytest.mark.parametrize(("kind", "setting"), EACH)
 def test_processes_leave_out_what_one_would(kind, setting):
     model = build(kind, **{setting: 0.4}).train()
     tokens, resets = windows()
@@ -100,8 +106,7 @@ def test_processes_leave_out_what_one_would(kind, setting):
     torch.testing.assert_close(torch.cat(parts), whole, atol=1e-6, rtol=1e-6)
 
 
-@pytest.mark.parametrize("kind", [*KINDS, *BLOCKS])
-@pytest.mark.parametrize("setting", ["weight_dropout", "word_dropout", "zoneout"])
+@pytest.mark.parametrize(("kind", "setting"), EACH)
 def test_another_window_leaves_out_others_and_evaluation_none(kind, setting):
     model, plain = build(kind, **{setting: 0.4}), build(kind).eval()
     tokens, resets = windows()
@@ -120,12 +125,10 @@ def slow_step(kind, layer, x, state):
     """The new state of one layer and lane by the formulas, before zoneout; x (input_size,)."""
     if kind in SLOW_CELLS:
         return SLOW_CELLS[kind](layer, x, state)
+    if "lstm" in kind:
+        return slow_lstm(layer, x, state)
     gates = layer.weight_ih @ x + layer.bias_ih
     past = layer.weight_hh @ state[0] + layer.bias_hh
-    if "lstm" in kind:
-        i, f, g, o = (gates + past).chunk(4)
-        c = f.sigmoid() * state[1] + i.sigmoid() * g.tanh()
-        return o.sigmoid() * c.tanh(), c
     if kind == "gru":
         (r, z, n), (pr, pz, pn) = gates.chunk(3), past.chunk(3)
         n = (n + (r + pr).sigmoid() * pn).tanh()
@@ -133,22 +136,28 @@ def slow_step(kind, layer, x, state):
     return (getattr(torch, kind)(gates + past),)
 
 
-def zoned_by_hand(kind, model, tokens, resets, rates, training):
+def by_hand(kind, model, tokens, resets, rates, training):
     """Hidden vectors with zoneout: a unit that is zoned out keeps its value; evaluation takes the
-    mean (Krueger et al. 2017)."""
+    mean (Krueger et al. 2017). With dropout of the state: what a layer reads of its last output is
+    masked, alike at all positions (Gal and Ghahramani 2016)."""
     hidden = model.embedding.weight[tokens]
+    layers = []
     for number, layer in enumerate(model.layers):
         sizes = [part.shape[1] for part in layer.initial_state(1)]
         kept = [  # 0 or 1, as the mask of dropout has the scale in it
             (mask((*tokens.shape, size), p, f"layers.{number}.zoneout.{i}") != 0).float()
             for i, (p, size) in enumerate(zip(rates, sizes, strict=True))
         ]
+        read = torch.ones(len(tokens), sizes[0])
+        if training and layer.state_dropout:
+            read = mask(read.shape, layer.state_dropout, f"layers.{number}.state")
         lanes = []
         for lane, reset in enumerate(resets.tolist()):
             state = [torch.zeros(size) for size in sizes]
             outputs = []
             for t, is_reset in enumerate(reset):
-                new = slow_step(kind, layer, hidden[lane, t], state)
+                seen = [state[0] * read[lane], *state[1:]]
+                new = slow_step(kind, layer, hidden[lane, t], seen)
                 shares = [
                     k[lane, t] if training else 1 - p for k, p in zip(kept, rates, strict=True)
                 ]
@@ -159,20 +168,44 @@ def zoned_by_hand(kind, model, tokens, resets, rates, training):
                 outputs.append(state[0])
             lanes.append(torch.stack(outputs))
         hidden = torch.stack(lanes)
-    return hidden
+        layers.append(hidden)
+    return sum(layers) if model.sum_layers else hidden
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("training", [True, False])
 def test_zoneout_is_that_of_the_formulas_forward_and_backward(kind, training):
     settings = {"zoneout": 0.3}
-    if "lstm" in kind or kind in SLOW_CELLS:
+    if kind in LSTMS:
         settings["cell_zoneout"] = 0.5
-    model = build(kind, **settings).train(training)
     rates = [0.3, 0.5] if "cell_zoneout" in settings else [0.3]
+    assert_by_hand(kind, build(kind, **settings).train(training), rates, training)
+
+
+@pytest.mark.parametrize("kind", LSTMS)
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *({"state_dropout": 0.4}, {"cap_input_gate": True}, {"sum_layers": True}),
+        {"state_dropout": 0.4, "cap_input_gate": True, "sum_layers": True, "zoneout": 0.3},
+    ],
+    ids=lambda settings: "+".join(settings),
+)
+def test_what_melis_et_al_add_is_that_of_the_formulas(kind, training, settings):
+    rates = [settings.get("zoneout", 0.0)] * 2
+    assert_by_hand(kind, build(kind, **settings).train(training), rates, training)
+
+
+@pytest.mark.parametrize("kind", ["gru", "tanh", "relu"])
+def test_outputs_of_other_layers_are_added_too(kind):
+    assert_by_hand(kind, build(kind, num_layers=3, sum_layers=True).train(), [0.0], True)
+
+
+def assert_by_hand(kind, model, rates, training):
     tokens, resets = windows()
     found = output(model, tokens, resets).hidden
-    expected = zoned_by_hand(kind, model, tokens, resets, rates, training)
+    expected = by_hand(kind, model, tokens, resets, rates, training)
     counts = ~resets  # what stands at a reset has no meaning
     torch.testing.assert_close(found[counts], expected[counts], atol=1e-6, rtol=1e-5)
     wanted = {}
@@ -194,8 +227,46 @@ def test_zoneout_does_not_depend_on_the_windows_in_evaluation(kind):
     torch.testing.assert_close(torch.cat(parts, 1), whole)
 
 
-def test_only_without_zoneout_do_threads_change_no_bit():
+@pytest.mark.parametrize("kind", LSTMS)
+def test_a_capped_gate_keeps_cells_between_minus_one_and_one(kind):
+    model = build(kind, cap_input_gate=True).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(9)
+    tokens, resets = windows(time=60)
+    state = output(model, tokens, resets).state
+    assert all(layer[1].abs().max() <= 1 for layer in state)
+
+
+def test_in_evaluation_dropout_of_the_state_leaves_the_kernel_be():
+    plain, dropped = build("compiled lstm").eval(), build("compiled lstm", state_dropout=0.4).eval()
+    tokens, resets = windows()
+    found, expected = (output(each, tokens, resets).hidden for each in (dropped, plain))
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("settings", "what"),
+    [
+        ({"residual": "rms_norm"}, "residual=rms_norm"),
+        ({"hidden_sizes": [5, 6]}, "layers of [5, 6] units"),
+        ({"hidden_size": 9, "tie_weights": True}, "layers of [9, 6] units"),
+    ],
+)
+def test_only_layers_of_one_size_are_added(settings, what):
+    with pytest.raises(UserError) as refused:
+        build("lstm", sum_layers=True, **settings)
+    assert str(refused.value) == (
+        f"model.sum_layers=true with {what}: the outputs of layers of one size are added; set "
+        "model.sum_layers=false, or one size and no residual blocks (with model.tie_weights=true "
+        "the last layer has model.embedding_size)"
+    )
+
+
+def test_only_in_kernels_do_threads_change_no_bit():
     assert build("lstm").any_threads
+    assert not build("lstm", state_dropout=0.1).any_threads
+    assert not build("lstm", cap_input_gate=True).any_threads
     assert not build("lstm", cell_zoneout=0.1).any_threads
     assert LSTM.any_threads
     for kind in (*SLOW_CELLS, *BLOCKS):

@@ -27,16 +27,26 @@ def grown(model):
     return model
 
 
-def lstm(sums, c):
+def lstm(layer, sums, c):
     """The next c, and o."""
     i, f, g, o = sums.chunk(4)
-    return f.sigmoid() * c + i.sigmoid() * g.tanh(), o.sigmoid()
+    i, f, o = i.sigmoid(), f.sigmoid(), o.sigmoid()
+    if layer.cap_input_gate:
+        i = torch.where(i + f > 1, 1 - f, i)
+    return f * c + i * g.tanh(), o
+
+
+def slow_lstm(layer, x, state):
+    h, c = state
+    sums = layer.weight_ih @ x + layer.bias_ih + layer.weight_hh @ h + layer.bias_hh
+    c, o = lstm(layer, sums, c)
+    return o * c.tanh(), c
 
 
 def slow_lstmp(layer, x, state):
     h, c = state
     sums = layer.weight_ih @ x + layer.bias_ih + layer.weight_hh @ h + layer.bias_hh
-    c, o = lstm(sums, c)
+    c, o = lstm(layer, sums, c)
     return layer.weight_hr @ (o * c.tanh()), c
 
 
@@ -49,7 +59,7 @@ def slow_mogrifier(layer, x, state):
         else:
             h = 2 * (matrix @ x).sigmoid() * h
     sums = layer.weight_ih @ x + layer.bias_ih + layer.weight_hh @ h + layer.bias_hh
-    c, o = lstm(sums, c)
+    c, o = lstm(layer, sums, c)
     return o * c.tanh(), c
 
 
@@ -57,7 +67,7 @@ def slow_layer_norm(layer, x, state):
     h, c = state
     of_x, of_h = normalised(layer.weight_ih @ x), normalised(layer.weight_hh @ h)
     sums = layer.gain_ih * of_x + layer.bias_ih + layer.gain_hh * of_h + layer.bias_hh
-    c, o = lstm(sums, c)
+    c, o = lstm(layer, sums, c)
     return o * (layer.gain_c * normalised(c) + layer.bias_c).tanh(), c
 
 
