@@ -5,6 +5,7 @@ from lmkit.head.base import Head, Loss
 from lmkit.head.full import FullSoftmax
 from lmkit.head.mixture import MixtureOfSoftmaxes
 from lmkit.head.ngram import NGramTables
+from lmkit.head.projected import ProjectedSoftmax
 from lmkit.head.sampled import SampledSoftmax
 
 __all__ = [
@@ -14,5 +15,6 @@ __all__ = [
     "Loss",
     "MixtureOfSoftmaxes",
     "NGramTables",
+    "ProjectedSoftmax",
     "SampledSoftmax",
 ]

@@ -13,7 +13,13 @@ from in_memory import VOCABULARY, Text, loader
 import lmkit
 from lmkit import cli
 from lmkit.errors import UserError
-from lmkit.head import AdaptiveSoftmax, FullSoftmax, MixtureOfSoftmaxes, SampledSoftmax
+from lmkit.head import (
+    AdaptiveSoftmax,
+    FullSoftmax,
+    MixtureOfSoftmaxes,
+    ProjectedSoftmax,
+    SampledSoftmax,
+)
 from lmkit.model import GRU, LSTM, Elman, Window
 from lmkit.tokenizer import load_tokenizer
 from lmkit.training.task import Task
@@ -24,6 +30,8 @@ HEADS = {
     "adaptive_untied": ("head=adaptive", "head.cutoffs=[8,20]", "model.tie_weights=false"),
     "mixture": ("head=mixture", "head.num_experts=3", "head.latent_dropout=0.4"),
     "mixture_untied": ("head=mixture", "head.num_experts=3", "model.tie_weights=false"),
+    "projected": ("head=projected", "head.projection_dropout=0.3", "model.hidden_sizes=[6]"),
+    "projected_untied": ("head=projected", "model.hidden_sizes=[6]", "model.tie_weights=false"),
     "sampled": ("head=sampled", "head.num_samples=20"),
     "sampled_untied": (
         *("head=sampled", "head.num_samples=20", "head.sampler=unigram"),
@@ -55,6 +63,9 @@ MAKERS = {
     "adaptive": lambda model: AdaptiveSoftmax(8, VOCABULARY, model.embedding, cutoffs=[4, 9]),
     "mixture": lambda model: MixtureOfSoftmaxes(
         8, VOCABULARY, model.embedding, num_experts=3, latent_dropout=0.4
+    ),
+    "projected": lambda model: ProjectedSoftmax(
+        8, VOCABULARY, model.embedding, projection_dropout=0.4
     ),
     "sampled": lambda model: SampledSoftmax(
         8, VOCABULARY, embedding=model.embedding, num_samples=9

@@ -40,6 +40,10 @@ CASES = [
     " ".join(["model=gru", FP16, *DROPOUT]),
     *(f"model={name} {FP16} model.zoneout=0.1" for name in ("lstm", "gru", "elman")),
     f"model=lstm model.zoneout=0.1 model.cell_zoneout=0.5 {BF16}",
+    *(
+        f"model={name} model.state_dropout=0.3 model.cap_input_gate=true model.sum_layers=true"
+        for name in ("lstm", "mogrifier model.rank=4")
+    ),
     "model=lstm model.hidden_sizes=[24,16] head.bias=false head.chunk_size=3",
     "trainer.gradient_clip_algorithm=value trainer.accumulate_grad_batches=2",
 ]
