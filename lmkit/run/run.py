@@ -149,12 +149,12 @@ class Run(Directory):
         command: Sequence[str] = (),
     ) -> None:
         """Hold the directory and write the config, the environment and the status into it."""
+        here = environment(command)  # first: it takes long, and a signal then leaves no directory
         try:
             self.check_links()
             (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
             self._hold()
             self.continued = (self.path / "config.yaml").is_file()
-            here = environment(command)
             if self.continued:
                 self._check_same(config)
                 self._compare(config, here)
