@@ -213,7 +213,8 @@ class Sweep:
             raise ResultError(
                 f"no trial finished; what they printed is in {self.directory.path}", result
             )
-        write_figure(self.directory.path / "sweep.png", draw(result))
+        log = [dimension.key for dimension in self.search.dimensions if dimension.log]
+        write_figure(self.directory.path / "sweep.png", draw(result, log))
         where = self.directory.outputs_argument()
         print(f"picture:       {self.directory.path / 'sweep.png'}")
         print(f"test the best: lmkit evaluate {result['best']['run']}{where} split=test")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -156,8 +156,11 @@ def show(result: Mapping[str, Any]) -> None:
             console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def draw(result: Mapping[str, Any]) -> Figure:
-    """A picture with a panel for each varied key: the value of each trial against the key's."""
+def draw(result: Mapping[str, Any], log: Collection[str] = ()) -> Figure:
+    """A picture with a panel for each varied key: the value of each trial against the key's.
+
+    log: the keys that were searched in their logarithm.
+    """
     from matplotlib.figure import Figure
 
     keys = list(result["trials"][0]["values"])
@@ -166,7 +169,7 @@ def draw(result: Mapping[str, Any]) -> Figure:
     figure = Figure(figsize=(4 * columns, 3.2 * rows), dpi=150, layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).flat
     for key, axes in zip(keys, panels, strict=False):
-        _panel(axes, key, result)
+        _panel(axes, key, result, log=key in log)
     for axes in list(figure.axes)[len(keys) :]:
         axes.remove()
     handles, labels = figure.axes[0].get_legend_handles_labels()
@@ -174,7 +177,7 @@ def draw(result: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def _panel(axes: Any, key: str, result: Mapping[str, Any]) -> None:
+def _panel(axes: Any, key: str, result: Mapping[str, Any], *, log: bool) -> None:
     shown = [(trial, lowest(trial)) for trial in result["trials"] if lowest(trial) is not None]
     values = [trial["values"][key] for trial, _ in shown]
     xs = [number(value) for value in values]
@@ -182,7 +185,7 @@ def _panel(axes: Any, key: str, result: Mapping[str, Any]) -> None:
         names = sorted(set(map(short, values)))
         xs = [names.index(short(value)) for value in values]
         axes.set_xticks(range(len(names)), names)
-    elif xs and min(xs) > 0 and max(xs) >= 30 * min(xs):
+    elif xs and min(xs) > 0 and (log or max(xs) >= 30 * min(xs)):
         axes.set_xscale("log")
     elif _few(marks := sorted(set(xs))):
         axes.set_xticks(marks, list(map(short, marks)))

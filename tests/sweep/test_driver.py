@@ -17,7 +17,7 @@ from lmkit.errors import UserError
 from lmkit.run import Run
 from lmkit.sweep.driver import Sweep
 from lmkit.sweep.preflight import check_same, gpu_slots, read_values
-from lmkit.sweep.report import results
+from lmkit.sweep.report import draw, results
 from lmkit.sweep.search import split
 from lmkit.sweep.study import Study
 
@@ -336,3 +336,12 @@ def test_a_sweep_is_not_gone_on_with_where_it_cannot_write(swept, tmp_path, name
     DAMAGES[kind](path)
     with pytest.raises(UserError, match=f"^{path} .*; remove it$"):
         swept()
+
+
+def test_a_key_that_was_searched_in_its_logarithm_is_drawn_in_it():
+    trials = [
+        {"values": {"lr": n, "p": n}, "value": 1.0, "validations": [], "outcome": "finished"}
+        for n in (0.1, 0.2, 0.25)
+    ]
+    axes = draw({"trials": trials, "metric": "val/nll"}, log=["lr"]).axes
+    assert [each.get_xscale() for each in axes] == ["log", "linear"]
