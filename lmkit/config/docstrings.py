@@ -13,8 +13,9 @@ def described(text: str, keys: Collection[str]) -> dict[str, str]:
         return {}
     name = rf"(?:{'|'.join(map(re.escape, keys))})"
     begin = re.compile(
-        rf"(?:^|(?<=[.;] ))({name}(?:, {name})*): |^\w+(?:, \w+)*: ", re.MULTILINE
-    )  # the start of an entry, of keys or of other names
+        rf"(?:^|(?<=[.;] ))({name}(?:, {name})*): |(?:\A|(?<=[.;:]\n))\w+(?:, \w+)*: ",
+        re.MULTILINE,
+    )  # the start of an entry, of keys or, at the beginning of a sentence, of other names
     lines: dict[str, str] = {}
     for paragraph in text.split("\n\n"):
         marks = list(begin.finditer(paragraph))

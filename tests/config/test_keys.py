@@ -74,13 +74,15 @@ def test_entries_of_a_docstring():
 
     a: the first, which goes on
     in a second line. b: the second.
-    c, d: two of them; e: no key.
+    c, d: two of them; e: no key, but one of a
+    number: as it stands in a sentence.
+    other: no key.
     """
     assert described(inspect.cleandoc(text), ["a", "b", "c", "d"]) == {
         "a": "the first, which goes on in a second line",
         "b": "the second",
-        "c": "two of them; e: no key",
-        "d": "two of them; e: no key",
+        "c": "two of them; e: no key, but one of a number: as it stands in a sentence",
+        "d": "two of them; e: no key, but one of a number: as it stands in a sentence",
     }
     assert described(inspect.cleandoc(text), []) == {}
     style = "Does it.\n\nArgs:\n    lr (float): the rate (default: 1). More.\n    x: no key.\n"
