@@ -186,7 +186,7 @@ def _panel(axes: Any, key: str, result: Mapping[str, Any], *, log: bool) -> None
         xs = [names.index(short(value)) for value in values]
         axes.set_xticks(range(len(names)), names)
     elif xs and min(xs) > 0 and (log or max(xs) >= 30 * min(xs)):
-        axes.set_xscale("log")
+        _logarithmic(axes)
     elif _few(marks := sorted(set(xs))):
         axes.set_xticks(marks, list(map(short, marks)))
     for outcome, colour in COLOURS.items():
@@ -199,6 +199,16 @@ def _panel(axes: Any, key: str, result: Mapping[str, Any], *, log: bool) -> None
             axes.scatter(*zip(*points, strict=True), s=22, color=colour, label=outcome, alpha=0.8)
     axes.set(xlabel=key, ylabel=result["metric"])
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _logarithmic(axes: Any) -> None:
+    """With marks at 1, 2 and 5 of each power of ten."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: short(float(x))))
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _few(marks: Sequence[float]) -> bool:
