@@ -18,7 +18,7 @@ from lmkit.inference.dynamic import Dynamic, Rule
 from lmkit.inference.mc_dropout import MCDropout
 from lmkit.inference.methods import methods_of
 from lmkit.inference.milestones import ALL, draw_curve, milestones
-from lmkit.ranges import Fraction, Size
+from lmkit.ranges import Fraction, Positive, Size
 from lmkit.run import Run, no_checkpoint
 from lmkit.suite import Reading, Source, compare
 from lmkit.suite.blimp import Method
@@ -56,6 +56,7 @@ def evaluate(
     mc_dropout: Size | MCDropout | None = None,
     ensemble: str | list[str] | None = None,
     ensemble_weights: list[Fraction] | None = None,
+    temperature: Positive | None = None,
     tune: bool | str = False,
 ) -> dict[str, Any]:
     """Measure nll and perplexity on a text, or accuracy on a suite of tests.
@@ -69,8 +70,8 @@ def evaluate(
         lmkit evaluate latest suite=table path=pairs.csv group=construction others=[first,second]
 
     A text is a split, a file or a text, read under one protocol or several; what cache, dynamic,
-    mc_dropout and ensemble make of it stands beside the plain figures. The sentences of a
-    suite are each read from the zero state, in full precision unless trainer.precision= says
+    mc_dropout, ensemble and temperature make of it stands beside the plain figures. The sentences
+    of a suite are each read from the zero state, in full precision unless trainer.precision= says
     otherwise; its files go into the run directory, under suites/.
     split: test unless given. file, text: read as one document, in the place of a split.
     protocol: the run's own unless given; [document,stream] puts two side by side.
@@ -98,8 +99,9 @@ def evaluate(
     mc_dropout.samples, mc_dropout.seed.
     ensemble: more runs, named as RUN is, whose probabilities are averaged with RUN's.
     ensemble_weights: of RUN and of each of them; equal unless given or tuned.
-    tune: true chooses theta and weight of the cache, lr and decay of dynamic, or the ensemble's
-    weights on valid; or the name of another split, but not test.
+    temperature: what the logits are divided by; with tune, any number has it chosen.
+    tune: true chooses theta and weight of the cache, lr and decay of dynamic, the ensemble's
+    weights or the temperature on valid; or the name of another split, but not test.
     config: that of the run, of which data, kernels, threads, trainer.accelerator and
     trainer.precision are used
     """
@@ -109,6 +111,7 @@ def evaluate(
     texts_alone = {"split": split, "file": file, "text": text, "protocol": protocol}
     by_methods: dict[str, Any] = {"cache": cache, "dynamic": dynamic, "mc_dropout": mc_dropout}
     by_methods |= {"ensemble": ensemble, "ensemble_weights": ensemble_weights, "tune": tune}
+    by_methods |= {"temperature": temperature}
     suites_alone: dict[str, Any] = {
         **{"path": path, "method": method, "good": good, "bad": bad, "group": group},
         **{"others": others, "end": end, "lower": lower},
@@ -121,7 +124,7 @@ def evaluate(
         beside = [others] if isinstance(others, str) else others or []
         return _on_suite(run, beside, config, checkpoint, source, reading)
     _refuse(suites_alone, "without suite=")
-    methods = methods_of(cache, dynamic, mc_dropout, ensemble, ensemble_weights)
+    methods = methods_of(cache, dynamic, mc_dropout, ensemble, ensemble_weights, temperature)
     chosen_on = ("valid" if tune is True else tune) or None
     text_read = evaluate_text.Reading(split, file, text, protocol, num_lanes, methods, chosen_on)
     return evaluate_text.on_text(run, config, checkpoint, text_read)

@@ -6,6 +6,7 @@ from lmkit.inference.ensemble import Ensemble
 from lmkit.inference.mc_dropout import MCDropout
 from lmkit.inference.methods import Evaluation, Methods
 from lmkit.inference.scoring import TokenScore
+from lmkit.inference.temperature import Temperature
 from lmkit.inference.text import Text
 from lmkit.inference.trained import TrainedModel
 from lmkit.inference.tuning import tuned
@@ -17,6 +18,7 @@ __all__ = [
     "Evaluation",
     "MCDropout",
     "Methods",
+    "Temperature",
     "Text",
     "TokenScore",
     "TrainedModel",

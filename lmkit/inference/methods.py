@@ -16,6 +16,7 @@ from lmkit.inference.dynamic import Dynamic, Rule, Weights, read_dynamically, ro
 from lmkit.inference.ensemble import Ensemble, mixture
 from lmkit.inference.evaluation import figures, layout
 from lmkit.inference.mc_dropout import MCDropout, check_dropout, mean_nll
+from lmkit.inference.temperature import Temperature, read_at_temperatures
 from lmkit.inference.text import Text
 from lmkit.inference.trained import TrainedModel
 from lmkit.store import TokenStore
@@ -37,6 +38,7 @@ class Methods:
     dynamic: Dynamic | None = None
     mc_dropout: MCDropout | None = None
     ensemble: Ensemble | None = None
+    temperature: Temperature | None = None
 
     @property
     def names(self) -> list[str]:
@@ -45,7 +47,8 @@ class Methods:
 
     def check(self) -> None:
         """Raise UserError for methods that do not go together, and for weights of no ensemble."""
-        alone = [name for name in ("mc_dropout", "ensemble") if getattr(self, name)]
+        one_by_one = ("mc_dropout", "ensemble", "temperature")
+        alone = [name for name in one_by_one if getattr(self, name)]
         if alone and len(self.names) > 1:
             others = ", ".join(name for name in self.names if name != alone[0])
             raise UserError(
@@ -62,6 +65,7 @@ def methods_of(
     mc_dropout: int | MCDropout | Mapping[str, Any] | None = None,
     ensemble: str | Sequence[str] | None = None,
     ensemble_weights: Sequence[float] | None = None,
+    temperature: float | Temperature | Mapping[str, Any] | None = None,
 ) -> Methods:
     """The methods that a command line names, each by its settings or by the first of them alone."""
     if ensemble_weights is not None and ensemble is None:
@@ -74,11 +78,12 @@ def methods_of(
         None
         if runs is None
         else Ensemble(list(runs), None if ensemble_weights is None else list(ensemble_weights)),
+        _settings(Temperature, "value", temperature),
     )
 
 
 def _settings(kind: Callable[..., T], first: str, given: Any) -> T | None:
-    if given is None or isinstance(given, Cache | Dynamic | MCDropout):
+    if given is None or isinstance(given, Cache | Dynamic | MCDropout | Temperature):
         return given  # type: ignore[return-value]
     return kind(**(given if isinstance(given, Mapping) else {first: given}))
 
@@ -120,6 +125,8 @@ class Evaluation:
             rows += self._sampled(text, methods.mc_dropout)
         if methods.ensemble:
             rows += self._together(text, methods.ensemble)
+        if methods.temperature:
+            rows.append(self.at_temperature(text, methods.temperature))
         return rows
 
     def read_with_cache(self, text: TokenStore | Text, size: int, thetas: list[float]) -> Rows:
@@ -164,6 +171,18 @@ class Evaluation:
             what = f"model {number} of {1 + len(self.others)}"
             rows.append(read_with_cache(each, text, self.protocol, num_lanes, what=what)[0])
         return rows
+
+    def read_at_temperatures(self, text: TokenStore | Text, values: Sequence[float]) -> Rows:
+        """As `temperature.read_at_temperatures`, in the lanes of the plain figure."""
+        num_lanes, _ = layout(self.trained, text, self.protocol, self.num_lanes)
+        return read_at_temperatures(self.trained, text, self.protocol, num_lanes, values)
+
+    def at_temperature(self, text: TokenStore | Text, settings: Temperature) -> dict[str, Any]:
+        """The row of a temperature."""
+        began = time.perf_counter()
+        nll = self.read_at_temperatures(text, [settings.value])[0]
+        num_lanes, _ = layout(self.trained, text, self.protocol, self.num_lanes)
+        return self.row("temperature", settings, text, nll, began, num_lanes)
 
     def _root_mean_squares(self, settings: Dynamic) -> Weights:
         if settings.rule == "sgd":

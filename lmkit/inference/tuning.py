@@ -15,6 +15,7 @@ from lmkit.inference.dynamic import DivergedError, Dynamic, Stretch
 from lmkit.inference.ensemble import best_weights, mixture
 from lmkit.inference.evaluation import layout
 from lmkit.inference.methods import Evaluation, Methods, Rows
+from lmkit.inference.temperature import Temperature
 from lmkit.inference.text import Text
 from lmkit.store import TokenStore
 
@@ -24,6 +25,8 @@ LARGEST_SHARE = 0.99  # of the cache: without the model a new word has no probab
 LR_FACTORS = [0.2, 0.5, 1.0, 2.0, 5.0]
 DECAY_FACTORS = [0.0, 0.5, 1.0, 2.5]
 SGD_DECAYS = [0.0, 1e-3, 1e-2]
+INVERSES, STEP = [0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2], 0.1  # of temperatures
+NOTHING_TO_CHOOSE = "tune: only cache, dynamic, ensemble and temperature have settings to choose"
 TRIED_TOKENS = 30_000  # in which dynamic evaluation is tried, as by the authors' --gridfast
 
 
@@ -33,11 +36,12 @@ def tuned(
     """The methods with the settings that are best on a text, and their rows on it.
 
     Of a cache theta is one of a grid, and weight the best there is; of dynamic evaluation lr, then
-    decay, unless they are set, each of a grid over the first tokens; of an ensemble the weights.
+    decay, unless they are set, each of a grid over the first tokens; of an ensemble the weights; of
+    the temperature its inverse, near the best of a grid.
     """
     methods.check()
     if methods.mc_dropout or not methods.names:
-        raise UserError("tune: only cache, dynamic and ensemble have settings to choose")
+        raise UserError(NOTHING_TO_CHOOSE)
     if methods.ensemble:
         began = time.perf_counter()
         nlls = evaluation.nlls(text)
@@ -47,6 +51,10 @@ def tuned(
         num_lanes, _ = layout(evaluation.trained, text, evaluation.protocol, evaluation.num_lanes)
         row = evaluation.row("ensemble", ensemble, text, nll, began, num_lanes)
         return Methods(ensemble=ensemble), [row]
+    if methods.temperature:
+        temperature = best_temperature(evaluation, text)
+        row = evaluation.at_temperature(text, temperature)
+        return Methods(temperature=temperature), [row]
     dynamic, cache = methods.dynamic, methods.cache
     if dynamic:
         dynamic = best_dynamic(evaluation, text, dynamic)
@@ -81,6 +89,19 @@ def best_cache(
         cache = Cache(size, theta, min(weight, LARGEST_SHARE))
         tried.append((cache, mixed(nll, log_prob, cache.weight)))
     return min(tried, key=lambda pair: float(pair[1].sum()))
+
+
+def best_temperature(evaluation: Evaluation, text: TokenStore | Text) -> Temperature:
+    """The temperature with the lowest nll, which is convex in the inverse: of that the lowest point
+    of the parabola through the best of a grid and its neighbours."""
+    nlls = evaluation.read_at_temperatures(text, [1 / inverse for inverse in INVERSES])
+    sums = nlls.sum(axis=1, dtype=np.float64)
+    at = int(sums.argmin())
+    if 0 < at < len(INVERSES) - 1:
+        before, lowest, after = map(float, sums[at - 1 : at + 2])
+        shift = (before - after) / (2 * (before - 2 * lowest + after))
+        return Temperature(1 / (INVERSES[at] + shift * STEP))
+    return Temperature(1 / INVERSES[at])
 
 
 def best_dynamic(evaluation: Evaluation, text: TokenStore | Text, settings: Dynamic) -> Dynamic:

@@ -87,6 +87,15 @@ def test_what_is_tuned_on_the_split_asked_for_is_measured_once(lstm):
     assert plain["nll"] == measured["nll"]
 
 
+def test_a_temperature_is_chosen_on_valid(lstm):
+    (measured,) = evaluate(lstm, lstm.config(), temperature=1.0, tune=True)["results"]
+    (row,), (_, chosen) = measured["methods"], measured["tuned"]["methods"]
+    assert row["method"] == chosen["method"] == "temperature"
+    assert row["settings"] == chosen["settings"] != {"value": 1.0}
+    (plain,) = evaluate(lstm, lstm.config(), temperature=1.0)["results"]
+    assert plain["methods"][0]["nll"] == pytest.approx(plain["nll"], abs=1e-6)
+
+
 def test_an_ensemble_of_runs(outputs, lstm):
     make_run(outputs, "gru")
     name = "gru-word-document"
@@ -111,13 +120,14 @@ def test_what_does_not_go_together_is_refused(lstm):
     both = "only cache and dynamic go together; evaluate with each of the others by itself"
     assert refused(lstm, cache=4, mc_dropout=2) == f"mc_dropout with cache: {both}"
     assert refused(lstm, dynamic="sgd", ensemble="x") == f"ensemble with dynamic: {both}"
+    assert refused(lstm, cache=4, temperature=1.1) == f"temperature with cache: {both}"
     assert refused(lstm, mc_dropout=2) == (
         "mc_dropout: the model was trained without dropout; leave it out"
     )
     assert refused(lstm, ensemble_weights=[0.5, 0.5]) == (
         "ensemble_weights: no effect without ensemble=; leave it out"
     )
-    nothing = "tune: only cache, dynamic and ensemble have settings to choose"
+    nothing = "tune: only cache, dynamic, ensemble and temperature have settings to choose"
     assert refused(lstm, tune=True) == refused(lstm, tune=True, mc_dropout=2) == nothing
     assert refused(lstm, tune="test", cache=4) == (
         "tune=test: settings that are chosen on the test split say nothing of its text; "

@@ -96,4 +96,4 @@ def test_what_has_nothing_to_choose_is_refused(trained, evaluation):
     for methods in (Methods(), Methods(mc_dropout=MCDropout(2))):
         with pytest.raises(UserError) as error:
             tuned(evaluation, text, methods)
-        assert str(error.value) == "tune: only cache, dynamic and ensemble have settings to choose"
+        assert str(error.value) == tuning.NOTHING_TO_CHOOSE
