@@ -23,8 +23,7 @@ import torch
 from torch import Tensor
 
 from lmkit.errors import UserError
-from lmkit.inference.order import TextOrder
-from lmkit.inference.progress import progress
+from lmkit.inference.rows import read_rows
 from lmkit.inference.trained import TrainedModel
 from lmkit.model import Output, Reader
 from lmkit.ranges import NonNegative, Share, Size
@@ -34,7 +33,6 @@ from lmkit.windows.lanes import Protocol
 Floats = npt.NDArray[np.float64]
 
 PRODUCTS = 2**22  # of hidden vectors, that exist at a time
-POSITIONS = 4096  # of a window over all its lanes
 
 
 @dataclass(frozen=True)
@@ -180,9 +178,7 @@ def read_with_cache(
 
     Memory: a hidden vector for each of the last `size` positions of each lane, and the result.
     """
-    loader = trained.loader(text, protocol, num_lanes, POSITIONS)
-    history, order = History(size), TextOrder(loader)
-    values = np.empty((1 + len(thetas or []), text.num_tokens), np.float32)
+    history = History(size)
 
     def measure(window: Window, output: Output) -> Tensor:
         nll = trained.head.nll(output.hidden, window.targets)[None]
@@ -191,11 +187,5 @@ def read_with_cache(
         read = (output.hidden, window.targets, window.resets, window.mask)
         return torch.cat([nll.float(), history.log_prob(*read, thetas)])
 
-    num_read = 0
-    with progress(what, text.num_tokens) as advance:
-        for window, rows in trained.measured(loader, measure):
-            values[:, order.next(window.mask)] = rows[:, window.mask].cpu().numpy()
-            num_read += window.num_targets
-            advance(num_read)
-    assert num_read == text.num_tokens
-    return values
+    num_rows = 1 + len(thetas or [])
+    return read_rows(trained, text, protocol, num_lanes, num_rows, measure, what)

@@ -14,15 +14,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lmkit.inference.order import TextOrder
-from lmkit.inference.progress import progress
+from lmkit.inference.rows import read_rows
 from lmkit.inference.trained import TrainedModel
 from lmkit.model import Output
 from lmkit.ranges import Positive
 from lmkit.windows import Tokens, Window
 from lmkit.windows.lanes import Protocol
-
-POSITIONS = 4096  # of a window over all its lanes
 
 
 @dataclass(frozen=True)
@@ -44,8 +41,6 @@ def read_at_temperatures(
     what: str = "temperature",
 ) -> npt.NDArray[np.float32]:
     """The nll of each token in nats at each temperature, (values, tokens), from one reading."""
-    loader = trained.loader(text, protocol, num_lanes, POSITIONS)
-    order, nlls = TextOrder(loader), np.empty((len(values), text.num_tokens), np.float32)
 
     def measure(window: Window, output: Output) -> Tensor:
         targets, parts, done = window.targets.flatten(), [], 0
@@ -55,10 +50,4 @@ def read_at_temperatures(
             done += len(log_prob)
         return torch.cat(parts, dim=1).view(len(values), *window.targets.shape)
 
-    num_read = 0
-    with progress(what, text.num_tokens) as advance:
-        for window, rows in trained.measured(loader, measure):
-            nlls[:, order.next(window.mask)] = rows[:, window.mask].cpu().numpy()
-            num_read += window.num_targets
-            advance(num_read)
-    return nlls
+    return read_rows(trained, text, protocol, num_lanes, len(values), measure, what)

@@ -11,7 +11,7 @@ from in_memory import Text as Tokens
 from slow_cache import slow_log_prob, slow_nll
 from trained_run import TEST, load, make_run
 
-from lmkit.inference import Cache, Evaluation, Methods, Text, cache
+from lmkit.inference import Cache, Evaluation, Methods, Text, cache, rows
 from lmkit.inference.cache import History, mixed, read_with_cache
 
 NONE = float("nan")
@@ -66,13 +66,13 @@ def test_it_equals_the_slow_loop(
         pieces = [*zip([None, *(lane[-1] for lane in lanes[:-1])], lanes, strict=True)]
     nll, log_probs = slow(trained, pieces, size, theta)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cache, "POSITIONS", positions)
+        patch.setattr(rows, "POSITIONS", positions)
         patch.setattr(cache, "PRODUCTS", products)
         lanes = min(num_lanes, text.num_tokens)
-        rows = read_with_cache(trained, text, protocol, lanes, size, [theta, 0.1])
-    assert rows[0] == pytest.approx(np.array(nll), abs=1e-4)
-    assert rows[1] == pytest.approx(np.array(log_probs), abs=1e-4, nan_ok=True)
-    assert mixed(rows[0], rows[1], 0.2) == pytest.approx(
+        found = read_with_cache(trained, text, protocol, lanes, size, [theta, 0.1])
+    assert found[0] == pytest.approx(np.array(nll), abs=1e-4)
+    assert found[1] == pytest.approx(np.array(log_probs), abs=1e-4, nan_ok=True)
+    assert mixed(found[0], found[1], 0.2) == pytest.approx(
         np.array(slow_nll(nll, log_probs, 0.2)), abs=1e-4
     )
 
