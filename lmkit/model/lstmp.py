@@ -79,7 +79,7 @@ class LSTMP(LSTMFamily):
         """settings: the arguments of `Recurrent`."""
         num_cells = list(hidden_sizes or [hidden_size] * num_layers)
         self._num_cells = iter(num_cells)
-        sizes = {"hidden_size": projection_size, "num_layers": len(num_cells)}
+        sizes: dict[str, Any] = {"hidden_size": projection_size, "num_layers": len(num_cells)}
         super().__init__(vocabulary_size, **sizes, **settings)
 
     def make_layer(
