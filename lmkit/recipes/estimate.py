@@ -27,13 +27,23 @@ def seconds(config: Mapping[str, Any], operations_per_second: float) -> float | 
 
     config: the recipe's, composed.
     """
-    facts, trainer = config["recipe"], config["trainer"]
-    tokens = (facts.get("tokens") or {}).get("train")
-    epochs, vocabulary_size = trainer.get("max_epochs") or 0, facts.get("vocabulary_size")
-    if not (tokens and vocabulary_size) or epochs <= 0:
+    facts = config["recipe"]
+    tokens, vocabulary_size = _tokens(config), facts.get("vocabulary_size")
+    if not (tokens and vocabulary_size):
         return None
-    every = num_multiplied(config, vocabulary_size)
-    return float(OPERATIONS * every * tokens * epochs / operations_per_second)
+    return float(
+        OPERATIONS * num_multiplied(config, vocabulary_size) * tokens / operations_per_second
+    )
+
+
+def _tokens(config: Mapping[str, Any]) -> int:
+    """How many tokens a recipe's training reads; 0 if that is not known."""
+    trainer, data = config["trainer"], config["data"]
+    epochs, updates = (trainer.get(key) or 0 for key in ("max_epochs", "max_steps"))
+    by_epochs = epochs * (config["recipe"].get("tokens") or {}).get("train", 0)
+    by_updates = updates * data.get("batch_size", 0) * data.get("bptt", 0)
+    lengths = [length for length in (by_epochs, by_updates) if length > 0]
+    return min(lengths, default=0)
 
 
 def num_multiplied(config: Mapping[str, Any], vocabulary_size: int) -> int:

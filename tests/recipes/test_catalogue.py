@@ -42,7 +42,7 @@ def test_facts_are_whole(name):
     # A published number is of one stream, whose lanes in evaluation belong to it.
     assert config["data"]["protocol"] == "stream"
     text = facts["source"] + facts["cost"]
-    assert any(mark in text for mark in ("arXiv:", "issue ", "README of "))
+    assert any(mark in text for mark in ("arXiv:", "issue ", "README of ", "docs/recipes.md"))
 
 
 def test_no_such_recipe():
@@ -95,7 +95,7 @@ def test_the_settings_of_zaremba_are_theirs_for_a_mean_over_tokens():
     # As the papers say; AWD's tied matrix is both embedding and head.
     [
         *(("zaremba_medium", 20), ("zaremba_large", 66), ("awd_lstm_ptb", 24)),
-        *(("awd_lstm_enwik8", 47), ("mos_ptb", 22)),
+        *(("awd_lstm_enwik8", 47), ("mos_ptb", 22), ("melis_24m_wikitext2", 24)),
     ],
 )
 def test_the_sizes_are_the_published_ones(name, millions):
@@ -110,7 +110,11 @@ def test_an_estimate_is_in_proportion():
     every = seconds(config, 1e9)
     weights = 2 * 4 * 200 * (200 + 200 + 2) + 200 * 10_000 + 10_000
     assert every == pytest.approx(6 * weights * 929_589 * 13 / 1e9)
-    assert seconds({**config, "trainer": {"max_epochs": -1, "max_steps": 9}}, 1e9) is None
+    data = {"batch_size": 20, "bptt": 20}
+    few = {**config, "data": data, "trainer": {"max_epochs": -1, "max_steps": 9}}
+    assert seconds(few, 1e9) == pytest.approx(6 * weights * 9 * 400 / 1e9)
+    assert seconds({**config, "trainer": {"max_epochs": -1}}, 1e9) is None
+    assert seconds({**few, "data": {}}, 1e9) is None  # sizes are the constructor's
 
 
 def test_the_page_of_results_is_in_step():
