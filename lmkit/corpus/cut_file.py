@@ -9,6 +9,7 @@ from lmkit.corpus import finding
 from lmkit.corpus.reading import open_bytes
 from lmkit.corpus.source import SPLITS, Document, Piece, Source
 from lmkit.errors import UserError
+from lmkit.ranges import Count, Size
 from lmkit.system import paths
 
 
@@ -25,7 +26,7 @@ class CutFile(Source):
     expected: ClassVar[str]
 
     def __init__(
-        self, path: str, settings: dict[str, object], valid_bytes: int, test_bytes: int
+        self, path: str, settings: dict[str, object], valid_bytes: Size, test_bytes: Count
     ) -> None:
         """path: the file, also compressed, or its directory; settings: other keys of the class."""
         where = paths.found_at(path, "data.path")
