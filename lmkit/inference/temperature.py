@@ -1,4 +1,4 @@
-"""The temperature of the softmax (as Melis et al. 2018 tune it): p_T(w) ~ p(w) ** (1 / T).
+"""The temperature of the softmax, as Melis et al. 2020 tune it: p_T(w) ~ p(w) ** (1 / T).
 
 Above 1 it makes a distribution flatter, as suits a model that is too sure of itself. Of a full
 softmax the logits are divided by T. deepmind/lamb's `eval_softmax_temperature` is 1 / T.
