@@ -200,6 +200,8 @@ document_lists = st.lists(
 @settings(max_examples=25)
 def test_hidden_is_that_of_the_document_alone(kind, documents, num_lanes, bptt):
     model = build(kind)
+    if kind.endswith(tuple(SLOW_CELLS)):  # a layer norm magnifies the rounding of float32
+        model.double()
     tokens, resets, places = laid_out(documents, num_lanes)
     with torch.no_grad():
         hidden = run_in_windows(model, tokens, resets, bptt)
