@@ -110,8 +110,8 @@ def evaluate(
         return _over_all(run, settings, partial(evaluate, run, config, **settings))
     texts_alone = {"split": split, "file": file, "text": text, "protocol": protocol}
     by_methods: dict[str, Any] = {"cache": cache, "dynamic": dynamic, "mc_dropout": mc_dropout}
-    by_methods |= {"ensemble": ensemble, "ensemble_weights": ensemble_weights, "tune": tune}
-    by_methods |= {"temperature": temperature}
+    by_methods |= {"ensemble": ensemble, "ensemble_weights": ensemble_weights}
+    by_methods |= {"temperature": temperature, "tune": tune}
     suites_alone: dict[str, Any] = {
         **{"path": path, "method": method, "good": good, "bad": bad, "group": group},
         **{"others": others, "end": end, "lower": lower},

@@ -26,7 +26,7 @@ def cell_of(model: LanguageModel) -> str:
         raise UserError(f"model.zoneout: {KINDS} no layers with zoneout")
     if isinstance(model, Recurrent) and model.sum_layers:
         raise UserError(f"model.sum_layers=true: {KINDS} only the outputs of the last layer")
-    if isinstance(model, LSTM) and any(layer.cap_input_gate for layer in model.lstm_layers):
+    if isinstance(model, LSTM) and model.cap_input_gate:
         raise UserError(f"model.cap_input_gate=true: {KINDS} no capped gates")
     if type(model) is Elman:
         return str(next(iter(model.layers)).nonlinearity)

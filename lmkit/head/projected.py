@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from lmkit.head.base import Loss
 from lmkit.head.full import FullSoftmax
-from lmkit.model import Embedding
 from lmkit.model.dropout import dropout
-from lmkit.ranges import Positive, Share
+from lmkit.ranges import Share
 
 
 class ProjectedSoftmax(FullSoftmax):
@@ -33,14 +32,12 @@ class ProjectedSoftmax(FullSoftmax):
         self,
         hidden_size: int,
         vocabulary_size: int,
-        embedding: Embedding | None = None,
-        init_range: Positive | None = None,
         *,
         projection_dropout: Share = 0.0,
         **settings: Any,
     ) -> None:
-        """settings: the other arguments of `FullSoftmax`."""
-        super().__init__(hidden_size, vocabulary_size, embedding, init_range, **settings)
+        """settings: the arguments of `FullSoftmax`."""
+        super().__init__(hidden_size, vocabulary_size, **settings)
         self.projection = nn.Parameter(torch.empty(self.weight.shape[1], hidden_size))
         nn.init.orthogonal_(self.projection)
         self.projection_dropout = projection_dropout

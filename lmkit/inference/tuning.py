@@ -25,7 +25,7 @@ LARGEST_SHARE = 0.99  # of the cache: without the model a new word has no probab
 LR_FACTORS = [0.2, 0.5, 1.0, 2.0, 5.0]
 DECAY_FACTORS = [0.0, 0.5, 1.0, 2.5]
 SGD_DECAYS = [0.0, 1e-3, 1e-2]
-INVERSES, STEP = [0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2], 0.1  # of temperatures
+INVERSES = [0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2]  # of temperatures
 NOTHING_TO_CHOOSE = "tune: only cache, dynamic, ensemble and temperature have settings to choose"
 TRIED_TOKENS = 30_000  # in which dynamic evaluation is tried, as by the authors' --gridfast
 
@@ -98,9 +98,9 @@ def best_temperature(evaluation: Evaluation, text: TokenStore | Text) -> Tempera
     sums = nlls.sum(axis=1, dtype=np.float64)
     at = int(sums.argmin())
     if 0 < at < len(INVERSES) - 1:
-        before, lowest, after = map(float, sums[at - 1 : at + 2])
-        shift = (before - after) / (2 * (before - 2 * lowest + after))
-        return Temperature(1 / (INVERSES[at] + shift * STEP))
+        near = slice(at - 1, at + 2)
+        square, slope, _ = np.polyfit(INVERSES[near], sums[near], 2)
+        return Temperature(float(-2 * square / slope))
     return Temperature(1 / INVERSES[at])
 
 

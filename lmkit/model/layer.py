@@ -39,7 +39,6 @@ class Layer(nn.Module):
     weight_dropout: share of the elements of its recurrent matrices that a window leaves out.
     zoneout: for each tensor of the state, the share of its units that keep their value at a
     position; empty without zoneout.
-    state_dropout: share of its outputs that its own next positions do not read in a window.
     """
 
     hidden_size: int
@@ -47,7 +46,6 @@ class Layer(nn.Module):
     number = 0
     weight_dropout = 0.0
     zoneout: tuple[float, ...] = ()
-    state_dropout = 0.0
 
     def initial_state(self, num_lanes: int) -> State:
         """The zero state: tensors whose dimension 0 is the lane."""
@@ -75,6 +73,7 @@ class RecurrentLayer(Layer):
     """
 
     num_gates: int
+    state_dropout = 0.0  # share of its outputs that its own next positions do not read in a window
 
     def __init__(
         self,
@@ -208,7 +207,7 @@ class RecurrentLayer(Layer):
         """What `forward` returns, by `step`: from a position and the state before it to the state
         after it; with zoneout, dropout of the state and resets."""
         zoned = self._updated(resets, state)
-        mask = self._read(state[0])
+        mask = self._state_mask(state[0])
         # On an accelerator, which it would be to wait for, every position is taken for a reset.
         on_cpu = resets.device.type == "cpu"
         has_reset = resets.any(0).tolist() if on_cpu else [True] * resets.shape[1]
@@ -230,7 +229,7 @@ class RecurrentLayer(Layer):
             outputs.append(state[0])
         return torch.stack(outputs, dim=1), state
 
-    def _read(self, outputs: Tensor) -> Tensor | None:
+    def _state_mask(self, outputs: Tensor) -> Tensor | None:
         """What the outputs (lanes, hidden_size) of a window are multiplied with where the layer
         itself reads them, the same at all positions (Gal and Ghahramani 2016); None: by nothing."""
         if not (self.training and self.state_dropout):

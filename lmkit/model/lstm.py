@@ -96,7 +96,9 @@ class LSTMFamily(Recurrent):
     ) -> None:
         """settings: the arguments of `Recurrent`."""
         super().__init__(vocabulary_size, **settings)
-        for layer in self.lstm_layers:
+        self.cap_input_gate = cap_input_gate
+        for layer in self.cells:
+            assert isinstance(layer, LSTMFamilyLayer)
             layer.cap_input_gate = cap_input_gate
             layer.state_dropout = state_dropout
             if forget_gate_bias is not None:
@@ -104,14 +106,9 @@ class LSTMFamily(Recurrent):
                 nn.init.zeros_(layer.bias_hh.data.chunk(4)[1])
             if cell_zoneout is not None:
                 layer.zoneout = (layer.zoneout[0], cell_zoneout)
-        zoned = any(any(layer.zoneout) for layer in self.lstm_layers)
+        zoned = any(any(layer.zoneout) for layer in self.cells)
         in_kernels = not (zoned or cap_input_gate or state_dropout)
         self.any_threads = self.any_threads and in_kernels
-
-    @property
-    def lstm_layers(self) -> list[LSTMFamilyLayer]:
-        """`cells`, all of which are layers of this family."""
-        return [layer for layer in self.cells if isinstance(layer, LSTMFamilyLayer)]
 
 
 class LSTM(LSTMFamily):

@@ -65,7 +65,7 @@ MAKERS = {
         8, VOCABULARY, model.embedding, num_experts=3, latent_dropout=0.4
     ),
     "projected": lambda model: ProjectedSoftmax(
-        8, VOCABULARY, model.embedding, projection_dropout=0.4
+        8, VOCABULARY, embedding=model.embedding, projection_dropout=0.4
     ),
     "sampled": lambda model: SampledSoftmax(
         8, VOCABULARY, embedding=model.embedding, num_samples=9

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from head_window import head_window
 from torch import nn
 
 from lmkit import kernels
@@ -26,11 +27,7 @@ def make(tied=False, own=True, **settings):
 
 
 def case():
-    torch.manual_seed(1)
-    hidden = torch.randn(3, 7, HIDDEN, requires_grad=True)
-    targets = torch.randint(VOCABULARY, (3, 7))
-    weight = torch.rand(3, 7) * (torch.rand(3, 7) > 0.3)
-    return hidden, targets, weight
+    return head_window(VOCABULARY, HIDDEN, 7)
 
 
 def slow_prob(head, hidden, mask=None):

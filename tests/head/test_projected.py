@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from head_window import head_window
 from torch import nn
 
 from lmkit.config.check import check
@@ -17,18 +18,15 @@ VOCABULARY, HIDDEN, SIZE = 61, 20, 12
 def make(tied=False, **settings):
     torch.manual_seed(0)
     embedding = Embedding(VOCABULARY, SIZE, init_range=0.5, tied=tied)
-    head = ProjectedSoftmax(HIDDEN, VOCABULARY, embedding, 0.5, **settings)
+    settings = {"embedding": embedding, "init_range": 0.5, **settings}
+    head = ProjectedSoftmax(HIDDEN, VOCABULARY, **settings)
     if head.bias is not None:
         nn.init.normal_(head.bias)
     return head, embedding
 
 
 def case():
-    torch.manual_seed(1)
-    hidden = torch.randn(3, 7, HIDDEN, requires_grad=True)
-    targets = torch.randint(VOCABULARY, (3, 7))
-    weight = torch.rand(3, 7) * (torch.rand(3, 7) > 0.3)
-    return hidden, targets, weight
+    return head_window(VOCABULARY, HIDDEN, 7)
 
 
 def slow_log_prob(head, hidden, mask=1.0):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from head_window import head_window
 from torch import nn
 
 from lmkit import cli, kernels
@@ -33,11 +34,7 @@ def make(tied=False, counted=True, **settings):
 
 
 def case():
-    torch.manual_seed(1)
-    hidden = torch.randn(3, 17, SIZE, requires_grad=True)
-    targets = torch.randint(VOCABULARY, (3, 17))
-    weight = torch.rand(3, 17) * (torch.rand(3, 17) > 0.3)
-    return hidden, targets, weight
+    return head_window(VOCABULARY, SIZE, 17)
 
 
 def drawn(head, *window):

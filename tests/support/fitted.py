@@ -86,8 +86,7 @@ class Place:
     def train(self, *argv: str, kill_at: tuple[int, ...] = ()) -> Fitted:
         """Train, killed before the windows of these numbers, of all epochs, and gone on with."""
         config = self.config(*argv)
-        number = len(list(self.outputs.glob("tiny/*")))
-        run = Run.named(config["outputs"], config["name"], f"run-{number}")
+        run = self._new_run(config)
         for kill in (*kill_at, None):
             run.start(config)
             with pytest.MonkeyPatch.context() as patch:
@@ -100,12 +99,15 @@ class Place:
     def in_two_processes(self, *argv: str) -> Fitted:
         """Train in two real processes."""
         config = self.config(*argv, "trainer.devices=2", "trainer.strategy=ddp")
-        number = len(list(self.outputs.glob("tiny/*")))
-        run = Run.named(config["outputs"], config["name"], f"run-{number}")
+        run = self._new_run(config)
         run.start(config)
         work_in_processes(run, config)
         run.release()
         return Fitted(run.path)
+
+    def _new_run(self, config: dict[str, Any]) -> Run:
+        number = len(list(self.outputs.glob("tiny/*")))
+        return Run.named(config["outputs"], config["name"], f"run-{number}")
 
     def _work(self, run: Run, config: dict[str, Any], kill: int | None) -> None:
         torch.manual_seed(99)  # whatever a process begins with

@@ -53,7 +53,6 @@ def write_texts(directory: Path) -> dict[str, Path]:
         "PennTreebank": directory / "ptb",
         "WikiText": directory / "wikitext",
         "Enwik8": directory / "enwik8",
-        "TinyShakespeare": directory / "enwik8",
     }
 
 
@@ -62,8 +61,7 @@ def curve(name: str, directory: Path, *changes: str) -> list[float]:
     texts = write_texts(directory / "texts")
     recipe = compose([f"experiment={name}"]).config
     source = recipe["data"]["_target_"].rpartition(".")[2]
-    cut = source in ("Enwik8", "TinyShakespeare")
-    small = ["data.valid_bytes=4000", "data.test_bytes=4000"] if cut else []
+    small = ["data.valid_bytes=4000", "data.test_bytes=4000"] if source == "Enwik8" else []
     if recipe["head"].get("cutoffs"):
         small.append("head.cutoffs=[20,60,120]")  # of the text's 204 words
     argv = [
