@@ -6,6 +6,7 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -27,9 +28,10 @@ WORD = 5.0  # seconds of waiting before the first message
 TIMEOUT = timedelta(minutes=30)  # of later exchanges, the same as Lightning's
 
 
-def meet(process: Launched, accelerator: str) -> None:
+def meet(process: Launched, trainer: Mapping[str, Any]) -> None:
     """Wait for the other processes, with messages, and make the group that Lightning then uses.
 
+    trainer: the config's, whose accelerator and strategy say by what they exchange values.
     Raises UserError if a process does not come within LIMIT seconds.
     """
     host, port = _address(process)
@@ -38,16 +40,21 @@ def meet(process: Launched, accelerator: str) -> None:
         numbers = {"RANK": process.rank, "WORLD_SIZE": process.world_size}
         numbers |= {"LOCAL_RANK": process.local_rank, "GROUP_RANK": node, "MASTER_PORT": port}
         os.environ |= {"MASTER_ADDR": host} | {key: str(n) for key, n in numbers.items()}
-    backend = "nccl" if accelerator == "cuda" else "gloo"
-    if backend == "nccl":
+    if trainer["accelerator"] == "cuda":
         torch.cuda.set_device(process.local_rank)
     dist.init_process_group(
-        backend,
+        _backend(trainer),
         store=_gathered(process, host, port),
         rank=process.rank,
         world_size=process.world_size,
         timeout=TIMEOUT,
     )
+
+
+def _backend(trainer: Mapping[str, Any]) -> str:
+    strategy = trainer.get("strategy")
+    named = strategy.get("process_group_backend") if isinstance(strategy, Mapping) else None
+    return named or ("nccl" if trainer["accelerator"] == "cuda" else "gloo")
 
 
 def _address(process: Launched) -> tuple[str, int]:

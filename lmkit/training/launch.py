@@ -223,7 +223,7 @@ def _join(
     """Train as one of the processes that torchrun or SLURM has started; rank 0 writes the run."""
     if started.by == "torchrun":
         follow_parent(os.getppid())
-    meet(started, config["trainer"]["accelerator"])
+    meet(started, config["trainer"])
     newest = None
 
     def start() -> Path | None:

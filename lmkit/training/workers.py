@@ -104,7 +104,7 @@ def _worker(run: Run, config: dict[str, Any], newest: Path | None) -> None:
         stream = log_to(run.path, rank)
         try:
             with StopSignals():
-                meet(started, config["trainer"]["accelerator"])
+                meet(started, config["trainer"])
                 work(run, config, newest)
         except Stopped as stopped:
             Failure(rank, str(stopped), "", signum=stopped.signum).write(logs)

@@ -14,6 +14,7 @@ from lmkit.system.processes import Launched
 from lmkit.system.rendezvous import meet
 from lmkit.system.signals import Stopped, StopSignals
 
+CPU = {"accelerator": "cpu"}
 FIRST, SECOND = (Launched("slurm", rank, 2, rank, 2) for rank in (0, 1))
 
 
@@ -40,7 +41,7 @@ def test_one_that_does_not_come_is_named_and_not_waited_for_for_ever(
 ):
     said = rf"rank {place.rank} waits for rank {missing} of 2 at 127\.0\.0\.1:{port}, 1 s{why}"
     with pytest.raises(UserError) as caught:
-        meet(place, "cpu")
+        meet(place, CPU)
     end = ": start all; for a run of this process alone, unset SLURM_STEP_ID"
     assert re.fullmatch(said + end, str(caught.value))
     assert re.fullmatch(said + "\n", capsys.readouterr().err)
@@ -51,7 +52,7 @@ def test_one_that_is_stopped_while_it_waits_says_so(port, capsys, place):
     timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM))
     timer.start()
     with StopSignals(), pytest.raises(Stopped):
-        meet(place, "cpu")
+        meet(place, CPU)
     assert capsys.readouterr().err == f"rank {place.rank}: stopped by SIGTERM while it waited\n"
 
 
@@ -60,7 +61,7 @@ def test_a_port_that_is_taken_is_named(port):
         other.bind(("127.0.0.1", port))
         other.listen()
         with pytest.raises(UserError, match=f"^rank 0 cannot meet the others at .*:{port}: "):
-            meet(FIRST, "cpu")
+            meet(FIRST, CPU)
 
 
 @pytest.mark.parametrize(
@@ -76,10 +77,29 @@ def test_an_address_that_cannot_be(port, monkeypatch, changes, message):
     for key, value in changes.items():
         monkeypatch.setenv(key, value) if value else monkeypatch.delenv(key)
     with pytest.raises(UserError, match=f"^{message}"):
-        meet(FIRST, "cpu")
+        meet(FIRST, CPU)
 
 
 def test_torchrun_says_where(port, monkeypatch):
     monkeypatch.delenv("MASTER_ADDR")
     with pytest.raises(UserError, match=r"^MASTER_ADDR is not set: expected the host"):
-        meet(Launched("torchrun", 0, 2, 0, 2), "cpu")
+        meet(Launched("torchrun", 0, 2, 0, 2), CPU)
+
+
+@pytest.mark.parametrize(
+    ("trainer", "backend"),
+    [
+        (CPU, "gloo"),
+        ({"accelerator": "cuda", "strategy": "ddp"}, "nccl"),
+        ({"accelerator": "cuda", "strategy": {"process_group_backend": "gloo"}}, "gloo"),
+        ({"accelerator": "cuda", "strategy": {"find_unused_parameters": False}}, "nccl"),
+    ],
+)
+def test_values_are_exchanged_by_what_the_strategy_names(port, monkeypatch, trainer, backend):
+    made, devices = [], []
+    monkeypatch.setattr(rendezvous, "_gathered", lambda *_: None)
+    monkeypatch.setattr(rendezvous.dist, "init_process_group", lambda by, **_: made.append(by))
+    monkeypatch.setattr(rendezvous.torch.cuda, "set_device", devices.append)
+    meet(SECOND, trainer)
+    assert made == [backend]
+    assert devices == ([1] if trainer["accelerator"] == "cuda" else [])
