@@ -42,7 +42,19 @@ GLOO = "{_target_: lightning.pytorch.strategies.DDPStrategy, process_group_backe
 def tests(session: Session) -> bool:
     """How many tests passed, failed and were skipped."""
     report = session.work / "tests.xml"
-    command = [PYTHON, "-m", "pytest", "-W", "default", "-n", "0", "-q", f"--junitxml={report}"]
+    command = [
+        PYTHON,
+        "-m",
+        "pytest",
+        "-W",
+        "default",
+        "-n",
+        "4",
+        "--dist",
+        "load",
+        "-q",
+        f"--junitxml={report}",
+    ]
     command.append("tests/journeys/test_cuda.py")
 
     def counts() -> dict[str, Any]:

@@ -70,6 +70,9 @@ def diagnosis(outputs: Path, wanted: str = "auto") -> dict[str, dict[str, Any]]:
     here = environment(sys.argv)
     name = hardware.accelerator("auto")
     library, reason = (None, "as the config says") if wanted == "torch" else kernels.load()
+    chosen = (
+        "graphs" if name == "cuda" and wanted != "torch" else "compiled" if library else "torch"
+    )
     return {
         "versions": here["versions"],
         "hardware": here["hardware"],
@@ -77,7 +80,7 @@ def diagnosis(outputs: Path, wanted: str = "auto") -> dict[str, dict[str, Any]]:
         "auto": {
             "accelerator": name,
             "precision": hardware.precision(name),
-            "kernels": "compiled" if library else f"torch: {reason}",
+            "kernels": f"torch: {reason}" if chosen == "torch" else chosen,
             "fp32 products": fp32_products(),
         },
         "wandb": {"logged in": logged_in(), "mode": os.environ.get("WANDB_MODE", "offline")},

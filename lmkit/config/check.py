@@ -49,7 +49,8 @@ class Root:
     name: of the experiment, the directory of its runs inside outputs.
     run_id: of the run, its directory's name; of one that is there: go on with it; null: a new one.
     seed: of weights, dropout, and the order of documents.
-    kernels: on the CPU, compiled or PyTorch's own; auto: compiled where there is a compiler.
+    kernels: on the CPU, compiled or PyTorch's own; auto: compiled where there is a compiler. On
+    CUDA, graphs (training's steps as CUDA graphs) or PyTorch's own; auto: graphs.
     restarts: how often a run of several processes begins again after one has died.
     threads: of each process; null: chosen by a short trial, or the machine's shared by several
     processes.

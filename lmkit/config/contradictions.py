@@ -170,6 +170,12 @@ def _kernels(config: Mapping[str, Any]) -> Iterator[str]:
     library, reason = kernels.load() if config.get("kernels") == "compiled" else (True, "")
     if not library:
         yield f"kernels=compiled: {reason}; set kernels=torch"
+    accelerator = config["trainer"].get("accelerator")
+    if config.get("kernels") == "graphs" and accelerator not in ("cuda", None):
+        yield (
+            f"kernels=graphs but trainer.accelerator={accelerator}: CUDA graphs need a GPU; "
+            "set kernels=auto"
+        )
 
 
 def _length(trainer: Mapping[str, Any], scheduler: Mapping[str, Any]) -> Iterator[str]:

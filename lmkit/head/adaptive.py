@@ -46,6 +46,7 @@ class AdaptiveSoftmax(Head):
 
     wants_counts = True
     token_rows = None
+    capturable = False  # sizes of products follow from values
 
     def __init__(
         self,

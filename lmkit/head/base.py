@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
@@ -36,6 +37,9 @@ class Head(nn.Module):
     projects: ClassVar[bool] = False
     # Set by the task: whether the gradient of the matrix may be sparse.
     sparse_gradient = False
+    # Whether a CUDA graph may repeat its loss; a class that says nothing, unless it is lmkit's, may
+    # not: see training/cuda_graphs.py.
+    capturable: ClassVar[bool]
     # Whether it belongs to models that are counted, and only to these.
     counted = False
 
@@ -70,3 +74,8 @@ class Head(nn.Module):
 
     def keep_gradient(self) -> None:
         """Called after each update: a head may keep its gradients' memory for the next one."""
+
+    @contextmanager
+    def fresh_memory(self) -> Iterator[None]:
+        """Within this context the head uses no memory that it has kept, and keeps none."""
+        yield

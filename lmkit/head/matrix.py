@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 
@@ -54,3 +57,11 @@ class MatrixHead(Head):
 
     def keep_gradient(self) -> None:
         self._memory.gradient, self.weight.grad = self.weight.grad, None
+
+    @contextmanager
+    def fresh_memory(self) -> Iterator[None]:
+        before, self._memory = self._memory, Memory()
+        try:
+            yield
+        finally:
+            self._memory = before

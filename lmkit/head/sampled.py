@@ -36,6 +36,7 @@ class SampledSoftmax(FullSoftmax):
 
     measure = "sampled_nll"
     wants_counts = True
+    capturable = False  # the host draws the words
 
     def __init__(
         self,

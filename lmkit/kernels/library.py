@@ -24,36 +24,43 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Kernels = Literal["auto", "compiled", "torch"]
+Kernels = Literal["auto", "compiled", "graphs", "torch"]
 
 NATIVE = Path(__file__).with_name("native")
 FLAGS = ("-O3", "-march=native", "-fPIC", "-fopenmp", "-std=gnu11")
 UNITS = 16  # hidden units and inputs are padded to a multiple of this
 SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
-_enabled = True
+_in_use: Kernels = "auto"
 
 
 @contextmanager
 def use(kernels: Kernels) -> Iterator[None]:
     """Within this context `torch` turns the compiled kernels off; otherwise they are used if they
-    are available."""
-    global _enabled
-    before, _enabled = _enabled, kernels != "torch"
+    are available. `graphs` lets training capture its steps as CUDA graphs."""
+    global _in_use
+    before, _in_use = _in_use, kernels
     try:
         yield
     finally:
-        _enabled = before
+        _in_use = before
+
+
+def graphs() -> bool:
+    """Whether training captures its steps as CUDA graphs."""
+    return _in_use == "graphs"
 
 
 def choice(accelerator: str) -> Kernels:
     """The meaning of `kernels=auto` on an accelerator."""
+    if accelerator == "cuda":
+        return "graphs"
     return "compiled" if accelerator == "cpu" and load()[0] is not None else "torch"
 
 
 def compiled(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether compiled kernels are used on a device for a dtype."""
-    if not _enabled or device.type != "cpu" or dtype not in SUFFIX:
+    if _in_use == "torch" or device.type != "cpu" or dtype not in SUFFIX:
         return False
     library, _ = load()
     return library is not None and hasattr(library, f"lstm_forward_{SUFFIX[dtype]}")

@@ -47,6 +47,19 @@ class Masks:
         first, second = np.random.SeedSequence([*self.of, *words]).generate_state(2).tolist()
         return first, second
 
+    def drawn(self, name: Name, p: float, like: Tensor, rows: int) -> Tensor:
+        """The factors of a mask on an accelerator: so many rows of the shape of those of `like`."""
+        mask = like.new_empty(rows, *like.shape[1:])
+        self.draw(mask, name, p)
+        return mask
+
+    def draw(self, mask: Tensor, name: Name, p: float) -> None:
+        """Fill a tensor with 0 at probability p and 1 / (1 - p) elsewhere. By a generator: though
+        it draws for all lanes, it is faster there than the hash of many small kernels."""
+        one, other = self.key(name)
+        generator = torch.Generator(mask.device).manual_seed(one << 32 | other)
+        mask.bernoulli_(1 - p, generator=generator).div_(1 - p)
+
     @contextmanager
     def use(self) -> Iterator[None]:
         """Within this context `dropout` uses these masks."""
@@ -113,14 +126,9 @@ def _drop(tensor: Tensor, p: float, name: Name, first: int, whole: int) -> Tenso
     if masks is None:
         one, other = torch.randint(2**32, (2,)).tolist()
         return KeyedDropout.apply(tensor, p, (one, other), 0)
-    key = masks.key(name)
     if tensor.device.type == "cpu":
-        return KeyedDropout.apply(tensor, p, key, first * tensor[0].numel())
-    # On other devices a generator, though it draws for all lanes, is faster than the hash, which
-    # would be many small kernels.
-    generator = torch.Generator(tensor.device).manual_seed(key[0] << 32 | key[1])
-    every = tensor.new_empty(whole, *tensor.shape[1:]).bernoulli_(1 - p, generator=generator)
-    return tensor * every[first : first + len(tensor)].div_(1 - p)
+        return KeyedDropout.apply(tensor, p, masks.key(name), first * tensor[0].numel())
+    return tensor * masks.drawn(name, p, tensor, whole)[first : first + len(tensor)]
 
 
 class KeyedDropout(torch.autograd.Function):

@@ -22,15 +22,18 @@ class Reader:
     def read(self, tokens: Tensor, resets: Tensor) -> Output:
         """tokens int64 and resets bool, both (lanes, time); the state of the output is detached.
 
-        There may be fewer lanes than before: those that have ended are always the last ones. The
-        state may be on another device, as one that was loaded is.
+        There may be fewer lanes than before: those that have ended are always the last ones.
         """
-        lanes = len(tokens)
-        state = self.model.initial_state(lanes) if self.state is None else self.state
-        state = tuple(tuple(part[:lanes].to(tokens.device) for part in layer) for layer in state)
-        output: Output = self.model(tokens, resets, state)
+        output: Output = self.model(tokens, resets, self.before(tokens))
         self.state = detached(output.state)
         return output._replace(state=self.state)
+
+    def before(self, tokens: Tensor) -> States:
+        """The state that tokens (lanes, time) are read from, on their device: one that was loaded
+        is on another."""
+        lanes = len(tokens)
+        state = self.model.initial_state(lanes) if self.state is None else self.state
+        return tuple(tuple(part[:lanes].to(tokens.device) for part in layer) for layer in state)
 
     def repeat(self, times: int) -> None:
         """Copy the state of the one lane into so many lanes, which all continue from it."""

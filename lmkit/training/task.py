@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
@@ -18,16 +18,26 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from lmkit.errors import UserError
 from lmkit.head import Head
 from lmkit.metrics import TokenNLL, bits_per_byte, perplexity
-from lmkit.model import LanguageModel, Output, Reader, finite, joined, share_of
+from lmkit.model import LanguageModel, Reader, States, detached, finite, joined, share_of
 from lmkit.model.dropout import Masks
 from lmkit.optim import Stepping, global_norm, is_plain_sgd, learning_rates
 from lmkit.regularizers import Regularizer
 from lmkit.system.rendezvous import gather
+from lmkit.training.cuda_graphs import Function, Graph, capturable, gradients
 from lmkit.training.fit_loop import is_within_update, restore_loaders, stops_by_itself
 from lmkit.windows import Window
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 MakeScheduler = Callable[[Optimizer, float], LRScheduler | None]
+
+
+class _Step(NamedTuple):
+    """What a training step makes of a window; a graph makes the gradients too."""
+
+    loss: Tensor
+    sums: Tensor  # that are logged
+    state: States  # detached
+    gradients: list[Tensor | None] | None = None  # of the parameters that are trained
 
 
 class Task(pl.LightningModule):
@@ -81,6 +91,8 @@ class Task(pl.LightningModule):
         self._sums_before = (self._sums, self._num_targets)  # this update
         self._seconds_logged = 0.0
         self._grad_norm: Tensor | None = None  # before clipping, of the last update
+        self._graphs: dict[str, Graph[Any] | None] = {}  # by stage
+        self._gradients: list[Tensor | None] | None = None  # if they are made with the loss
         self._started = 0.0
         self._rate = 1.0  # factor of the learning rate of the update that is being made
         self._unseen = False  # by a schedule: the newest validation
@@ -92,18 +104,49 @@ class Task(pl.LightningModule):
             self.val_sums = TokenNLL(torch.float32)
             self.test_sums = TokenNLL(torch.float32)
 
-    def read(self, stage: str, window: Window) -> Output:
-        """The model's output for a window, from the state after the stage's last window."""
+    def reader(self, stage: str, window: Window) -> Reader:
+        """What reads a stage, before this window of it."""
         if window.index == 0:
             self._readers[stage] = Reader(self.model)
-        return self._readers[stage].read(window.tokens, window.resets)
+        return self._readers[stage]
 
     def training_step(self, window: Window, batch_idx: int) -> Tensor:
+        reader = self.reader("train", window)
+        state = reader.before(window.tokens)
         place = (window.epoch, window.index, window.first_lane, window.num_lanes)
-        with Masks(self.seed, *place).use():
-            output = self.read("train", window)
-            loss, nll = self.head.loss(output.hidden, window.targets, window.weight)
-        sums = nll
+        masks = Masks(self.seed, *place)
+        graph = self._graph("train", self._with_gradients)
+        step: _Step | None = None
+        if graph and self.trainer.accumulate_grad_batches == 1:
+            step = graph(window, state, masks)
+        if step is None:
+            with masks.use():
+                step = self._forward(window, state)
+        loss = step.loss if step.gradients is None else step.loss.clone()  # it is kept
+        self._gradients = step.gradients
+        reader.state = step.state
+        self._sums = self._sums.to(loss.device) + step.sums
+        self._num_targets += window.num_targets
+        self._rate = window.rate
+        self.tokens_seen += window.num_targets
+        return loss
+
+    def _graph(self, stage: str, function: Function[Any]) -> Graph[Any] | None:
+        """The captured function of a stage, if there can be one."""
+        if stage not in self._graphs:
+            self._graphs[stage] = Graph(function, self) if capturable(self) else None
+        return self._graphs[stage]
+
+    def _with_gradients(self, window: Window, state: States) -> _Step:
+        """Both passes."""
+        step = self._forward(window, state)
+        made = gradients(step.loss, self._trained())
+        return step._replace(loss=step.loss.detach(), gradients=made)
+
+    def _forward(self, window: Window, state: States) -> _Step:
+        output = self.model(window.tokens, window.resets, state)
+        output = output._replace(state=detached(output.state))
+        loss, sums = self.head.loss(output.hidden, window.targets, window.weight)
         if self.regularizers:
             weight = window.weight
             terms = [
@@ -111,12 +154,18 @@ class Task(pl.LightningModule):
                 for name, one in self.regularizers.items()
             ]
             loss = loss + sum((term * weight).sum() for term in terms)
-            sums = _sums(loss, nll, terms, window)
-        self._sums = self._sums.to(loss.device) + sums
-        self._num_targets += window.num_targets
-        self._rate = window.rate
-        self.tokens_seen += window.num_targets
-        return loss
+            sums = _sums(loss, sums, terms, window)
+        return _Step(loss, sums, output.state)
+
+    def _trained(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        if self._gradients is None:
+            super().backward(loss, *args, **kwargs)
+            return
+        for parameter, gradient in zip(self._trained(), self._gradients, strict=True):
+            parameter.grad = gradient
 
     def on_train_start(self) -> None:
         restore_loaders(self.trainer)
@@ -186,8 +235,17 @@ class Task(pl.LightningModule):
 
     def evaluate(self, stage: str, window: Window, sums: TokenNLL) -> None:
         """Add a window's nll to sums, read from the state after the stage's last window."""
-        nll = self.head.nll(self.read(stage, window).hidden, window.targets)
+        reader = self.reader(stage, window)
+        state = reader.before(window.tokens)
+        graph = self._graph(stage, self._scored)
+        scored = graph(window, state, None) if graph else None
+        nll, reader.state = scored or self._scored(window, state)
         sums.update(nll, window.mask)
+
+    def _scored(self, window: Window, state: States) -> tuple[Tensor, States]:
+        """The nll of each position and the state after the last."""
+        output = self.model(window.tokens, window.resets, state)
+        return self.head.nll(output.hidden, window.targets), detached(output.state)
 
     def _report(self, stage: str, sums: TokenNLL) -> None:
         nll_sum, num_tokens = sums.compute()

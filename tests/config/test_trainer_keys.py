@@ -241,7 +241,10 @@ def by_hand(place: Place, epochs: list[list[int]], *argv: str, together: int = 1
         for first in range(0, len(chosen), together):
             nll, count = torch.zeros(()), 0
             for window in (windows[number] for number in chosen[first : first + together]):
-                lost = task.head.nll(task.read("train", window).hidden, window.targets)
+                lost = task.head.nll(
+                    task.reader("train", window).read(window.tokens, window.resets).hidden,
+                    window.targets,
+                )
                 nll = nll + lost[window.mask].sum()
                 count += window.num_targets
             gradients = torch.autograd.grad(nll / count, parameters)
@@ -337,7 +340,8 @@ def test_figures_of_a_limit_are_those_of_the_windows_read(place):
         total, count = 0.0, 0
         for window in itertools.islice(data.loader(split), number):
             with kernels.use("torch"), torch.no_grad():
-                nll = task.head.nll(task.read(stage, window).hidden, window.targets)
+                output = task.reader(stage, window).read(window.tokens, window.resets)
+                nll = task.head.nll(output.hidden, window.targets)
             total += float(nll[window.mask].double().sum())
             count += int(window.mask.sum())
         assert fitted.summary[f"{stage}/nll"] == pytest.approx(total / count, rel=1e-12)

@@ -7,8 +7,10 @@ import sys
 
 import pytest
 import torch
+from fitted import Place, assert_same
 from journey import LIMIT, assert_same_state, last, lmkit, rows, start, wait_for_rows
 
+from lmkit.config.groups import CONF, group_options
 from lmkit.head import FullSoftmax
 from lmkit.model.dropout import Masks, dropout
 from lmkit.model.elman import ElmanLayer
@@ -138,6 +140,42 @@ def test_a_killed_training_resumes_bit_for_bit(tmp_path, settings, model, precis
     lmkit("resume", "killed", cwd=tmp_path)
     assert rows(runs / "killed") == rows(runs / "whole")
     assert_same_state(last(runs / "killed"), last(runs / "whole"))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return Place(tmp_path_factory.mktemp("graphs"))
+
+
+PLAIN_SGD = ("optimizer=sgd", "model.dropout=0.3", "trainer.precision=bf16-mixed")
+ADAM = ("optimizer=adam", *PLAIN_SGD[1:], "model.tie_weights=false")
+EVERY_DROPOUT = (
+    *("model.word_dropout=0.1", "model.weight_dropout=0.5", "model.locked_dropout=true"),
+    "regularizers=[ar,tar]",
+)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        *[(), PLAIN_SGD, (*ADAM, *EVERY_DROPOUT), (*ADAM, "averaging=ema")],
+        *[
+            (*ADAM, f"model={name}")
+            for name in group_options([CONF])["model"]
+            if name not in ("ngram", "window", "mogrifier")
+        ],
+        (*ADAM, "model=window", "~model.num_layers"),
+        (*ADAM, "model=mogrifier", "model.rank=2"),
+        *[(*ADAM, f"head={name}") for name in ("mixture", "projected", "sampled", "adaptive")],
+        (*ADAM, "model.residual=rms_norm", "model.expansion=1.5"),
+        (*ADAM, "model.zoneout=0.1"),
+    ],
+    ids=" ".join,
+)
+def test_a_graph_computes_what_its_operators_compute_one_by_one(place, more):
+    """Bit for bit, with its validations; some heads cannot be captured, and train as ever."""
+    settings = ("trainer.accelerator=cuda", *more)
+    assert_same(place.fit(*settings, "kernels=graphs"), place.fit(*settings, "kernels=torch"))
 
 
 def test_a_run_computes_on_the_cpu_what_it_computes_on_the_gpu(whole):

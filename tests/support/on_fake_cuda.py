@@ -39,7 +39,7 @@ from lmkit.config.trainer import build_trainer
 from lmkit.inference import TrainedModel
 from lmkit.inference.scoring import predictions
 from lmkit.kernels.matmul import onednn_is_exact
-from lmkit.model import Reader, Recurrent, RecurrentLayer, detached
+from lmkit.model import Reader, Recurrent, RecurrentLayer
 from lmkit.run.checkpoints import AtomicCheckpointIO
 from lmkit.system import hardware
 from lmkit.training.callbacks import StopOnNonFinite
@@ -356,11 +356,8 @@ def waiting_step(task, window, index):
     return loss
 
 
-def read_where_it_lies(reader, tokens, resets):
-    state = reader.state or reader.model.initial_state(len(tokens))
-    output = reader.model(tokens, resets, state)
-    reader.state = detached(output.state)
-    return output._replace(state=reader.state)
+def where_it_lies(reader, tokens):
+    return reader.state or reader.model.initial_state(len(tokens))
 
 
 def native_of_half(layer, kernel, inputs, state, weights):
@@ -376,7 +373,7 @@ training_step, native, Generator = Task.training_step, RecurrentLayer.native, to
 FAULTS = {
     "a tensor made on the CPU": (Recurrent, "_embedded", embedded_beside_cpu),
     "a value that the host reads": (Task, "training_step", waiting_step),
-    "a state left on the CPU": (Reader, "read", read_where_it_lies),
+    "a state left on the CPU": (Reader, "before", where_it_lies),
     "another dtype for a kernel": (RecurrentLayer, "native", native_of_half),
     "a generator of the CPU": (torch, "Generator", lambda device="cpu": Generator()),
 }

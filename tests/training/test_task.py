@@ -173,7 +173,7 @@ def test_the_rate_of_an_update_follows_the_drawn_lengths(accumulate, clip, momen
         group = windows[begin : begin + accumulate]
         optimizer.zero_grad()
         for window in group:
-            output = slow.read("train", window)
+            output = slow.reader("train", window).read(window.tokens, window.resets)
             weight = window.weight / accumulate
             slow.head.loss(output.hidden, window.targets, weight).loss.backward()
         if clip:
@@ -195,7 +195,10 @@ def test_training_values_are_means_over_the_tokens_since_the_last_row(tmp_path):
     expected, total, count = [], 0.0, 0
     for window in loader(text, bptt=3):
         with torch.no_grad():
-            nll = twin.head.nll(twin.read("train", window).hidden, window.targets)
+            nll = twin.head.nll(
+                twin.reader("train", window).read(window.tokens, window.resets).hidden,
+                window.targets,
+            )
         total += float(nll[window.mask].sum())
         count += window.num_targets
         if window.index % 2:
