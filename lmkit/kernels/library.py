@@ -24,6 +24,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lmkit.kernels.matmul import exact_on_gpu
+
 Kernels = Literal["auto", "compiled", "graphs", "torch"]
 
 NATIVE = Path(__file__).with_name("native")
@@ -37,11 +39,13 @@ _in_use: Kernels = "auto"
 @contextmanager
 def use(kernels: Kernels) -> Iterator[None]:
     """Within this context `torch` turns the compiled kernels off; otherwise they are used if they
-    are available. `graphs` lets training capture its steps as CUDA graphs."""
+    are available. `graphs` lets training capture its steps as CUDA graphs. What is fp32 is
+    multiplied as such, on a GPU too."""
     global _in_use
     before, _in_use = _in_use, kernels
     try:
-        yield
+        with exact_on_gpu():
+            yield
     finally:
         _in_use = before
 

@@ -51,6 +51,18 @@ def fp32_products() -> str:
 
 
 @contextmanager
+def exact_on_gpu() -> Iterator[None]:
+    """A context in which cuDNN multiplies fp32 as such, which PyTorch's other products on a GPU do
+    anyway: its default is TF32, whose mantissa is fp16's."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+@contextmanager
 def _through_onednn() -> Iterator[None]:
     settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = settings.fp32_precision
