@@ -26,8 +26,9 @@ class MixtureOfSoftmaxes(MatrixHead):
     `num_experts` full softmaxes would; never do more logits exist at a time than in one of them.
 
     num_experts: softmaxes that are mixed.
-    latent_dropout: share of the experts' vectors tanh(W_k h + c_k) that a step leaves out, with one
-    mask for all positions of a window, another in each lane.
+    latent_dropout: share of the experts' vectors tanh(W_k h + c_k) that a step leaves out.
+    locked_latent: one mask of it for all positions of a window, another in each lane (Yang et al.
+    2018); false: another at each position (Melis et al. 2020).
     bias: whether there is b.
     chunk_size: experts' vectors whose logits exist at a time, at least all those of one position;
     null: chosen by the vocabulary.
@@ -44,6 +45,7 @@ class MixtureOfSoftmaxes(MatrixHead):
         *,
         num_experts: Size = 15,
         latent_dropout: Share = 0.0,
+        locked_latent: bool = True,
         **settings: Any,
     ) -> None:
         """settings: the other arguments of `MatrixHead`."""
@@ -52,6 +54,7 @@ class MixtureOfSoftmaxes(MatrixHead):
         self.experts = nn.Linear(hidden_size, num_experts * self.weight.shape[1])
         self.num_experts = num_experts
         self.latent_dropout = latent_dropout
+        self.locked_latent = locked_latent
 
     def _latent(self, hidden: Tensor) -> Tensor:
         """hidden (.., hidden_size) -> the experts' vectors, side by side, (.., experts * size)."""
@@ -62,8 +65,9 @@ class MixtureOfSoftmaxes(MatrixHead):
         return self.prior(hidden).float().log_softmax(1)
 
     def loss(self, hidden: Tensor, targets: Tensor, weight: Tensor) -> Loss:
+        shared = (1,) if self.locked_latent else ()
         latent = dropout(
-            self._latent(hidden), self.latent_dropout, self.training, "head.latent", shared=(1,)
+            self._latent(hidden), self.latent_dropout, self.training, "head.latent", shared
         )
         vectors = latent.view(-1, self.num_experts, self.weight.shape[1])
         loss, nll = MixtureCrossEntropy.apply(

@@ -23,7 +23,8 @@ class MogrifierLayer(LSTMFamilyLayer):
 
     With `rank` above 0 each matrix is a product of two, of this inner size. At the start an element
     of Q_i or R_i has the variance 1 / columns, as in the authors' program (deepmind/lamb), so that
-    a gate is about 1. That program adds a bias to each gate, which the equations lack.
+    a gate is about 1. With `gate_bias` each gate has a bias, from 0, which that program adds in the
+    sigmoid and the equations lack.
     """
 
     def __init__(
@@ -33,11 +34,15 @@ class MogrifierLayer(LSTMFamilyLayer):
         init: RecurrentInit = "uniform",
         rounds: int = 5,
         rank: int = 0,
+        gate_bias: bool = False,
     ) -> None:
         super().__init__(input_size, hidden_size, init)
         shapes = [(input_size, hidden_size), (hidden_size, input_size)]  # of Q and of R
         self.rounds = nn.ModuleList(
             nn.ParameterList(factors(*shapes[index % 2], rank)) for index in range(rounds)
+        )
+        self.gate_biases = nn.ParameterList(
+            torch.zeros(shapes[index % 2][0]) for index in range(rounds if gate_bias else 0)
         )
 
     def forward(self, inputs: Tensor, resets: Tensor, state: State) -> tuple[Tensor, State]:
@@ -48,6 +53,8 @@ class MogrifierLayer(LSTMFamilyLayer):
             [Products.alone(matrix, lanes, time) for matrix in matrices.parameters()]
             for matrices in self.rounds
         ]
+        for matrices, bias, products in zip(self.rounds, self.gate_biases, rounds, strict=False):
+            products[-1] = Products(matrices[-1], bias.expand(lanes, time, -1))
         xs = inputs.unbind(1)
 
         def step(t: int, state: State) -> State:
@@ -78,13 +85,20 @@ class Mogrifier(LSTMFamily):
     rounds: how often, the input first; 0 is an LSTM (the paper has 5 or 6).
     rank: inner size of the factors of the gates' matrices; 0: whole matrices (the paper has 40 to
     90).
+    gate_bias: whether each gate has a bias, as in the authors' program but not in the paper.
     """
 
     def __init__(
-        self, vocabulary_size: int, *, rounds: Count = 5, rank: Count = 0, **settings: Any
+        self,
+        vocabulary_size: int,
+        *,
+        rounds: Count = 5,
+        rank: Count = 0,
+        gate_bias: bool = False,
+        **settings: Any,
     ) -> None:
-        """settings: the arguments of `Recurrent`."""
-        self._gating = (rounds, rank)
+        """settings: the arguments of `LSTMFamily`."""
+        self._gating = (rounds, rank, gate_bias)
         super().__init__(vocabulary_size, **settings)
 
     @staticmethod

@@ -38,6 +38,8 @@ class Recurrent(LanguageModel):
     et al. 2018).
     zoneout: share of the units of a state that keep their value at a position (Krueger et al.
     2017); no kernel has it, so training is slower.
+    fresh_state: share of the lanes in which a window of training begins from the zero state, as an
+    evaluation does (deepmind/lamb has 0.01).
     tie_weights: one matrix for embedding and head (Press and Wolf 2017).
     init_range: embedding and head begin uniform between minus this and this; null: by their sizes.
     recurrent_init: how the layers' weights begin; uniform: as PyTorch's; xavier and orthogonal: the
@@ -68,6 +70,7 @@ class Recurrent(LanguageModel):
         word_dropout: Share = 0.0,
         weight_dropout: Share = 0.0,
         zoneout: Share = 0.0,
+        fresh_state: Share = 0.0,
         tie_weights: bool = False,
         init_range: Positive | None = None,
         recurrent_init: RecurrentInit = "uniform",
@@ -91,6 +94,7 @@ class Recurrent(LanguageModel):
         self.output_dropout = dropout if output_dropout is None else output_dropout
         self.locked_dropout = locked_dropout
         self.word_dropout = word_dropout
+        self.fresh_state = fresh_state
         self.sum_layers = sum_layers
         self.residual = residual
         pairs = [(size, size) for size in sizes[1:]] if residual else pairwise(sizes)
@@ -149,7 +153,7 @@ class Recurrent(LanguageModel):
             shared = (1,) if self.locked_dropout else ()
             return dropout(tensor, probabilities[below], self.training, names[below], shared)
 
-        hidden = self._embedded(tokens)
+        hidden, state = self._embedded(tokens), self._begun(state)
         states, outputs = [], []
         for index, layer in enumerate(self.layers):
             hidden, layer_state = layer(dropped(hidden, index), resets, state[index])
@@ -158,6 +162,21 @@ class Recurrent(LanguageModel):
         if self.sum_layers:
             hidden = sum(outputs[1:], outputs[0])
         return Output(dropped(hidden, len(states)), hidden, tuple(states))
+
+    def _begun(self, state: States) -> States:
+        """The state that a window begins from; in training zero in some lanes."""
+        if not (self.training and self.fresh_state):
+            return state
+        lanes = state[0][0].new_ones(len(state[0][0]))
+        kept = dropout(lanes, self.fresh_state, True, "state") != 0
+        zero = self.initial_state(len(lanes))
+        return tuple(
+            tuple(
+                part.where(kept.view(-1, *[1] * (part.dim() - 1)), first)
+                for part, first in zip(layer, firsts, strict=True)
+            )
+            for layer, firsts in zip(state, zero, strict=True)
+        )
 
     def _embedded(self, tokens: Tensor) -> Tensor:
         """The tokens' vectors; in training without the words that this window leaves out."""

@@ -110,11 +110,13 @@ class NTASGD(_OneMean):
 
     interval: validations that must have been no better than the best of all before them (n of the
     paper).
+    latest: validation after which the mean begins in any case; null: none.
     """
 
-    def __init__(self, interval: Size = 5) -> None:
+    def __init__(self, interval: Size = 5, latest: Size | None = None) -> None:
         super().__init__()
         self.interval = interval
+        self.latest = latest
         self.begun = False
         self.history: list[float] = []  # nll of the validations until the mean has begun
 
@@ -124,10 +126,15 @@ class NTASGD(_OneMean):
 
     def validated(self, nll: float, rival_nll: float | None) -> bool:
         before = self.history[: -self.interval]
-        if not self.begun and before and nll > min(before):
+        self.history.append(nll)
+        if self.begun:
+            return False
+        if before and nll > min(before):
             self.begun = True
             log.info("validation has stopped improving: the average of the weights begins")
-        self.history.append(nll)
+        elif self.latest and len(self.history) >= self.latest:
+            self.begun = True
+            log.info("validation %d: the average of the weights begins", len(self.history))
         return False
 
     def state_dict(self) -> dict[str, Any]:

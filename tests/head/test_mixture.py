@@ -194,10 +194,11 @@ def test_weights_far_below_half_precision_scale_loss_and_gradient():
 
 
 @pytest.mark.parametrize("choice", ["compiled", "torch"])
-def test_latent_dropout_is_one_mask_for_all_positions_of_a_lane(choice):
-    head, _ = make(latent_dropout=0.5)
+@pytest.mark.parametrize("locked", [True, False])
+def test_latent_dropout_is_one_mask_for_all_positions_of_a_lane_or_one_for_each(choice, locked):
+    head, _ = make(latent_dropout=0.5, locked_latent=locked)
     hidden, targets, weight = case()
-    ones = torch.ones(3, 1, 4 * SIZE)
+    ones = torch.ones(3, 1 if locked else hidden.shape[1], 4 * SIZE)
     with Masks(1, 2, 3).use():
         mask = dropout(ones, 0.5, True, "head.latent")
         with kernels.use(choice):

@@ -263,6 +263,30 @@ def test_only_layers_of_one_size_are_added(settings, what):
     )
 
 
+@pytest.mark.parametrize("kind", [*KINDS, *BLOCKS])
+def test_a_window_begins_from_the_zero_state_in_a_share_of_the_lanes(kind):
+    """The others go on, all tensors of a lane's state together; an evaluation always does."""
+    model = build(kind, fresh_state=0.5)
+    tokens = torch.randint(VOCABULARY, (12, 3), generator=torch.manual_seed(2))
+    none = torch.zeros(12, 3, dtype=torch.bool)
+    torch.manual_seed(4)
+    state = tuple(
+        tuple(torch.rand_like(part) - 0.5 for part in layer) for layer in model.initial_state(12)
+    )
+    kept = mask((12,), 0.5, "state") != 0
+    assert 2 < kept.sum() < 10
+    begun = tuple(tuple(part * kept[:, None] for part in layer) for layer in state)
+    with Masks(*PLACE).use():
+        found = model.train()(tokens, none, state).hidden
+        goes_on = model.eval()(tokens, none, state).hidden
+    torch.testing.assert_close(found, model(tokens, none, begun).hidden)
+    torch.testing.assert_close(goes_on[kept], found[kept])
+    assert not torch.isclose(goes_on[~kept], found[~kept]).all()
+    half = tuple(tuple(part[6:] for part in layer) for layer in state)
+    with Masks(*PLACE, 6, 12).use():  # as the second of two processes
+        torch.testing.assert_close(model.train()(tokens[6:], none[6:], half).hidden, found[6:])
+
+
 def test_only_in_kernels_do_threads_change_no_bit():
     assert build("lstm").any_threads
     assert not build("lstm", state_dropout=0.1).any_threads

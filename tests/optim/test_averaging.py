@@ -53,6 +53,19 @@ def test_nt_asgd_averages_from_the_first_validation_that_is_no_better_on(interva
         assert not averaging.validated(nll, None)
 
 
+@pytest.mark.parametrize(("latest", "begins"), [(3, 3), (1, 1), (9, 5)])
+def test_nt_asgd_begins_after_a_validation_at_the_latest(latest, begins):
+    """The fifth is worse than all but the last one before it."""
+    nlls = [5.0, 4.0, 3.0, 2.0, 3.5, 1.0]
+    averaging, seen = NTASGD(1, latest), steps(len(nlls))
+    for number, (nll, weights) in enumerate(zip(nlls, seen, strict=True), start=1):
+        averaging.update(weights, False)
+        assert averaging.begun == (number > begins)
+        averaging.validated(nll, None)
+        averaging = reloaded(averaging, NTASGD(1, latest))
+    assert_near(averaging.weights, mean(seen[begins:]))
+
+
 def test_nt_asgd_forgets_the_validations_of_another_text():
     averaging = NTASGD(1)
     for nll in (1.0, 1.0):

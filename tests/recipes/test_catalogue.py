@@ -96,6 +96,7 @@ def test_the_settings_of_zaremba_are_theirs_for_a_mean_over_tokens():
     [
         *(("zaremba_medium", 20), ("zaremba_large", 66), ("awd_lstm_ptb", 24)),
         *(("awd_lstm_enwik8", 47), ("mos_ptb", 22), ("melis_24m_wikitext2", 24)),
+        ("mogrifier_35m_wikitext2", 35),
     ],
 )
 def test_the_sizes_are_the_published_ones(name, millions):

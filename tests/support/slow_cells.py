@@ -15,6 +15,8 @@ def build_cell(kind, vocabulary_size, **settings):
         return Mogrifier(vocabulary_size, **settings)
     if kind == "factored mogrifier":
         return Mogrifier(vocabulary_size, rounds=6, rank=3, **settings)
+    if kind == "biased mogrifier":
+        return grown(Mogrifier(vocabulary_size, rounds=3, rank=3, gate_bias=True, **settings))
     return grown(LayerNormLSTM(vocabulary_size, **settings))
 
 
@@ -54,10 +56,11 @@ def slow_mogrifier(layer, x, state):
     h, c = state
     for number, matrices in enumerate(layer.rounds, start=1):
         matrix = matrices[0] if len(matrices) == 1 else matrices[1] @ matrices[0]
+        bias = layer.gate_biases[number - 1] if len(layer.gate_biases) else 0
         if number % 2:
-            x = 2 * (matrix @ h).sigmoid() * x
+            x = 2 * (matrix @ h + bias).sigmoid() * x
         else:
-            h = 2 * (matrix @ x).sigmoid() * h
+            h = 2 * (matrix @ x + bias).sigmoid() * h
     sums = layer.weight_ih @ x + layer.bias_ih + layer.weight_hh @ h + layer.bias_hh
     c, o = lstm(layer, sums, c)
     return o * c.tanh(), c
@@ -76,6 +79,7 @@ SLOW_CELLS = {
     "lstmp": slow_lstmp,
     "mogrifier": slow_mogrifier,
     "factored mogrifier": slow_mogrifier,
+    "biased mogrifier": slow_mogrifier,
     "layer norm": slow_layer_norm,
 }
 
