@@ -2,12 +2,13 @@
 
     python benchmarks/gpu.py PART [path=DIR] [json=FILE] [work=DIR] [seconds=600] [again=false]
         [accelerator=cuda] [shapes=200,650_tied,awd,1500_tied] [precisions=bf16-mixed,32-true]
-        [steps=200] [rounds=5] [curve_seconds=600]
+        [steps=200] [rounds=5] [curve_seconds=600] [recipe=pytorch_examples_200_tied]
 
 tests: tests/journeys/test_cuda.py. processes: two processes on one card over gloo, and one over
 NCCL, have the losses of one process. resume: a run that is killed and resumed is bit for bit one
 that was not. speed: benchmarks/train.py for each shape and precision. curve: the learning curve of
-pytorch_examples_650_tied over `curve_seconds` of training, which each call goes on with.
+pytorch_examples_650_tied over `curve_seconds` of training, which each call goes on with. recipe: a
+whole reproduction on the card, which each call goes on with, too.
 
 A call stops what would take more than `seconds`; the next one leaves out what the JSON has already,
 unless again=true. accelerator=cpu and shapes=tiny try the parts out where there is no card.
@@ -24,6 +25,7 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ET
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -81,14 +83,19 @@ def tests(session: Session) -> bool:
 def training(session: Session, *more: str) -> list[str]:
     """Arguments of a training of the first shape's sizes on WikiText, of some steps."""
     given = session.given
-    tiny = ["model.embedding_size=16", "model.hidden_size=16", "data.batch_size=4", "data.bptt=8"]
     return [
         *("data=wikitext", f"data.path={Path(given.path).resolve()}", "name=gpu"),
         "experiment=pytorch_examples_650_tied",
         *(f"trainer.accelerator={given.accelerator}", "trainer.limit_test_batches=0"),
-        *(tiny if given.shapes == "tiny" else []),
+        *tiny(given),
         *more,
     ]
+
+
+def tiny(given: Settings) -> list[str]:
+    if given.shapes != "tiny":
+        return []
+    return ["model.embedding_size=16", "model.hidden_size=16", "data.batch_size=4", "data.bptt=8"]
 
 
 def fresh(session: Session, name: str) -> Path:
@@ -245,18 +252,7 @@ def curve(session: Session) -> bool:
         return float(json.loads(lines[-1])["seconds"]) if lines else 0.0
 
     def values() -> dict[str, Any]:
-        print(f"$ {shlex.join(command)}", flush=True)
-        log = (session.work / "curve.log").open("a", encoding="utf-8")
-        process = subprocess.Popen(command, cwd=session.work, stdout=log, stderr=log)
-        while process.poll() is None and session.left() > 2 * RESERVE:
-            if trained() >= given.curve_seconds:
-                break
-            time.sleep(0.2)
-        process.send_signal(signal.SIGTERM)  # it saves its state
-        code = process.wait(timeout=max(session.left(), RESERVE))
-        if code not in (0, 128 + signal.SIGTERM, -signal.SIGTERM):  # the last: it had not begun
-            text = Path(log.name).read_text(encoding="utf-8")
-            raise subprocess.CalledProcessError(code, command, text)
+        code = go_on(session, command, "curve", lambda: trained() >= given.curve_seconds)
         if trained() < given.curve_seconds and code:
             raise TooLongError
         return {"seconds_of_training": trained(), "rows": all_rows(run)}
@@ -270,6 +266,49 @@ def curve(session: Session) -> bool:
     return done
 
 
+def recipe(session: Session) -> bool:
+    """A recipe's record: whole training and evaluation against the published numbers."""
+    given = session.given
+    run = session.work / "outputs" / given.recipe / "seed-1"
+    if given.again:
+        shutil.rmtree(run, ignore_errors=True)
+    command = [
+        *(PYTHON, "-m", "lmkit", "reproduce", given.recipe, "callbacks.samples=null"),
+        *(f"data.path={Path(given.path).resolve()}", f"trainer.accelerator={given.accelerator}"),
+        *("trainer.devices=1", f"trainer.precision={given.precisions.split(',')[0]}"),
+        *(["trainer.max_epochs=2", *tiny(given)] if tiny(given) else []),
+    ]
+
+    def values() -> dict[str, Any]:
+        record = run / "reproduction.json"
+        try:
+            go_on(session, command, "recipe", lambda: False)
+        except subprocess.CalledProcessError:
+            if not record.exists():  # else the verdict was fail
+                raise
+        if not record.exists():
+            raise TooLongError
+        return {"record": json.loads(record.read_text("utf-8")), "rows": all_rows(run)}
+
+    return session.figure(f"recipe, {given.recipe}", [command], values)
+
+
+def go_on(session: Session, command: list[str], name: str, enough: Callable[[], bool]) -> int:
+    """The exit code of a training, which is stopped, and saves its state, when there is enough of
+    it or no time left."""
+    print(f"$ {shlex.join(command)}", flush=True)
+    with (session.work / f"{name}.log").open("a", encoding="utf-8") as log:
+        process = subprocess.Popen(command, cwd=session.work, stdout=log, stderr=log)
+        while process.poll() is None and session.left() > 2 * RESERVE and not enough():
+            time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        code = process.wait(timeout=max(session.left(), RESERVE))
+    if code not in (0, 128 + signal.SIGTERM, -signal.SIGTERM):  # the last: it had not begun
+        text = Path(log.name).read_text(encoding="utf-8")
+        raise subprocess.CalledProcessError(code, command, text)
+    return code
+
+
 def all_rows(run: Path) -> list[dict[str, Any]]:
     """The rows of metrics.jsonl, with their times."""
     metrics = run / "metrics.jsonl"
@@ -277,7 +316,14 @@ def all_rows(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-PARTS = {"tests": tests, "processes": processes, "resume": resume, "speed": speed, "curve": curve}
+PARTS = {
+    "tests": tests,
+    "processes": processes,
+    "resume": resume,
+    "speed": speed,
+    "curve": curve,
+    "recipe": recipe,
+}
 
 
 def main() -> int:

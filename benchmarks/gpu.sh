@@ -6,6 +6,7 @@
 #     benchmarks/gpu.sh resume path=DIR
 #     benchmarks/gpu.sh speed path=DIR
 #     benchmarks/gpu.sh curve path=DIR
+#     benchmarks/gpu.sh recipe path=DIR recipe=pytorch_examples_650_tied
 #
 # DIR is WikiText-2's. benchmarks/gpu.py says what a part does, and its settings; called again, a
 # part does only what is still missing. All figures are in one file, build/gpu/gpu.json, and in

@@ -36,6 +36,7 @@ class Settings:
     steps: int = 200
     rounds: int = 5
     curve_seconds: int = 600
+    recipe: str = "pytorch_examples_200_tied"
 
 
 class TooLongError(Exception):

@@ -54,7 +54,8 @@ class MogrifierLayer(LSTMFamilyLayer):
             for matrices in self.rounds
         ]
         for matrices, bias, products in zip(self.rounds, self.gate_biases, rounds, strict=False):
-            products[-1] = Products(matrices[-1], bias.expand(lanes, time, -1))
+            *_, last = matrices.parameters()
+            products[-1] = Products(last, bias.expand(lanes, time, -1))
         xs = inputs.unbind(1)
 
         def step(t: int, state: State) -> State:

@@ -160,7 +160,8 @@ def cost(record: Mapping[str, Any]) -> str:
     spent = record["cost"]
     parts = []
     if spent["seconds"] is not None:
-        parts.append(f"{spent['seconds'] / 3600:.2f} h")
+        hours = spent["seconds"] / 3600
+        parts.append(f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.0f} min")
     if spent["tokens_per_second"] is not None:
         parts.append(f"{spent['tokens_per_second']:,.0f} tokens/s in training")
     return ", ".join([*parts, spent["hardware"], spent["precision"]])

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from lmkit.training.task import Task
 
 AFTER = 10  # windows of one shape, one after the other, before it is captured
+SETTINGS = (bool, int, float, str, tuple)  # of a part: what its kernels may follow from
 TENSORS = ("tokens", "targets", "resets", "mask", "weight")  # of a window
 
 Result = TypeVar("Result")
@@ -34,12 +35,16 @@ def capturable(task: Task) -> bool:
     known to follow from a window's tensors alone, and the kernels from its shape."""
     if not kernels.graphs() or task.device.type != "cuda":
         return False
-    parts = [*task.model.modules(), *task.head.modules(), *task.regularizers.values()]
     return (
         task.trainer.world_size == 1
         and getattr(task.trainer.precision_plugin, "scaler", None) is None
-        and all(_is_capturable(type(part)) for part in parts)
+        and all(_is_capturable(type(part)) for part in _parts(task))
     )
+
+
+def _parts(task: Task) -> list[object]:
+    """What computes."""
+    return [*task.model.modules(), *task.head.modules(), *task.regularizers.values()]
 
 
 def _is_capturable(kind: type) -> bool:
@@ -62,14 +67,15 @@ class Graph(Generic[Result]):
     def __call__(self, window: Window, state: States, masks: Masks | None) -> Result | None:
         """What the function returns, of which the next call makes something else; or None if the
         shape is not captured. masks: of dropout."""
-        same = window.tokens.shape == self._shape
-        self._shape, self._count = window.tokens.shape, self._count + 1 if same else 1
-        if self._captured is None or not self._captured.fits(window):
+        shape = window.tokens.shape
+        self._shape, self._count = shape, self._count + 1 if shape == self._shape else 1
+        if self._captured and not self._captured.is_current():
+            self._captured, self._count = None, 1
+        if self._captured is None or self._captured.shape != shape:
             if self._count < AFTER:
                 return None
             self._captured = None  # its memory is free for the next one
-            parameters = list(self.task.parameters())
-            self._captured = Captured(self._alone, parameters, window, state, masks)
+            self._captured = Captured(self._alone, _parts(self.task), window, state, masks)
         return self._captured.replay(window, state, masks)
 
     def _alone(self, window: Window, state: States) -> Result:
@@ -84,14 +90,15 @@ class Captured(Generic[Result]):
     def __init__(
         self,
         function: Function[Result],
-        parameters: Sequence[nn.Parameter],
+        parts: Sequence[object],
         window: Window,
         state: States,
         masks: Masks | None,
     ) -> None:
-        """parameters: what the function reads besides; the others as in `replay`."""
-        self._parameters = parameters
-        self._addresses = [parameter.data_ptr() for parameter in parameters]
+        """parts: whose parameters and settings the function reads; the others as in `replay`."""
+        self.shape = window.tokens.shape
+        self._parts = parts
+        self._known = self._known_now()
         self._window = window._replace(**{name: getattr(window, name).clone() for name in TENSORS})
         self._state = tuple(tuple(part.clone() for part in layer) for layer in state)
         self._masks: KeptMasks | None = None
@@ -107,10 +114,17 @@ class Captured(Generic[Result]):
         torch.clear_autocast_cache()
         return result
 
-    def fits(self, window: Window) -> bool:
-        """Whether the window has its shape, and the weights are where they were."""
-        addresses = [parameter.data_ptr() for parameter in self._parameters]
-        return window.tokens.shape == self._window.tokens.shape and addresses == self._addresses
+    def is_current(self) -> bool:
+        """Whether the weights are where they were, and the settings of all parts the same."""
+        return self._known_now() == self._known
+
+    def _known_now(self) -> list[object]:
+        known: list[object] = []
+        for part in self._parts:
+            known += [value for value in vars(part).values() if isinstance(value, SETTINGS)]
+            if isinstance(part, nn.Module):
+                known += [parameter.data_ptr() for parameter in part.parameters(recurse=False)]
+        return known
 
     def replay(self, window: Window, state: States, masks: Masks | None) -> Result:
         """The function's result for a window and the state before it, with masks of dropout."""

@@ -51,7 +51,8 @@ def part(name: str, place: Path, *more: str, code: int = 0) -> str:
 
 
 def test_what_is_no_part_is_refused(tmp_path):
-    told = "tests or processes or resume or speed or curve, with path=DIR for all but tests"
+    parts = "tests or processes or resume or speed or curve or recipe"
+    told = f"{parts}, with path=DIR for all but tests"
     assert told in call("everything", code=2)
     assert told in part("speed", tmp_path, code=2)
     assert not (tmp_path / "gpu.json").exists()
@@ -114,3 +115,14 @@ def test_a_curve_goes_on_in_the_next_call(tmp_path, corpus):
     assert second["values"]["rows"][-1]["seconds"] >= round(longer)
     assert len(second["commands"]) == len(first["commands"]) + 1
     assert second["commands"][-1].endswith("lmkit resume curve")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_reproduction_is_stopped_and_goes_on(tmp_path, corpus):
+    recipe = [f"path={corpus}", "recipe=pytorch_examples_200_tied"]
+    assert "call again" in part("recipe", tmp_path, *recipe, "seconds=35", code=1)
+    part("recipe", tmp_path, *recipe)
+    values = figures(tmp_path)["recipe, pytorch_examples_200_tied"]["values"]
+    assert values["record"]["verdict"] == "other settings"
+    assert [row["epoch"] for row in values["rows"] if "val/nll" in row] == [0, 1]

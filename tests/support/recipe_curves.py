@@ -53,6 +53,7 @@ def write_texts(directory: Path) -> dict[str, Path]:
         "PennTreebank": directory / "ptb",
         "WikiText": directory / "wikitext",
         "Enwik8": directory / "enwik8",
+        "TinyShakespeare": directory / "enwik8",
     }
 
 
@@ -61,7 +62,8 @@ def curve(name: str, directory: Path, *changes: str) -> list[float]:
     texts = write_texts(directory / "texts")
     recipe = compose([f"experiment={name}"]).config
     source = recipe["data"]["_target_"].rpartition(".")[2]
-    small = ["data.valid_bytes=4000", "data.test_bytes=4000"] if source == "Enwik8" else []
+    cut = texts[source].is_file()
+    small = ["data.valid_bytes=4000", "data.test_bytes=4000"] if cut else []
     if recipe["head"].get("cutoffs"):
         small.append("head.cutoffs=[20,60,120]")  # of the text's 204 words
     argv = [

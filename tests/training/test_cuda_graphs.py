@@ -83,6 +83,20 @@ def test_a_training_of_captured_steps_is_the_one_of_single_operators(place, capt
     assert Again.of_scores > 0
 
 
+def test_a_setting_that_changes_in_the_middle_is_obeyed(place, capturing, monkeypatch):
+    begin = task.Task.on_train_batch_start
+
+    def changed(self, batch, index):
+        self.model.dropout = 0.2 if self.trainer.fit_loop.total_batch_idx < 15 else 0.6
+        begin(self, batch, index)
+
+    monkeypatch.setattr(task.Task, "on_train_batch_start", changed)
+    plain = place.train(*ADAM, *DROPOUT, "model.num_layers=2")
+    capturing(after=3)
+    assert_same(place.train(*ADAM, *DROPOUT, "model.num_layers=2"), plain)
+    assert 20 < Again.of_steps < 33
+
+
 def test_a_killed_training_of_captured_steps_resumes_bit_for_bit(place, capturing):
     settings = (*ADAM, *DROPOUT, "callbacks.checkpoint.every_n_train_steps=4")
     capturing(after=2)
