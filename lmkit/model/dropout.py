@@ -48,14 +48,14 @@ class Masks:
         return first, second
 
     def drawn(self, name: Name, p: float, like: Tensor, rows: int) -> Tensor:
-        """The factors of a mask on an accelerator: so many rows of the shape of those of `like`."""
+        """The factors of a mask (rows, ..) on an accelerator; the rest is as in `like` (lanes, ..)."""
         mask = like.new_empty(rows, *like.shape[1:])
         self.draw(mask, name, p)
         return mask
 
     def draw(self, mask: Tensor, name: Name, p: float) -> None:
-        """Fill a tensor with 0 at probability p and 1 / (1 - p) elsewhere. By a generator: though
-        it draws for all lanes, it is faster there than the hash of many small kernels."""
+        """Fill a mask (rows, ..) with 0 at probability p and 1 / (1 - p) elsewhere. By a generator:
+        though it draws for all lanes, it is faster there than the hash of many small kernels."""
         one, other = self.key(name)
         generator = torch.Generator(mask.device).manual_seed(one << 32 | other)
         mask.bernoulli_(1 - p, generator=generator).div_(1 - p)

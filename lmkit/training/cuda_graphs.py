@@ -9,18 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import Generic, TypeVar
 
+import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
 from lmkit import kernels
+from lmkit.head import Head
 from lmkit.model import States
 from lmkit.model.dropout import Masks, Name
 from lmkit.windows import Window
-
-if TYPE_CHECKING:
-    from lmkit.training.task import Task
 
 AFTER = 10  # windows of one shape, one after the other, before it is captured
 SETTINGS = (bool, int, float, str, tuple)  # of a part: what its kernels may follow from
@@ -30,21 +29,17 @@ Result = TypeVar("Result")
 Function = Callable[[Window, States], Result]
 
 
-def capturable(task: Task) -> bool:
-    """Whether windows may be captured: on one card, without a loss scaler, if what is computed is
-    known to follow from a window's tensors alone, and the kernels from its shape."""
-    if not kernels.graphs() or task.device.type != "cuda":
+def capturable(module: pl.LightningModule, parts: Sequence[object]) -> bool:
+    """Whether a module's windows may be captured: on one card, without a loss scaler, if what its
+    parts compute is known to follow from a window's tensors alone, and the kernels from its
+    shape."""
+    if not kernels.graphs() or module.device.type != "cuda":
         return False
     return (
-        task.trainer.world_size == 1
-        and getattr(task.trainer.precision_plugin, "scaler", None) is None
-        and all(_is_capturable(type(part)) for part in _parts(task))
+        module.trainer.world_size == 1
+        and getattr(module.trainer.precision_plugin, "scaler", None) is None
+        and all(_is_capturable(type(part)) for part in parts)
     )
-
-
-def _parts(task: Task) -> list[object]:
-    """What computes."""
-    return [*task.model.modules(), *task.head.modules(), *task.regularizers.values()]
 
 
 def _is_capturable(kind: type) -> bool:
@@ -56,10 +51,12 @@ def _is_capturable(kind: type) -> bool:
 class Graph(Generic[Result]):
     """A function of a window and the state before it, captured for the shape that windows have."""
 
-    def __init__(self, function: Function[Result], task: Task) -> None:
-        """function: of tensors alone, in which it changes nothing."""
+    def __init__(self, function: Function[Result], head: Head, parts: Sequence[object]) -> None:
+        """function: of tensors alone, in which it changes nothing. parts: whose parameters and
+        settings it reads."""
         self.function = function
-        self.task = task
+        self.head = head
+        self.parts = parts
         self._shape: torch.Size | None = None  # of the last window
         self._count = 0  # of windows of this shape, one after the other
         self._captured: Captured[Result] | None = None
@@ -75,12 +72,12 @@ class Graph(Generic[Result]):
             if self._count < AFTER:
                 return None
             self._captured = None  # its memory is free for the next one
-            self._captured = Captured(self._alone, _parts(self.task), window, state, masks)
+            self._captured = Captured(self._alone, self.parts, window, state, masks)
         return self._captured.replay(window, state, masks)
 
     def _alone(self, window: Window, state: States) -> Result:
         """The function, in memory that is the graph's: what others keep may be gone at a replay."""
-        with self.task.head.fresh_memory():
+        with self.head.fresh_memory():
             return self.function(window, state)
 
 
@@ -95,7 +92,7 @@ class Captured(Generic[Result]):
         state: States,
         masks: Masks | None,
     ) -> None:
-        """parts: whose parameters and settings the function reads; the others as in `replay`."""
+        """function and parts: as `Graph` has them; the others as in `replay`."""
         self.shape = window.tokens.shape
         self._parts = parts
         self._known = self._known_now()

@@ -134,7 +134,9 @@ class Task(pl.LightningModule):
     def _graph(self, stage: str, function: Function[Any]) -> Graph[Any] | None:
         """The captured function of a stage, if there can be one."""
         if stage not in self._graphs:
-            self._graphs[stage] = Graph(function, self) if capturable(self) else None
+            parts = [*self.model.modules(), *self.head.modules(), *self.regularizers.values()]
+            may = capturable(self, parts)
+            self._graphs[stage] = Graph(function, self.head, parts) if may else None
         return self._graphs[stage]
 
     def _with_gradients(self, window: Window, state: States) -> _Step:

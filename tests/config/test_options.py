@@ -54,7 +54,7 @@ def corpus(tmp_path: Path) -> Path:
     (tmp_path / "spm.model").write_bytes(sentencepiece_model())
     with (tmp_path / "enwik8").open("wb") as file:
         file.truncate(10_000_001)  # holes, which take no room
-    (tmp_path / "input.txt").write_text("some words\n" * 11_000)
+    (tmp_path / "input.txt").write_text("some words\n" * 22_000)
     return tmp_path
 
 

@@ -58,7 +58,7 @@ def capturing(monkeypatch):
     def begin(after):
         monkeypatch.setattr(cuda_graphs, "capture", captured)
         monkeypatch.setattr(cuda_graphs, "AFTER", after)
-        monkeypatch.setattr(task, "capturable", lambda task: True)
+        monkeypatch.setattr(task, "capturable", lambda task, parts: True)
         monkeypatch.setattr(Again, "of_steps", 0)
         monkeypatch.setattr(Again, "of_scores", 0)
 
@@ -158,7 +158,7 @@ def test_a_captured_function_uses_no_memory_that_may_be_gone_at_a_replay(place, 
     state = Reader(trained.model).before(window.tokens)
     inputs = [*window[:5], *tree_leaves(state), *trained.parameters()]
     for function in (trained._with_gradients, trained._scored):
-        alone = cuda_graphs.Graph(function, trained)._alone
+        alone = cuda_graphs.Graph(function, trained.head, [])._alone
         with kernels.use("torch"), Masks(1, 0, 0).use():
             alone(window, state)
             with Storages(inputs) as storages:
