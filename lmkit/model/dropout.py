@@ -48,7 +48,7 @@ class Masks:
         return first, second
 
     def drawn(self, name: Name, p: float, like: Tensor, rows: int) -> Tensor:
-        """The factors of a mask (rows, ..) on an accelerator; the rest is as in `like` (lanes, ..)."""
+        """The factors of a mask (rows, ..) on an accelerator, each row as in `like` (lanes, ..)."""
         mask = like.new_empty(rows, *like.shape[1:])
         self.draw(mask, name, p)
         return mask
