@@ -112,7 +112,8 @@ class Captured(Generic[Result]):
         return result
 
     def is_current(self) -> bool:
-        """Whether the weights are where they were, and the settings of all parts the same."""
+        """Whether the weights are where they were, the same of them are trained, and all settings
+        are the same."""
         return self._known_now() == self._known
 
     def _known_now(self) -> list[object]:
@@ -120,7 +121,8 @@ class Captured(Generic[Result]):
         for part in self._parts:
             known += [value for value in vars(part).values() if isinstance(value, SETTINGS)]
             if isinstance(part, nn.Module):
-                known += [parameter.data_ptr() for parameter in part.parameters(recurse=False)]
+                own = part.parameters(recurse=False)
+                known += [(parameter.data_ptr(), parameter.requires_grad) for parameter in own]
         return known
 
     def replay(self, window: Window, state: States, masks: Masks | None) -> Result:

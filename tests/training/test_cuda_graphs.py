@@ -83,11 +83,16 @@ def test_a_training_of_captured_steps_is_the_one_of_single_operators(place, capt
     assert Again.of_scores > 0
 
 
-def test_a_setting_that_changes_in_the_middle_is_obeyed(place, capturing, monkeypatch):
+@pytest.mark.parametrize("what", ["dropout", "a frozen embedding"])
+def test_what_changes_in_the_middle_is_obeyed(place, capturing, monkeypatch, what):
     begin = task.Task.on_train_batch_start
 
     def changed(self, batch, index):
-        self.model.dropout = 0.2 if self.trainer.fit_loop.total_batch_idx < 15 else 0.6
+        early = self.trainer.fit_loop.total_batch_idx < 15
+        if what == "dropout":
+            self.model.dropout = 0.2 if early else 0.6
+        else:
+            self.model.embedding.weight.requires_grad_(early)
         begin(self, batch, index)
 
     monkeypatch.setattr(task.Task, "on_train_batch_start", changed)
