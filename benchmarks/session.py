@@ -114,6 +114,7 @@ class Session:
         self.file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self.file, text)
         if out := os.environ.get("OUT"):
+            Path(out).mkdir(parents=True, exist_ok=True)
             write_atomically(Path(out, "gpu.json"), text)
 
 
