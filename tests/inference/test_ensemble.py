@@ -50,6 +50,12 @@ def test_the_best_weights_are_those_of_a_search(rows, tokens):
     assert mixture(nlls, found).mean() <= min(tried) + 1e-4
 
 
+def test_the_best_mixture_is_no_worse_than_the_best_model():
+    """Where expectation maximisation would take more rounds than it has."""
+    nlls = [-np.log(np.array([p])) for p in (0.9765625, 0.978515625)]
+    assert best_weights(nlls) == [0.0, 1.0]
+
+
 def test_a_model_that_knows_nothing_has_no_weight():
     nlls = [np.array([1.0, 2.0, np.inf]), np.array([np.inf, np.inf, np.inf])]
     assert best_weights(nlls) == pytest.approx([1, 0], abs=1e-3)

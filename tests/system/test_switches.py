@@ -188,11 +188,11 @@ def test_kernels_and_threads_hold_wherever_a_model_computes(
     forward = LSTM.forward
 
     def watched(*given: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        seen.append((library._enabled, torch.get_num_threads()))
+        seen.append((library._in_use, torch.get_num_threads()))
         return forward(*given)
 
     monkeypatch.setattr(LSTM, "forward", watched)
     with threads.use(3):
         measured(place, command)
         assert torch.get_num_threads() == 3
-    assert set(seen) == {(False, 2)}
+    assert set(seen) == {("torch", 2)}
