@@ -45,19 +45,9 @@ def tests(session: Session) -> bool:
     """How many tests passed, failed and were skipped."""
     report = session.work / "tests.xml"
     command = [
-        PYTHON,
-        "-m",
-        "pytest",
-        "-W",
-        "default",
-        "-n",
-        "4",
-        "--dist",
-        "load",
-        "-q",
-        f"--junitxml={report}",
+        *(PYTHON, "-m", "pytest", "-W", "default", "-n", "4", "--dist", "load", "-q"),
+        *(f"--junitxml={report}", "tests/journeys/test_cuda.py"),
     ]
-    command.append("tests/journeys/test_cuda.py")
 
     def counts() -> dict[str, Any]:
         failed = None
@@ -98,9 +88,9 @@ def tiny(given: Settings) -> list[str]:
     return ["model.embedding_size=16", "model.hidden_size=16", "data.batch_size=4", "data.bptt=8"]
 
 
-def fresh(session: Session, name: str) -> Path:
+def fresh(session: Session, name: str, experiment: str = "gpu") -> Path:
     """The run directory of a name, without what an earlier call has left of it."""
-    run = session.work / "outputs" / "gpu" / name
+    run = session.work / "outputs" / experiment / name
     shutil.rmtree(run, ignore_errors=True)
     return run
 
@@ -271,12 +261,13 @@ def recipe(session: Session) -> bool:
     given = session.given
     run = session.work / "outputs" / given.recipe / "seed-1"
     if given.again:
-        shutil.rmtree(run, ignore_errors=True)
+        fresh(session, run.name, given.recipe)
+    small = tiny(given)
     command = [
         *(PYTHON, "-m", "lmkit", "reproduce", given.recipe, "callbacks.samples=null"),
         *(f"data.path={Path(given.path).resolve()}", f"trainer.accelerator={given.accelerator}"),
         *("trainer.devices=1", f"trainer.precision={given.precisions.split(',')[0]}"),
-        *(["trainer.max_epochs=2", *tiny(given)] if tiny(given) else []),
+        *(["trainer.max_epochs=2", *small] if small else []),
     ]
 
     def values() -> dict[str, Any]:
