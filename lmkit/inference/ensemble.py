@@ -20,7 +20,7 @@ Floats = npt.NDArray[np.floating]
 
 TOKENS = 2**20  # that are looked at together
 ROUNDS = 1000  # of EM at most
-CLOSE = 1e-7  # a change of no weight by more ends it
+CLOSE = 1e-7  # nats a token above the lowest nll that end it
 
 
 @dataclass(frozen=True)
@@ -58,27 +58,44 @@ def mixture(nlls: Sequence[Floats], weights: Sequence[float]) -> npt.NDArray[np.
 
 
 def best_weights(nlls: Sequence[Floats]) -> list[float]:
-    """The weights with which the mixture's nll over all tokens is lowest, by expectation
-    maximisation from equal ones: it is convex, so that there is one minimum.
+    """The weights with which the mixture's nll over all tokens is lowest, to `CLOSE`: it is convex,
+    so that there is one minimum. By expectation maximisation from equal ones, in longer and longer
+    steps while they help (Salakhutdinov and Roweis 2003).
 
     nlls: of each model, (tokens,), in nats, infinite where a token has no probability.
     """
-    weights = np.full(len(nlls), 1 / len(nlls))
-    num_tokens = len(nlls[0])
+    weights = kept = np.full(len(nlls), 1 / len(nlls))
+    factors, lowest, length = np.ones(len(nlls)), np.inf, 1.0
     for _ in range(ROUNDS):
-        shares = np.zeros_like(weights)
-        for begin in range(0, num_tokens, TOKENS):
-            some = np.stack([nll[begin : begin + TOKENS] for nll in nlls]).astype(np.float64)
-            some = some[:, np.isfinite(some).any(axis=0)]
-            # Relative to the likeliest: the others may become 0, the sum does not.
-            joint = weights[:, None] * np.exp(some.min(axis=0) - some)
-            shares += (joint / joint.sum(axis=0)).sum(axis=1)
-        before, weights = weights, shares / shares.sum()
-        if np.abs(weights - before).max() < CLOSE:
-            break
-    # Between models that are almost alike it is slow: the mixture is to be no worse than the best.
-    known = np.isfinite(np.stack(nlls)).any(axis=0)
-    alone = [float(nll[known].mean(dtype=np.float64)) for nll in nlls] if known.any() else []
-    if alone and min(alone) < mixture([nll[known] for nll in nlls], weights.tolist()).mean():
-        weights = np.eye(len(nlls))[np.argmin(alone)]
+        nll, found = _nll_and_factors(nlls, weights)
+        if nll <= lowest:
+            lowest, kept, factors, length = nll, weights, found, 1.5 * length
+            if found.max() < 1 + CLOSE:  # no other weights are better by more, as it is convex
+                break
+        else:
+            length = 1.0
+        with np.errstate(divide="ignore"):
+            logs = np.log(kept) + length * np.log(factors)
+        weights = np.exp(logs - logs.max())
+        weights /= weights.sum()
+    weights = kept
     return [float(weight) for weight in weights]
+
+
+def _nll_and_factors(
+    nlls: Sequence[Floats], weights: npt.NDArray[np.float64]
+) -> tuple[float, npt.NDArray[np.float64]]:
+    """The mean nll of a mixture, and for each model the mean of p_m over that of the mixture, by
+    which a step of expectation maximisation multiplies its weight."""
+    total, sums, count = 0.0, np.zeros(len(nlls)), 0
+    for begin in range(0, len(nlls[0]), TOKENS):
+        some = np.stack([nll[begin : begin + TOKENS] for nll in nlls]).astype(np.float64)
+        some = some[:, np.isfinite(some).any(axis=0)]
+        least = some.min(axis=0)
+        relative = np.exp(least - some)  # to the likeliest: others may become 0, the sum does not
+        mixed = weights @ relative
+        with np.errstate(divide="ignore", invalid="ignore"):  # a step too long: an infinite nll
+            total += float((least - np.log(mixed)).sum())
+            sums += (relative / mixed).sum(axis=1)
+        count += some.shape[1]
+    return total / max(count, 1), sums / max(count, 1)

@@ -51,9 +51,19 @@ def test_the_best_weights_are_those_of_a_search(rows, tokens):
 
 
 def test_the_best_mixture_is_no_worse_than_the_best_model():
-    """Where expectation maximisation would take more rounds than it has."""
+    """Where plain expectation maximisation takes more rounds than a thousand."""
     nlls = [-np.log(np.array([p])) for p in (0.9765625, 0.978515625)]
-    assert best_weights(nlls) == [0.0, 1.0]
+    found = best_weights(nlls)
+    assert found == pytest.approx([0.0, 1.0], abs=1e-5)
+    assert mixture(nlls, found).mean() <= nlls[1].mean() + 1e-7
+
+
+def test_a_step_that_is_too_long_is_taken_back():
+    """One token that only the worse model knows keeps it in the mixture."""
+    many = np.full(20_000, 5.0)
+    nlls = [np.append(many, np.inf), np.append(many + 3, 1.0)]
+    worse = 1 / 20_001 * (1 / (1 - np.exp(-3)))  # where the derivative of the nll is 0
+    assert best_weights(nlls)[1] == pytest.approx(worse, rel=1e-2)
 
 
 def test_a_model_that_knows_nothing_has_no_weight():
