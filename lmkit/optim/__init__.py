@@ -2,7 +2,7 @@
 of weights, norms of gradients."""
 
 from lmkit.optim.averaging import EMA, NTASGD, SWA, Averaging, TwoTailed
-from lmkit.optim.gradients import global_norm, is_plain_sgd
+from lmkit.optim.gradients import clip_norm, global_norm, is_plain_sgd, scale_rates
 from lmkit.optim.groups import Groups, learning_rates
 from lmkit.optim.hold_then_decay import HoldThenDecay
 from lmkit.optim.muon import MuonWithAdam
@@ -31,9 +31,11 @@ __all__ = [
     "WarmupLinear",
     "WarmupStableDecay",
     "check_length",
+    "clip_norm",
     "documented",
     "global_norm",
     "has_end",
     "is_plain_sgd",
     "learning_rates",
+    "scale_rates",
 ]

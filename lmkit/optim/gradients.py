@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
@@ -27,3 +27,27 @@ def global_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
                 grad = grad.values()
             values.append(grad)
     return nn.utils.get_total_norm(values)
+
+
+def clip_norm(
+    optimizer: Optimizer, parameters: Sequence[nn.Parameter], most: float, norm: Tensor
+) -> None:
+    """Make the next step one of gradients whose norm is at most `most`; norm: what it is."""
+    if norm.device.type != "cpu":  # which is not waited for
+        nn.utils.clip_grads_with_norm_(parameters, most, norm)
+        return
+    share = most / (float(norm) + 1e-6)
+    if share >= 1:
+        return
+    if is_plain_sgd(optimizer):  # a shorter step is the same, without a pass over all
+        scale_rates(optimizer, share)
+        return
+    for parameter in parameters:
+        if parameter.grad is not None:
+            parameter.grad.mul_(share)
+
+
+def scale_rates(optimizer: Optimizer, factor: float) -> None:
+    """Multiply the learning rate of every group."""
+    for group in optimizer.param_groups:
+        group["lr"] *= factor

@@ -65,7 +65,7 @@ def count(
     """Count the train split into model and head of a task, or load them from the checkpoint
     `newest`, and write a checkpoint of them that is both the best and the last."""
     store = data.prepared.stores["train"]
-    task.tokens_seen = store.num_tokens
+    task.values.tokens_seen = store.num_tokens
     if newest is not None:
         task.load_state_dict(load_checkpoint(newest)["state_dict"])
         return
@@ -83,7 +83,7 @@ def count(
             lambda share: advance(int(share * store.num_tokens)),
         )
     task.head.load_state_dict(counted.head, assign=True)  # without a copy
-    task.seconds = time.perf_counter() - began
+    task.values.seconds = time.perf_counter() - began
     for row in counted.report:
         if row["fallback"]:
             found = {key: value for key, value in row.items() if key != "fallback"}

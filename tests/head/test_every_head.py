@@ -78,7 +78,7 @@ def window_gradients(task, windows, divide=1):
     sums = torch.zeros(1, dtype=torch.float64)
     for window in windows:
         (task.training_step(window, window.index) / divide).backward()
-    sums, task._sums = task._sums, torch.zeros_like(sums)
+    sums, task.values.sums = task.values.sums, torch.zeros_like(sums)
     every = [p.grad.to_dense().clone() for p in task.parameters()]
     return every, sums
 

@@ -284,7 +284,7 @@ def check_devices(trainer):
     for stage in ("train", "val"):
         for layer in task._readers[stage].state:
             assert all(part.device == CARD and not part.requires_grad for part in layer), stage
-    for value in (task._sums, task.val_sums.nll_sum, task.val_sums.num_tokens):
+    for value in (task.values.sums, task.val_sums.nll_sum, task.val_sums.num_tokens):
         assert value.device == CARD
     if task.model.tie_weights:
         assert task.head.weight is task.model.embedding.weight

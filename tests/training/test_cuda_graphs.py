@@ -14,7 +14,7 @@ from lmkit.assembly import make_data
 from lmkit.config.groups import CONF, group_options
 from lmkit.model import Reader
 from lmkit.model.dropout import Masks
-from lmkit.training import cuda_graphs, task
+from lmkit.training import computation, cuda_graphs, task
 from lmkit.training.components import make_task
 
 ADAM = ("optimizer=adam", "model.tie_weights=false")  # gradients are dense on the CPU, too
@@ -58,7 +58,7 @@ def capturing(monkeypatch):
     def begin(after):
         monkeypatch.setattr(cuda_graphs, "capture", captured)
         monkeypatch.setattr(cuda_graphs, "AFTER", after)
-        monkeypatch.setattr(task, "capturable", lambda task, parts: True)
+        monkeypatch.setattr(computation, "capturable", lambda module, parts: True)
         monkeypatch.setattr(Again, "of_steps", 0)
         monkeypatch.setattr(Again, "of_scores", 0)
 
@@ -162,7 +162,7 @@ def test_a_captured_function_uses_no_memory_that_may_be_gone_at_a_replay(place, 
     window = next(iter(data.loader("train", train=True)))
     state = Reader(trained.model).before(window.tokens)
     inputs = [*window[:5], *tree_leaves(state), *trained.parameters()]
-    for function in (trained._with_gradients, trained._scored):
+    for function in (trained.both_passes, trained.evaluation_pass):
         alone = cuda_graphs.Graph(function, trained.head, [])._alone
         with kernels.use("torch"), Masks(1, 0, 0).use():
             alone(window, state)

@@ -73,7 +73,7 @@ def test_loss_and_gradients_are_those_of_the_loop(num_lanes):
     nll, ar, tar = slow_sums(task, text.documents())
     expected = torch.autograd.grad(nll + ar + tar, list(task.parameters()))
     assert_close(gradients(task, loader(text, num_lanes=num_lanes, bptt=100)), expected)
-    means = dict(zip(task._summed, (task._sums / text.num_tokens).tolist(), strict=True))
+    means = dict(zip(task.values.names, (task.values.sums / text.num_tokens).tolist(), strict=True))
     slow = {"nll": nll, "loss": nll + ar + tar, "ar": ar, "tar": tar}
     assert means == {name: pytest.approx(value.item(), rel=1e-5) for name, value in slow.items()}
 
@@ -82,13 +82,13 @@ def test_loss_and_gradients_are_those_of_the_loop(num_lanes):
 @pytest.mark.parametrize("protocol", ["document", "stream"])
 def test_nothing_depends_on_the_number_of_processes(protocol, locked):
     text, task = Text(LENGTHS), make_task(dropout=0.4, locked_dropout=locked)
-    whole, sums = gradients(task, loader(text, protocol=protocol)), task._sums
+    whole, sums = gradients(task, loader(text, protocol=protocol)), task.values.sums
     shares, share_sums = [], torch.zeros_like(sums)
     for rank in range(2):
-        task._sums = torch.zeros_like(sums)
+        task.values.sums = torch.zeros_like(sums)
         share = loader(text, protocol=protocol, rank=rank, world_size=2)
         shares.append(gradients(task, share, divide=2))
-        share_sums += task._sums
+        share_sums += task.values.sums
     assert_close(map(sum, zip(*shares, strict=True)), whole)
     torch.testing.assert_close(share_sums, sums, rtol=1e-6, atol=0)
 
@@ -96,13 +96,13 @@ def test_nothing_depends_on_the_number_of_processes(protocol, locked):
 def test_accumulated_terms_are_the_means_over_all_tokens_of_an_update():
     text, task = Text(LENGTHS), make_task()
     windows = list(loader(text, accumulate=3))[:3]
-    accumulated, sums = gradients(task, windows, divide=3), task._sums
+    accumulated, sums = gradients(task, windows, divide=3), task.values.sums
     counts = [window.num_targets for window in windows]
     assert len(set(counts)) > 1, "else a mean of means would pass"
     plain = [window._replace(weight=window.mask.float() / sum(counts)) for window in windows]
-    task._sums = torch.zeros_like(sums)
+    task.values.sums = torch.zeros_like(sums)
     assert_close(gradients(task, plain), accumulated)
-    torch.testing.assert_close(task._sums, sums, rtol=1e-6, atol=0)
+    torch.testing.assert_close(task.values.sums, sums, rtol=1e-6, atol=0)
 
 
 def test_the_terms_of_their_paper():
@@ -157,7 +157,7 @@ def test_the_whole_loss_is_that_of_the_head_and_the_nll_stays_the_nll():
     twin.head.load_state_dict(task.head.state_dict())
     for each in (task, twin):
         gradients(each, loader(text, num_lanes=1, bptt=1))  # some windows have no target
-    found, plain = task._sums / text.num_tokens, twin._sums / text.num_tokens
+    found, plain = task.values.sums / text.num_tokens, twin.values.sums / text.num_tokens
     expected = plain + torch.tensor([0, 0.25, 0, 0])
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
