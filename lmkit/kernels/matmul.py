@@ -7,8 +7,9 @@ is allowed; on machines where oneDNN has no bf16 kernel, results are those of fp
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
+from typing import Any
 
 import torch
 
@@ -54,20 +55,32 @@ def fp32_products() -> str:
 def exact_on_gpu() -> Iterator[None]:
     """A context in which cuDNN multiplies fp32 as such, which PyTorch's other products on a GPU do
     anyway: its default is TF32, whose mantissa is fp16's."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
+    cudnn: Any = torch.backends.cudnn
+    try:
+        switch = cudnn.allow_tf32
+    except RuntimeError:  # the program has set it by operator, which is refused beside the switch
+        with _multiplying_in("ieee", cudnn.rnn, cudnn.conv):
+            yield
+        return
+    cudnn.allow_tf32 = False
     try:
         yield
     finally:
-        torch.backends.cudnn.allow_tf32 = before
+        cudnn.allow_tf32 = switch
+
+
+def _through_onednn() -> AbstractContextManager[None]:
+    return _multiplying_in("bf16", torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
 
 
 @contextmanager
-def _through_onednn() -> Iterator[None]:
-    settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    before = settings.fp32_precision
-    settings.fp32_precision = "bf16"
+def _multiplying_in(precision: str, *operators: Any) -> Iterator[None]:
+    """A context in which operators of `torch.backends` multiply fp32 in a precision."""
+    before = [operator.fp32_precision for operator in operators]
+    for operator in operators:
+        operator.fp32_precision = precision
     try:
         yield
     finally:
-        settings.fp32_precision = before
+        for operator, own in zip(operators, before, strict=True):
+            operator.fp32_precision = own

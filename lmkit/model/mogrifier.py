@@ -83,7 +83,8 @@ class Mogrifier(LSTMFamily):
     """The Mogrifier LSTM (Melis et al. 2020): input and last output gate each other in turn before
     an LSTM reads them.
 
-    rounds: how often, the input first; 0 is an LSTM (the paper has 5 or 6).
+    rounds: how often, the input first (the paper has 5 or 6); 0 is an LSTM, whatever rank and
+    gate_bias are.
     rank: inner size of the factors of the gates' matrices; 0: whole matrices (the paper has 40 to
     90).
     gate_bias: whether each gate has a bias, as in the authors' program but not in the paper.
@@ -108,7 +109,7 @@ class Mogrifier(LSTMFamily):
         sizes = config["hidden_sizes"] or [config["hidden_size"]]
         smallest = min(config["embedding_size"], *sizes)
         found = LSTMFamily.mistakes(config, at)
-        if config["rank"] >= smallest:
+        if config["rounds"] and config["rank"] >= smallest:
             found.append(
                 f"{at}.rank={config['rank']} but the smallest size is {smallest}: factors save "
                 f"nothing from there on; set a rank below it, or {at}.rank=0 for whole matrices"

@@ -100,3 +100,4 @@ def test_a_rank_that_saves_nothing_is_refused():
         "model.rank=90 but the smallest size is 80: factors save nothing from there on; set a rank "
         "below it, or model.rank=0 for whole matrices"
     )
+    check(compose(["name=a", "model=mogrifier", "model.rank=200", "model.rounds=0"]))
