@@ -56,7 +56,7 @@ def reproduce(
     if not composition.mistakes and _lacks_text(composition.config):
         raise UserError(
             f"{recipe} needs data.path: {theirs['recipe']['text']}; "
-            f"lmkit reproduce {recipe} data.path=DIR"
+            f"lmkit reproduce {recipe} data.path=PATH"
         )
     config, _ = check(composition)
     run_id = config["run_id"] or f"seed-{config['seed']}"
@@ -124,7 +124,7 @@ def _list(composition: Composition, config_dir: str | None, page: Path | None) -
     console = Console()
     console.print(table) if console.is_terminal else Console(width=120).print(table)
     print(
-        "\nvalid and test are the paper's; lmkit reproduce RECIPE data.path=DIR runs one.\n"
+        "\nvalid and test are the paper's; lmkit reproduce RECIPE data.path=PATH runs one.\n"
         "Times are estimates: 6 operations for each weight and token, at a share of the speed at\n"
         "which this machine multiplies two matrices."
     )

@@ -16,13 +16,18 @@ NUM_LANES = 64
 
 
 def measure(
-    trained: TrainedModel, store: TokenStore | Text, protocol: Protocol, num_lanes: int | None
+    trained: TrainedModel,
+    store: TokenStore | Text,
+    protocol: Protocol,
+    num_lanes: int | None,
+    what: str = "",
 ) -> dict[str, Any]:
-    """nll, perplexity and, if the tokenizer is lossless, bits per byte under a protocol."""
+    """nll, perplexity and, if the tokenizer is lossless, bits per byte under a protocol; what: the
+    text's name, for the display of progress."""
     num_lanes, positions = layout(trained, store, protocol, num_lanes)
     loader = trained.loader(store, protocol, num_lanes, positions)
     began = time.perf_counter()
-    with progress(protocol, store.num_tokens) as advance:
+    with progress(f"{what}, {protocol}" if what else protocol, store.num_tokens) as advance:
         for nll_sum, num_tokens in trained.nll_sums(loader):  # noqa: B007 - the last one counts
             advance(num_tokens)
     assert num_tokens == store.num_tokens

@@ -1,35 +1,58 @@
-"""The progress bar of a computation over tokens."""
+"""The progress of a computation over tokens."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+LINE_SECONDS = 10.0
+
 
 @contextmanager
 def progress(what: str, num_tokens: int) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal, with tokens per second and the time left; yields a function that takes
-    the number of tokens so far."""
+    """A bar on a terminal, elsewhere a plain line every ten seconds, with tokens per second and the
+    time left; yields a function that takes the number of tokens so far."""
     console = Console(stderr=True)
-    bar = Progress(
+    show = _bar if console.is_terminal else _lines
+    began = time.perf_counter()
+    with show(console, what, num_tokens) as update:
+        yield lambda completed: update(completed, completed / (time.perf_counter() - began))
+
+
+@contextmanager
+def _bar(console: Console, what: str, num_tokens: int) -> Iterator[Callable[[int, float], None]]:
+    with Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=None),
         TextColumn("{task.percentage:.0f}% {task.fields[rate]}"),
         TimeRemainingColumn(),
         console=console,
         transient=True,
-        disable=not console.is_terminal,
-    )
-    began = time.perf_counter()
-    with bar:
+    ) as bar:
         task = bar.add_task(what, total=num_tokens, rate="")
 
-        def advance(completed: int) -> None:
-            rate = completed / (time.perf_counter() - began)
+        def update(completed: int, rate: float) -> None:
             bar.update(task, completed=completed, rate=f"{rate:,.0f} tokens/s")
 
-        yield advance
+        yield update
+
+
+@contextmanager
+def _lines(console: Console, what: str, num_tokens: int) -> Iterator[Callable[[int, float], None]]:
+    shown = time.monotonic()
+
+    def update(completed: int, rate: float) -> None:
+        nonlocal shown
+        if time.monotonic() - shown < LINE_SECONDS or not rate:
+            return
+        shown = time.monotonic()
+        left = timedelta(seconds=round((num_tokens - completed) / rate))
+        line = f"{what}  {completed / num_tokens:.0%}  {rate:,.0f} tokens/s  {left} left"
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    yield update

@@ -44,7 +44,8 @@ def measured(run: Run, config: Mapping[str, Any], *, further: bool = False) -> d
         for split, store in stores[protocol].items():
             is_test = protocol == own and split == "test"
             lanes = recipe.get("test_lanes") if is_test else None
-            results.append({"split": split, **measure(trained, store, protocol, lanes)})
+            result = measure(trained, store, protocol, lanes, split)
+            results.append({"split": split, **result})
     names = [name for name in recipe.get("further") or {} if name in METHODS and further]
     train = partial(_stores, run, config, trained, own, ("train",))
     evaluation = Evaluation(trained, own, train=lambda: train()["train"])

@@ -160,7 +160,7 @@ def test_without_the_text_it_says_which(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err == (
         "error: zaremba_small needs data.path: Mikolov's Penn Treebank, the directory of "
         "ptb.train.txt, ptb.valid.txt and ptb.test.txt; lmkit reproduce zaremba_small "
-        "data.path=DIR\n"
+        "data.path=PATH\n"
     )
     assert cli.main(["reproduce", "pytorch_examples_1500", "data.path=x"]) == 2
     assert "no such recipe; did you mean pytorch_examples_" in capsys.readouterr().err
