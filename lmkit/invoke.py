@@ -175,7 +175,9 @@ def _take_words(command: Command, argv: list[str]) -> tuple[dict[str, str], list
                 continue
             from lmkit.overview import RUN
 
-            raise UserError(f"lmkit {command.name} needs a {RUN if name == 'run' else name}")
+            before = f", before {redact(first)}" if argv else ""
+            what = RUN if name == "run" else name
+            raise UserError(f"lmkit {command.name} needs a {what}{before}")
         words[name], argv = first, argv[1:]
     return words, argv
 

@@ -154,8 +154,9 @@ def test_list_shows_every_option_with_its_purpose(capsys):
             "lmkit generate needs a RUN: a run directory, an id, the beginning of one, or latest",
         ),
         (
-            ["generate", "prompt=x"],
-            "lmkit generate needs a RUN: a run directory, an id, the beginning of one, or latest",
+            ["generate", "prompt=x", "latest"],
+            "lmkit generate needs a RUN: a run directory, an id, the beginning of one, or latest, "
+            "before prompt=x",
         ),
         (["analyze"], "lmkit analyze needs a kind"),
         (["list", "modle"], "1 mistake:\n  modle: no such group; did you mean model?"),
