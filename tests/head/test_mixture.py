@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from head_window import head_window
+from slow_mixture import slow_nll, slow_prob
 from torch import nn
 
 from lmkit import kernels
@@ -28,26 +29,6 @@ def make(tied=False, own=True, **settings):
 
 def case():
     return head_window(VOCABULARY, HIDDEN, 7)
-
-
-def slow_prob(head, hidden, mask=None):
-    """p = sum_k pi_k softmax(U tanh(W_k h + c_k) + b), an expert at a time, in float64."""
-    hidden = hidden.double()
-    prior = (hidden @ head.prior.weight.double().T).softmax(-1)
-    size = head.weight.shape[1]
-    prob = 0
-    for k in range(head.num_experts):
-        rows = slice(k * size, (k + 1) * size)
-        inputs = hidden @ head.experts.weight[rows].double().T + head.experts.bias[rows].double()
-        latent = inputs.tanh() * (1 if mask is None else mask[..., rows])
-        logits = latent @ head.weight.double().T
-        logits = logits if head.bias is None else logits + head.bias.double()
-        prob = prob + prior[..., k, None] * logits.softmax(-1)
-    return prob
-
-
-def slow_nll(head, hidden, targets, mask=None):
-    return -slow_prob(head, hidden, mask).gather(-1, targets[..., None])[..., 0].log()
 
 
 KINDS = [
