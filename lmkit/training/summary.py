@@ -87,9 +87,9 @@ def best(trainer: pl.Trainer) -> dict[str, float]:
 def effort(task: Task, seconds: float) -> dict[str, float]:
     """Speed and time of a run over all its resumes, this process's peak memory, and sizes."""
     return {
-        "tokens_per_second": task.values.tokens_seen / max(task.values.seconds, 1e-9),
+        "tokens_per_second": task.tokens_seen / max(task.values.seconds, 1e-9),
         "peak_memory_bytes": hardware.peak_memory(task.device),
         "num_parameters": num_parameters(task),
-        "tokens": task.values.tokens_seen,
+        "tokens": task.tokens_seen,
         "seconds": seconds,
     }

@@ -87,6 +87,11 @@ class Task(Computation):
             self.val_sums = TokenNLL(torch.float32)
             self.test_sums = TokenNLL(torch.float32)
 
+    @property
+    def tokens_seen(self) -> int:
+        """Tokens that have been trained on, over all processes."""
+        return self.values.tokens_seen
+
     def reader(self, stage: str, window: Window) -> Reader:
         """What reads a stage, before this window of it."""
         if window.index == 0:

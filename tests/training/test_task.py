@@ -211,7 +211,7 @@ def test_training_values_are_means_over_the_tokens_since_the_last_row(tmp_path):
         assert nll == pytest.approx(expected_nll, rel=1e-5)
     (validated,) = [row for _, row in logger.rows if "val/nll" in row]
     assert validated["val/nll"] == pytest.approx(slow_nll(task, text.documents()), abs=1e-5)
-    assert task.values.tokens_seen == text.num_tokens
+    assert task.tokens_seen == text.num_tokens
 
 
 def test_a_skipped_update_is_the_same_row_for_every_logger(tmp_path):
