@@ -56,7 +56,7 @@ def discounts(adjusted: npt.NDArray[np.int32]) -> Discounts:
     estimated = [k - (k + 1) * y * n[k + 1] / n[k] for k in (1, 2, 3)]
     for k, discount in enumerate(estimated, start=1):
         if discount <= 0:
-            what = f"that of an adjusted count of {k} would be {discount:.2f}"
+            what = f"the discount of an adjusted count of {k} would be {discount:.2f}"
             return Discounts(*FALLBACK, missing=what)
     return Discounts(*estimated)
 

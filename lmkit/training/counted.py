@@ -86,8 +86,11 @@ def count(
     task.values.seconds = time.perf_counter() - began
     for row in counted.report:
         if row["fallback"]:
-            found = {key: value for key, value in row.items() if key != "fallback"}
-            log.warning("%s: %s; these are set, not estimated", row["fallback"], found)
+            numbers = ", ".join(f"{discount:g}" for discount in row["discounts"])
+            log.warning(
+                "order %d: %s; its discounts are set, not estimated: %s",
+                *(row["order"], row["fallback"], numbers),
+            )
     if task.trainer.fast_dev_run:  # type: ignore[attr-defined]
         return
     write_atomically(run.path / REPORT, json.dumps(counted.report, indent=2).encode())

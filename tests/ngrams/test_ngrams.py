@@ -116,7 +116,7 @@ def test_the_discounts_of_chen_and_goodman():
     [
         ([1, 1, 3], "no n-gram has an adjusted count of 2"),
         ([2, 3, 3], "no n-gram has an adjusted count of 1"),
-        ([1] * 9 + [2] + [3] * 9, "that of an adjusted count of 2 would be -20.09"),
+        ([1] * 9 + [2] + [3] * 9, "the discount of an adjusted count of 2 would be -20.09"),
     ],
 )
 def test_where_counts_are_too_few_the_discounts_are_set(adjusted, missing):

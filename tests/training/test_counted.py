@@ -197,6 +197,23 @@ def test_settings_without_effect_are_named(settings, caplog, place):
     )
 
 
+def test_discounts_that_cannot_be_estimated_are_told(settings, caplog, place):
+    """Of one line every n-gram occurs once."""
+    (place / "line.txt").write_text("the cat sat on a mat\n")
+    caplog.set_level(logging.WARNING)
+    files = [
+        f"data.path={place / 'line.txt'}",
+        "data.test_fraction=0",
+        "data.valid_fraction=0",
+        "run_id=line",
+    ]
+    assert cli.main(["train", *settings, *files, "model.order=2"]) == 0
+    told = "its discounts are set, not estimated: 0.5, 1, 1.5"
+    assert [each for each in warned(caplog) if "order" in each] == [
+        f"order {order}: no n-gram has an adjusted count of 2; {told}" for order in (1, 2)
+    ]
+
+
 def test_a_finished_run_stays_and_one_without_its_end_goes_on(run, settings, capfd):
     before = (run.path / "summary.json").read_bytes()
     assert cli.main(["train", *settings, "run_id=one"]) == 0
