@@ -129,6 +129,11 @@ class Evaluation:
             rows.append(self.at_temperature(text, methods.temperature))
         return rows
 
+    def lanes(self, text: TokenStore | Text) -> int:
+        """The lanes in which the plain figure of a text is read."""
+        num_lanes, _ = layout(self.trained, text, self.protocol, self.num_lanes)
+        return num_lanes
+
     def read_with_cache(self, text: TokenStore | Text, size: int, thetas: list[float]) -> Rows:
         """As `cache.read_with_cache`, in as many lanes as memory allows."""
         num_lanes = self.cache_lanes(text, size)
@@ -136,7 +141,7 @@ class Evaluation:
 
     def cache_lanes(self, text: TokenStore | Text, size: int) -> int:
         """The lanes in which a text is read with a cache of this size."""
-        num_lanes, _ = layout(self.trained, text, self.protocol, self.num_lanes)
+        num_lanes = self.lanes(text)
         if self.protocol != "stream" and self.num_lanes is None:  # only rounding depends on it
             most = REMEMBERED // (min(size, text.num_tokens) * self.trained.model.hidden_size)
             num_lanes = min(num_lanes, max(most, 1))
@@ -174,15 +179,14 @@ class Evaluation:
 
     def read_at_temperatures(self, text: TokenStore | Text, values: Sequence[float]) -> Rows:
         """As `temperature.read_at_temperatures`, in the lanes of the plain figure."""
-        num_lanes, _ = layout(self.trained, text, self.protocol, self.num_lanes)
+        num_lanes = self.lanes(text)
         return read_at_temperatures(self.trained, text, self.protocol, num_lanes, values)
 
     def at_temperature(self, text: TokenStore | Text, settings: Temperature) -> dict[str, Any]:
         """The row of a temperature."""
         began = time.perf_counter()
         nll = self.read_at_temperatures(text, [settings.value])[0]
-        num_lanes, _ = layout(self.trained, text, self.protocol, self.num_lanes)
-        return self.row("temperature", settings, text, nll, began, num_lanes)
+        return self.row("temperature", settings, text, nll, began, self.lanes(text))
 
     def _root_mean_squares(self, settings: Dynamic) -> Weights:
         if settings.rule == "sgd":
@@ -217,7 +221,7 @@ class Evaluation:
     def _sampled(self, text: TokenStore | Text, settings: MCDropout) -> list[dict[str, Any]]:
         check_dropout(self.trained)
         began = time.perf_counter()
-        num_lanes, _ = layout(self.trained, text, self.protocol, self.num_lanes)
+        num_lanes = self.lanes(text)
         bptt = self.trained.shape[1] if self.trained.shape else BPTT
         nll = mean_nll(self.trained, text, self.protocol, num_lanes, bptt, settings)
         return [self.row("mc_dropout", settings, text, nll, began, num_lanes)]
@@ -227,8 +231,8 @@ class Evaluation:
         nlls = self.nlls(text)
         weights = settings.weights or [1 / len(nlls)] * len(nlls)
         settings = replace(settings, weights=weights)
-        num_lanes, _ = layout(self.trained, text, self.protocol, self.num_lanes)
-        return [self.row("ensemble", settings, text, mixture(nlls, weights), began, num_lanes)]
+        nll, num_lanes = mixture(nlls, weights), self.lanes(text)
+        return [self.row("ensemble", settings, text, nll, began, num_lanes)]
 
     def row(
         self,

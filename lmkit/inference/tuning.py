@@ -13,7 +13,6 @@ from lmkit.errors import UserError
 from lmkit.inference.cache import Cache, mixed
 from lmkit.inference.dynamic import DivergedError, Dynamic, Stretch
 from lmkit.inference.ensemble import best_weights, mixture
-from lmkit.inference.evaluation import layout
 from lmkit.inference.methods import Evaluation, Methods, Rows
 from lmkit.inference.temperature import Temperature
 from lmkit.inference.text import Text
@@ -48,8 +47,7 @@ def tuned(
         ensemble = replace(methods.ensemble, weights=best_weights(nlls))
         assert ensemble.weights
         nll = mixture(nlls, ensemble.weights)
-        num_lanes, _ = layout(evaluation.trained, text, evaluation.protocol, evaluation.num_lanes)
-        row = evaluation.row("ensemble", ensemble, text, nll, began, num_lanes)
+        row = evaluation.row("ensemble", ensemble, text, nll, began, evaluation.lanes(text))
         return Methods(ensemble=ensemble), [row]
     if methods.temperature:
         temperature = best_temperature(evaluation, text)

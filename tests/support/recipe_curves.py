@@ -27,8 +27,23 @@ CURVES = Path(__file__).parents[1] / "fixtures" / "recipes.json"
 # The models are as large as the recipes say, the lanes are few.
 FEW_LANES = ["data.batch_size=2", "data.eval_batch_size=2"]
 UPDATES = 200
-# Of those that would take minutes.
-LARGE = {"awd_lstm_enwik8": 8, "awd_qrnn_wikitext103": 8}
+# Of large models, which take longer and whose rounding errors grow sooner.
+LARGE = {
+    "awd_lstm_enwik8": 8,
+    "awd_lstm_ptb": 50,
+    "awd_lstm_wikitext2": 50,
+    "awd_qrnn_ptb": 50,
+    "awd_qrnn_wikitext103": 8,
+    "awd_qrnn_wikitext2": 50,
+    "melis_24m_wikitext2": 50,
+    "mogrifier_35m_wikitext2": 50,
+    "mos_ptb": 50,
+    "pytorch_examples_1500_tied": 50,
+    "pytorch_examples_650": 50,
+    "pytorch_examples_650_tied": 50,
+    "zaremba_large": 50,
+    "zaremba_medium": 50,
+}
 # Of a rounding error, which grows in these updates; a wrong dropout, rate or clip is far outside.
 TOLERANCE = 1e-3
 
