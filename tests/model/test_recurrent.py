@@ -11,9 +11,7 @@ from slow_cells import SLOW_CELLS
 from slow_models import KINDS, VOCABULARY, build, slow_hidden
 from torch import nn
 
-from lmkit.model import (
-    Reader,
-)
+from lmkit.model import Reader
 
 
 def laid_out(documents, num_lanes):

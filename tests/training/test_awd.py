@@ -1,15 +1,12 @@
 """AWD-LSTM (Merity et al. 2018) through the trainer against a plain loop of its equations."""
 
-import csv
 from functools import partial
-from pathlib import Path
 
-import lightning.pytorch as pl
 import pytest
 import torch
 import torch.nn.functional as F
 from in_memory import VOCABULARY, Text, loader
-from lightning.pytorch.loggers import CSVLogger
+from quiet_trainer import Collected, make_trainer
 
 from lmkit.head import FullSoftmax
 from lmkit.model import LSTM, Masks, detached
@@ -167,27 +164,19 @@ def test_awd_lstm_is_a_plain_loop_of_its_equations(tmp_path):
     terms = {"ar": ActivationRegularization(ALPHA), "tar": TemporalActivationRegularization(BETA)}
     task = Task(model, head, make, seed=SEED, regularizers=terms)
     averaging = NTASGD(INTERVAL)
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        logger=CSVLogger(tmp_path),
+    logger = Collected(tmp_path)
+    trainer = make_trainer(
+        logger=logger,
         max_epochs=epochs,
         val_check_interval=VALIDATE_EVERY,
         check_val_every_n_epoch=None,
         gradient_clip_val=CLIP,
         log_every_n_steps=1,
-        num_sanity_val_steps=0,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
         callbacks=[WeightAveraging(averaging)],
     )
     trainer.fit(task, windows(), windows(train=False))
-    trainer.logger.save()
-    with (Path(trainer.logger.log_dir) / "metrics.csv").open() as file:
-        rows = list(csv.DictReader(file))
     for key, expected in (("train/nll", trained), ("val/nll", validated)):
-        found = [float(row[key]) for row in rows if row[key]]
-        assert found == pytest.approx(expected, abs=2e-3)
+        assert logger.of(key) == pytest.approx(expected, abs=2e-3)
     assert averaging.begun
     assert averaging.mean.count == len(trained) - VALIDATE_EVERY * (begun + 1)
     assert validated[-1] < validated[0]

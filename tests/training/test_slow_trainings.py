@@ -2,16 +2,13 @@
 the equations of its paper; AWD-LSTM's are in test_awd.py."""
 
 import copy
-import csv
 from functools import partial
-from pathlib import Path
 
-import lightning.pytorch as pl
 import pytest
 import torch
 import torch.nn.functional as F
 from in_memory import EOS, VOCABULARY, Text, loader
-from lightning.pytorch.loggers import CSVLogger
+from quiet_trainer import Collected, make_trainer
 from slow_mixture import slow_nll
 from slow_models import CELLS, build, slow_hidden
 
@@ -23,31 +20,25 @@ TEXT = Text([4, 7, 2, 3])
 SLOWLY = {"layer norm": 1e-3, "mlstm": 1e-3}  # rates; their norms magnify the rounding of updates
 
 
-def trained(kind, model, head, directory):
+def trained(model, head, rate, directory):
     """The nll of each update of a training, each of all documents in two lanes."""
-    task = Task(model, head, partial(torch.optim.Adam, lr=SLOWLY.get(kind, RATE)))
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        logger=CSVLogger(directory),
+    logger = Collected(directory)
+    trainer = make_trainer(
+        logger=logger,
         max_epochs=UPDATES,
         gradient_clip_val=CLIP,
         check_val_every_n_epoch=UPDATES,
-        num_sanity_val_steps=0,
         log_every_n_steps=1,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
     )
+    task = Task(model, head, partial(torch.optim.Adam, lr=rate))
     trainer.fit(task, loader(TEXT, num_lanes=2, bptt=100), loader(TEXT, seed=None))
-    trainer.logger.save()
-    with (Path(trainer.logger.log_dir) / "metrics.csv").open() as file:
-        return [float(row["train/nll"]) for row in csv.DictReader(file) if row["train/nll"]]
+    return logger.of("train/nll")
 
 
-def by_hand(kind, model, head):
+def by_hand(kind, model, head, rate):
     """The same by the equations, a document at a time."""
     parameters = list(dict.fromkeys([*model.parameters(), *head.parameters()]))
-    optimizer = torch.optim.Adam(parameters, lr=SLOWLY.get(kind, RATE))
+    optimizer = torch.optim.Adam(parameters, lr=rate)
     seen = []
     for _ in range(UPDATES):
         nll = 0.0
@@ -70,8 +61,9 @@ def by_hand(kind, model, head):
 
 def assert_alike(kind, model, head, directory):
     copied = copy.deepcopy((model, head))
-    found = trained(kind, model, head, directory)
-    expected = by_hand(kind, *copied)
+    rate = SLOWLY.get(kind, RATE)
+    found = trained(model, head, rate, directory)
+    expected = by_hand(kind, *copied, rate)
     assert found == pytest.approx(expected, rel=1e-4)
     assert expected[-1] < 0.7 * expected[0]
 

@@ -2,13 +2,12 @@
 
 from functools import partial
 
-import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
 from in_memory import EOS, VOCABULARY, Text, loader
-from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins import MixedPrecision
+from quiet_trainer import Collected, make_trainer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lmkit.head import FullSoftmax
@@ -49,19 +48,6 @@ def test_fp16_gradients_are_clipped_out_of_their_scale(algorithm):
     if algorithm == "norm":
         norm = torch.nn.utils.get_total_norm(steps[1])
         assert float(norm) == pytest.approx(0.5 * 0.05, rel=1e-3)
-
-
-def make_trainer(**kwargs):
-    quiet = {
-        "accelerator": "cpu",
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "use_distributed_sampler": False,
-        "num_sanity_val_steps": 0,
-    }
-    return pl.Trainer(**{**quiet, **kwargs})
 
 
 def slow_nll(task, documents, carry=False):
@@ -133,20 +119,6 @@ def test_accumulated_gradient_is_that_of_the_mean_over_all_its_tokens():
     plain = [w._replace(weight=w.mask.float() / sum(counts)) for w in windows]
     for one, other in zip(accumulated, window_gradients(task, plain), strict=True):
         torch.testing.assert_close(one, other)
-
-
-class Collected(CSVLogger):
-    """Keeps what is logged."""
-
-    def __init__(self, directory):
-        super().__init__(directory)
-        self.rows = []
-
-    def log_metrics(self, metrics, step=None):
-        self.rows.append((step, metrics))
-
-    def save(self):
-        pass
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
