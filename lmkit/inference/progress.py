@@ -10,7 +10,7 @@ from datetime import timedelta
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-LINE_SECONDS = 10.0
+LINE_SECONDS = 10.0  # between two lines, where there is no terminal
 
 
 @contextmanager
@@ -51,8 +51,13 @@ def _lines(console: Console, what: str, num_tokens: int) -> Iterator[Callable[[i
         if time.monotonic() - shown < LINE_SECONDS or not rate:
             return
         shown = time.monotonic()
-        left = timedelta(seconds=round((num_tokens - completed) / rate))
-        line = f"{what}  {completed / num_tokens:.0%}  {rate:,.0f} tokens/s  {left} left"
+        left = time_left((num_tokens - completed) / rate)
+        line = f"{what}  {completed / num_tokens:.0%}  {rate:,.0f} tokens/s  {left}"
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     yield update
+
+
+def time_left(seconds: float) -> str:
+    """As `0:12:30 left`."""
+    return f"{timedelta(seconds=round(seconds))} left"

@@ -51,36 +51,29 @@ def fp32_products() -> str:
     return "oneDNN" if onednn_is_exact() else "PyTorch's default"
 
 
-@contextmanager
-def exact_on_gpu() -> Iterator[None]:
+def exact_on_gpu() -> AbstractContextManager[None]:
     """A context in which cuDNN multiplies fp32 as such, which PyTorch's other products on a GPU do
     anyway: its default is TF32, whose mantissa is fp16's."""
     cudnn: Any = torch.backends.cudnn
     try:
-        switch = cudnn.allow_tf32
+        _ = cudnn.allow_tf32
     except RuntimeError:  # the program has set it by operator, which is refused beside the switch
-        with _multiplying_in("ieee", cudnn.rnn, cudnn.conv):
-            yield
-        return
-    cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        cudnn.allow_tf32 = switch
+        return _set("fp32_precision", "ieee", cudnn.rnn, cudnn.conv)
+    return _set("allow_tf32", False, cudnn)
 
 
 def _through_onednn() -> AbstractContextManager[None]:
-    return _multiplying_in("bf16", torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
+    return _set("fp32_precision", "bf16", torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
 
 
 @contextmanager
-def _multiplying_in(precision: str, *operators: Any) -> Iterator[None]:
-    """A context in which operators of `torch.backends` multiply fp32 in a precision."""
-    before = [operator.fp32_precision for operator in operators]
-    for operator in operators:
-        operator.fp32_precision = precision
+def _set(name: str, value: Any, *places: Any) -> Iterator[None]:
+    """A context in which an attribute of all places has a value."""
+    before = [getattr(place, name) for place in places]
+    for place in places:
+        setattr(place, name, value)
     try:
         yield
     finally:
-        for operator, own in zip(operators, before, strict=True):
-            operator.fp32_precision = own
+        for place, own in zip(places, before, strict=True):
+            setattr(place, name, own)

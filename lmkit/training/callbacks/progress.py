@@ -2,7 +2,6 @@
 
 import math
 import time
-from datetime import timedelta
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -12,10 +11,10 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from torch import nn
 
+from lmkit.inference.progress import LINE_SECONDS, time_left
 from lmkit.training.fit_loop import is_fitting
 
 BAR_SECONDS = 0.5  # reading the running loss waits for the device: at most this often
-LINE_SECONDS = 10.0
 WARM_UP = 3  # steps that may compile, and fill caches
 ENOUGH = 5.0  # seconds of further steps that are needed for an estimate
 
@@ -176,7 +175,7 @@ class Progress(Callback):
         steps = self._total - trainer.global_step
         epoch = trainer.num_training_batches / trainer.accumulate_grad_batches
         seconds = self._time.left(steps, steps // max(epoch, 1))
-        return "" if seconds is None else f"{timedelta(seconds=round(seconds))} left"
+        return "" if seconds is None else time_left(seconds)
 
     def _epoch(self, trainer: Trainer) -> str:
         last = trainer.max_epochs if (trainer.max_epochs or -1) > 0 else None
