@@ -8,7 +8,7 @@ tests: tests/journeys/test_cuda.py. processes: two processes on one card over gl
 NCCL, have the losses of one process. resume: a run that is killed and resumed is bit for bit one
 that was not. speed: benchmarks/train.py for each shape and precision. curve: the learning curve of
 pytorch_examples_650_tied over `curve_seconds` of training, which each call goes on with. recipe: a
-whole reproduction on the card, which each call goes on with, too.
+whole reproduction on the card, which each call goes on with, too, then what a cache makes of it.
 
 A call stops what would take more than `seconds`; the next one leaves out what the JSON has already,
 unless again=true. accelerator=cpu and shapes=tiny try the parts out where there is no card.
@@ -257,7 +257,8 @@ def curve(session: Session) -> bool:
 
 
 def recipe(session: Session) -> bool:
-    """A recipe's record: whole training and evaluation against the published numbers."""
+    """A recipe's record: whole training and evaluation against the published numbers; then the
+    evaluation with a continuous cache."""
     given = session.given
     run = session.work / "outputs" / given.recipe / "seed-1"
     if given.again:
@@ -281,7 +282,16 @@ def recipe(session: Session) -> bool:
             raise TooLongError
         return {"record": json.loads(record.read_text("utf-8")), "rows": all_rows(run)}
 
-    return session.figure(f"recipe, {given.recipe}", [command], values)
+    name = f"recipe, {given.recipe}"
+    if not session.figure(name, [command], values):
+        return False
+    evaluate = [
+        *(PYTHON, "-m", "lmkit", "evaluate", str(run), "protocol=stream", "cache=2000"),
+        *("tune=true", "format=json", f"trainer.accelerator={given.accelerator}"),
+    ]
+    return session.figure(
+        f"{name}, cache", [evaluate], lambda: json.loads(session.run(evaluate, cwd=session.work))
+    )
 
 
 def go_on(session: Session, command: list[str], name: str, enough: Callable[[], bool]) -> int:

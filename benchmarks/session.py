@@ -66,21 +66,22 @@ class Session:
         return bool(figure and figure["done"]) and not self.given.again
 
     def run(self, command: list[str], *, cwd: Path | None = None) -> str:
-        """What a command prints; raises TooLongError, or CalledProcessError with its output."""
+        """What a command prints; raises TooLongError, or CalledProcessError with its output and
+        its messages."""
         print(f"$ {shlex.join(command)}", flush=True)
         if self.left() <= RESERVE:
             raise TooLongError
         process = subprocess.Popen(
-            command, cwd=cwd or ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command, cwd=cwd or ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
         try:
-            out, _ = process.communicate(timeout=self.left() - RESERVE)
+            out, messages = process.communicate(timeout=self.left() - RESERVE)
         except subprocess.TimeoutExpired as error:
             process.kill()
             process.communicate()
             raise TooLongError from error
         if process.returncode:
-            raise subprocess.CalledProcessError(process.returncode, command, out)
+            raise subprocess.CalledProcessError(process.returncode, command, out + messages)
         return out
 
     def figure(self, name: str, commands: list[list[str]], values: Callable[[], Any]) -> bool:

@@ -123,6 +123,11 @@ def test_a_reproduction_is_stopped_and_goes_on(tmp_path, corpus):
     recipe = [f"path={corpus}", "recipe=pytorch_examples_200_tied"]
     assert "call again" in part("recipe", tmp_path, *recipe, "seconds=35", code=1)
     part("recipe", tmp_path, *recipe)
-    values = figures(tmp_path)["recipe, pytorch_examples_200_tied"]["values"]
+    found = figures(tmp_path)
+    values = found["recipe, pytorch_examples_200_tied"]["values"]
     assert values["record"]["verdict"] == "other settings"
     assert [row["epoch"] for row in values["rows"] if "val/nll" in row] == [0, 1]
+    (plain,) = found["recipe, pytorch_examples_200_tied, cache"]["values"]["results"]
+    assert "cache" in {method["method"] for method in plain["methods"]}
+    (test,) = (row for row in values["record"]["rows"] if row["paper"] == 100.33)
+    assert plain["perplexity"] == pytest.approx(test["ours"], rel=1e-9)
