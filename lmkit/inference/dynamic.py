@@ -30,11 +30,11 @@ from torch.func import functional_call
 from lmkit.errors import UserError
 from lmkit.head import Head
 from lmkit.inference.cache import History
-from lmkit.inference.progress import progress
 from lmkit.inference.trained import TrainedModel
 from lmkit.model import LanguageModel
 from lmkit.model.state import States, detached
 from lmkit.ranges import NonNegative, Positive, Size
+from lmkit.system.progress import progress
 from lmkit.windows import Tokens, Window
 from lmkit.windows.lanes import Protocol
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from lmkit.inference.progress import progress
 from lmkit.inference.text import Text
 from lmkit.inference.trained import POSITIONS, TrainedModel
 from lmkit.metrics import bits_per_byte, perplexity
 from lmkit.store import TokenStore
+from lmkit.system.progress import progress
 from lmkit.windows.lanes import Protocol
 
 NUM_LANES = 64

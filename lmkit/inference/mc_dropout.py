@@ -18,10 +18,10 @@ import torch
 
 from lmkit.errors import UserError
 from lmkit.inference.order import TextOrder
-from lmkit.inference.progress import progress
 from lmkit.inference.trained import TrainedModel
 from lmkit.model import Masks, Reader
 from lmkit.ranges import Seed, Size
+from lmkit.system.progress import progress
 from lmkit.windows import Tokens, WindowLoader
 from lmkit.windows.lanes import Protocol
 

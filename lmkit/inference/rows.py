@@ -9,9 +9,9 @@ import numpy.typing as npt
 from torch import Tensor
 
 from lmkit.inference.order import TextOrder
-from lmkit.inference.progress import progress
 from lmkit.inference.trained import POSITIONS, TrainedModel
 from lmkit.model import Output
+from lmkit.system.progress import progress
 from lmkit.windows import Tokens, Window
 from lmkit.windows.lanes import Protocol
 

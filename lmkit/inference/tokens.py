@@ -12,11 +12,11 @@ from torch import Tensor
 
 from lmkit.head import Head
 from lmkit.inference.order import TextOrder
-from lmkit.inference.progress import progress
 from lmkit.inference.scoring import predictions
 from lmkit.inference.text import Text
 from lmkit.inference.words import Flags, TokenMeasures
 from lmkit.model import Output
+from lmkit.system.progress import progress
 from lmkit.tokenizer import Tokenizer
 from lmkit.windows import Window, WindowLoader
 from lmkit.windows.lanes import Protocol

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from lmkit.errors import UserError
 from lmkit.inference import Text, TrainedModel
-from lmkit.inference.progress import progress
 from lmkit.model import Output
+from lmkit.system.progress import progress
 from lmkit.tokenizer import Tokenizer
 from lmkit.windows import Window, WindowLoader
 

@@ -13,11 +13,11 @@ import numpy as np
 
 from lmkit.config.targets import named_class
 from lmkit.errors import UserError
-from lmkit.inference.progress import progress
 from lmkit.run import Run
 from lmkit.run.checkpoints import AtomicCheckpointIO, link, load_checkpoint
 from lmkit.store.shard import MANIFEST, damaged
 from lmkit.system.files import write_atomically
+from lmkit.system.progress import progress
 from lmkit.training.task import Task
 from lmkit.windows import DataModule
 

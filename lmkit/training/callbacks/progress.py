@@ -11,7 +11,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from torch import nn
 
-from lmkit.inference.progress import LINE_SECONDS, time_left
+from lmkit.system.progress import LINE_SECONDS, time_left
 from lmkit.training.fit_loop import is_fitting
 
 BAR_SECONDS = 0.5  # reading the running loss waits for the device: at most this often

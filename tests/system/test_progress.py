@@ -2,8 +2,8 @@
 
 import pytest
 
-from lmkit.inference import progress as module
-from lmkit.inference.progress import progress
+from lmkit.system import progress as module
+from lmkit.system.progress import progress
 
 
 @pytest.fixture
