@@ -6,22 +6,29 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
-from datetime import timedelta
+
+from lmkit.system.progress import LINE_SECONDS, time_left
 
 Advance = Callable[[int], None]
 
 
 class Meter:
-    """Counts work in a `unit` such as tokens, and the bytes on disk of finished pieces."""
+    """Counts work in a `unit` such as tokens, and the bytes on disk of finished pieces; with a
+    `label`, prints a line every ten seconds."""
 
-    def __init__(self, unit: str, num_bytes: int) -> None:
+    def __init__(self, unit: str, num_bytes: int, label: str = "") -> None:
         self.unit = unit
         self.num_bytes = num_bytes
+        self.label = label
         self.amount = self.done_bytes = 0
         self._began = time.perf_counter()
+        self._shown = self._began
 
     def advance(self, amount: int) -> None:
         self.amount += amount
+        if self.label and time.perf_counter() - self._shown >= LINE_SECONDS:
+            self._shown = time.perf_counter()
+            print(f"{self.label}: {self}", file=sys.stderr, flush=True)
 
     def finish(self, num_bytes: int) -> None:
         """Note that a piece is done."""
@@ -32,16 +39,16 @@ class Meter:
         text = f"{self.amount:,} {self.unit}, {self.amount / max(seconds, 1e-9):,.0f} {self.unit}/s"
         if 0 < self.done_bytes < self.num_bytes:
             share = self.done_bytes / self.num_bytes
-            left = timedelta(seconds=round(seconds / share - seconds))
-            text += f", {share:.0%} of the bytes, {left} left"
+            text += f", {share:.0%} of the bytes, {time_left(seconds / share - seconds)}"
         return text
 
 
 @contextlib.contextmanager
 def metered(label: str, unit: str, shown: bool, num_bytes: int = 0) -> Iterator[Meter]:
-    """A meter that is shown on stderr if that is a terminal."""
-    meter = Meter(unit, num_bytes)
-    if not (shown and sys.stderr.isatty()):
+    """A meter that is shown on stderr: drawn on a terminal, elsewhere a line every ten seconds."""
+    terminal = sys.stderr.isatty()
+    meter = Meter(unit, num_bytes, label if shown and not terminal else "")
+    if not (shown and terminal):
         yield meter
         return
     from rich.console import Console

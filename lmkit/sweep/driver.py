@@ -16,7 +16,8 @@ import torch
 
 from lmkit.errors import MachineError, ResultError, UserError, exit_code
 from lmkit.run import GROUP, Directory
-from lmkit.sweep.report import Board, Shown, draw, identity, results, run_of, show
+from lmkit.sweep.board import Board
+from lmkit.sweep.report import Shown, draw, identity, results, run_of, show
 from lmkit.sweep.search import Search
 from lmkit.sweep.study import OUTCOMES, FrozenTrial, Study, Trial
 from lmkit.sweep.trial import TrialProcess
@@ -67,7 +68,8 @@ class Sweep:
             total = int(size)
         try:
             self._reopen_finished()
-            with closing(Board(self.study, total, self.metric, self.shown)) as board:
+            limits = self.config["trainer"]
+            with closing(Board(self.study, total, self.metric, self.shown, limits)) as board:
                 while self._fill(total, slots) or self.running:
                     self._follow(board)
                     time.sleep(POLL_SECONDS)

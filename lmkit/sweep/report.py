@@ -1,22 +1,19 @@
-"""Shows a sweep: a board while it runs, then a table, a picture and numbers."""
+"""Shows what came of a sweep: a table, a picture and numbers."""
 
 from __future__ import annotations
 
 import math
-import time
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.live import Live
 from rich.table import Table
 
 from lmkit.metrics import perplexity
 from lmkit.run import Directory, Run
-from lmkit.sweep.study import OUTCOMES, FrozenTrial, Study, Trial, interrupted
-from lmkit.sweep.trial import TrialProcess
+from lmkit.sweep.study import OUTCOMES, FrozenTrial, Study, interrupted
 from lmkit.system.files import strict_json
 
 if TYPE_CHECKING:
@@ -27,64 +24,6 @@ FEW = 6  # up to so many values each get a mark on the axis
 COLOURS = {"finished": "#0072B2", "pruned": "#E69F00", "failed": "#D55E00"}
 # For each key with a list of values: by the text on the command line, the value in the config.
 Shown = Mapping[str, Mapping[str, Any]]
-
-
-class Board:
-    """Shows running trials on a terminal, and everywhere a line for each trial that ends."""
-
-    def __init__(self, study: Study, total: int, metric: str, shown: Shown) -> None:
-        self.study = study
-        self.shown = shown
-        self.total = total
-        self.metric = metric
-        self.console = Console(stderr=True)
-        self._live = Live(console=self.console, auto_refresh=False, transient=True)
-        self._began = time.monotonic()
-        self._ended_before = num_ended(study)
-        if self.console.is_terminal:
-            self._live.start()
-
-    def close(self) -> None:
-        """Stop drawing on the terminal."""
-        self._live.stop()
-
-    def ended(self, number: int) -> None:
-        """Print the outcome of a trial."""
-        trial = trial_record(self.study.trials()[number], self.shown)
-        result = trial["why"]
-        if trial["outcome"] == "finished":
-            result = f"{value_name(self.metric)} {value_text(trial['value'], self.metric)}"
-        words = (
-            f"{num_ended(self.study)}/{self.total}",
-            f"trial {number} {trial['outcome']}",
-            values_text(trial["values"]),
-            result,
-        )
-        self.console.print("  ".join(words), highlight=False, soft_wrap=True, markup=False)
-
-    def show(self, running: Sequence[tuple[Trial, TrialProcess]]) -> None:
-        """Draw the board anew."""
-        if not self.console.is_terminal:
-            return
-        ended = num_ended(self.study)
-        each = (time.monotonic() - self._began) / max(ended - self._ended_before, 1)
-        left = f", {each * (self.total - ended):,.0f} s left" if ended > self._ended_before else ""
-        table = Table("trial", "values", "step", "epoch", "last", "best", box=None)
-        table.title = f"{ended} of {self.total} trials{left}"
-        table.title_justify = "left"
-        for trial, process in running:
-            last = process.values[-1] if process.values else math.nan
-            row = process.row
-            cells = (value_text(v, self.metric) for v in (last, process.best or math.nan))
-            reached = (str(row.get("step", "")), str(row.get("epoch", "")))
-            table.add_row(
-                str(trial.number), values_text(typed(trial.params, self.shown)), *reached, *cells
-            )
-        self._live.update(table, refresh=True)
-
-
-def num_ended(study: Study) -> int:
-    return sum(OUTCOMES[trial.state] in COLOURS for trial in study.trials())
 
 
 def typed(params: Mapping[str, Any], shown: Shown) -> dict[str, Any]:

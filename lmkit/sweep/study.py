@@ -96,6 +96,10 @@ class Study:
         """The number of trials that were ever started."""
         return sum(trial.state != TrialState.WAITING for trial in self.trials())
 
+    def num_ended(self) -> int:
+        """The number of trials that have finished, were pruned or failed."""
+        return sum(trial.state.is_finished() for trial in self.trials())
+
     def unfinished(self) -> Trial | None:
         """A trial that an earlier process of the sweep left unfinished; None if there is none."""
         if not self._left:
