@@ -122,7 +122,7 @@ def _list(composition: Composition, config_dir: str | None, page: Path | None) -
             _said(status),
         )
     console = Console()
-    console.print(table) if console.is_terminal else Console(width=120).print(table)
+    console.print(table) if console.is_terminal else Console(width=140).print(table)
     print(
         "\nvalid and test are the paper's; lmkit reproduce RECIPE data.path=PATH runs one.\n"
         "Times are estimates: 6 operations for each weight and token, at a share of the speed at\n"

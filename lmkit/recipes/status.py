@@ -10,14 +10,15 @@ from lmkit.errors import UserError
 from lmkit.recipes.estimate import seconds, speed
 from lmkit.recipes.report import FILE
 from lmkit.run import Run
+from lmkit.run.checkpoints import newest_manifest
 
 LONGEST = 7 * 24 * 3600.0  # seconds; what would take longer here is out of reach
 ORDER = ("pass", "fail", "other text", "other settings", "cut short")
 
 
 class Status(NamedTuple):
-    """How far a recipe has come: in a word or two, the run, the record of its reproduction, and
-    the estimated seconds of a training here."""
+    """How far a recipe has come: in a few words, the run, the record of its reproduction, and the
+    estimated seconds of a training here."""
 
     word: str
     run: str | None = None
@@ -42,10 +43,19 @@ def _status(config: Mapping[str, Any], runs: list[Run]) -> Status:
         word = {"pass": "reproduced", "fail": "failed"}.get(record["verdict"], record["verdict"])
         return Status(word, f"{run.name}/{run.id}", record)
     if runs:
-        return Status("begun", f"{runs[-1].name}/{runs[-1].id}")
+        return Status(f"begun{_epochs(config, runs[-1])}", f"{runs[-1].name}/{runs[-1].id}")
     estimated = seconds(config, speed())
     far = estimated is not None and estimated > LONGEST
     return Status("out of reach here" if far else "not yet run", seconds=estimated)
+
+
+def _epochs(config: Mapping[str, Any], run: Run) -> str:
+    """How far the last checkpoint of a run has come, as ", 18 of 40 epochs"."""
+    _, manifest = newest_manifest(run.path / "checkpoints")
+    num_epochs = config["trainer"].get("max_epochs") or -1
+    if not manifest or num_epochs < 0:
+        return ""
+    return f", {manifest.get('epochs_done', manifest['epoch'])} of {num_epochs} epochs"
 
 
 def _records(runs: list[Run]) -> Iterator[tuple[Run, dict[str, Any]]]:

@@ -142,13 +142,18 @@ def test_the_list_says_how_far_each_has_come(tmp_path, monkeypatch, capsys):
         (run / "checkpoints").mkdir(parents=True)
         (run / "config.yaml").write_text("{}")
         (run / "reproduction.json").write_text(json.dumps({"verdict": verdict}))
-    run = tmp_path / "outputs" / "zaremba_small" / "seed-1"
-    (run / "checkpoints").mkdir(parents=True)
-    (run / "config.yaml").write_text("{}")
+    for name in ("zaremba_small", "zaremba_medium"):
+        run = tmp_path / "outputs" / name / "seed-1"
+        (run / "checkpoints").mkdir(parents=True)
+        (run / "config.yaml").write_text("{}")
+    manifest = {"format": 2, "step": 7, "epoch": 3, "epochs_done": 3, "bytes": 0}
+    (run / "checkpoints" / "step-000000007.json").write_text(json.dumps(manifest))
+    (run / "checkpoints" / "step-000000007.ckpt").touch()
     assert cli.main(["reproduce", "--config-dir=conf"]) == 0
     out = capsys.readouterr().out
     assert row(out, "tiny ") == ["tiny", "12.50", "12.50", "1", "reproduced by tiny/a1"]
     assert row(out, "zaremba_small ")[-1] == "begun: zaremba_small/seed-1"
+    assert row(out, "zaremba_medium ")[-1] == "begun, 3 of 39 epochs: zaremba_medium/seed-1"
     assert row(out, "zaremba_large ")[-1].startswith("out of reach here, about ")
     assert row(out, "pytorch_examples_200_short ")[-1].startswith("not yet run, about ")
     assert row(out, "awd_lstm_enwik8 ")[-2] == "0.01 bits per character"
