@@ -6,9 +6,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+if TYPE_CHECKING:
+    from rich.console import Console  # imported where it is used: workers start without it
 
 LINE_SECONDS = 10.0  # between two lines, where there is no terminal
 
@@ -17,6 +18,8 @@ LINE_SECONDS = 10.0  # between two lines, where there is no terminal
 def progress(what: str, num_tokens: int) -> Iterator[Callable[[int], None]]:
     """A bar on a terminal, elsewhere a plain line every ten seconds, with tokens per second and the
     time left; yields a function that takes the number of tokens so far."""
+    from rich.console import Console
+
     console = Console(stderr=True)
     show = _bar if console.is_terminal else _lines
     began = time.perf_counter()
@@ -26,6 +29,8 @@ def progress(what: str, num_tokens: int) -> Iterator[Callable[[int], None]]:
 
 @contextmanager
 def _bar(console: Console, what: str, num_tokens: int) -> Iterator[Callable[[int, float], None]]:
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=None),
