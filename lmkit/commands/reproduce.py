@@ -137,4 +137,5 @@ def _list(composition: Composition, config_dir: str | None, page: Path | None) -
 def _said(status: recipes.Status) -> str:
     of = f" by {status.run}" if status.word == "reproduced" else f": {status.run}"
     took = f", about {lasting(status.seconds)}" if status.seconds else ""
-    return f"{status.word}{of if status.run else took}"
+    epochs = f", {status.epochs}" if status.epochs else ""
+    return f"{status.word}{epochs}{of if status.run else took}"

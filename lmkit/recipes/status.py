@@ -10,20 +10,21 @@ from lmkit.errors import UserError
 from lmkit.recipes.estimate import seconds, speed
 from lmkit.recipes.report import FILE
 from lmkit.run import Run
-from lmkit.run.checkpoints import newest_manifest
+from lmkit.run.checkpoints import newest_manifest, num_epochs_done
 
 LONGEST = 7 * 24 * 3600.0  # seconds; what would take longer here is out of reach
 ORDER = ("pass", "fail", "other text", "other settings", "cut short")
 
 
 class Status(NamedTuple):
-    """How far a recipe has come: in a few words, the run, the record of its reproduction, and the
-    estimated seconds of a training here."""
+    """How far a recipe has come: in a word or two, the run, the record of its reproduction, the
+    estimated seconds of a training here, and the epochs behind a training that has begun."""
 
     word: str
     run: str | None = None
     record: Mapping[str, Any] | None = None
     seconds: float | None = None
+    epochs: str | None = None
 
 
 def statuses(recipes: Mapping[str, Mapping[str, Any]], outputs: str | Path) -> dict[str, Status]:
@@ -43,19 +44,21 @@ def _status(config: Mapping[str, Any], runs: list[Run]) -> Status:
         word = {"pass": "reproduced", "fail": "failed"}.get(record["verdict"], record["verdict"])
         return Status(word, f"{run.name}/{run.id}", record)
     if runs:
-        return Status(f"begun{_epochs(config, runs[-1])}", f"{runs[-1].name}/{runs[-1].id}")
+        run = runs[-1]
+        return Status("begun", f"{run.name}/{run.id}", epochs=_epochs(config, run))
     estimated = seconds(config, speed())
     far = estimated is not None and estimated > LONGEST
     return Status("out of reach here" if far else "not yet run", seconds=estimated)
 
 
-def _epochs(config: Mapping[str, Any], run: Run) -> str:
-    """How far the last checkpoint of a run has come, as ", 18 of 40 epochs"."""
+def _epochs(config: Mapping[str, Any], run: Run) -> str | None:
+    """How far the last checkpoint of a run has come, as "18 of 40 epochs"; None if that is unknown,
+    or a recipe's training is not measured in epochs."""
     _, manifest = newest_manifest(run.path / "checkpoints")
     num_epochs = config["trainer"].get("max_epochs") or -1
     if not manifest or num_epochs < 0:
-        return ""
-    return f", {manifest.get('epochs_done', manifest['epoch'])} of {num_epochs} epochs"
+        return None
+    return f"{num_epochs_done(manifest)} of {num_epochs} epochs"
 
 
 def _records(runs: list[Run]) -> Iterator[tuple[Run, dict[str, Any]]]:

@@ -207,6 +207,11 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return manifest if _is_whole(manifest) else {}
 
 
+def num_epochs_done(manifest: Mapping[str, Any]) -> int:
+    """The finished epochs of a checkpoint; older manifests have only the epoch that was current."""
+    return int(manifest.get("epochs_done", manifest.get("epoch", 0)))
+
+
 def newest_manifest(directory: Path) -> tuple[Path | None, dict[str, Any]]:
     """The newest checkpoint in a run's `checkpoints/` that has a manifest, and its manifest; the
     file itself is not checked."""

@@ -17,7 +17,7 @@ from lmkit.assembly import make_data
 from lmkit.errors import MachineError, ResultError, UserError, as_user_error, exit_code
 from lmkit.inference.identity import check_own, check_text, warn_of_text
 from lmkit.run import IMPORTED, Run
-from lmkit.run.checkpoints import latest_checkpoint, newest_manifest
+from lmkit.run.checkpoints import latest_checkpoint, newest_manifest, num_epochs_done
 from lmkit.run.history import AFRESH, commanded, differences, last_changed
 from lmkit.store import Prepared
 from lmkit.system import hardware, threads
@@ -107,9 +107,8 @@ def _check(run: Run, config: dict[str, Any]) -> None:
             "checkpoints back, or begin another run"
         )
     epochs, steps = (config["trainer"].get(key) for key in ("max_epochs", "max_steps"))
-    done = manifest.get("epochs_done", manifest.get("epoch", 0))
     for key, most, so_far in (
-        ("max_epochs", epochs, done),
+        ("max_epochs", epochs, num_epochs_done(manifest)),
         ("max_steps", steps, manifest.get("step", 0)),
     ):
         if most is not None and -1 < most < so_far:

@@ -133,7 +133,7 @@ def test_a_cache_and_dynamic_evaluation_stand_beside_the_plain_numbers(place, ca
             assert ours == pytest.approx(row["perplexity"], rel=1e-6)
 
 
-def test_the_list_says_how_far_each_has_come(tmp_path, monkeypatch, capsys):
+def test_the_list_says_how_far_each_has_come(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("lmkit.recipes.status.speed", lambda: 1e10)
     own_recipe.write_recipe(tmp_path / "conf")
@@ -150,13 +150,17 @@ def test_the_list_says_how_far_each_has_come(tmp_path, monkeypatch, capsys):
     (run / "checkpoints" / "step-000000007.json").write_text(json.dumps(manifest))
     (run / "checkpoints" / "step-000000007.ckpt").touch()
     assert cli.main(["reproduce", "--config-dir=conf"]) == 0
-    out = capsys.readouterr().out
+    out = capfd.readouterr().out
     assert row(out, "tiny ") == ["tiny", "12.50", "12.50", "1", "reproduced by tiny/a1"]
     assert row(out, "zaremba_small ")[-1] == "begun: zaremba_small/seed-1"
     assert row(out, "zaremba_medium ")[-1] == "begun, 3 of 39 epochs: zaremba_medium/seed-1"
     assert row(out, "zaremba_large ")[-1].startswith("out of reach here, about ")
     assert row(out, "pytorch_examples_200_short ")[-1].startswith("not yet run, about ")
     assert row(out, "awd_lstm_enwik8 ")[-2] == "0.01 bits per character"
+    with real_stdout():
+        assert cli.main(["reproduce", "--config-dir=conf", "format=json"]) == 0
+    found = json.loads(capfd.readouterr().out)["zaremba_medium"]
+    assert (found["word"], found["epochs"]) == ("begun", "3 of 39 epochs")
 
 
 def test_without_the_text_it_says_which(tmp_path, monkeypatch, capsys):
