@@ -60,27 +60,31 @@ class Board:
 
     def show(self, running: Running) -> None:
         """Draw the table anew, or print a line if there was none for ten seconds."""
-        for trial, process in running:
-            self._before.setdefault(trial.number, self._share(trial, process))
-        if self.console.is_terminal:
-            self._live.update(self._table(running), refresh=True)
-        elif time.monotonic() - self._printed >= LINE_SECONDS:
+        shares = {trial.number: self._share(trial, process) for trial, process in running}
+        self._before = shares | self._before
+        terminal = self.console.is_terminal
+        if not terminal and time.monotonic() - self._printed < LINE_SECONDS:
+            return
+        ended = self.study.num_ended()
+        left = self._left(ended, shares)
+        if terminal:
+            title = ", ".join(filter(None, (f"{ended} of {self.total} trials", left)))
+            self._live.update(self._table(title, running), refresh=True)
+        else:
             each = (
                 "  ".join(filter(None, (f"trial {trial.number}", *self._reached(process))))
                 for trial, process in running
             )
-            self._print(f"{self.study.num_ended()}/{self.total}", *each, self._left(running))
+            self._print(f"{ended}/{self.total}", *each, left)
 
     def _print(self, *words: str) -> None:
         self._printed = time.monotonic()
         line = "  ".join(filter(None, words))
         self.console.print(line, highlight=False, soft_wrap=True, markup=False)
 
-    def _table(self, running: Running) -> Table:
+    def _table(self, title: str, running: Running) -> Table:
         table = Table("trial", "values", "step", "epoch", "last", "best", "tokens/s", box=None)
-        left = self._left(running)
-        title = f"{self.study.num_ended()} of {self.total} trials"
-        table.title = ", ".join(filter(None, (title, left)))
+        table.title = title
         table.title_justify = "left"
         for trial, process in running:
             last = process.values[-1] if process.values else math.nan
@@ -111,13 +115,12 @@ class Board:
                 shares.append(process.row.get(logged, 0) / limit)
         return min(max(shares), 1.0)
 
-    def _left(self, running: Running) -> str:
+    def _left(self, ended: int, shares: Mapping[int, float]) -> str:
         """The time left, if the trials to come take as long as those so far."""
-        shares = {trial.number: self._share(trial, process) for trial, process in running}
         made = self._made + sum(shares.values()) - sum(self._before[n] for n in shares)
         if made <= 0:
             return ""
-        missing = self.total - self.study.num_ended() - sum(shares.values())
+        missing = self.total - ended - sum(shares.values())
         return time_left((time.monotonic() - self._began) / made * missing)
 
 
