@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -32,6 +33,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         trains = "finished" in getattr(item, "fixturenames", ())
         if not (starts[item.path] or trains or item.get_closest_marker("slow")):
             item.add_marker("quick")
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time, which stands still until its one number is set."""
+    now = [100.0]
+    for name in ("monotonic", "perf_counter"):
+        monkeypatch.setattr(time, name, lambda: now[0])
+    return now
 
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"

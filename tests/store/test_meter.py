@@ -2,16 +2,7 @@
 
 import pytest
 
-from lmkit.store import meter as module
 from lmkit.store.meter import metered
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    """A clock that is set by hand."""
-    now = [100.0]
-    monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
-    return now
 
 
 def test_a_line_every_ten_seconds(clock, capfd):

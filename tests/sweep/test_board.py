@@ -5,20 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from lmkit.sweep import board as module
 from lmkit.sweep.board import Board
 from lmkit.sweep.search import split
 from lmkit.sweep.study import Study
 
 LIMITS = {"max_steps": 400, "max_epochs": -1}
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    """A clock that is set by hand."""
-    now = [100.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
-    return now
 
 
 @pytest.fixture

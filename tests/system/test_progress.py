@@ -1,18 +1,6 @@
 """What is shown of a computation over tokens where there is no terminal."""
 
-import pytest
-
-from lmkit.system import progress as module
 from lmkit.system.progress import progress
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    """A clock that is set by hand."""
-    now = [100.0]
-    monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
-    return now
 
 
 def test_a_line_every_ten_seconds(clock, capfd):

@@ -8,7 +8,6 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from lmkit.training.callbacks import progress
 from lmkit.training.callbacks.progress import Progress, TimeLeft, describe, summary
 
 
@@ -37,13 +36,6 @@ class Module:
     def running(self) -> dict[str, float]:
         self.asked += 1
         return {"train/nll": 5.5, "train/perplexity": 244.7, "train/tokens_per_second": 2400.4}
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    return now
 
 
 def train(shown: Progress, clock: list[float], steps: int, seconds: float) -> Module:
