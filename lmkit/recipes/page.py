@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from lmkit.errors import UserError, cannot_write
-from lmkit.recipes.report import NAMES, cost, number
+from lmkit.recipes.cost import in_words
+from lmkit.recipes.report import NAMES, number
 from lmkit.system.files import strict_json, write_atomically
 from lmkit.system.paths import nearby
 from lmkit.system.regular_file import read_json
@@ -87,7 +88,8 @@ def _row(name: str, config: Mapping[str, Any], record: Mapping[str, Any] | None)
             _pair(rows.get(("valid", protocol)), rows.get(("test", protocol)), metric)
             for protocol in (record["rows"][0]["protocol"], "document")
         )
-        status = f"{record['verdict']}: {record['run']}, seed {record['seed']}; {cost(record)}"
+        took = in_words(record["cost"])
+        status = f"{record['verdict']}: {record['run']}, seed {record['seed']}; {took}"
     paper = _pair(facts.get("valid"), facts.get("test"), metric)
     cells = [
         *(name, NAMES.get(metric, metric), paper, f"{facts.get('tolerance', 1.0):g}"),

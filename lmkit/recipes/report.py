@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from lmkit.inference.identity import recorded
+from lmkit.recipes.cost import cost, in_words
 from lmkit.recipes.evaluation import in_metric
 from lmkit.recipes.verdict import changes, not_whole, other_text, reaches, verdict
 from lmkit.run import Run
@@ -45,7 +46,7 @@ def reproduction(
         "changed": {key: list(pair) for key, pair in changed.items()},
         "texts": texts,
         "seed": config["seed"],
-        "cost": _cost(run, measured),
+        "cost": cost(run, measured["precision"]),
         "at": time(),
     }
 
@@ -98,19 +99,6 @@ def _rows(
                 }
 
 
-def _cost(run: Run, measured: Mapping[str, Any]) -> dict[str, Any]:
-    """Time, speed and machine of the training."""
-    summary, environment = run.read("summary.json"), run.read("environment.json")
-    hardware = environment["hardware"]
-    gpus = hardware.get("gpus") or []
-    return {
-        **{key: summary.get(key) for key in ("seconds", "tokens_per_second", "tokens")},
-        "hardware": ", ".join(gpus) or f"{hardware['processor']}, {hardware['num_cpus']} cores",
-        "torch": environment["versions"].get("torch"),
-        "precision": measured["precision"],
-    }
-
-
 def table(record: Mapping[str, Any]) -> Table:
     """A record's numbers for people: paper, ours, tolerance, pass or fail."""
     metric = NAMES.get(record["metric"], record["metric"])
@@ -142,7 +130,7 @@ def sentences(record: Mapping[str, Any]) -> Iterator[str]:
     """What the table does not say: why a run may not be compared, seed and cost."""
     yield f"{record['verdict']}: {record['recipe']} by {record['run']}, against {record['source']}"
     yield from _reasons(record["changed"], record["texts"])
-    yield f"seed {record['seed']}; {cost(record)}"
+    yield f"seed {record['seed']}; {in_words(record['cost'])}"
 
 
 def _reasons(changed: Mapping[str, Sequence[Any]], texts: Sequence[str]) -> Iterator[str]:
@@ -153,15 +141,3 @@ def _reasons(changed: Mapping[str, Sequence[Any]], texts: Sequence[str]) -> Iter
 
 def _said(value: object) -> str:
     return "not set" if value is None else str(value)
-
-
-def cost(record: Mapping[str, Any]) -> str:
-    """Time, speed and machine in one phrase."""
-    spent = record["cost"]
-    parts = []
-    if spent["seconds"] is not None:
-        hours = spent["seconds"] / 3600
-        parts.append(f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.0f} min")
-    if spent["tokens_per_second"] is not None:
-        parts.append(f"{spent['tokens_per_second']:,.0f} tokens/s in training")
-    return ", ".join([*parts, spent["hardware"], spent["precision"]])

@@ -97,10 +97,18 @@ def is_record(values: Mapping[str, Any]) -> bool:
     return isinstance(resumed, list) and all(isinstance(each, Mapping) for each in resumed)
 
 
+def stages(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The values of a record after the first start, and after each resume that changed them with
+    its time `at`; oldest first."""
+    found = [{key: value for key, value in record.items() if key != "resumed"}]
+    for entry in record.get("resumed", []):
+        found.append({**found[-1], **entry})
+    return found
+
+
 def latest(record: Mapping[str, Any]) -> dict[str, Any]:
     """The newest values of a record: those written first, updated with all later entries."""
-    first = {key: value for key, value in record.items() if key != "resumed"}
-    return first | {key: e[key] for e in record.get("resumed", []) for key in e if key != "at"}
+    return {key: value for key, value in stages(record)[-1].items() if key != "at"}
 
 
 def overrides_gained(
@@ -122,15 +130,20 @@ def commanded(record: Sequence[Any]) -> list[str]:
     return [each for command in commands for each in command if isinstance(each, str)]
 
 
-def earlier(record: Sequence[Any], key: str) -> list[Any]:
-    """The values that a dotted key of the config had before resumes changed it."""
-    return [changed[key][0] for changed in _changes(record) if key in changed]
+def earlier(record: Sequence[Any], key: str, since: str = "") -> list[Any]:
+    """The values that a dotted key of the config had before resumes changed it; with a time, before
+    those after it."""
+    return [changed[key][0] for changed in _changes(record, since) if key in changed]
 
 
-def _changes(record: Sequence[Any]) -> list[dict[str, list[Any]]]:
-    """What each resume has changed, as pairs; anything else was not written by lmkit and is left
-    out."""
-    changes = [entry.get("changed") for entry in record if isinstance(entry, Mapping)]
+def _changes(record: Sequence[Any], since: str = "") -> list[dict[str, list[Any]]]:
+    """What each resume, or each after a time, has changed, as pairs; anything else was not written
+    by lmkit and is left out."""
+    changes = [
+        entry.get("changed")
+        for entry in record
+        if isinstance(entry, Mapping) and (not since or str(entry.get("resumed")) > since)
+    ]
     return [
         {key: pair for key, pair in changed.items() if isinstance(pair, list) and len(pair) == 2}
         for changed in changes

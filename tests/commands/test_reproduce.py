@@ -1,6 +1,7 @@
 """`lmkit reproduce` on a tiny recipe that is trained for real: pass, fail, cut short, the list."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -88,6 +89,28 @@ def test_a_shorter_training_is_neither_and_can_go_on(place, capsys):
     assert reproduce("seed=3", "trainer.max_steps=3", "results=results.md") == 0
     assert "| pass: tiny/seed-2, seed 2; " in Path("results.md").read_text()
     assert json.loads(Path("results.json").read_text())["tiny"]["run"] == "tiny/seed-2"
+
+
+def test_a_run_that_goes_on_elsewhere_names_each_machine_and_no_speed(place, monkeypatch, capsys):
+    """Tokens over the seconds of both would be the speed of neither."""
+
+    def processor(name):
+        monkeypatch.setattr("lmkit.run.environment._processors", lambda: iter([name]))
+
+    processor("Abacus")
+    assert reproduce("seed=5", "trainer.max_steps=3") == 0
+    cores = f"{os.cpu_count()} cores"
+    assert re.search(rf"\d tokens/s in training, Abacus, {cores}, 32-true", capsys.readouterr().out)
+    assert record("seed-5")["cost"]["tokens_per_second"] > 0
+    processor("Babbage")
+    assert reproduce("seed=5", "results=elsewhere.md") == 0
+    said = f"seed 5; 0 min, Abacus, {cores}, then Babbage, {cores}, 32-true"
+    assert said in capsys.readouterr().out
+    assert said in Path("elsewhere.md").read_text()
+    assert record("seed-5")["cost"]["tokens_per_second"] is None
+    processor("Colossus")  # which only measures
+    assert reproduce("seed=5") == 0
+    assert said in capsys.readouterr().out
 
 
 def test_other_settings_and_another_text_are_neither(place, capsys):
