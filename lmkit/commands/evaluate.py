@@ -206,7 +206,8 @@ def _on_suite(
     if not console.is_terminal:  # a file has room for all columns
         options = console.options.update(max_width=WIDEST)
         console.width = max(Measurement.get(console, options, table).maximum, 80)
-    title = f"{result['suite']}: {result['num_items']:,} items of {source.path}"
+    number = result["num_items"]
+    title = f"{result['suite']}: {number:,} item{'s' * (number != 1)} of {source.path}"
     console.print(title, highlight=False, markup=False, soft_wrap=True)
     console.print(table)
     print("\n".join(result["files"]))

@@ -46,7 +46,8 @@ def _machines(run: Run, environments: list[dict[str, Any]]) -> Iterator[str]:
 def _machine(hardware: Mapping[str, Any], trainer: Mapping[str, Any]) -> str:
     gpus = hardware.get("gpus") or []
     if trainer["accelerator"] == "cpu" or not gpus:
-        return f"{hardware['processor']}, {hardware['num_cpus']} cores"
+        number = hardware["num_cpus"]
+        return f"{hardware['processor']}, {number} core{'s' * (number != 1)}"
     number = num_processes({k: v for k, v in trainer.items() if v != "absent"})
     return gpus[0] if number == 1 else f"{number} x {gpus[0]}"
 

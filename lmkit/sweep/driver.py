@@ -170,7 +170,8 @@ class Sweep:
         if finished and (value := process.value()) is not None:
             self.study.tell(trial, "finished", value)
         elif process.pruned and code > 128:
-            why = f"pruned after {len(process.values)} validations"
+            number = len(process.values)
+            why = f"pruned after {number} validation{'s' * (number != 1)}"
             process.run.write_status("stopped", why, code)
             self.study.tell(trial, "pruned", why=why)
         elif process.out_of_room(code):  # other trials would fail too

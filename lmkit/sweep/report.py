@@ -87,7 +87,7 @@ def show(result: Mapping[str, Any]) -> None:
         table.add_row(f"{trial['number']:03d}", value_text(trial["value"], metric), *values)
     console.print(table)
     counts = ", ".join(f"{n} {outcome}" for outcome, n in result["counts"].items())
-    console.print(f"{len(trials)} trials: {counts}", highlight=False)
+    console.print(f"{len(trials)} trial{'s' * (len(trials) != 1)}: {counts}", highlight=False)
     reasons = Counter((trial["outcome"], trial["why"]) for trial in trials if trial["why"])
     for (outcome, why), count in reasons.most_common(NUM_SHOWN):
         if outcome != "pruned":

@@ -1,5 +1,6 @@
 """The formats of suites: what is read, and one clear error for each kind of bad file."""
 
+import gzip
 import json
 import re
 
@@ -326,6 +327,36 @@ def test_a_directory_without_files_of_the_format(tmp_path):
         read("lines", str(tmp_path))
     with pytest.raises(UserError, match="suite=blimp needs path=DIR"):
         read("blimp", None)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "format", "theirs"),
+    [
+        ("a.jsonl", f"{blimp_pair()}\n{blimp_pair()}\n", "syntaxgym", "blimp"),
+        ("a.jsonl.gz", f"{blimp_pair()}\n", "lines", "blimp"),
+        ("a.json", json.dumps(gym(), indent=1), "blimp", "syntaxgym"),
+        ("a.csv", "good,bad\nAnn is,Ann are\n", "lines", "table"),
+        ("a.txt", "Ann is.\nAnn are.\n", "table", "lines"),
+        ("a.tsv", "good\tbad\nAnn is\tAnn are\n", "blimp", "table"),
+    ],
+)
+@pytest.mark.parametrize("of_a_directory", [True, False])
+def test_files_of_another_format_name_that(tmp_path, name, content, format, theirs, of_a_directory):
+    data = content.encode()
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    path = tmp_path if of_a_directory else tmp_path / name
+    said = f"; files of its kind are read with suite={theirs}"
+    with pytest.raises(UserError, match=f"{re.escape(said)}$"):
+        read(format, str(path))
+
+
+def test_a_summary_beside_the_pairs_does_not_hide_their_format(tmp_path):
+    """As in BLiMP's own repository, whose .json SyntaxGym's reader takes first."""
+    (tmp_path / "models_summary.json").write_text("{}\n{}\n")
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / name).write_text(f"{blimp_pair()}\n")
+    with pytest.raises(UserError, match=r"line 2 is not JSON: .*; .* with suite=blimp$"):
+        read("syntaxgym", str(tmp_path))
 
 
 def test_all_of_blimp(shared_data):
