@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import shlex
 import signal
@@ -18,7 +17,7 @@ from lmkit.errors import MachineError, ResultError, UserError, as_user_error, ex
 from lmkit.inference.identity import check_own, check_text, warn_of_text
 from lmkit.run import IMPORTED, Run
 from lmkit.run.checkpoints import latest_checkpoint, newest_manifest, num_epochs_done
-from lmkit.run.history import AFRESH, commanded, differences, last_changed
+from lmkit.run.history import AFRESH, differences, last_changed
 from lmkit.store import Prepared
 from lmkit.system import hardware, threads
 from lmkit.system.processes import Launched, launched
@@ -26,20 +25,16 @@ from lmkit.system.redaction import redact
 from lmkit.system.regular_file import DamagedError
 from lmkit.system.rendezvous import broadcast, gather, meet
 from lmkit.system.signals import Stopped, follow_parent
-from lmkit.system.threads import Threads, counted
 from lmkit.training.counted import check_counted, is_counted
-from lmkit.training.estimate import estimate, lasting
+from lmkit.training.first_pace import first_pace
 from lmkit.training.fit import work
 from lmkit.training.initial import check_init
 from lmkit.training.limits import check_limits
 from lmkit.training.loggers.wandb import unsynced
-from lmkit.training.pace import NAME as CHOICES
-from lmkit.training.pace import Pace
 from lmkit.training.workers import log_to, work_in_processes
 from lmkit.windows import DataModule
 
 Result = TypeVar("Result")
-TRIAL_SECONDS = 0.5  # of steps with the chosen number of threads
 
 
 def launch(
@@ -71,7 +66,7 @@ def launch(
         run.start(config, overrides, sys.argv)
         return _hold(run, config, lambda: work_in_processes(run, config))
     with threads.use(None):  # `pace` sets the number, and may change it during training
-        pace = _pace(run, config, overrides, data)
+        pace = first_pace(run, config, overrides, data)
         config = {**config, "threads": pace.threads.number}
         run.start(config, overrides, sys.argv)
         checkpoints = run.path / "checkpoints"
@@ -160,56 +155,6 @@ def _ends(config: Mapping[str, Any]) -> list[str]:
     limits = [f"trainer.{key}" for key in keys if config["trainer"].get(key) not in (None, -1)]
     stops = [key for key, node in config["callbacks"].items() if "patience" in node]
     return [*limits, *(f"callbacks.{key}.patience" for key in stops)]
-
-
-def _pace(run: Run, config: dict[str, Any], overrides: list[str], data: DataModule) -> Pace:
-    """The threads of a training, chosen by a trial unless they are set; prints how long it takes.
-
-    A run that resumes keeps a number that was set, and one on which its results depend.
-    """
-    before = run.config().get("threads")  # None for a new run
-    now_set = any(each.lstrip("+").startswith("threads=") for each in overrides)
-    is_set = now_set or (config["threads"] is not None and not (run.path / CHOICES).exists())
-    _, manifest = newest_manifest(run.path / "checkpoints")
-    if is_set and manifest:
-        _say_what_set(run, config["threads"], overrides)
-    wanted = config["threads"] if is_set else None
-    config = {**config, "threads": wanted}
-    measured = estimate(config, data, seconds=TRIAL_SECONDS, unless_short=True)
-    chosen, rate = measured.threads, measured.tokens_per_second
-    what, seconds = "an epoch", measured.epoch_seconds
-    if 0 < measured.steps < math.inf:
-        what = "what is left of the training" if manifest else "the training"
-        seconds = (1 - manifest.get("step", 0) / measured.steps) * measured.seconds
-    if before is not None and not manifest:
-        print(f"{run.id} has no checkpoint yet: it begins again", file=sys.stderr)
-    if seconds > 0:
-        print(
-            f"{what} will take about {lasting(seconds)} here: {measured.tokens:,} tokens an epoch, "
-            f"{chosen}",
-            file=sys.stderr,
-        )
-    number, fixed = chosen.number, is_set or not measured.any_threads
-    if not is_set and fixed and before not in (None, number):
-        message = f"{counted(before)} as before, so that the run goes on bit for bit"
-        if (slow := chosen.rates.get(before, 0.0)) and slow < rate:
-            message += f"; threads={number} computed {rate / slow:.1f} times as fast here now"
-        print(message, file=sys.stderr)
-        number, rate = before, slow
-    return Pace(Threads(chosen.most, number, rate, fixed=fixed), run.path, is_set=is_set)
-
-
-def _say_what_set(run: Run, threads: int | None, overrides: list[str]) -> None:
-    """Tell the user where no command has set the number of threads: a config file may have, or the
-    file of chosen numbers is lost."""
-    record: Any = run.read("overrides.yaml")
-    every = [*overrides, *commanded(record)]
-    if threads is not None and not any(each.lstrip("+").startswith("threads=") for each in every):
-        print(
-            f"{run.id} has no {CHOICES}, which would say that its threads were chosen: it keeps "
-            f"{counted(threads)}, as set; with threads=null they are chosen anew",
-            file=sys.stderr,
-        )
 
 
 def _join(

@@ -9,7 +9,7 @@ import torch
 from lmkit.run import Run
 from lmkit.system import threads
 from lmkit.system.threads import Threads
-from lmkit.training import launch
+from lmkit.training import first_pace
 from lmkit.training.estimate import Estimate, lasting
 from lmkit.training.pace import Pace
 
@@ -42,7 +42,7 @@ def begin(
     overrides=(),
     steps=100,
 ):
-    """`launch._pace` of a run, continued if `before`, where a trial would choose `chosen`."""
+    """`first_pace` of a run, continued if `before`, where a trial would choose `chosen`."""
     asked = []
 
     def estimate(config, data, **settings):
@@ -52,7 +52,7 @@ def begin(
         tried.rates = {2: 2000.0, 1: 3100.0}
         return Estimate(400_000, 10, tried.rates[number], 1, tried, any_threads, steps, 500.0)
 
-    monkeypatch.setattr(launch, "estimate", estimate)
+    monkeypatch.setattr(first_pace, "estimate", estimate)
     run = Run(tmp_path / "outputs" / "tiny" / "run")
     config = {"threads": before}
     if before:
@@ -62,7 +62,7 @@ def begin(
             (run.path / "threads.jsonl").touch()
     if any(each.startswith("threads=") for each in overrides):
         config = {"threads": int(overrides[0].partition("=")[2])}
-    pace = launch._pace(run, config, list(overrides), None)
+    pace = first_pace.first_pace(run, config, list(overrides), None)
     return (pace.threads.number, pace.threads.fixed, pace.is_set), asked
 
 
@@ -104,7 +104,7 @@ def test_a_run_without_a_checkpoint_says_that_it_begins_again(tmp_path, monkeypa
 
 @pytest.mark.parametrize("record", [["seed=1"], ["threads=2"], [{"overrides": ["threads=2"]}]])
 def test_a_number_that_no_command_has_set_is_said(tmp_path, monkeypatch, capsys, record):
-    monkeypatch.setattr(launch, "newest_manifest", lambda directory: (None, {"step": 50}))
+    monkeypatch.setattr(first_pace, "newest_manifest", lambda directory: (None, {"step": 50}))
     monkeypatch.setattr(Run, "read", lambda run, name: record)
     monkeypatch.setattr(Run, "config", lambda run: {"threads": 2})
     found, _ = begin(tmp_path, monkeypatch, 1, any_threads=True, before=2, was_set=True)
@@ -122,7 +122,7 @@ def test_a_training_of_no_steps_is_none_to_divide_by(tmp_path, monkeypatch):
 
 
 def test_where_nothing_is_left_no_time_is_told(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(launch, "newest_manifest", lambda directory: (None, {"step": 100}))
+    monkeypatch.setattr(first_pace, "newest_manifest", lambda directory: (None, {"step": 100}))
     begin(tmp_path, monkeypatch, 1, any_threads=True, before=1, steps=100)
     assert capsys.readouterr().err == ""
 
