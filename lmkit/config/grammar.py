@@ -1,6 +1,7 @@
 """Parses command lines in Hydra's grammar: its flags, the overrides, the spelling of values."""
 
 import re
+import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -29,8 +30,10 @@ ASSIGNMENT = re.compile(r"(?P<sign>\+\+|\+|~)?(?P<key>[\w./@$:-]+)=(?P<value>.*)
 
 
 def parse_flags(argv: Sequence[str], *, multirun: bool = False) -> Any:
-    """Hydra's flags, and the `key=value` arguments as `.overrides`."""
-    arguments = get_args_parser().parse_intermixed_args(list(argv))
+    """Hydra's flags, and the `key=value` arguments as `.overrides`; raises UserError."""
+    arguments, others = get_args_parser().parse_known_intermixed_args(list(argv))
+    if dashed := next((other for other in others if other.startswith("-")), None):
+        raise UserError(_without_dashes(dashed, argv))
     if arguments.multirun and not multirun:
         raise UserError("--multirun is for lmkit train, with no other of Hydra's flags that show")
     if arguments.experimental_rerun:
@@ -38,6 +41,19 @@ def parse_flags(argv: Sequence[str], *, multirun: bool = False) -> Any:
     if arguments.config_path:
         raise UserError("--config-path would hide lmkit's groups: add yours with --config-dir")
     return arguments
+
+
+def _without_dashes(flag: str, argv: Sequence[str]) -> str:
+    """What to type in place of a flag that Hydra does not have."""
+    key, given, value = flag.lstrip("-").partition("=")
+    if not given:
+        following = argv[argv.index(flag) + 1 :][:1]
+        value = next(
+            (word for word in following if not word.startswith("-") and "=" not in word), "true"
+        )
+    override = mask(f"{key.replace('-', '_')}={value}")
+    as_key = f"keys have no dashes, as in {shlex.quote(override)}"
+    return f"{mask(flag)} is no flag (--help lists those): {as_key}"
 
 
 def hydra_arguments(argv: Sequence[str]) -> list[str]:
