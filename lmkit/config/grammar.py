@@ -32,8 +32,8 @@ ASSIGNMENT = re.compile(r"(?P<sign>\+\+|\+|~)?(?P<key>[\w./@$:-]+)=(?P<value>.*)
 def parse_flags(argv: Sequence[str], *, multirun: bool = False) -> Any:
     """Hydra's flags, and the `key=value` arguments as `.overrides`; raises UserError."""
     arguments, others = get_args_parser().parse_known_intermixed_args(list(argv))
-    if dashed := next((other for other in others if other.startswith("-")), None):
-        raise UserError(_without_dashes(dashed, argv))
+    if dashed := [other for other in others if other.startswith("-")]:
+        raise UserError(report([_without_dashes(flag, argv) for flag in dashed]))
     if arguments.multirun and not multirun:
         raise UserError("--multirun is for lmkit train, with no other of Hydra's flags that show")
     if arguments.experimental_rerun:
@@ -47,10 +47,8 @@ def _without_dashes(flag: str, argv: Sequence[str]) -> str:
     """What to type in place of a flag that Hydra does not have."""
     key, given, value = flag.lstrip("-").partition("=")
     if not given:
-        following = argv[argv.index(flag) + 1 :][:1]
-        value = next(
-            (word for word in following if not word.startswith("-") and "=" not in word), "true"
-        )
+        following = [*argv, "--"][argv.index(flag) + 1]
+        value = "true" if following.startswith("-") or "=" in following else following
     override = mask(f"{key.replace('-', '_')}={value}")
     as_key = f"keys have no dashes, as in {shlex.quote(override)}"
     return f"{mask(flag)} is no flag (--help lists those): {as_key}"

@@ -14,7 +14,6 @@ from lmkit.errors import UserError
         (["seed=2", "--optimizer.lr", "0.1"], "--optimizer.lr", "optimizer.lr=0.1"),
         (["--num-trials", "20", "seed=2"], "--num-trials", "num_trials=20"),
         (["--further", "seed=2"], "--further", "further=true"),
-        (["--further", "--tune"], "--further", "further=true"),
         (["-lr", "0.1"], "-lr", "lr=0.1"),
         (["--text", "a b"], "--text", "'text=a b'"),
         (["--model=a-b"], "--model=a-b", "model=a-b"),
@@ -24,14 +23,21 @@ def test_a_key_with_dashes(argv, flag, key):
     with pytest.raises(UserError) as error:
         parse_flags(argv)
     assert str(error.value) == (
-        f"{flag} is no flag (--help lists those): keys have no dashes, as in {key}"
+        f"1 mistake:\n  {flag} is no flag (--help lists those): keys have no dashes, as in {key}"
     )
+
+
+def test_all_keys_with_dashes_are_told_at_once(capsys):
+    assert cli.main(["train", "--lr", "0.1", "seed=2", "--wide", "--epochs=3"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: 3 mistakes:\n")
+    assert all(f"as in {key}\n" in error for key in ("lr=0.1", "wide=true", "epochs=3"))
 
 
 def test_a_secret_with_dashes_is_not_shown(capsys):
     assert cli.main(["train", "--logger.api_key=0123456789abcdef"]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: --logger.api_key=*** is no flag ")
+    assert error.startswith("error: 1 mistake:\n  --logger.api_key=*** is no flag ")
     assert "0123456789abcdef" not in error
 
 
