@@ -73,7 +73,7 @@ def rendered(
 ) -> str:
     """The page's text."""
     rows = (_row(name, config, records.get(name)) for name, config in recipes.items())
-    sources = (_source(name, config) for name, config in recipes.items())
+    sources = (_source(name, config, records.get(name)) for name, config in recipes.items())
     return "".join([HEAD, *rows, SOURCES, *sources])
 
 
@@ -98,17 +98,22 @@ def _row(name: str, config: Mapping[str, Any], record: Mapping[str, Any] | None)
     return f"| {' | '.join(cells)} |\n"
 
 
-def _source(name: str, config: Mapping[str, Any]) -> str:
+def _source(name: str, config: Mapping[str, Any], record: Mapping[str, Any] | None) -> str:
     facts = config["recipe"]
-    cells = [name, facts["source"], facts["text"], facts["cost"], "; ".join(_further(facts))]
+    rows = record["rows"] if record else []
+    further = _further(facts, {row["number"]: row["ours"] for row in rows})
+    cells = [name, facts["source"], facts["text"], facts["cost"], "; ".join(further)]
     return f"| {' | '.join(cells)} |\n"
 
 
-def _further(facts: Mapping[str, Any]) -> Iterator[str]:
+def _further(facts: Mapping[str, Any], ours: Mapping[str, float | None]) -> Iterator[str]:
+    """The paper's numbers of other methods, each with ours if it was measured."""
     metric = facts.get("metric", "perplexity")
-    for name, pair in (facts.get("further") or {}).items():
-        valid, test = pair
-        yield f"{name.replace('_', ' ')} {_pair(valid, test, metric)}"
+    for name, (valid, test) in (facts.get("further") or {}).items():
+        method = name.replace("_", " ")
+        own = [ours.get(f"{split}, {method}") for split in ("valid", "test")]
+        measured = f" (ours {_pair(*own, metric)})" if any(own) else ""
+        yield f"{method} {_pair(valid, test, metric)}{measured}"
 
 
 def _pair(valid: float | None, test: float | None, metric: str) -> str:

@@ -138,7 +138,7 @@ def test_other_settings_and_another_text_are_neither(place, capsys):
 
 def test_a_cache_and_dynamic_evaluation_stand_beside_the_plain_numbers(place, capfd):
     """Those of `lmkit evaluate tune=true`, in the paper's protocol; the verdict is not theirs."""
-    assert reproduce("seed=4", "further=true") == 0
+    assert reproduce("seed=4", "further=true", "results=further.md") == 0
     found = record("seed-4")
     assert found["verdict"] == "pass"
     rows = {each["number"]: each for each in found["rows"] if each["protocol"] == "stream"}
@@ -154,6 +154,10 @@ def test_a_cache_and_dynamic_evaluation_stand_beside_the_plain_numbers(place, ca
         ):
             ours = rows[f"{split}, {name}"]["ours"]
             assert ours == pytest.approx(row["perplexity"], rel=1e-6)
+    page = Path("further.md").read_text()
+    for name, paper in (("cache", "9.50 / -"), ("dynamic evaluation", "- / 9.50")):
+        ours = " / ".join(f"{rows[f'{split}, {name}']['ours']:.2f}" for split in ("valid", "test"))
+        assert f" {name} {paper} (ours {ours})" in page
 
 
 def test_the_list_says_how_far_each_has_come(tmp_path, monkeypatch, capfd):
