@@ -111,8 +111,9 @@ def _further(facts: Mapping[str, Any], ours: Mapping[str, float | None]) -> Iter
     metric = facts.get("metric", "perplexity")
     for name, (valid, test) in (facts.get("further") or {}).items():
         method = name.replace("_", " ")
-        own = [ours.get(f"{split}, {method}") for split in ("valid", "test")]
-        measured = f" (ours {_pair(*own, metric)})" if any(own) else ""
+        own_valid, own_test = (ours.get(f"{split}, {method}") for split in ("valid", "test"))
+        known = own_valid is not None or own_test is not None
+        measured = f" (ours {_pair(own_valid, own_test, metric)})" if known else ""
         yield f"{method} {_pair(valid, test, metric)}{measured}"
 
 

@@ -159,6 +159,15 @@ def test_a_cache_and_dynamic_evaluation_stand_beside_the_plain_numbers(place, ca
         ours = " / ".join(f"{rows[f'{split}, {name}']['ours']:.2f}" for split in ("valid", "test"))
         assert f" {name} {paper} (ours {ours})" in page
 
+    # They are kept while the best checkpoint is the same, and no longer.
+    assert reproduce("seed=4", "results=again.md") == 0
+    assert record("seed-4")["rows"] == found["rows"]
+    assert Path("again.md").read_text() == page
+    summary = Path("outputs/tiny/seed-4/summary.json")
+    summary.write_text(json.dumps({**json.loads(summary.read_text()), "best/step": 1}))
+    assert reproduce("seed=4") == 0
+    assert record("seed-4")["further"] == {}
+
 
 def test_the_list_says_how_far_each_has_come(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
