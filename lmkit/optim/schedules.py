@@ -185,8 +185,8 @@ class OneCycle(LambdaLR):
         for group in self.optimizer.param_groups if self.cycle_momentum else ():
             if group.get("momentum"):
                 group["momentum"] = momentum
-            if group.get("betas"):
-                group["betas"] = (momentum, *group["betas"][1:])
+            if (betas := group.get("betas")) and betas[0]:
+                group["betas"] = (momentum, *betas[1:])
         return super().get_lr()
 
 

@@ -92,6 +92,9 @@ def test_a_momentum_that_there_is_not_is_not_made():
     made = optimizer(torch.optim.SGD)
     rates(made, OneCycle(made, 9), 8)
     assert {group["momentum"] for group in made.param_groups} == {0}
+    made = optimizer(betas=(0.0, 0.99))
+    rates(made, OneCycle(made, 9), 8)
+    assert {group["betas"] for group in made.param_groups} == {(0.0, 0.99)}
     made = optimizer(betas=(0.9, 0.99))
     rates(made, OneCycle(made, 9, cycle_momentum=False), 8)
     assert {group["betas"] for group in made.param_groups} == {(0.9, 0.99)}
