@@ -93,16 +93,21 @@ class WarmupStableDecay(_Warmup):
         """The share of the optimiser's rate after so many steps."""
         if step < self.warmup_steps:
             return super().ratio(step)
-        decaying = self.decay_share * self.num_steps
-        begin = self.num_steps - decaying
+        decaying, begin = self._decaying()
         if step <= begin or not decaying:
             return 1.0
         done = min((step - begin) / decaying, 1.0)
         return self.min_ratio + (1 - self.min_ratio) * self.decay(done)
 
+    def _decaying(self) -> tuple[float, float]:
+        """In how many updates the rate goes down, and after how many it begins to."""
+        decaying = self.decay_share * self.num_steps
+        return decaying, self.num_steps - decaying
+
     def misfit(self) -> str | None:
         """The mistake of a warm-up that has not ended when the rate begins to go down."""
-        most = math.floor((1 - self.decay_share) * self.num_steps)
+        _, begin = self._decaying()
+        most = math.floor(begin + 1e-9 * self.num_steps)  # 0.55 * 100 is above 55, by rounding
         if self.warmup_steps <= most:
             return None
         return (

@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 from fitted import Fitted, Place, assert_same
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch.optim.lr_scheduler import OneCycleLR
 
@@ -254,6 +254,21 @@ def test_a_warm_up_that_the_decay_would_cut_short(place, keys, expected):
         check_limits(config, data)
     assert str(error.value) == expected
     check_limits(place.config("scheduler=wsd", *keys, "scheduler.warmup_steps=4"), data)
+
+
+@given(st.integers(1, 100_000), st.integers(0, 1000))
+@example(1000, 900)  # (1 - 0.9) * 1000 is below 100
+@example(100, 550)  # 100 - 0.55 * 100 is below 45
+def test_a_warm_up_may_end_where_the_decay_begins(steps, thousandths):
+    """Rounding makes no mistake of it, and misses none that is an update too long."""
+    most = steps * (1000 - thousandths) // 1000
+    for warmup in (most, most + 1):
+        schedule = WarmupStableDecay(
+            optimizer(), steps, decay_share=thousandths / 1000, warmup_steps=warmup
+        )
+        assert (schedule.misfit() is None) == (warmup == most)
+        assert warmup > most or schedule.ratio(most) == pytest.approx(1.0, abs=1e-6)
+    assert f" leaves {most} before the rate goes down" in schedule.misfit()
 
 
 @pytest.mark.parametrize("schedule", ["wsd", "one_cycle"])
