@@ -32,6 +32,18 @@ Kernel = Callable[..., tuple[Tensor, ...]]  # torch.lstm and its like
 SHUT = -1e4  # its sigmoid and relu are exactly 0, its tanh exactly -1; fits in half precision
 
 
+def draw_matrix(matrix: Tensor, init: RecurrentInit) -> None:
+    """Let a matrix (rows, columns) begin as `recurrent_init` says: `uniform` is U(-1/sqrt(columns),
+    1/sqrt(columns)), a number U(-number, number)."""
+    if init == "orthogonal":
+        nn.init.orthogonal_(matrix)
+    elif init == "xavier":
+        nn.init.xavier_uniform_(matrix)
+    else:
+        bound = matrix.shape[1] ** -0.5 if init == "uniform" else init
+        nn.init.uniform_(matrix, -bound, bound)
+
+
 class Layer(nn.Module):
     """One layer of a stack. `Recurrent` sets what follows when it has made the layer.
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lmkit.model.layer import RecurrentInit
+from lmkit.model.layer import RecurrentInit, draw_matrix
 from lmkit.model.lstm import LSTMFamily, LSTMFamilyLayer
 from lmkit.model.products import Products
 from lmkit.model.state import State
@@ -31,13 +31,7 @@ class ProjectedLSTMLayer(LSTMFamilyLayer):
         """hidden_size: of the outputs h. num_units: of the cells c."""
         super().__init__(input_size, hidden_size, init, num_units)
         self.weight_hr = nn.Parameter(torch.empty(hidden_size, self.num_units))
-        if init == "orthogonal":
-            nn.init.orthogonal_(self.weight_hr)
-        elif init == "xavier":
-            nn.init.xavier_uniform_(self.weight_hr)
-        else:
-            bound = self.num_units**-0.5 if init == "uniform" else init
-            nn.init.uniform_(self.weight_hr, -bound, bound)
+        draw_matrix(self.weight_hr, init)
 
     def initial_state(self, num_lanes: int) -> State:
         sizes = (self.hidden_size, self.num_units)

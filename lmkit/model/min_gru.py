@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmkit.kernels.matmul import product_dtype
-from lmkit.model.layer import RecurrentInit
+from lmkit.model.layer import RecurrentInit, draw_matrix
 from lmkit.model.recurrent import Recurrent
 from lmkit.model.scanned import ScannedLayer, no_weight_dropout, not_orthogonal
 from lmkit.model.state import State
@@ -42,9 +41,8 @@ class MinGRULayer(ScannedLayer):
         super().__init__(hidden_size, input_size, [self.size] * (self.num_gates + 1), init)
         self.weight_ho = None
         if state_expansion > 1:
-            bound = 1 / math.sqrt(self.size)
-            made = torch.empty(hidden_size, self.size).uniform_(-bound, bound)
-            self.weight_ho = nn.Parameter(made)
+            self.weight_ho = nn.Parameter(torch.empty(hidden_size, self.size))
+            draw_matrix(self.weight_ho, init)
 
     def initial_state(self, num_lanes: int) -> State:
         """The zero state: h (lanes, state_expansion * hidden_size)."""

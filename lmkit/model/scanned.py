@@ -34,16 +34,17 @@ class InputLayer(Layer):
 
     @torch.no_grad()
     def initialise(self, init: RecurrentInit) -> None:
-        """`uniform` is nn.Linear's, U(-1/sqrt(columns), 1/sqrt(columns)) for everything; otherwise
-        each block as Glorot and Bengio 2010, with biases of 0."""
-        if init == "uniform":
-            bound = 1 / math.sqrt(self.weight_ih.shape[1])
-            nn.init.uniform_(self.weight_ih, -bound, bound)
-            nn.init.uniform_(self.bias_ih, -bound, bound)
+        """`uniform` is nn.Linear's, U(-1/sqrt(columns), 1/sqrt(columns)) for everything; with a
+        number, everything is uniform between minus this and this; otherwise each block is as in
+        Glorot and Bengio 2010, with biases of 0."""
+        if isinstance(init, str) and init != "uniform":
+            nn.init.zeros_(self.bias_ih)
+            for block in self.weight_ih.split(self.blocks):
+                nn.init.xavier_uniform_(block)
             return
-        nn.init.zeros_(self.bias_ih)
-        for block in self.weight_ih.split(self.blocks):
-            nn.init.xavier_uniform_(block)
+        bound = 1 / math.sqrt(self.weight_ih.shape[1]) if init == "uniform" else init
+        nn.init.uniform_(self.weight_ih, -bound, bound)
+        nn.init.uniform_(self.bias_ih, -bound, bound)
 
     def projected(self, inputs: Tensor, weight: Tensor | None = None) -> tuple[Tensor, ...]:
         """W x + b of each block (lanes, time, rows of the block), in float32 also where autocast

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from lmkit.kernels.matmul import product_dtype
 from lmkit.model.heads import HeadNorm, MultiHead
-from lmkit.model.layer import RecurrentInit
+from lmkit.model.layer import RecurrentInit, draw_matrix
 from lmkit.model.scanned import InputLayer, wide
 from lmkit.model.state import State
 from lmkit.ranges import Real
@@ -47,14 +46,8 @@ class SLSTMLayer(InputLayer):
         self.norm = HeadNorm(hidden_size, num_heads) if head_norm else None
         with torch.no_grad():
             self.bias_ih.chunk(4)[1].fill_(forget_gate_bias)
-            bound = 1 / math.sqrt(self.weight_hh.shape[1])
             for block in self.weight_hh.chunk(4 * num_heads):
-                if init == "uniform":
-                    nn.init.uniform_(block, -bound, bound)
-                elif init == "orthogonal":
-                    nn.init.orthogonal_(block)
-                else:
-                    nn.init.xavier_uniform_(block)
+                draw_matrix(block, init)
 
     def initial_state(self, num_lanes: int) -> State:
         """The zero state."""

@@ -5,7 +5,7 @@ import torch
 from scanned_cells import mistake, slow_qrnn, window
 
 from lmkit import kernels
-from lmkit.model import QRNN, Masks, MinGRU, MinLSTM
+from lmkit.model import MLSTM, QRNN, SLSTM, Masks, MinGRU, MinLSTM
 from lmkit.model.min_gru import MinGRULayer
 from lmkit.model.qrnn import QRNNLayer
 
@@ -88,6 +88,42 @@ def test_forget_gates_of_a_minimal_lstm_begin_as_told():
     for layer in model.layers:
         assert layer.bias_ih[:10].tolist() == [1.0] * 10
         assert layer.bias_ih[10:].abs().max() < 1
+
+
+STARTS = {
+    "qrnn": (QRNN, {}, None),
+    "min_gru": (MinGRU, {"state_expansion": 2}, None),
+    "min_lstm": (MinLSTM, {"state_expansion": 2}, None),
+    "biased min_lstm": (MinLSTM, {"forget_gate_bias": 1.0}, slice(0, 40)),
+    "slstm": (SLSTM, {}, slice(40, 80)),
+    "mlstm": (MLSTM, {"num_heads": 8}, slice(168, None)),
+}
+
+
+@pytest.mark.parametrize("cell", STARTS)
+def test_with_a_number_all_weights_begin_between_minus_this_and_this(cell):
+    """But the biases of forget gates that begin as told, and the factors of norms."""
+    made, settings, forget = STARTS[cell]
+    torch.manual_seed(1)
+    sizes = {"embedding_size": 40, "hidden_size": 40, **settings}
+    model, plain = made(10, recurrent_init=0.3, **sizes), made(10, **sizes)
+    for layer, other in zip(model.layers, plain.layers, strict=True):
+        if forget is not None:
+            assert torch.equal(layer.bias_ih[forget], other.bias_ih[forget])
+            layer.bias_ih.data[forget] = 0.0
+        for name, parameter in layer.named_parameters():
+            if name != "norm.weight":
+                assert 0.28 < parameter.max() <= 0.3, name
+                assert -0.3 <= parameter.min() < -0.28, name
+
+
+@pytest.mark.parametrize("cell", [MinGRU, MinLSTM])
+def test_the_matrix_that_brings_an_expanded_state_down_begins_as_the_others(cell):
+    torch.manual_seed(1)
+    for init, bound in (("uniform", 80**-0.5), ("xavier", (6 / 120) ** 0.5)):
+        model = cell(10, embedding_size=40, hidden_size=40, state_expansion=2, recurrent_init=init)
+        for layer in model.layers:
+            assert layer.weight_ho.abs().max().item() == pytest.approx(bound, rel=0.05)
 
 
 @pytest.mark.parametrize("cell", CELLS)
