@@ -315,19 +315,29 @@ def _terms(regularizers: Mapping[str, Any]) -> Iterator[str]:
 def _head(config: Mapping[str, Any]) -> Iterator[str]:
     head = named_class("head", config.get("head"))
     yield from head.misfits(config, None)
-    model = config.get("model") or {}
-    sizes, keys = model.get("hidden_sizes"), signature_keys(named_class("model", model))
-    has_projection = head.projects or "projection_size" in keys
-    if sizes and model.get("tie_weights") and not has_projection:
-        default = keys["embedding_size"].default
-        if sizes[-1] != (embedding_size := model.get("embedding_size", default)):
-            yield (
-                f"model.hidden_sizes ends with {sizes[-1]} but model.embedding_size="
-                f"{embedding_size}: tied weights need them equal; set model.tie_weights=false or "
-                "make them equal"
-            )
+    yield from _tied(config.get("model") or {}, head)
     if config.get("init") and config.get("init_vocabulary") == "new" and head.token_rows is None:
         yield (
             f"init_vocabulary=new: the weights of {head.__name__} depend on the vocabulary, and "
             "cannot be taken over token by token; leave init_vocabulary out"
+        )
+
+
+def _tied(model: Mapping[str, Any], head: Any) -> Iterator[str]:
+    """Hidden vectors of another size than the rows of the tied matrix that multiplies them."""
+    kind = named_class("model", model)
+    keys = signature_keys(kind)
+    if not model.get("tie_weights") or head.projects or "projection_size" in keys:
+        return
+    if sizes := model.get("hidden_sizes"):
+        size, said = sizes[-1], f"hidden_sizes ends with {sizes[-1]}"
+    elif kind.keeps_hidden_size:
+        size = model.get("hidden_size", keys["hidden_size"].default)
+        said = f"hidden_size={size}"
+    else:
+        return
+    if size != (embedding_size := model.get("embedding_size", keys["embedding_size"].default)):
+        yield (
+            f"model.{said} but model.embedding_size={embedding_size}: tied weights need them "
+            "equal; set model.tie_weights=false or make them equal"
         )

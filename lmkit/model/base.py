@@ -45,6 +45,8 @@ class LanguageModel(nn.Module):
 
     # Whether results on compiled kernels are bit for bit the same with any number of threads.
     any_threads = False
+    # Whether the head reads vectors of `hidden_size` with tied weights, too, not of embedding_size.
+    keeps_hidden_size = False
     # Whether the model and its head are counted once (`count`), not trained by gradients.
     counted = False
 

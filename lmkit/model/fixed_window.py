@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,11 +22,14 @@ class Window(LanguageModel):
 
     context: words that are seen.
     embedding_size: of the vectors that tokens are looked up as.
-    hidden_size: of the hidden layer; with tie_weights it is that of the embedding.
+    hidden_size: of the hidden layer; with tie_weights it must be embedding_size, unless the head
+    has projections of its own, as head=mixture.
     dropout: share of embedding and hidden units that a step leaves out.
     tie_weights: one matrix for embedding and head (Press and Wolf 2017).
     init_range: embedding and head begin uniform between minus this and this; null: by their sizes.
     """
+
+    keeps_hidden_size = True
 
     def __init__(
         self,
@@ -46,17 +46,6 @@ class Window(LanguageModel):
         self.context = context
         self.dropout = dropout
         self.projection = nn.Linear(context * embedding_size, hidden_size)
-
-    @staticmethod
-    def mistakes(config: Mapping[str, Any], at: str) -> list[str]:
-        """Mistakes that show only when the values are compared with one another."""
-        if config["tie_weights"] and config["hidden_size"] != config["embedding_size"]:
-            return [
-                f"{at}.hidden_size={config['hidden_size']} but {at}.embedding_size="
-                f"{config['embedding_size']}: tied weights need them equal; set "
-                f"{at}.tie_weights=false or make them equal"
-            ]
-        return []
 
     def initial_state(self, num_lanes: int) -> States:
         device = self.embedding.weight.device

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from head_window import head_window
 from torch import nn
 
+from lmkit.assembly import build_model
 from lmkit.config.check import check
 from lmkit.config.compose import compose
 from lmkit.head import ProjectedSoftmax
@@ -87,3 +88,20 @@ def test_the_projection_begins_orthogonal():
 def test_hidden_vectors_of_another_size_than_the_tied_embedding_are_no_mistake():
     sizes = ["model.embedding_size=12", "model.hidden_sizes=[20,20]"]
     check(compose(["name=a", "head=projected", "model.tie_weights=true", *sizes]))
+
+
+@pytest.mark.parametrize("head", ["projected", "mixture"])
+def test_so_are_those_of_a_window_whose_hidden_layer_keeps_its_size(head):
+    sizes = ["model.embedding_size=12", "model.hidden_size=20", "model.tie_weights=true"]
+    config, *_ = check(compose(["name=a", f"head={head}", "model=window", *sizes]))
+    model, made = build_model(config, VOCABULARY)
+    tokens = torch.randint(VOCABULARY, (3, 7), generator=torch.Generator().manual_seed(1))
+    resets = torch.zeros_like(tokens, dtype=torch.bool)
+    hidden = model(tokens, resets, model.initial_state(3)).hidden
+    assert hidden.shape == (3, 7, 20)
+    assert made.weight is model.embedding.weight
+    loss = made.loss(hidden, tokens, torch.ones(3, 7))
+    loss.loss.backward()
+    assert all(parameter.grad.abs().max() > 0 for parameter in model.parameters())
+    log_prob = torch.cat(list(made.log_prob(hidden))).view(3, 7, VOCABULARY)
+    torch.testing.assert_close(log_prob.exp().sum(-1), torch.ones(3, 7))
