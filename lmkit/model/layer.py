@@ -44,6 +44,14 @@ def draw_matrix(matrix: Tensor, init: RecurrentInit) -> None:
         nn.init.uniform_(matrix, -bound, bound)
 
 
+def stacked(blocks: Sequence[int], columns: int) -> nn.Parameter:
+    """A matrix, not yet drawn, of one block for each gate on top of each other. blocks: the rows of
+    each; the matrix has them as an attribute, for optimisers that take a gate by itself."""
+    matrix = nn.Parameter(torch.empty(sum(blocks), columns))
+    matrix.blocks = list(blocks)  # type: ignore[attr-defined]
+    return matrix
+
+
 class Layer(nn.Module):
     """One layer of a stack. `Recurrent` sets what follows when it has made the layer.
 
@@ -99,8 +107,9 @@ class RecurrentLayer(Layer):
         self.hidden_size = hidden_size
         self.num_units = num_units or hidden_size
         rows = self.num_gates * self.num_units
-        self.weight_ih = nn.Parameter(torch.empty(rows, input_size))
-        self.weight_hh = nn.Parameter(torch.empty(rows, hidden_size))
+        blocks = [self.num_units] * self.num_gates
+        self.weight_ih = stacked(blocks, input_size)
+        self.weight_hh = stacked(blocks, hidden_size)
         self.bias_ih = nn.Parameter(torch.empty(rows))
         self.bias_hh = nn.Parameter(torch.empty(rows))
         self.initialise(init)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lmkit.kernels.scan import linear_scan
 from lmkit.model.dropout import dropout
-from lmkit.model.layer import Layer, RecurrentInit
+from lmkit.model.layer import Layer, RecurrentInit, stacked
 
 
 class InputLayer(Layer):
@@ -28,7 +28,7 @@ class InputLayer(Layer):
         super().__init__()
         self.hidden_size = hidden_size
         self.blocks = blocks
-        self.weight_ih = nn.Parameter(torch.empty(sum(blocks), columns))
+        self.weight_ih = stacked(blocks, columns)
         self.bias_ih = nn.Parameter(torch.empty(sum(blocks)))
         self.initialise(init)
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from lmkit.kernels.matmul import product_dtype
 from lmkit.model.heads import HeadNorm, MultiHead
-from lmkit.model.layer import RecurrentInit, draw_matrix
+from lmkit.model.layer import RecurrentInit, draw_matrix, stacked
 from lmkit.model.scanned import InputLayer, wide
 from lmkit.model.state import State
 from lmkit.ranges import Real
@@ -42,7 +42,7 @@ class SLSTMLayer(InputLayer):
     ) -> None:
         super().__init__(hidden_size, input_size, [hidden_size] * 4, init)
         self.num_heads = num_heads
-        self.weight_hh = nn.Parameter(torch.empty(4 * hidden_size, hidden_size // num_heads))
+        self.weight_hh = stacked([hidden_size] * 4, hidden_size // num_heads)
         self.norm = HeadNorm(hidden_size, num_heads) if head_norm else None
         with torch.no_grad():
             self.bias_ih.chunk(4)[1].fill_(forget_gate_bias)

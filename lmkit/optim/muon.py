@@ -25,8 +25,9 @@ class MuonWithAdam(Optimizer):
     layers; AdamW (Loshchilov and Hutter 2019) for embedding, head, biases and other vectors.
 
     Muon's update is the momentum of the gradient with all singular values near 1. The recurrent
-    layers' matrices are stacks of one block for each gate; by default each block has an update of
-    its own. The iteration runs in bf16, as torch.optim.Muon's does, whatever the precision.
+    layers' matrices are stacks of one block for each gate (their attribute `blocks`: the rows of
+    each); by default each block has an update of its own. The iteration runs in bf16, as
+    torch.optim.Muon's does, whatever the precision.
 
     params: pairs of names and parameters, or groups of them.
     lr: rate of the matrices, and of the others unless adam_lr says another.
@@ -72,8 +73,7 @@ class MuonWithAdam(Optimizer):
             raise TypeError(
                 "MuonWithAdam takes pairs of names and parameters: task.named_parameters()"
             )
-        every = dict(pair for group in groups for pair in group["params"])
-        parts = [part for group in groups for part in _parts(group, every, defaults)]
+        parts = [part for group in groups for part in _parts(group, defaults)]
         super().__init__(parts, defaults)
 
     @torch.no_grad()
@@ -90,16 +90,16 @@ class MuonWithAdam(Optimizer):
         weights: list[Tensor] = []  # one for each block, as are the others
         grads: list[Tensor] = []
         momenta: list[Tensor] = []
-        for parameter, number in zip(group["params"], group["blocks"], strict=True):
+        for parameter, blocks in zip(group["params"], group["blocks"], strict=True):
             if parameter.grad is None:
                 continue
             state = self.state[parameter]
             if not state:
                 state["momentum_buffer"] = torch.zeros_like(parameter)
-            number = number if group["by_gate"] else 1
-            weights += parameter.chunk(number)  # views, which are changed in place
-            grads += parameter.grad.chunk(number)
-            momenta += state["momentum_buffer"].chunk(number)
+            blocks = blocks if group["by_gate"] else 1
+            weights += _divided(parameter, blocks)  # views, which are changed in place
+            grads += _divided(parameter.grad, blocks)
+            momenta += _divided(state["momentum_buffer"], blocks)
         muon(
             weights,
             grads,
@@ -150,11 +150,9 @@ def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
     return parameter.ndim == 2 and not looked_up and not name.startswith("head.")
 
 
-def _parts(
-    group: Mapping[str, Any], every: Mapping[str, Tensor], defaults: Mapping[str, Any]
-) -> list[dict[str, Any]]:
+def _parts(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The group of the matrices of a group, and that of its other parameters; each if there are
-    any. every: all parameters by name."""
+    any."""
     pairs: list[Named] = list(group["params"])
     matrices = [pair for pair in pairs if is_hidden_matrix(*pair)]
     others = [pair for pair in pairs if not is_hidden_matrix(*pair)]
@@ -166,19 +164,17 @@ def _parts(
     if matrices:
         of_adam["name"] = f"{group['name']} adam" if "name" in group else "adam"
     parts: list[tuple[list[Named], dict[str, Any]]] = [
-        (matrices, {"blocks": [_num_gates(pair, every) for pair in matrices]}),
+        (matrices, {"blocks": [_blocks(matrix) for _, matrix in matrices]}),
         (others, of_adam),
     ]
     return [{**group, "params": [p for _, p in here], **own} for here, own in parts if here]
 
 
-def _num_gates(named: Named, every: Mapping[str, Tensor]) -> int:
-    """The number of gates whose blocks a recurrent layer's matrix has on top of each other; 1 for
-    any other matrix. A layer's weight_hh is (gates * hidden_size, hidden_size)."""
-    name, matrix = named
-    above, _, last = name.rpartition(".")
-    recurrent = every.get(f"{above}.weight_hh")
-    if last not in ("weight_ih", "weight_hh") or recurrent is None:
-        return 1
-    hidden_size = recurrent.shape[1]
-    return len(matrix) // hidden_size if len(matrix) % hidden_size == 0 else 1
+def _blocks(matrix: Tensor) -> list[int]:
+    """The rows of each block of a matrix: all, where it does not say that it has several blocks."""
+    return getattr(matrix, "blocks", [len(matrix)])
+
+
+def _divided(matrix: Tensor, blocks: list[int] | int) -> tuple[Tensor, ...]:
+    """The blocks of a matrix, by the rows of each, or, as in older checkpoints, by their number."""
+    return matrix.chunk(blocks) if isinstance(blocks, int) else matrix.split(blocks)

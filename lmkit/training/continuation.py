@@ -114,7 +114,9 @@ class Continuation(Callback):
             known, before = trial.param_groups, trainer.optimizers[0].param_groups[0]["lr"]
             for number, group in enumerate(trainer.optimizers[0].param_groups):
                 now = known[number if number < len(known) else 0]  # a callback may have added one
-                group.update({key: value for key, value in now.items() if key != "params"})
+                # A run keeps the blocks of MuonWithAdam, which earlier versions divided otherwise.
+                own = {"params", "blocks"}
+                group.update({key: value for key, value in now.items() if key not in own})
             self._warn_of_rise(before, known[0]["lr"])
 
     def _warn_of_rise(self, before: float, now: float) -> None:

@@ -5,11 +5,25 @@ from typing import Any
 
 import pytest
 import torch
-from fitted import Place, assert_same
+from fitted import Fitted, Place, assert_same
+from slow_models import MinimalGated
 
 from lmkit.assembly import build_model
 from lmkit.config.optimizer import named_parameters
-from lmkit.optim import Groups, MuonWithAdam
+from lmkit.model import (
+    GRU,
+    LSTM,
+    LSTMP,
+    MLSTM,
+    QRNN,
+    SLSTM,
+    Elman,
+    LayerNormLSTM,
+    MinGRU,
+    MinLSTM,
+    Mogrifier,
+)
+from lmkit.optim import Groups, MuonWithAdam, muon
 
 SHAPES = {
     "model.embedding.weight": (11, 6),
@@ -34,7 +48,10 @@ def place(tmp_path_factory) -> Place:
 
 def parameters(seed: int = 0) -> dict[str, torch.nn.Parameter]:
     torch.manual_seed(seed)
-    return {name: torch.nn.Parameter(torch.randn(shape)) for name, shape in SHAPES.items()}
+    named = {name: torch.nn.Parameter(torch.randn(shape)) for name, shape in SHAPES.items()}
+    for name in ("model.layers.0.weight_ih", "model.layers.0.weight_hh"):
+        named[name].blocks = [8] * 4  # as those of an LSTM's layer
+    return named
 
 
 def with_gradients(named: dict[str, torch.nn.Parameter], step: int) -> None:
@@ -109,6 +126,7 @@ def test_bits_do_not_depend_on_the_number_of_threads():
             torch.manual_seed(0)
             weight = torch.nn.Parameter(torch.randn(800, 200))
             weight.grad = torch.randn(800, 200)
+            weight.blocks = [200] * 4
             MuonWithAdam([("model.layers.0.weight_hh", weight)], lr=0.1).step()
         finally:
             torch.set_num_threads(before)
@@ -193,6 +211,85 @@ def test_a_layer_may_be_one_matrix_and_another_not():
         assert torch.equal(weights[0], weights[1 if name.endswith("weight_hh") else 2]), name
 
 
+GATES = {
+    "lstm": (LSTM, {}, {"weight_ih": [8] * 4, "weight_hh": [8] * 4}),
+    "gru": (GRU, {}, {"weight_ih": [8] * 3, "weight_hh": [8] * 3}),
+    "elman": (Elman, {}, {"weight_ih": [8], "weight_hh": [8]}),
+    "lstmp": (
+        *(LSTMP, {"hidden_size": 16, "projection_size": 8}),
+        {"weight_ih": [16] * 4, "weight_hh": [16] * 4, "weight_hr": [8]},
+    ),
+    "mogrifier": (
+        *(Mogrifier, {"rounds": 2}),
+        {"weight_ih": [8] * 4, "weight_hh": [8] * 4, "rounds.0.0": [6], "rounds.1.0": [8]},
+    ),
+    "layer_norm_lstm": (LayerNormLSTM, {}, {"weight_ih": [8] * 4, "weight_hh": [8] * 4}),
+    "qrnn": (QRNN, {"pooling": "ifo"}, {"weight_ih": [8] * 4}),
+    "min_gru": (MinGRU, {"state_expansion": 2}, {"weight_ih": [16] * 2, "weight_ho": [8]}),
+    "min_lstm": (MinLSTM, {}, {"weight_ih": [8] * 3}),
+    "slstm": (SLSTM, {"num_heads": 4}, {"weight_ih": [8] * 4, "weight_hh": [8] * 4}),
+    "mlstm": (MLSTM, {"num_heads": 2}, {"weight_ih": [8] * 4 + [2] * 2}),
+    "blocks": (
+        *(LSTM, {"residual": "rms_norm", "expansion": 2}),
+        {
+            **{"cell.weight_ih": [8] * 4, "cell.weight_hh": [8] * 4, "projection.weight": [8]},
+            **{"up.weight": [16], "down.weight": [8]},
+        },
+    ),
+    "own cell": (MinimalGated, {}, {"weight_ih": [8] * 2, "weight_hh": [8] * 2}),
+}
+
+
+@pytest.mark.parametrize("cell", GATES)
+def test_each_gate_of_a_cell_is_a_matrix_of_its_own(cell):
+    """As if torch.optim.Muon had a parameter for each."""
+    kind, settings, rows = GATES[cell]
+    torch.manual_seed(1)
+    sizes = {"embedding_size": 6, "hidden_size": 8, "num_layers": 1}
+    model = kind(11, **{**sizes, **settings})
+    named = {f"model.{name}": parameter for name, parameter in model.named_parameters()}
+    blocks = {
+        f"model.layers.0.{name}": [
+            torch.nn.Parameter(block.detach().clone())
+            for block in named[f"model.layers.0.{name}"].split(each)
+        ]
+        for name, each in rows.items()
+    }
+    ours = MuonWithAdam(list(named.items()), lr=0.02)
+    matrices = [block for each in blocks.values() for block in each]
+    theirs = torch.optim.Muon(matrices, lr=0.02, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+    for step in range(3):
+        with_gradients(named, step)
+        for name, each in blocks.items():
+            for block, grad in zip(
+                each, named[name].grad.split([len(block) for block in each]), strict=True
+            ):
+                block.grad = grad.clone()
+        ours.step()
+        theirs.step()
+    for name, each in blocks.items():
+        assert torch.equal(named[name], torch.cat(each)), name
+    by_muon = {name for name, parameter in named.items() if len(ours.state[parameter]) == 1}
+    assert by_muon == set(blocks)
+
+
+def test_a_state_from_before_goes_on_with_its_blocks():
+    """Then a matrix had a number of equal blocks, for some cells not that of the gates."""
+    named, theirs = parameters(), parameters()
+    optimizer, other = (MuonWithAdam(list(each.items())) for each in (named, theirs))
+    state = optimizer.state_dict()
+    assert state["param_groups"][0]["blocks"] == [[8] * 4, [8] * 4, [5]]
+    state["param_groups"][0]["blocks"] = [8, 2, 1]
+    other.load_state_dict(state)
+    assert other.state_dict()["param_groups"][0]["blocks"] == [8, 2, 1]
+    names = list(HIDDEN)
+    for name, number in zip(names, (8, 2, 1), strict=True):
+        named[name].blocks = [len(named[name]) // number] * number
+    expected = trained(named, MuonWithAdam(list(named.items())), range(3))
+    for one, found in zip(expected, trained(theirs, other, range(3)), strict=True):
+        assert torch.equal(one, found)
+
+
 MODELS = {
     "LSTM": ({"num_layers": 2}, {"weight_ih": 4, "weight_hh": 4}),
     "GRU": ({"num_layers": 2}, {"weight_ih": 3, "weight_hh": 3}),
@@ -215,10 +312,10 @@ def test_the_matrices_of_the_hidden_layers_and_their_gates(model, tied):
     found = {}
     for group in MuonWithAdam(named).param_groups:
         blocks = group["blocks"] or [None] * len(group["params"])
-        found |= {names[id(p)]: n for p, n in zip(group["params"], blocks, strict=True)}
-    for name, number in found.items():
-        endings = [n for ending, n in expected.items() if name.endswith(ending)]
-        assert [number] == (endings or [None]), name
+        found |= {names[id(p)]: (p, own) for p, own in zip(group["params"], blocks, strict=True)}
+    for name, (parameter, own) in found.items():
+        gates = [n for ending, n in expected.items() if name.endswith(ending)]
+        assert own == ([len(parameter) // gates[0]] * gates[0] if gates else None), name
 
 
 def test_parameters_without_names_are_refused():
@@ -238,6 +335,24 @@ def test_killed_and_gone_on_with_is_the_same_run(place, keys):
     keys = ("callbacks.checkpoint.every_n_train_steps=4", "optimizer=muon", *keys)
     keys = (*keys, "optimizer.lr=0.01", "model.tie_weights=false")
     assert_same(place.fit(*keys), place.train(*keys, kill_at=(7, 21)))
+
+
+def test_a_run_from_before_that_is_made_longer_keeps_its_blocks(place, monkeypatch):
+    keys = ("optimizer=muon", "optimizer.lr=0.01", "scheduler=linear", "model.tie_weights=false")
+    config, longer = place.config(*keys, "trainer.max_steps=6"), place.config(*keys)
+    run = place._new_run(config)
+    with monkeypatch.context() as patch:
+        patch.setattr(muon, "_blocks", lambda matrix: 2)  # their number
+        run.start(config)
+        place._work(run, config, None)
+        run.release()
+    run.check(longer)
+    run.start(longer)
+    place._work(run, longer, None)
+    run.release()
+    (state,) = Fitted(run.path).checkpoint["optimizer_states"]
+    assert state["param_groups"][0]["blocks"] == [2, 2]
+    assert len(Fitted(run.path).of("lr")) == 36
 
 
 def test_the_rates_of_both_are_logged_where_they_differ(place):
