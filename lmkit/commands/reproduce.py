@@ -58,17 +58,21 @@ def reproduce(
             f"{recipe} needs data.path: {theirs['recipe']['text']}; "
             f"lmkit reproduce {recipe} data.path=PATH"
         )
+    if not any(override.lstrip("+").startswith("name=") for override in overrides):
+        composition.config["name"] = recipe  # one that begins with another has that one's
     config, _ = check(composition)
     run_id = config["run_id"] or f"seed-{config['seed']}"
     run = Run.named(config["outputs"], config["name"], run_id)
 
     def tell(prepared: Prepared) -> None:
-        for line in recipes.foretold(theirs, config, prepared):
+        for line in recipes.foretold(theirs, run, config, prepared):
             print(line, file=sys.stderr)
 
     if launch(run, grouped(config), overrides, tell).keys() <= {"run"}:
         return {}  # one of several processes; the first of them tells
-    return _compared(run, theirs, page, config_dir, further=further)
+    # A run that has ended keeps its config, also where its text has moved since.
+    config = {**run.config(), **{key: config[key] for key in ("data", "trainer", "kernels")}}
+    return _compared(run, theirs, config, page, config_dir, further=further)
 
 
 def _lacks_text(config: Mapping[str, Any]) -> bool:
@@ -78,13 +82,15 @@ def _lacks_text(config: Mapping[str, Any]) -> bool:
 def _compared(
     run: Run,
     theirs: Mapping[str, Any],
+    config: Mapping[str, Any],
     page: Path | None,
     config_dir: str | None,
     *,
     further: bool,
 ) -> dict[str, Any]:
-    """Evaluate a run that has ended, write and print how it compares with its recipe."""
-    config = {**run.config(), "recipe": theirs["recipe"]}
+    """Evaluate a run that has ended, write and print how it compares with its recipe; config: the
+    run's, with the paths and the devices of now."""
+    config = {**config, "recipe": theirs["recipe"]}
     record = recipes.reproduction(
         theirs, run, config, recipes.measured(run, config, further=further)
     )

@@ -19,12 +19,13 @@ def names(config_dir: str | None = None) -> list[str]:
 
 
 def config_of(name: str, config_dir: str | None = None) -> Config:
-    """The composed config of a recipe; raises UserError if there is no such recipe."""
+    """The composed config of a recipe, by whose file its runs are named; raises UserError if there
+    is no such recipe."""
     known = names(config_dir)
     if name not in known:
         raise UserError(f"lmkit reproduce {name}: no such recipe; {nearest(name, known)}")
     flags = [f"--config-dir={config_dir}"] if config_dir else []
-    return compose([*flags, f"experiment={name}"]).config
+    return {**compose([*flags, f"experiment={name}"]).config, "name": name}
 
 
 def recipes(config_dir: str | None = None) -> Mapping[str, Config]:

@@ -29,8 +29,8 @@ METHODS = {
 
 def measured(run: Run, config: Mapping[str, Any], *, further: bool = False) -> dict[str, Any]:
     """The results of `measure` for the best checkpoint of a run, each with its split; with
-    `further` the recipe's numbers by other methods, by name, as far as there are these methods; and
-    the precision.
+    `further` the recipe's numbers by other methods, by name, as far as there are these methods; the
+    tokens of each split; and the precision.
 
     The number of threads is chosen anew, as `lmkit evaluate` does.
     """
@@ -50,7 +50,12 @@ def measured(run: Run, config: Mapping[str, Any], *, further: bool = False) -> d
     train = partial(_stores, run, config, trained, own, ("train",))
     evaluation = Evaluation(trained, own, train=lambda: train()["train"])
     by_methods = {n: _tuned(evaluation, stores[own], METHODS[n], recipe) for n in names}
-    return {"results": results, "further": by_methods, "precision": trained.precision}
+    return {
+        "results": results,
+        "further": by_methods,
+        "num_tokens": {split: store.num_tokens for split, store in stores[own].items()},
+        "precision": trained.precision,
+    }
 
 
 def _tuned(

@@ -12,7 +12,7 @@ from lmkit.errors import UserError
 from lmkit.inference.identity import recorded
 from lmkit.recipes.cost import cost, in_words
 from lmkit.recipes.evaluation import in_metric
-from lmkit.recipes.verdict import changes, not_whole, other_text, reaches, verdict
+from lmkit.recipes.verdict import changes, not_whole, other_text, partly, reaches, verdict
 from lmkit.run import Run
 from lmkit.run.history import time
 from lmkit.store import Prepared
@@ -38,17 +38,22 @@ def reproduction(
     own = str(config["data"].get("protocol", "document"))
     rows = list(_rows(facts, measured["results"], further, own))
     changed = changes(recipe, config)
-    texts = _texts(facts, recorded(run).get("splits", {}))
+    record: Any = run.read("overrides.yaml")  # a list
+    otherwise = partly(recipe, record, {}, config)
+    texts = _texts(
+        facts, {**_num_tokens(recorded(run).get("splits", {})), **measured["num_tokens"]}
+    )
     reached = [row["reached"] for row in rows if row["reached"] is not None]
     return {
         "recipe": recipe["name"],
         "run": f"{run.name}/{run.id}",
-        "verdict": verdict(changed, texts, reached),
+        "verdict": verdict(changed, otherwise, texts, reached),
         "source": facts["source"],
         "metric": facts.get("metric", "perplexity"),
         "tolerance": facts.get("tolerance", 1.0),
         "rows": rows,
         "changed": {key: list(pair) for key, pair in changed.items()},
+        "partly": {key: list(pair) for key, pair in otherwise.items()},
         "texts": texts,
         "seed": config["seed"],
         "step": step,
@@ -59,19 +64,27 @@ def reproduction(
 
 
 def foretold(
-    recipe: Mapping[str, Any], config: Mapping[str, Any], prepared: Prepared
+    recipe: Mapping[str, Any], run: Run, config: Mapping[str, Any], prepared: Prepared
 ) -> Iterator[str]:
     """Why a training will be neither pass nor fail, as lines, known before it begins."""
-    texts = _texts(recipe["recipe"], prepared.describe()["splits"])
+    texts = _texts(recipe["recipe"], _num_tokens(prepared.describe()["splits"]))
     changed = changes(recipe, config)
-    if word := not_whole(changed, texts):
+    record: Any = run.read("overrides.yaml")  # a list
+    otherwise = partly(recipe, record, run.config(), config)
+    if word := not_whole(changed, otherwise, texts):
         yield f"{word}: this run will be neither pass nor fail"
-        yield from _reasons(changed, texts)
+        yield from _reasons(changed, otherwise, texts)
+        if otherwise:
+            yield "  to train the recipe whole, begin another run: run_id=NAME"
 
 
-def _texts(facts: Mapping[str, Any], splits: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """How the splits, as data.json describes them, differ from those of the published text."""
-    num_tokens = {split: described["num_tokens"] for split, described in splits.items()}
+def _num_tokens(splits: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
+    """The tokens of splits that data.json describes."""
+    return {split: described["num_tokens"] for split, described in splits.items()}
+
+
+def _texts(facts: Mapping[str, Any], num_tokens: Mapping[str, int]) -> list[str]:
+    """How splits of so many tokens differ from those of the published text."""
     return list(other_text(facts.get("tokens"), num_tokens))
 
 
@@ -148,13 +161,18 @@ def number(value: float | None, metric: str, absent: str = "") -> str:
 def sentences(record: Mapping[str, Any]) -> Iterator[str]:
     """What the table does not say: why a run may not be compared, seed and cost."""
     yield f"{record['verdict']}: {record['recipe']} by {record['run']}, against {record['source']}"
-    yield from _reasons(record["changed"], record["texts"])
+    yield from _reasons(record["changed"], record["partly"], record["texts"])
     yield f"seed {record['seed']}; {in_words(record['cost'])}"
 
 
-def _reasons(changed: Mapping[str, Sequence[Any]], texts: Sequence[str]) -> Iterator[str]:
-    for key, (theirs, ours) in changed.items():
-        yield f"  {key} is {_said(theirs)} in the recipe, {_said(ours)} in the run"
+def _reasons(
+    changed: Mapping[str, Sequence[Any]],
+    partly: Mapping[str, Sequence[Any]],
+    texts: Sequence[str],
+) -> Iterator[str]:
+    for pairs, where in ((changed, "the run"), (partly, "a part of the run")):
+        for key, (theirs, ours) in pairs.items():
+            yield f"  {key} is {_said(theirs)} in the recipe, {_said(ours)} in {where}"
     yield from (f"  {text}" for text in texts)
 
 

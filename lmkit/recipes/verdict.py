@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-from lmkit.run.history import flat
+from lmkit.config.signatures import signature_keys
+from lmkit.config.targets import named_class
+from lmkit.run.history import changes_by_resumes, differences, flat
 
 Verdict = Literal["pass", "fail", "cut short", "other settings", "other text"]
 
@@ -24,6 +26,8 @@ SHORTENS = re.compile(
     r"trainer\.(max_epochs|max_steps|max_time|limit_\w+_batches|overfit_batches|fast_dev_run)(\.|$)"
 )
 LONGER = ("trainer.max_epochs", "trainer.max_steps")
+# Keys that only end a training, which then goes on as if they had not.
+ENDS = re.compile(r"(trainer\.(min|max)_(epochs|steps|time)|callbacks\.early_stopping)(\.|$)")
 # Of the published number of tokens: where a cut by bytes falls within a character, and `<eos>`.
 SLACK = 1e-6
 
@@ -42,6 +46,32 @@ def _set(config: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in flat(config).items() if v is not None and v not in ({}, [], -1)}
 
 
+def partly(
+    recipe: Mapping[str, Any],
+    record: Sequence[Any],
+    then: Mapping[str, Any],
+    config: Mapping[str, Any],
+) -> dict[str, tuple[Any, Any]]:
+    """The keys that a part of a training had otherwise than the recipe, before a resume changed
+    them, so that it was another training; with both values.
+
+    record: overrides.yaml. then: the config that the run has, empty if there is none yet; config:
+    that with which it goes on.
+    """
+    theirs = _set(recipe)
+    schedule = named_class("scheduler", config.get("scheduler"))
+    by_length = LONGER if "num_steps" in signature_keys(schedule) else ()
+    found = {}
+    resumes: list[Mapping[str, Any]] = [*changes_by_resumes(record)]
+    for changed in [*resumes, differences(then, config) if then else {}]:
+        for key, (value, _) in changed.items():
+            before = _set({key: value}).get(key) if value != "absent" else None
+            harmless = FREE.match(key) or (ENDS.match(key) and key not in by_length)
+            if not harmless and before != theirs.get(key):
+                found[key] = (theirs.get(key), before)
+    return found
+
+
 def other_text(published: Mapping[str, int] | None, num_tokens: Mapping[str, int]) -> Iterator[str]:
     """A sentence for each split whose number of tokens is not the published one."""
     for split, number in (published or {}).items():
@@ -57,15 +87,20 @@ def reaches(ours: float, paper: float, tolerance: float) -> bool:
 
 
 def verdict(
-    changed: Mapping[str, tuple[Any, Any]], texts: list[str], reached: list[bool]
+    changed: Mapping[str, tuple[Any, Any]],
+    partly: Iterable[str],
+    texts: list[str],
+    reached: list[bool],
 ) -> Verdict:
     """The verdict on a run: pass and fail are kept for a whole training on the published text."""
-    return not_whole(changed, texts) or ("pass" if all(reached) else "fail")
+    return not_whole(changed, partly, texts) or ("pass" if all(reached) else "fail")
 
 
-def not_whole(changed: Mapping[str, tuple[Any, Any]], texts: list[str]) -> Verdict | None:
+def not_whole(
+    changed: Mapping[str, tuple[Any, Any]], partly: Iterable[str], texts: list[str]
+) -> Verdict | None:
     """The verdict on a run that may not be compared with its paper; None if it may."""
-    if any(not _shortens(key, pair) for key, pair in changed.items()):
+    if any(partly) or any(not _shortens(key, pair) for key, pair in changed.items()):
         return "other settings"
     if changed:
         return "cut short"

@@ -133,10 +133,10 @@ def commanded(record: Sequence[Any]) -> list[str]:
 def earlier(record: Sequence[Any], key: str, since: str = "") -> list[Any]:
     """The values that a dotted key of the config had before resumes changed it; with a time, before
     those after it."""
-    return [changed[key][0] for changed in _changes(record, since) if key in changed]
+    return [changed[key][0] for changed in changes_by_resumes(record, since) if key in changed]
 
 
-def _changes(record: Sequence[Any], since: str = "") -> list[dict[str, list[Any]]]:
+def changes_by_resumes(record: Sequence[Any], since: str = "") -> list[dict[str, list[Any]]]:
     """What each resume, or each after a time, has changed, as pairs; anything else was not written
     by lmkit and is left out."""
     changes = [
@@ -153,7 +153,7 @@ def _changes(record: Sequence[Any], since: str = "") -> list[dict[str, list[Any]
 
 def last_changed(record: Sequence[Any]) -> dict[str, list[Any]]:
     """The config keys that the last resume has changed, with the values before and now."""
-    return [{}, *_changes(record)][-1]
+    return [{}, *changes_by_resumes(record)][-1]
 
 
 def time() -> str:

@@ -113,6 +113,53 @@ def test_a_run_that_goes_on_elsewhere_names_each_machine_and_no_speed(place, mon
     assert said in capsys.readouterr().out
 
 
+def test_a_schedule_that_was_drawn_over_another_length_is_another_training(place, capsys):
+    own_recipe.write_recipe(place / "conf", scheduler="one_cycle")
+    assert reproduce("seed=6", "trainer.max_epochs=1") == 0
+    assert record("seed-6")["verdict"] == "cut short"
+    capsys.readouterr()
+    assert reproduce("seed=6") == 0
+    shown = capsys.readouterr()
+    why = "  trainer.max_epochs is 2 in the recipe, 1 in a part of the run\n"
+    before = shown.err.partition("going on from step")[0]
+    assert f"other settings: this run will be neither pass nor fail\n{why}" in before
+    assert "  to train the recipe whole, begin another run: run_id=NAME\n" in before
+    assert why in shown.out
+    found = record("seed-6")
+    assert (found["verdict"], found["changed"]) == ("other settings", {})
+
+
+def test_a_run_that_has_ended_is_measured_on_the_text_of_now(place, capsys):
+    assert reproduce("seed=7", "trainer.max_epochs=1") == 0
+    before = record("seed-7")["rows"]
+    (place / "ptb").rename(place / "moved")
+    try:
+        assert reproduce("seed=7", "trainer.max_epochs=1", "data.path=moved") == 0
+        assert "has ended and stays as it is" in capsys.readouterr().err
+        assert record("seed-7")["rows"] == before
+        (place / "moved" / "ptb.test.txt").write_text(" the cat sat on the mat \n")
+        assert reproduce("seed=7", "trainer.max_epochs=1", "data.path=moved") == 0
+        assert record("seed-7")["texts"] == ["test has 7 tokens, the published one 274"]
+    finally:
+        (place / "moved").rename(place / "ptb")
+        own_recipe.write_text(place / "ptb")
+
+
+def test_a_recipe_that_begins_with_another_has_its_own_runs(place):
+    (place / "conf" / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\n# Mine\ndefaults: [tiny, _self_]\nrecipe: {valid: 200, test: 200}\n"
+    )
+    argv = ["--config-dir=conf", "data.path=ptb", *PLAIN, "results=mine.md"]
+    with real_stdout():
+        assert cli.main(["reproduce", "mine", *argv, "trainer.max_steps=3"]) == 0
+        assert cli.main(["reproduce", "mine", *argv]) == 0
+    assert json.loads(Path("outputs/mine/seed-1/reproduction.json").read_text())["recipe"] == "mine"
+    assert list(json.loads(Path("mine.json").read_text())) == ["mine"]
+    page = Path("mine.md").read_text()
+    assert re.search(r"^\| mine .* pass: mine/seed-1, seed 1; ", page, re.MULTILINE)
+    assert re.search(r"^\| tiny .* not yet run \|$", page, re.MULTILINE)
+
+
 def test_other_settings_and_another_text_are_neither(place, capsys):
     few = ["trainer.max_steps=2"]
     assert reproduce("run_id=wide", "model.hidden_size=6", *few) == 0

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from lmkit.recipes.verdict import changes, other_text, reaches, verdict
+from lmkit.recipes.verdict import changes, not_whole, other_text, partly, reaches, verdict
 
 RECIPE = {
     "name": "one",
@@ -39,7 +39,7 @@ def group(name: str, **keys: Any) -> dict[str, Any]:
 )
 def test_these_change_no_result(run):
     assert changed(**run) == {}
-    assert verdict({}, [], [True, True]) == "pass"
+    assert verdict({}, {}, [], [True, True]) == "pass"
 
 
 @pytest.mark.parametrize(
@@ -53,8 +53,8 @@ def test_these_change_no_result(run):
 )
 def test_these_cut_it_short(run, key, pair):
     assert changed(**run) == {key: pair}
-    assert verdict(changed(**run), [], [True]) == "cut short"
-    assert verdict(changed(**run), [], [False]) == "cut short"
+    assert verdict(changed(**run), {}, [], [True]) == "cut short"
+    assert verdict(changed(**run), {}, [], [False]) == "cut short"
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,56 @@ def test_these_cut_it_short(run, key, pair):
 def test_these_are_other_settings(run, key, pair):
     assert changed(**run) == {key: pair}
     short = {"trainer.max_steps": (None, 3)}
-    assert verdict({**changed(**run), **short}, ["train is missing"], [True]) == "other settings"
+    assert (
+        verdict({**changed(**run), **short}, {}, ["train is missing"], [True]) == "other settings"
+    )
+
+
+ONE_CYCLE = {"_target_": "lmkit.optim.schedules.OneCycle"}
+
+
+def resumed(*changed: dict[str, list[Any]]) -> list[Any]:
+    return ["seed=1", *({"resumed": "2026-01-01", "changed": each} for each in changed)]
+
+
+@pytest.mark.parametrize(
+    ("record", "scheduler", "found"),
+    [
+        (resumed(), {}, {}),
+        # Other devices and places, and a training that was only stopped: those change nothing.
+        (resumed({"threads": [1, 2], "data.path": ["/a", "/b"]}), {}, {}),
+        (resumed({"trainer.max_epochs": [2, 40], "trainer.max_steps": [5, -1]}), {}, {}),
+        (resumed({"callbacks.early_stopping.patience": [2, "absent"]}), {}, {}),
+        # The schedule is drawn over the length.
+        (resumed({"trainer.max_epochs": [2, 40]}), ONE_CYCLE, {"trainer.max_epochs": (40, 2)}),
+        (resumed({"trainer.max_steps": [5, -1]}), ONE_CYCLE, {"trainer.max_steps": (None, 5)}),
+        (resumed({"trainer.max_time": ["1", "absent"]}), ONE_CYCLE, {}),
+        # Away from the recipe and back.
+        (
+            resumed({"optimizer.lr": [2, 1]}, {"optimizer.lr": [1, 2]}),
+            {},
+            {"optimizer.lr": (2, 1)},
+        ),
+        (
+            resumed(
+                {"scheduler.milestones": ["absent", [3]]}, {"scheduler.milestones": [[3], None]}
+            ),
+            {},
+            {"scheduler.milestones": (None, [3])},
+        ),
+    ],
+)
+def test_what_a_part_of_the_training_had_otherwise(record, scheduler, found):
+    recipe = {**RECIPE, "optimizer": {"lr": 2}, "scheduler": scheduler}
+    assert partly(recipe, record, {}, recipe) == found
+    assert not_whole({}, found, []) == ("other settings" if found else None)
+
+
+def test_a_resume_that_is_to_come_counts():
+    then = {**RECIPE, "scheduler": ONE_CYCLE, **group("trainer", max_epochs=2)}
+    now = {**RECIPE, "scheduler": ONE_CYCLE}
+    assert partly(now, [], then, now) == {"trainer.max_epochs": (40, 2)}
+    assert partly(now, [], {}, now) == {}  # the first start
 
 
 def test_another_text():
@@ -86,12 +135,12 @@ def test_another_text():
     ]
     # A cut by bytes within a character, and <eos> at the end of a split.
     assert list(other_text({"train": 90_000_000}, {"train": 90_000_004})) == []
-    assert verdict({}, ["valid is missing"], [True]) == "other text"
+    assert verdict({}, {}, ["valid is missing"], [True]) == "other text"
 
 
 def test_pass_and_fail():
     assert reaches(100.9, 100.0, 1.0)
     assert not reaches(101.1, 100.0, 1.0)
     assert reaches(90.0, 100.0, 0.0)
-    assert verdict({}, [], [True, False]) == "fail"
-    assert verdict({}, [], [True]) == "pass"
+    assert verdict({}, {}, [], [True, False]) == "fail"
+    assert verdict({}, {}, [], [True]) == "pass"

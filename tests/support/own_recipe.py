@@ -10,14 +10,16 @@ TOKENS = {"train": 2910, "valid": 300, "test": 274}
 def write_text(directory: Path) -> Path:
     """Sentences in the files of the Penn Treebank."""
     draw = random.Random(0)
-    directory.mkdir(parents=True)
+    directory.mkdir(parents=True, exist_ok=True)
     for split, number in (("train", 360), ("valid", 36), ("test", 36)):
         lines = (" ".join(draw.choices(WORDS, k=draw.randint(3, 11))) for _ in range(number))
         (directory / f"ptb.{split}.txt").write_text("".join(f" {line} \n" for line in lines))
     return directory
 
 
-def write_recipe(conf: Path, valid: float = 12.5, tolerance: float = 1.0) -> Path:
+def write_recipe(
+    conf: Path, valid: float = 12.5, tolerance: float = 1.0, scheduler: str = "constant"
+) -> Path:
     """A folder of configs with the experiment `tiny`; returns the folder."""
     (conf / "experiment").mkdir(parents=True, exist_ok=True)
     (conf / "experiment" / "tiny.yaml").write_text(f"""# @package _global_
@@ -25,6 +27,7 @@ def write_recipe(conf: Path, valid: float = 12.5, tolerance: float = 1.0) -> Pat
 defaults:
   - override /data: ptb
   - override /optimizer: sgd
+  - override /scheduler: {scheduler}
   - _self_
 name: tiny
 data: {{protocol: stream, batch_size: 4, bptt: 16, eval_batch_size: 2}}
