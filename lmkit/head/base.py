@@ -63,6 +63,11 @@ class Head(nn.Module):
         """-log p(target) of each position in nats, float32 (lanes, time)."""
         raise NotImplementedError
 
+    def nll_with_dropout(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """As `nll`, but in training mode with the dropout that `loss` has; a head that has dropout
+        of its own overrides it."""
+        return self.nll(hidden, targets)
+
     def nll_at(self, hidden: Tensor, positions: Tensor, targets: Tensor) -> Tensor:
         """-log p(targets[i]) at position positions[i] of hidden (time, hidden_size) in nats,
         float32; positions is int64, in ascending order, and may name one several times."""

@@ -60,16 +60,18 @@ class MixtureOfSoftmaxes(MatrixHead):
         """hidden (.., hidden_size) -> the experts' vectors, side by side, (.., experts * size)."""
         return torch.tanh(self.experts(hidden))
 
+    def _dropped(self, hidden: Tensor) -> Tensor:
+        """As `_latent`, of hidden (lanes, time, hidden_size), in training mode with dropout."""
+        shared = (1,) if self.locked_latent else ()
+        latent = self._latent(hidden)
+        return dropout(latent, self.latent_dropout, self.training, "head.latent", shared)
+
     def _log_prior(self, hidden: Tensor) -> Tensor:
         """hidden (rows, hidden_size) -> log pi, float32 (rows, experts)."""
         return self.prior(hidden).float().log_softmax(1)
 
     def loss(self, hidden: Tensor, targets: Tensor, weight: Tensor) -> Loss:
-        shared = (1,) if self.locked_latent else ()
-        latent = dropout(
-            self._latent(hidden), self.latent_dropout, self.training, "head.latent", shared
-        )
-        vectors = latent.view(-1, self.num_experts, self.weight.shape[1])
+        vectors = self._dropped(hidden).view(-1, self.num_experts, self.weight.shape[1])
         loss, nll = MixtureCrossEntropy.apply(
             vectors,
             self._log_prior(hidden.flatten(0, 1)),
@@ -82,14 +84,29 @@ class MixtureOfSoftmaxes(MatrixHead):
         )
         return Loss(loss, nll)
 
-    def _chunks(self, hidden: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """By chunks of positions, the experts' vectors (positions * experts, size) and log pi."""
-        for rows in hidden.split(max(self._rows() // self.num_experts, 1)):
-            yield self._latent(rows).view(-1, self.weight.shape[1]), self._log_prior(rows)
+    def _chunks(
+        self, hidden: Tensor, latent: Tensor | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """By chunks of positions, the experts' vectors (positions * experts, size) and log pi.
+
+        hidden: (positions, hidden_size). latent: the vectors as `_latent` has them, if there are
+        any yet."""
+        size = max(self._rows() // self.num_experts, 1)
+        made = map(self._latent, hidden.split(size)) if latent is None else latent.split(size)
+        for rows, vectors in zip(hidden.split(size), made, strict=True):
+            yield vectors.view(-1, self.weight.shape[1]), self._log_prior(rows)
 
     def nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        return self._nll(self._chunks(hidden.flatten(0, 1)), targets)
+
+    def nll_with_dropout(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        latent = self._dropped(hidden).flatten(0, 1)
+        return self._nll(self._chunks(hidden.flatten(0, 1), latent), targets)
+
+    def _nll(self, chunks: Iterator[tuple[Tensor, Tensor]], targets: Tensor) -> Tensor:
+        """`nll` of targets (lanes, time), of `_chunks`."""
         done, found = 0, []
-        for vectors, log_prior in self._chunks(hidden.flatten(0, 1)):
+        for vectors, log_prior in chunks:
             target = targets.flatten()[done : done + len(log_prior)]
             each = target.repeat_interleave(self.num_experts)
             of_each = linear_nll(vectors, self.weight, self.bias, each, len(vectors))

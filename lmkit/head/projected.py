@@ -46,13 +46,19 @@ class ProjectedSoftmax(FullSoftmax):
         """hidden (.., hidden_size) -> (.., size of the embedding)."""
         return nn.functional.linear(hidden, self.projection)
 
-    def loss(self, hidden: Tensor, targets: Tensor, weight: Tensor) -> Loss:
+    def _dropped(self, hidden: Tensor) -> Tensor:
+        """As `_projected`, in training mode with dropout."""
         vectors = self._projected(hidden)
-        kept = dropout(vectors, self.projection_dropout, self.training, "head.projection")
-        return super().loss(kept, targets, weight)
+        return dropout(vectors, self.projection_dropout, self.training, "head.projection")
+
+    def loss(self, hidden: Tensor, targets: Tensor, weight: Tensor) -> Loss:
+        return super().loss(self._dropped(hidden), targets, weight)
 
     def nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
         return super().nll(self._projected(hidden), targets)
+
+    def nll_with_dropout(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        return super().nll(self._dropped(hidden), targets)
 
     def log_prob(self, hidden: Tensor) -> Iterator[Tensor]:
         return super().log_prob(self._projected(hidden))

@@ -44,7 +44,7 @@ class MCDropout:
 
 @contextmanager
 def sampling(trained: TrainedModel) -> Iterator[None]:
-    """The context in which a trained model has the dropout of training."""
+    """The context in which a trained model and its head have the dropout of training."""
     modules = (trained.model, trained.head)
     try:
         for module in modules:
@@ -63,7 +63,7 @@ def check_dropout(trained: TrainedModel) -> None:
     def nll() -> torch.Tensor:
         with Masks(1, 0, 0).use(), trained.computing():
             hidden = Reader(trained.model).read(tokens, resets).hidden
-            return trained.head.nll(hidden, tokens)
+            return trained.head.nll_with_dropout(hidden, tokens)
 
     plain = nll()
     with sampling(trained):
@@ -107,5 +107,5 @@ def _sample(
         masks = Masks(seed, sample, window.index, 0, loader.num_lanes)
         with sampling(trained), masks.use(), trained.computing():
             output = reader.read(window.tokens, window.resets)
-            nll = trained.head.nll(output.hidden, window.targets)
+            nll = trained.head.nll_with_dropout(output.hidden, window.targets)
         yield order.next(window.mask), nll[window.mask].double().cpu().numpy()

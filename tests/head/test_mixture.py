@@ -205,6 +205,23 @@ def test_nothing_is_left_out_of_what_is_evaluated():
     torch.testing.assert_close(head.loss(hidden, targets, weight).loss, expected)
 
 
+@pytest.mark.parametrize("kind", [{}, {"chunk_size": 9}, {"tied": True, "bias": False}], ids=str)
+@pytest.mark.parametrize("locked", [True, False])
+@pytest.mark.parametrize("choice", ["compiled", "torch"])
+def test_the_nll_with_dropout_has_the_masks_of_the_loss(choice, locked, kind):
+    head, _ = make(latent_dropout=0.5, locked_latent=locked, **kind)
+    hidden, targets, _ = case()
+    ones = torch.ones(3, 1 if locked else hidden.shape[1], 4 * SIZE)
+    with Masks(1, 2, 3).use(), torch.no_grad(), kernels.use(choice):
+        mask = dropout(ones, 0.5, True, "head.latent")
+        found = head.nll_with_dropout(hidden, targets)
+        left_out = head.eval().nll_with_dropout(hidden, targets)
+        plain = head.nll(hidden, targets)
+    torch.testing.assert_close(found, slow_nll(head, hidden, targets, mask).float())
+    assert not torch.isclose(found, plain).all()
+    torch.testing.assert_close(left_out, plain)
+
+
 def test_an_improbable_word_has_a_finite_nll():
     head, _ = make()
     hidden, targets, _ = case()

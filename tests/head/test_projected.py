@@ -80,6 +80,20 @@ def test_evaluation_is_the_equation(settings):
         torch.testing.assert_close(found, -log_prob[0, positions, words], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("settings", KINDS)
+def test_the_nll_with_dropout_has_the_masks_of_the_loss(settings):
+    head, _ = make(projection_dropout=0.4, **settings)
+    hidden, targets, _ = case()
+    with Masks(3, 1, 4).use(), torch.no_grad():
+        mask = dropout(torch.ones(3, 7, SIZE), 0.4, True, "head.projection")
+        found = head.nll_with_dropout(hidden, targets)
+        plain = head.nll(hidden, targets)
+        left_out = head.eval().nll_with_dropout(hidden, targets)
+    torch.testing.assert_close(found, slow_nll(head, hidden, targets, mask).float())
+    assert not torch.isclose(found, plain).all()
+    assert torch.equal(left_out, plain)
+
+
 def test_the_projection_begins_orthogonal():
     projection = make()[0].projection
     torch.testing.assert_close(projection @ projection.T, torch.eye(SIZE), atol=1e-5, rtol=0)

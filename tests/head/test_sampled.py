@@ -121,6 +121,8 @@ def test_evaluation_is_that_of_the_full_softmax(choice):
     hidden, targets, _ = case()
     with kernels.use(choice), torch.no_grad():
         assert torch.equal(head.nll(hidden, targets), full.nll(hidden, targets))
+        assert head.training
+        assert torch.equal(head.nll_with_dropout(hidden, targets), full.nll(hidden, targets))
         log_probs = [torch.cat(list(each.log_prob(hidden))) for each in (head, full)]
     assert torch.equal(*log_probs)
     assert head.eval().any_threads

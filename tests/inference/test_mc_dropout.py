@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 import torch
 from in_memory import Text as Tokens
+from slow_mixture import slow_prob
 from trained_run import TEST, make_run
 
 from lmkit.errors import UserError
+from lmkit.head import MixtureOfSoftmaxes, ProjectedSoftmax, SampledSoftmax
 from lmkit.inference import Evaluation, MCDropout, Methods, Text, TrainedModel, mc_dropout
 from lmkit.inference.mc_dropout import mean_nll
 from lmkit.model import Masks
+from lmkit.model.dropout import dropout
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +36,34 @@ def with_dropout(run, **settings):
     return trained
 
 
+def with_head(run, head):
+    """The trained model with a head of another kind, which has dropout of its own where it can."""
+    torch.manual_seed(3)
+    trained = TrainedModel.load(run, run.config())
+    sizes = (trained.model.hidden_size, trained.tokenizer.vocabulary_size)
+    if head == "mixture":
+        made = MixtureOfSoftmaxes(*sizes, init_range=1.0, num_experts=3, latent_dropout=0.4)
+    elif head == "projected":
+        embedding = trained.model.embedding
+        made = ProjectedSoftmax(*sizes, embedding=embedding, projection_dropout=0.4)
+    else:
+        made = SampledSoftmax(*sizes, init_range=1.0, num_samples=3)
+    trained.head = made.eval()
+    return trained
+
+
+def softmax(head, hidden):
+    """The probabilities of all words, with the head's dropout, in float64."""
+    if isinstance(head, MixtureOfSoftmaxes):
+        ones = torch.ones(len(hidden), 1, head.num_experts * head.weight.shape[1])
+        return slow_prob(head, hidden, dropout(ones, head.latent_dropout, True, "head.latent"))
+    if isinstance(head, ProjectedSoftmax):
+        hidden = hidden @ head.projection.T
+        ones = torch.ones_like(hidden)
+        hidden = hidden * dropout(ones, head.projection_dropout, True, "head.projection")
+    return (hidden @ head.weight.T + head.bias).double().softmax(-1)
+
+
 def slow_probabilities(trained, lanes, bptt, seed, sample):
     """The probability of each target, lane by lane; lanes: (inputs, targets) of one length."""
     inputs, targets = (torch.tensor(column) for column in zip(*lanes, strict=True))
@@ -43,10 +74,10 @@ def slow_probabilities(trained, lanes, bptt, seed, sample):
         now = inputs[:, begin : begin + bptt]
         with Masks(seed, sample, number).use(), torch.no_grad():
             output = trained.model(now, torch.zeros_like(now, dtype=torch.bool), state)
+            probabilities = softmax(trained.head, output.hidden)
         state = output.state
-        logits = output.hidden @ trained.head.weight.T + trained.head.bias
         there = targets[:, begin : begin + bptt, None]
-        found.append(logits.double().softmax(-1).gather(2, there)[..., 0])
+        found.append(probabilities.gather(2, there)[..., 0])
     trained.model.eval()
     return torch.cat(found, 1).flatten().tolist()
 
@@ -55,6 +86,28 @@ def slow_probabilities(trained, lanes, bptt, seed, sample):
 @pytest.mark.parametrize("num_lanes", [1, 2])
 def test_it_is_the_mean_of_the_probabilities(outputs, num_lanes, settings):
     trained = with_dropout(make_run(outputs), dropout=0.4, **settings)
+    check_against_the_slow_one(trained, num_lanes)
+
+
+@pytest.mark.parametrize("head", ["mixture", "projected"])
+@pytest.mark.parametrize("num_lanes", [1, 2])
+def test_the_dropout_of_the_head_is_sampled_too(outputs, num_lanes, head):
+    trained = with_head(make_run(outputs), head)
+    mc_dropout.check_dropout(trained)  # it has no other
+    check_against_the_slow_one(trained, num_lanes)
+    trained.model.output_dropout = 0.3
+    check_against_the_slow_one(trained, num_lanes)
+
+
+def test_a_sampled_softmax_is_exact(outputs):
+    trained = with_head(make_run(outputs), "sampled")
+    with pytest.raises(UserError, match="was trained without dropout"):
+        mc_dropout.check_dropout(trained)
+    trained.model.output_dropout = 0.3
+    check_against_the_slow_one(trained, 2)
+
+
+def check_against_the_slow_one(trained, num_lanes):
     text = Tokens([12, 8])
     parts = np.split(text.tokens.astype(int), num_lanes)
     firsts = [trained.tokenizer.eos_id, *(int(part[-1]) for part in parts[:-1])]
