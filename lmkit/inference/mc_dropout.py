@@ -3,7 +3,8 @@
 A text is read several times with dropout as in training, each time with other masks, and the
 probability of a token is the mean of those that it has: p(x_t) = 1/K sum_k p(x_t | masks_k). As in
 training a window has masks of its own, so that the figure depends on seed, lanes and windows, but
-on nothing else.
+on nothing else. Only dropout and zoneout are sampled: the state goes on from window to window also
+where a training begins some lanes anew (`model.fresh_state`).
 """
 
 from __future__ import annotations
@@ -44,13 +45,19 @@ class MCDropout:
 
 @contextmanager
 def sampling(trained: TrainedModel) -> Iterator[None]:
-    """The context in which a trained model and its head have the dropout of training."""
+    """The context in which a trained model and its head have the dropout of training, but no lane
+    forgets its state in the middle of a text (`model.fresh_state`)."""
     modules = (trained.model, trained.head)
+    fresh_state = getattr(trained.model, "fresh_state", 0.0)  # of a `LanguageModel`
     try:
+        if fresh_state:
+            trained.model.fresh_state = 0.0
         for module in modules:
             module.train()
         yield
     finally:
+        if fresh_state:
+            trained.model.fresh_state = fresh_state
         for module in modules:
             module.eval()
 

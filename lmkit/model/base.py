@@ -49,6 +49,8 @@ class LanguageModel(nn.Module):
     keeps_hidden_size = False
     # Whether the model and its head are counted once (`count`), not trained by gradients.
     counted = False
+    # The share of the lanes in which a window of training begins from the zero state.
+    fresh_state: float = 0.0
 
     def __init__(
         self,

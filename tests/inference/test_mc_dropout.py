@@ -99,6 +99,34 @@ def test_the_dropout_of_the_head_is_sampled_too(outputs, num_lanes, head):
     check_against_the_slow_one(trained, num_lanes)
 
 
+def test_the_state_goes_on_where_a_training_begins_anew(outputs):
+    run = make_run(outputs)
+    text, settings = Tokens([12, 8]), MCDropout(3, seed=5)
+    expected, found = (
+        mean_nll(with_dropout(run, dropout=0.4, fresh_state=share), text, "stream", 2, 3, settings)
+        for share in (0.0, 0.7)
+    )
+    assert np.array_equal(found, expected)
+    alone = with_dropout(run, dropout=0.0, fresh_state=0.5)
+    with pytest.raises(UserError, match="was trained without dropout"):
+        mc_dropout.check_dropout(alone)
+    plain = mean_nll(alone, text, "stream", 2, 3, MCDropout(1))
+    assert plain == pytest.approx(mean_nll(alone, text, "stream", 2, 10, MCDropout(1)), abs=1e-6)
+    assert alone.model.fresh_state == 0.5
+
+
+@pytest.mark.parametrize(
+    "settings", [{"weight_dropout": 0.3}, {"zoneout": (0.3, 0.0)}, {"state_dropout": 0.3}]
+)
+def test_what_layers_leave_out_is_sampled(outputs, settings):
+    trained = with_dropout(make_run(outputs), dropout=0.0)
+    for layer in trained.model.layers:
+        for name, value in settings.items():
+            setattr(layer, name, value)
+    mc_dropout.check_dropout(trained)
+    check_against_the_slow_one(trained, 2)
+
+
 def test_a_sampled_softmax_is_exact(outputs):
     trained = with_head(make_run(outputs), "sampled")
     with pytest.raises(UserError, match="was trained without dropout"):
