@@ -150,7 +150,8 @@ class AdaptiveSoftmax(Head):
         device = next(self.parameters()).device
         if str(device) not in self._orders:
             order, places = self._orders["cpu"]
-            self._orders[str(device)] = (order.to(device), places.to(device))
+            with torch.inference_mode(False):  # autograd saves them for backward later
+                self._orders[str(device)] = (order.to(device), places.to(device))
         return self._orders[str(device)]
 
     # ---- matrices

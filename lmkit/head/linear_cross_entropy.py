@@ -31,7 +31,8 @@ class Memory:
         fits = buffer is not None and (buffer.dtype, buffer.device) == (like.dtype, like.device)
         if buffer is None or not fits or buffer.numel() < rows * columns:
             self._scratch.pop(name, None)
-            buffer = self._scratch[name] = like.new_empty(rows * columns)
+            with torch.inference_mode(False):  # or only inference could write into it later
+                buffer = self._scratch[name] = like.new_empty(rows * columns)
         return buffer[: rows * columns].view(rows, columns)
 
     def gradient_of(self, weight: Tensor) -> Tensor:

@@ -52,5 +52,6 @@ class Sampler:
     def log_expected(self, device: torch.device) -> Tensor:
         """log of the probability of each id to be among those drawn, float32 (vocabulary)."""
         if str(device) not in self._log_expected:
-            self._log_expected[str(device)] = self._log_expected["cpu"].to(device)
+            with torch.inference_mode(False):  # autograd saves it for backward later
+                self._log_expected[str(device)] = self._log_expected["cpu"].to(device)
         return self._log_expected[str(device)]

@@ -342,6 +342,21 @@ def test_cutoffs_beyond_the_vocabulary_leave_no_run_behind(settings, capfd):
     assert not Path("outputs/a").exists()
 
 
+def test_the_order_of_words_that_inference_has_moved_serves_gradients_too():
+    """Dynamic evaluation on an accelerator: the device `meta` stands for one."""
+    head, _ = make(tied=True, shuffled=True)
+    head.to("meta")
+    with torch.inference_mode():
+        order, places = head._order()
+    assert order.device == places.device == torch.device("meta")
+    assert not order.is_inference()
+    assert not places.is_inference()
+    parts = [tensor for part in head._parts() for tensor in part]
+    learnt = [head.weight, head.bias]
+    gradients = torch.autograd.grad(sum(tensor.sum() for tensor in parts), learnt)
+    assert [each.shape for each in gradients] == [each.shape for each in learnt]
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_run_with_ids_that_are_in_no_order(settings, capfd, tied):
     """Bytes: the shortlist has the letters, and the run says what it said in training."""

@@ -90,6 +90,18 @@ def test_several_targets_at_a_position_are_those_one_by_one(choice, dtype, bias)
     torch.testing.assert_close(found, plain.float(), rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("choice", ["compiled", "torch"])
+def test_memory_that_a_loss_without_gradients_leaves_serves_the_next_one(choice):
+    head, hidden, targets, weight = case()
+    with kernels.use(choice):
+        with torch.inference_mode():
+            head.loss(hidden, targets, weight)
+        loss = head.loss(hidden, targets, weight).loss
+    expected = gradients(plain_loss(head, hidden, targets, weight), head, hidden)
+    for one, other in zip(gradients(loss, head, hidden), expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_masked_positions_are_never_read():
     head, hidden, targets, weight = case()
     spoilt = hidden.detach().clone()

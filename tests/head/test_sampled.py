@@ -186,6 +186,16 @@ def test_words_are_drawn_as_often_as_is_expected(sampler):
     assert deviation.max() < 4.5
 
 
+def test_expectations_that_inference_has_moved_serve_gradients_too():
+    """The device `meta` stands for an accelerator."""
+    head, _ = make()
+    with torch.inference_mode():
+        moved = head._sampler.log_expected(torch.device("meta"))
+    assert moved.device == torch.device("meta")
+    bias = torch.zeros(VOCABULARY, device="meta", requires_grad=True)
+    (bias * head._sampler.log_expected(torch.device("meta"))).sum().backward()
+
+
 def test_what_is_drawn_follows_from_seed_epoch_and_window():
     head, _ = make()
     windows = [(1, 2, 3), (2, 2, 3), (1, 3, 3), (1, 2, 4)]
