@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, is_dataclass
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any
 
 from rich.console import Console
@@ -26,6 +28,8 @@ from lmkit.suite.reading import Format
 from lmkit.suite.report import table as accuracy_table
 from lmkit.suite.spelling import Punctuation
 from lmkit.system.files import strict_json, write_atomically
+from lmkit.system.paths import readable
+from lmkit.system.redaction import redacted
 from lmkit.windows.lanes import Protocol
 
 WIDEST = 10_000  # characters of a table
@@ -80,7 +84,7 @@ def evaluate(
     training's to the last digit; else 64. Only under stream does more than rounding depend on it,
     and there it is else 1.
     checkpoint: best, last or another of the run's; all: each that callbacks.milestones kept, or
-    else each that there is, with a curve.
+    else each that there is, with a curve in the run directory, under curves/.
     suite: blimp (JSON lines), syntaxgym (JSON), table (CSV or TSV), or lines (a good sentence and
     a bad one in turn).
     path: file or directory of the suite.
@@ -107,7 +111,8 @@ def evaluate(
     """
     if checkpoint == ALL:
         settings = {key: value for key, value in locals().items() if key in KEYS}
-        return _over_all(run, settings, partial(evaluate, run, config, **settings))
+        changed = _changed(run, config)
+        return _over_all(run, settings, changed, partial(evaluate, run, config, **settings))
     texts_alone = {"split": split, "file": file, "text": text, "protocol": protocol}
     by_methods: dict[str, Any] = {"cache": cache, "dynamic": dynamic, "mc_dropout": mc_dropout}
     by_methods |= {"ensemble": ensemble, "ensemble_weights": ensemble_weights}
@@ -131,23 +136,49 @@ def evaluate(
 
 
 # The keys that say what is evaluated, and how.
-KEYS = frozenset(evaluate.__kwdefaults__ or {}) - {"checkpoint"}
+DEFAULTS: Mapping[str, Any] = evaluate.__kwdefaults__ or {}
+KEYS = frozenset(DEFAULTS) - {"checkpoint"}
+
+
+def _changed(run: Run, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a config on which figures depend and that the run was trained with otherwise."""
+
+    def used(config: Mapping[str, Any]) -> dict[str, Any]:
+        named = {f"data.{key}": value for key, value in config["data"].items()}
+        named |= {f"trainer.{key}": config["trainer"][key] for key in ("accelerator", "precision")}
+        return named | {"kernels": config.get("kernels")}
+
+    own = used(run.config())
+    others = {k: v for k, v in used(config).items() if k not in own or own[k] != v}
+    changed: dict[str, Any] = redacted(others)
+    return changed
 
 
 def _over_all(
-    run: Run, settings: Mapping[str, Any], one: Callable[..., dict[str, Any]]
+    run: Run,
+    settings: Mapping[str, Any],
+    changed: Mapping[str, Any],
+    one: Callable[..., dict[str, Any]],
 ) -> dict[str, Any]:
-    """The results of all checkpoints of a run; a curve over them goes into `curves/`."""
+    """The results of all checkpoints of a run; a curve over them goes into `curves/`.
+
+    settings: of the command. changed: keys of the config that are not the run's own. Another
+    evaluation has another file.
+    """
     run.check_links()
+    settings = {key: _plain(key, value) for key, value in settings.items()}
     points = milestones(run)
     results = [one(checkpoint=point.name) for point in points]
     what, values = _curve(results)
-    digest = hashlib.sha256(strict_json(settings).encode()).hexdigest()[:8]
+    evaluated = {**settings, "config": changed} if changed else settings
+    digest = hashlib.sha256(strict_json(evaluated).encode()).hexdigest()[:8]
     subject = settings["suite"] or settings["split"] or ("test" if _on_split(settings) else "text")
     path = run.path / "curves" / f"{subject}-{digest}.png"
     draw_curve(path, points, values, what)
     result = {
         "run": f"{run.name}/{run.id}",
+        "settings": {key: value for key, value in settings.items() if value != DEFAULTS[key]},
+        "config": changed,
         "checkpoints": [
             {**point._asdict(), "result": each} for point, each in zip(points, results, strict=True)
         ],
@@ -160,6 +191,13 @@ def _over_all(
     Console().print(table)
     print(path)
     return result
+
+
+def _plain(key: str, value: Any) -> Any:
+    """A setting as JSON has it; a file has one name from wherever the command is given."""
+    if key in ("file", "path") and value is not None:
+        return readable(str(Path(value).absolute()))
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
 
 
 def _on_split(settings: Mapping[str, Any]) -> bool:

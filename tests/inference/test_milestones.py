@@ -7,7 +7,9 @@ from trained_run import make_run, save_weights
 
 import lmkit
 from lmkit import cli
+from lmkit.commands.evaluate import evaluate
 from lmkit.errors import UserError
+from lmkit.inference.cache import Cache
 from lmkit.inference.milestones import milestones
 from lmkit.inference.trained import TrainedModel
 from lmkit.run.checkpoints import AtomicCheckpointIO, load_checkpoint
@@ -63,6 +65,50 @@ def test_a_text_and_its_curve(run, capsys):
         measured = point["result"]["results"][0]["perplexity"]
         assert measured == pytest.approx(perplexity(run, name), rel=1e-5)
     assert "chck_900K" in capsys.readouterr().out
+
+
+def test_each_evaluation_has_a_curve_of_its_own(run, tmp_path):
+    """Also where only a key of the config makes it another one; the same one has the same file."""
+    other, curves = tmp_path / "other", run.path / "curves"
+    other.mkdir()
+    for split in ("train", "valid", "test"):
+        (other / f"{split}.txt").write_text(" = New = \n the cat . \n")
+    given = ["evaluate", str(run.path), "checkpoint=all"]
+    changes = [
+        {},
+        {"data.path": str(other)},
+        {"trainer.precision": "bf16-mixed"},
+        {"kernels": "torch"},
+    ]
+    written = {}
+    for change in changes:
+        words = [f"{key}={value}" for key, value in change.items()]
+        for _ in range(2):
+            assert cli.main([*given, *words]) == 0
+        (file,) = set(curves.glob("test-*.json")) - set(written)
+        written[file] = json.loads(file.read_text())
+        assert change.items() <= written[file]["config"].items()
+        assert written[file]["settings"] == {}
+        assert file.with_suffix(".png").exists()
+    tokens = [each["checkpoints"][0]["result"]["num_tokens"] for each in written.values()]
+    assert tokens[1] == 8 != tokens[0] == tokens[2]
+
+
+def test_a_curve_says_what_was_evaluated(run, tmp_path, monkeypatch):
+    names = set()
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.txt").write_text(TEXT)
+        monkeypatch.chdir(tmp_path / folder)
+        result = evaluate(
+            run, run.config(), checkpoint="all", file="a.txt", protocol="stream", cache=Cache(5)
+        )
+        assert result["settings"].pop("cache")["size"] == 5
+        file = str(tmp_path / folder / "a.txt")
+        assert result["settings"] == {"file": file, "protocol": "stream"}
+        assert result["config"] == {}
+        names.add(result["curve"])
+    assert len(names) == 2
 
 
 def test_a_suite_and_its_curve(run, tmp_path):
