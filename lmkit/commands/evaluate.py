@@ -105,7 +105,8 @@ def evaluate(
     ensemble_weights: of RUN and of each of them; equal unless given or tuned.
     temperature: what the logits are divided by; with tune, any number has it chosen.
     tune: true chooses theta and weight of the cache, lr and decay of dynamic, the ensemble's
-    weights or the temperature on valid; or the name of another split, but not test.
+    weights or the temperature on valid, of which all but the temperature stay as they are set; or
+    the name of another split, but not test.
     config: that of the run, of which data, kernels, threads, trainer.accelerator and
     trainer.precision are used
     """

@@ -23,7 +23,7 @@ from lmkit.inference.identity import recorded
 from lmkit.inference.mc_dropout import check_dropout
 from lmkit.inference.methods import Evaluation, Methods
 from lmkit.inference.text import read_text
-from lmkit.inference.tuning import NOTHING_TO_CHOOSE, tuned
+from lmkit.inference.tuning import check_choice, tuned
 from lmkit.run import Run
 from lmkit.run.checkpoints import RAW
 from lmkit.store import TokenStore, prepare
@@ -63,8 +63,8 @@ class Reading:
                 "tune=test: settings that are chosen on the test split say nothing of its text; "
                 "tune=true chooses them on valid"
             )
-        if self.tune and (self.methods.mc_dropout or not self.methods.names):
-            raise UserError(NOTHING_TO_CHOOSE)
+        if self.tune:
+            check_choice(self.methods)
 
 
 def on_text(

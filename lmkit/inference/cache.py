@@ -32,6 +32,7 @@ from lmkit.windows.lanes import Protocol
 
 Floats = npt.NDArray[np.float64]
 
+THETA, WEIGHT = 0.3, 0.1
 PRODUCTS = 2**22  # of hidden vectors, that exist at a time
 
 
@@ -40,13 +41,22 @@ class Cache:
     """The settings of a continuous cache.
 
     size: positions that are remembered.
-    theta: how much more those with a similar hidden vector count; 0: all of them alike.
-    weight: share of the cache in the mixture (lambda of the paper).
+    theta: how much more those with a similar hidden vector count; 0: all of them alike; null: 0.3.
+    weight: share of the cache in the mixture (lambda of the paper); null: 0.1.
     """
 
     size: Size
-    theta: NonNegative = 0.3
-    weight: Share = 0.1
+    theta: NonNegative | None = None
+    weight: Share | None = None
+
+    def theta_and_weight(self) -> tuple[float, float]:
+        """Both, with their defaults."""
+        theta = THETA if self.theta is None else self.theta
+        return theta, WEIGHT if self.weight is None else self.weight
+
+    def complete(self) -> Cache:
+        """The same with the defaults of theta and weight."""
+        return Cache(self.size, *self.theta_and_weight())
 
 
 class History:

@@ -201,21 +201,22 @@ class Evaluation:
 
     def _cached(self, text: TokenStore | Text, cache: Cache) -> list[dict[str, Any]]:
         began = time.perf_counter()
-        nll, log_prob = self.read_with_cache(text, cache.size, [cache.theta])
-        both, num_lanes = mixed(nll, log_prob, cache.weight), self.cache_lanes(text, cache.size)
-        return [self.row("cache", cache, text, both, began, num_lanes)]
+        theta, weight = cache.theta_and_weight()
+        nll, log_prob = self.read_with_cache(text, cache.size, [theta])
+        both, num_lanes = mixed(nll, log_prob, weight), self.cache_lanes(text, cache.size)
+        return [self.row("cache", cache.complete(), text, both, began, num_lanes)]
 
     def _adapted(
         self, text: TokenStore | Text, dynamic: Dynamic, cache: Cache | None
     ) -> list[dict[str, Any]]:
         self._root_mean_squares(dynamic)
         began = time.perf_counter()
-        size, thetas = (cache.size, [cache.theta]) if cache else (0, [])
+        size, thetas = (cache.size, [cache.theta_and_weight()[0]]) if cache else (0, [])
         nll, *log_prob = self.read_dynamically(text, dynamic, size, thetas)
         rows = [self.row("dynamic", dynamic.complete(), text, nll, began)]
         if cache:
-            both = mixed(nll, log_prob[0], cache.weight)
-            rows.append(self.row("dynamic+cache", cache, text, both, began))
+            both = mixed(nll, log_prob[0], cache.theta_and_weight()[1])
+            rows.append(self.row("dynamic+cache", cache.complete(), text, both, began))
         return rows
 
     def _sampled(self, text: TokenStore | Text, settings: MCDropout) -> list[dict[str, Any]]:

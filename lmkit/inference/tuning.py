@@ -29,18 +29,34 @@ NOTHING_TO_CHOOSE = "tune: only cache, dynamic, ensemble and temperature have se
 TRIED_TOKENS = 30_000  # in which dynamic evaluation is tried, as by the authors' --gridfast
 
 
+def check_choice(methods: Methods) -> None:
+    """Raise UserError if the methods have no setting to choose, or all of these are set."""
+    if methods.mc_dropout or not methods.names:
+        raise UserError(NOTHING_TO_CHOOSE)
+    if methods.temperature:
+        return
+    settings: dict[str, Any] = {}
+    if cache := methods.cache:
+        settings |= {"cache.theta": cache.theta, "cache.weight": cache.weight}
+    if dynamic := methods.dynamic:
+        settings |= {"dynamic.lr": dynamic.lr, "dynamic.decay": dynamic.decay}
+    if ensemble := methods.ensemble:
+        settings["ensemble_weights"] = ensemble.weights
+    if None not in settings.values():
+        raise UserError(f"tune: no effect with {', '.join(settings)} set; leave it out")
+
+
 def tuned(
     evaluation: Evaluation, text: TokenStore | Text, methods: Methods
 ) -> tuple[Methods, list[dict[str, Any]]]:
     """The methods with the settings that are best on a text, and their rows on it.
 
-    Of a cache theta is one of a grid, and weight the best there is; of dynamic evaluation lr, then
-    decay, unless they are set, each of a grid over the first tokens; of an ensemble the weights; of
-    the temperature its inverse, near the best of a grid.
+    What is set stays. Of a cache theta is one of a grid, and weight the best there is; of dynamic
+    evaluation lr, then decay, each of a grid over the first tokens; of an ensemble the weights; of
+    the temperature, whatever it is, its inverse, near the best of a grid.
     """
     methods.check()
-    if methods.mc_dropout or not methods.names:
-        raise UserError(NOTHING_TO_CHOOSE)
+    check_choice(methods)
     if methods.ensemble:
         began = time.perf_counter()
         nlls = evaluation.nlls(text)
@@ -58,6 +74,8 @@ def tuned(
         dynamic = best_dynamic(evaluation, text, dynamic)
     began = time.perf_counter()
     size, thetas = (cache.size, THETAS) if cache else (0, [])
+    if cache and cache.theta is not None:
+        thetas = [cache.theta]
     rows: list[dict[str, Any]] = []
     if dynamic:
         values = evaluation.read_dynamically(text, dynamic, size, thetas)
@@ -65,7 +83,7 @@ def tuned(
     else:
         values = evaluation.read_with_cache(text, size, thetas)
     if cache:
-        cache, nll = best_cache(values, cache.size, thetas)
+        cache, nll = best_cache(values, size, thetas, cache.weight)
         name = "dynamic+cache" if dynamic else "cache"
         num_lanes = 1 if dynamic else evaluation.cache_lanes(text, cache.size)
         rows.append(evaluation.row(name, cache, text, nll, began, num_lanes))
@@ -73,20 +91,26 @@ def tuned(
 
 
 def best_cache(
-    values: Rows, size: int, thetas: Sequence[float]
+    values: Rows, size: int, thetas: Sequence[float], weight: float | None = None
 ) -> tuple[Cache, np.ndarray[Any, np.dtype[np.float64]]]:
     """The theta and weight with the lowest nll, and that of each token, (tokens,).
 
-    values: the nll and, for each theta, log p_cache, as `read_with_cache` returns them.
+    values: the nll and, for each theta, log p_cache, as `read_with_cache` returns them. weight:
+    None if it is to be chosen.
     """
     nll, *log_probs = values
     tried = []
     for theta, log_prob in zip(thetas, log_probs, strict=True):
-        there = ~np.isnan(log_prob)
-        weight = best_weights([nll[there], -log_prob[there]])[1] if there.any() else 0.0
-        cache = Cache(size, theta, min(weight, LARGEST_SHARE))
-        tried.append((cache, mixed(nll, log_prob, cache.weight)))
+        share = _best_share(nll, log_prob) if weight is None else weight
+        tried.append((Cache(size, theta, share), mixed(nll, log_prob, share)))
     return min(tried, key=lambda pair: float(pair[1].sum()))
+
+
+def _best_share(nll: np.ndarray[Any, Any], log_prob: np.ndarray[Any, Any]) -> float:
+    """The weight of a cache with the lowest nll; as `mixed` takes both."""
+    there = ~np.isnan(log_prob)
+    share = best_weights([nll[there], -log_prob[there]])[1] if there.any() else 0.0
+    return min(share, LARGEST_SHARE)
 
 
 def best_temperature(evaluation: Evaluation, text: TokenStore | Text) -> Temperature:

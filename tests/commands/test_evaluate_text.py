@@ -87,6 +87,18 @@ def test_what_is_tuned_on_the_split_asked_for_is_measured_once(lstm):
     assert plain["nll"] == measured["nll"]
 
 
+def test_a_setting_that_is_set_stays(lstm, capfd):
+    words = ["evaluate", str(lstm.path), "cache.size=4", "cache.theta=0.3", "tune=true"]
+    with real_stdout():
+        assert main([*words, "format=json"]) == 0
+    (measured,) = json.loads(capfd.readouterr().out)["results"]
+    assert measured["methods"][0]["settings"]["theta"] == 0.3
+    assert measured["methods"][0]["settings"]["weight"] != 0.1
+    assert main([*words, "cache.weight=0.1"]) == 2
+    message = "tune: no effect with cache.theta, cache.weight set; leave it out"
+    assert message in capfd.readouterr().err
+
+
 def test_a_temperature_is_chosen_on_valid(lstm):
     (measured,) = evaluate(lstm, lstm.config(), temperature=1.0, tune=True)["results"]
     (row,), (_, chosen) = measured["methods"], measured["tuned"]["methods"]
@@ -129,6 +141,9 @@ def test_what_does_not_go_together_is_refused(lstm):
     )
     nothing = "tune: only cache, dynamic, ensemble and temperature have settings to choose"
     assert refused(lstm, tune=True) == refused(lstm, tune=True, mc_dropout=2) == nothing
+    assert refused(lstm, tune=True, ensemble="none", ensemble_weights=[0.5, 0.5]) == (
+        "tune: no effect with ensemble_weights set; leave it out"
+    )
     assert refused(lstm, tune="test", cache=4) == (
         "tune=test: settings that are chosen on the test split say nothing of its text; "
         "tune=true chooses them on valid"

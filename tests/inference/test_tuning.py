@@ -5,7 +5,17 @@ import pytest
 from trained_run import TEST, TRAIN, load, make_run
 
 from lmkit.errors import UserError
-from lmkit.inference import Cache, Dynamic, Evaluation, MCDropout, Methods, Text, tuned, tuning
+from lmkit.inference import (
+    Cache,
+    Dynamic,
+    Ensemble,
+    Evaluation,
+    MCDropout,
+    Methods,
+    Text,
+    tuned,
+    tuning,
+)
 from lmkit.inference.tuning import best_cache
 
 NAN, INF = np.nan, np.inf
@@ -82,6 +92,51 @@ def test_what_is_set_is_not_chosen(trained, evaluation):
     assert tuning.best_dynamic(evaluation, text, settings) == settings
     settings = Dynamic("sgd", decay=0.5)
     assert tuning.best_dynamic(evaluation, text, settings).decay == 0.5
+
+
+@pytest.mark.parametrize("dynamic", [None, Dynamic("sgd", lr=0.01, decay=0.5)])
+def test_a_setting_of_a_cache_that_is_set_is_not_chosen(trained, evaluation, dynamic):
+    text = Text.of(TEST, trained.tokenizer)
+    shares = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)
+
+    def nll(cache):
+        return evaluation.measure(text, Methods(cache, dynamic))[-1]["nll"]
+
+    methods, rows = tuned(evaluation, text, Methods(Cache(9, theta=0.15), dynamic))
+    assert methods.cache.theta == rows[-1]["settings"]["theta"] == 0.15
+    assert rows[-1]["nll"] <= min(nll(Cache(9, 0.15, share)) for share in shares) + 1e-5
+    methods, rows = tuned(evaluation, text, Methods(Cache(9, weight=0.35), dynamic))
+    assert methods.cache.weight == rows[-1]["settings"]["weight"] == 0.35
+    expected = {theta: nll(Cache(9, theta, 0.35)) for theta in tuning.THETAS}
+    assert rows[-1]["nll"] == pytest.approx(min(expected.values()), abs=1e-6)
+    assert methods.cache.theta == min(expected, key=expected.get)
+
+
+def test_a_cache_stays_as_it_is_set_where_dynamic_evaluation_is_chosen(trained, evaluation):
+    text, cache = Text.of(TEST, trained.tokenizer), Cache(9, 0.15, 0.35)
+    methods, rows = tuned(evaluation, text, Methods(cache, Dynamic("sgd", lr=0.01)))
+    assert methods.cache == cache
+    assert rows[-1]["settings"] == vars(cache)
+    assert rows[-1]["nll"] == evaluation.measure(text, methods)[-1]["nll"]
+
+
+@pytest.mark.parametrize(
+    ("methods", "names"),
+    [
+        (Methods(Cache(9, 0.0, 0.0)), "cache.theta, cache.weight"),
+        (Methods(dynamic=Dynamic("sgd", lr=0.01, decay=0.0)), "dynamic.lr, dynamic.decay"),
+        (
+            Methods(Cache(9, 0.1, 0.1), Dynamic("rms", lr=0.01, decay=0.5)),
+            "cache.theta, cache.weight, dynamic.lr, dynamic.decay",
+        ),
+        (Methods(ensemble=Ensemble(["a"], [0.5, 0.5])), "ensemble_weights"),
+    ],
+    ids=str,
+)
+def test_where_all_is_set_there_is_nothing_to_tune(trained, evaluation, methods, names):
+    with pytest.raises(UserError) as error:
+        tuned(evaluation, Text.of(TEST, trained.tokenizer), methods)
+    assert str(error.value) == f"tune: no effect with {names} set; leave it out"
 
 
 def test_a_rate_that_makes_the_weights_diverge_is_not_chosen(trained, evaluation, monkeypatch):
