@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from functools import partial
@@ -14,7 +15,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from lmkit.commands import evaluate_text
-from lmkit.errors import UserError
+from lmkit.errors import ResultError, UserError
 from lmkit.inference.cache import Cache
 from lmkit.inference.dynamic import Dynamic, Rule
 from lmkit.inference.mc_dropout import MCDropout
@@ -161,7 +162,8 @@ def _over_all(
     changed: Mapping[str, Any],
     one: Callable[..., dict[str, Any]],
 ) -> dict[str, Any]:
-    """The results of all checkpoints of a run; a curve over them goes into `curves/`.
+    """The results of all checkpoints of a run; a curve over them goes into `curves/`. Where one is
+    that of a ResultError, so are all together.
 
     settings: of the command. changed: keys of the config that are not the run's own. Another
     evaluation has another file.
@@ -169,7 +171,13 @@ def _over_all(
     run.check_links()
     settings = {key: _plain(key, value) for key, value in settings.items()}
     points = milestones(run)
-    results = [one(checkpoint=point.name) for point in points]
+    results, failed = [], []
+    for point in points:
+        try:
+            results.append(one(checkpoint=point.name))
+        except ResultError as error:
+            results.append(error.result)
+            failed.append(f"{point.name}: {error}")
     what, values = _curve(results)
     evaluated = {**settings, "config": changed} if changed else settings
     digest = hashlib.sha256(strict_json(evaluated).encode()).hexdigest()[:8]
@@ -191,6 +199,8 @@ def _over_all(
         table.add_row(point.name, *(f"{line[number]:,.2f}" for line in values.values()))
     Console().print(table)
     print(path)
+    if failed:
+        raise ResultError("\n".join(failed), result)
     return result
 
 
@@ -207,13 +217,14 @@ def _on_split(settings: Mapping[str, Any]) -> bool:
 
 def _curve(results: Sequence[Mapping[str, Any]]) -> tuple[str, dict[str, list[float]]]:
     """What was measured, and its values: of a suite the accuracy of each run, of a text the
-    perplexity under each protocol."""
+    perplexity under each protocol, not a number where it was not measured."""
     if "runs" in results[0]:
         names = [each["run"] for each in results[0]["runs"]]
         rows = [[100 * each["overall"]["accuracy"] for each in one["runs"]] for one in results]
         return "accuracy, %", dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
     found = [dict(_perplexities(one)) for one in results]
-    return "perplexity", {name: [row[name] for row in found] for name in found[0]}
+    measured = dict.fromkeys(name for row in found for name in row)
+    return "perplexity", {name: [row.get(name, math.nan) for row in found] for name in measured}
 
 
 def _perplexities(result: Mapping[str, Any]) -> Iterator[tuple[str, float]]:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,11 @@ from rich.console import Console
 from rich.table import Table
 
 from lmkit.assembly import make_source
-from lmkit.errors import UserError
+from lmkit.errors import ResultError, UserError
 from lmkit.inference import Text, TrainedModel
 from lmkit.inference.beside import find_beside, load_beside
 from lmkit.inference.cache import check_hidden
-from lmkit.inference.dynamic import Pair, learning
+from lmkit.inference.dynamic import DivergedError, Pair, learning
 from lmkit.inference.evaluation import measure
 from lmkit.inference.identity import recorded
 from lmkit.inference.mc_dropout import check_dropout
@@ -70,7 +71,8 @@ class Reading:
 def on_text(
     run: Run, config: Mapping[str, Any], checkpoint: str, reading: Reading
 ) -> dict[str, Any]:
-    """The result of an evaluation on a text, which is printed as a table."""
+    """The result of an evaluation on a text, which is printed as a table; where dynamic evaluation
+    has diverged, the result has all the rest, and is that of a ResultError."""
     reading.check()
     ensemble = reading.methods.ensemble
     others = find_beside(run, ensemble.runs, "ensemble") if ensemble else []
@@ -98,6 +100,7 @@ def on_text(
     for name in protocols:
         text = texts[name][1]
         measured = measure(trained, text, name, reading.num_lanes)
+        result["results"].append(measured)
         if reading.methods.names:
             evaluation = Evaluation(
                 trained,
@@ -106,8 +109,10 @@ def on_text(
                 others=beside,
                 train=partial(_split, run, config, trained.tokenizer, "train", name),
             )
-            measured |= _by_methods(run, config, evaluation, text, where, reading, measured)
-        result["results"].append(measured)
+            try:
+                _add_methods(run, config, evaluation, text, where, reading, measured)
+            except DivergedError as error:
+                measured["error"] = f"{error}{_advice(reading)}"
     what = where.get("split") or where.get("file") or "the given text"
     console = Console()
     title = f"{result['run']} ({result['checkpoint']}) on {what}"
@@ -115,7 +120,20 @@ def on_text(
     console.print(_table(result))
     for line in _settings_lines(result):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+    failed = {each["protocol"]: each["error"] for each in result["results"] if "error" in each}
+    if failed:
+        under = len(protocols) > 1
+        lines = [f"under {name}: {what}" if under else what for name, what in failed.items()]
+        raise ResultError("\n".join(lines), result)
     return result
+
+
+def _advice(reading: Reading) -> str:
+    """What else can be done, beside lowering lr, where dynamic evaluation has diverged."""
+    dynamic = reading.methods.dynamic
+    if reading.tune or dynamic is None:
+        return ""
+    return ", or take tune=true" if dynamic.lr is None else ", or take tune=true in its place"
 
 
 def _check_methods(trained: TrainedModel, config: Mapping[str, Any], reading: Reading) -> None:
@@ -136,30 +154,31 @@ def _check_methods(trained: TrainedModel, config: Mapping[str, Any], reading: Re
             raise UserError(f"{key} needs the split {split}: the data has {', '.join(splits)}")
 
 
-def _by_methods(
+def _add_methods(
     run: Run,
     config: Mapping[str, Any],
     evaluation: Evaluation,
     text: TokenStore | Text,
     where: Mapping[str, str],
     reading: Reading,
-    plain: Mapping[str, Any],
-) -> dict[str, Any]:
-    """The rows of the methods on a text and, where they were tuned, on the text of that; plain: the
-    figures of the text without them."""
+    measured: dict[str, Any],
+) -> None:
+    """Add the rows of the methods on a text and, where they were tuned, on the text of that, as far
+    as they come; measured: the figures of the text without them."""
     methods = reading.methods
     if reading.tune is None:
-        return {"methods": evaluation.measure(text, methods)}
+        measured["methods"] = evaluation.measure(text, methods)
+        return
     split, tokenizer = reading.tune, evaluation.trained.tokenizer
     chosen_on = _split(run, config, tokenizer, split, evaluation.protocol)
-    same = where.get("split") == split
+    same, plain = where.get("split") == split, measured
     if not same:
         plain = measure(evaluation.trained, chosen_on, evaluation.protocol, reading.num_lanes)
+    first = {"method": "plain", "settings": {}, **plain}
+    measured["tuned"] = {"split": split, "methods": [first]}
     methods, rows = tuned(evaluation, chosen_on, methods)
-    return {
-        "methods": rows if same else evaluation.measure(text, methods),
-        "tuned": {"split": split, "methods": [{"method": "plain", "settings": {}, **plain}, *rows]},
-    }
+    measured["tuned"]["methods"] += rows
+    measured["methods"] = rows if same else evaluation.measure(text, methods)
 
 
 def _check_same_vocabulary(
@@ -243,24 +262,24 @@ FIGURES = (
 
 
 def _add_figures(
-    table: Table, rows: Sequence[Mapping[str, Any]], figures: Sequence[tuple[str, str, str]]
+    table: Table, rows: Sequence[Mapping[str, Any] | None], figures: Sequence[tuple[str, str, str]]
 ) -> None:
-    """A line for each figure that is known; rows: a result for each column."""
+    """A line for each figure that is known; rows: a result for each column, None where there is
+    none, as dynamic evaluation has diverged."""
     for label, key, form in figures:
-        values = [each[key] for each in rows]
-        if None not in values:
-            table.add_row(label, *(format(value, form) for value in values))
+        if all(each is None or each[key] is not None for each in rows):
+            table.add_row(label, *("-" if each is None else f"{each[key]:{form}}" for each in rows))
 
 
 def _methods_of(
     measured: Sequence[Mapping[str, Any]],
-) -> Iterator[tuple[str, list[Mapping[str, Any]]]]:
+) -> Iterator[tuple[str, list[Mapping[str, Any] | None]]]:
     """Each method's label, and its rows under each protocol, first on the text of the tuning."""
     for found in (lambda each: each.get("tuned", {}), lambda each: each):
         columns = [found(each).get("methods", []) for each in measured]
-        for rows in zip(*columns, strict=True):
-            split = found(measured[0]).get("split")
-            yield f"{rows[0]['method']}{f' on {split}' if split else ''}", list(rows)
+        for rows in zip_longest(*columns):
+            split, method = found(measured[0]).get("split"), next(filter(None, rows))["method"]
+            yield f"{method}{f' on {split}' if split else ''}", list(rows)
 
 
 def _settings_lines(result: Mapping[str, Any]) -> Iterator[str]:

@@ -301,7 +301,7 @@ def read_dynamically(
                 if not torch.isfinite(nll).all():
                     raise DivergedError(
                         f"dynamic: the weights diverged at token {num_read:,} with "
-                        f"{shown(settings)}: lower lr, or take tune=true"
+                        f"{shown(settings)}: lower lr"
                     )
                 rows = nll
                 if history is not None and thetas is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -127,7 +127,8 @@ def best_temperature(evaluation: Evaluation, text: TokenStore | Text) -> Tempera
 
 
 def best_dynamic(evaluation: Evaluation, text: TokenStore | Text, settings: Dynamic) -> Dynamic:
-    """The settings with the best lr, then the best decay, unless they are set."""
+    """The settings with the best lr, then the best decay, unless they are set; raises DivergedError
+    if the weights diverge with all of them."""
     few = Stretch(text, 0, min(TRIED_TOKENS, text.num_tokens))
     default = settings.complete()
     assert default.lr is not None
@@ -138,12 +139,24 @@ def best_dynamic(evaluation: Evaluation, text: TokenStore | Text, settings: Dyna
         decays = SGD_DECAYS
     best = default
     if settings.lr is None:
-        tried = [replace(best, lr=lr) for lr in rates]
-        best = min(tried, key=lambda each: _nll(evaluation, few, each, f"lr={each.lr:.3g}"))
+        tried = {f"lr={lr:.3g}": replace(best, lr=lr) for lr in rates}
+        best = _best(evaluation, few, tried, "set a lower lr")
     if settings.decay is None:
-        tried = [replace(best, decay=decay) for decay in decays]
-        best = min(tried, key=lambda each: _nll(evaluation, few, each, f"decay={each.decay:.3g}"))
+        tried = {f"decay={decay:.3g}": replace(best, decay=decay) for decay in decays}
+        best = _best(evaluation, few, tried, f"lr={best.lr:.3g} is too high: lower it")
     return best
+
+
+def _best(
+    evaluation: Evaluation, text: Stretch, tried: Mapping[str, Dynamic], remedy: str
+) -> Dynamic:
+    """The settings with the lowest nll. tried: by what is shown of them. remedy: if all diverge."""
+    nlls = [_nll(evaluation, text, settings, what) for what, settings in tried.items()]
+    if np.isinf(nlls).all():
+        raise DivergedError(
+            f"dynamic: the weights diverged with all that was tried, {', '.join(tried)}: {remedy}"
+        )
+    return list(tried.values())[int(np.argmin(nlls))]
 
 
 def _nll(evaluation: Evaluation, text: Stretch, settings: Dynamic, what: str) -> float:

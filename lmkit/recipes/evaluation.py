@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -10,13 +11,15 @@ from typing import Any
 from lmkit.assembly import make_source
 from lmkit.inference import TrainedModel
 from lmkit.inference.cache import Cache
-from lmkit.inference.dynamic import Dynamic
+from lmkit.inference.dynamic import DivergedError, Dynamic
 from lmkit.inference.evaluation import measure
 from lmkit.inference.methods import Evaluation, Methods
 from lmkit.inference.tuning import tuned
 from lmkit.run import Run
 from lmkit.store import TokenStore, prepare
 from lmkit.windows.lanes import Protocol
+
+log = logging.getLogger(__name__)
 
 SPLITS = ("valid", "test")
 # The methods by the names that recipes have for their numbers in `further`: settings are chosen on
@@ -49,7 +52,12 @@ def measured(run: Run, config: Mapping[str, Any], *, further: bool = False) -> d
     names = [name for name in recipe.get("further") or {} if name in METHODS and further]
     train = partial(_stores, run, config, trained, own, ("train",))
     evaluation = Evaluation(trained, own, train=lambda: train()["train"])
-    by_methods = {n: _tuned(evaluation, stores[own], METHODS[n], recipe) for n in names}
+    by_methods = {}
+    for name in names:
+        try:
+            by_methods[name] = _tuned(evaluation, stores[own], METHODS[name], recipe)
+        except DivergedError as error:  # the other numbers stand
+            log.warning("no number of %s: %s", name, error)
     return {
         "results": results,
         "further": by_methods,

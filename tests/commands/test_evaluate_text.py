@@ -11,7 +11,9 @@ from trained_run import make_run, real_stdout
 from lmkit.cli import main
 from lmkit.command import Command
 from lmkit.commands.evaluate import evaluate
-from lmkit.errors import UserError
+from lmkit.errors import ResultError, UserError
+from lmkit.inference import Evaluation
+from lmkit.inference.dynamic import DivergedError
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +128,77 @@ def test_an_ensemble_of_runs(outputs, lstm):
         f"ensemble={name},{name}: name each run once, and not RUN again"
     )
     assert refused(lstm, ensemble="none").startswith("ensemble: ")
+
+
+DIVERGES = ["dynamic.rule=sgd", "dynamic.lr=1e38", "dynamic.segment=12"]
+
+
+@pytest.mark.parametrize("protocols", [["sentence", "stream"], ["stream", "sentence"]])
+def test_what_was_measured_outlives_weights_that_diverge(lstm, capfd, protocols):
+    """No sentence is longer than a segment, so that each is read with the trained weights."""
+    words = ["evaluate", str(lstm.path), f"protocol=[{','.join(protocols)}]", *DIVERGES]
+    message = (
+        "under stream: dynamic: the weights diverged at token 24 with rule=sgd, lr=1e+38, decay=0: "
+        "lower lr, or take tune=true in its place"
+    )
+    assert main(words) == 1
+    out, err = capfd.readouterr()
+    assert err.splitlines()[-1] == f"error: {message}"
+    with real_stdout():
+        assert main([*words, "format=json"]) == 1
+    printed = capfd.readouterr()
+    assert printed.err.splitlines()[-1] == f"error: {message}"
+    measured = {each["protocol"]: each for each in json.loads(printed.out)["results"]}
+    assert list(measured) == protocols
+    (row,) = measured["sentence"]["methods"]
+    assert "methods" not in measured["stream"]
+    assert message == f"under stream: {measured['stream']['error']}"
+    assert "error" not in measured["sentence"]
+    rows = {
+        cells[0]: cells[1:]
+        for line in out.splitlines()
+        if len(cells := [cell.strip() for cell in line.split("│")[1:-1]]) == 3
+    }
+    plain = {name: f"{each['perplexity']:,.2f}" for name, each in measured.items()}
+    adapted = {"sentence": f"{row['perplexity']:,.2f}", "stream": "-"}
+    assert rows["perplexity"] == [plain[name] for name in protocols]
+    assert rows["perplexity, dynamic"] == [adapted[name] for name in protocols]
+
+
+def failure(run, **arguments):
+    with pytest.raises(ResultError) as error:
+        evaluate(run, run.config(), **arguments)
+    (measured,) = error.value.result["results"]
+    assert measured["error"] == str(error.value)
+    return measured
+
+
+def test_the_advice_of_weights_that_diverge_can_be_followed(lstm, monkeypatch):
+    """Each remedy but a lower lr is one that was not taken already."""
+    stream = {"protocol": "stream", "cache": 4}
+    monkeypatch.setattr("lmkit.inference.dynamic.SGD_LR", 1e37)
+    measured = failure(lstm, dynamic="sgd", **stream)
+    assert measured["error"].endswith("lr=5e+37, decay=0: lower lr, or take tune=true")
+    assert measured["perplexity"] > 1
+    measured = failure(lstm, dynamic="sgd", **stream, tune=True)
+    assert measured["error"].endswith("lr=1e+38, lr=2.5e+38: set a lower lr")
+    (plain,) = measured["tuned"]["methods"]
+    assert (plain["method"], measured["tuned"]["split"]) == ("plain", "valid")
+    assert "methods" not in measured
+    monkeypatch.setattr("lmkit.inference.tuning.TRIED_TOKENS", 3)  # after which none is updated
+    measured = failure(lstm, dynamic="sgd", **stream, tune=True)
+    assert measured["error"].endswith("lr=1e+37, decay=0: lower lr")
+
+
+def test_what_is_chosen_is_told_where_the_text_makes_the_weights_diverge(lstm, monkeypatch):
+    def diverging(self, text, methods):
+        raise DivergedError("dynamic: too far")
+
+    monkeypatch.setattr(Evaluation, "measure", diverging)
+    measured = failure(lstm, dynamic="sgd", protocol="stream", tune=True)
+    assert [row["method"] for row in measured["tuned"]["methods"]] == ["plain", "dynamic"]
+    assert measured["error"] == "dynamic: too far"
+    assert "methods" not in measured
 
 
 def test_what_does_not_go_together_is_refused(lstm):

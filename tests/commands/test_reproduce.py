@@ -7,7 +7,7 @@ from pathlib import Path
 
 import own_recipe
 import pytest
-from trained_run import real_stdout
+from trained_run import real_stdout, warned
 
 from lmkit import cli
 from lmkit.run import Run
@@ -183,7 +183,9 @@ def test_other_settings_and_another_text_are_neither(place, capsys):
     assert f"\nother text: this run will be neither pass nor fail\n{why}" in f"\n{before}"
 
 
-def test_a_cache_and_dynamic_evaluation_stand_beside_the_plain_numbers(place, capfd):
+def test_a_cache_and_dynamic_evaluation_stand_beside_the_plain_numbers(
+    place, capfd, caplog, monkeypatch
+):
     """Those of `lmkit evaluate tune=true`, in the paper's protocol; the verdict is not theirs."""
     assert reproduce("seed=4", "further=true", "results=further.md") == 0
     found = record("seed-4")
@@ -214,6 +216,14 @@ def test_a_cache_and_dynamic_evaluation_stand_beside_the_plain_numbers(place, ca
     summary.write_text(json.dumps({**json.loads(summary.read_text()), "best/step": 1}))
     assert reproduce("seed=4") == 0
     assert record("seed-4")["further"] == {}
+
+    # Weights that diverge cost no other number.
+    monkeypatch.setattr("lmkit.inference.tuning.LR_FACTORS", [1e42])
+    assert reproduce("seed=4", "further=true") == 0
+    assert record("seed-4")["further"] == {"cache": found["further"]["cache"]}
+    assert warned(caplog)[-1].startswith(
+        "no number of dynamic_evaluation: dynamic: the weights diverged with all that was tried, "
+    )
 
 
 def test_the_list_says_how_far_each_has_come(tmp_path, monkeypatch, capfd):

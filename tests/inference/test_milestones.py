@@ -1,6 +1,8 @@
 """All checkpoints of a run: in order, evaluated and exported by one command."""
 
+import itertools
 import json
+from pathlib import Path
 
 import pytest
 from trained_run import make_run, save_weights
@@ -8,8 +10,10 @@ from trained_run import make_run, save_weights
 import lmkit
 from lmkit import cli
 from lmkit.commands.evaluate import evaluate
-from lmkit.errors import UserError
+from lmkit.errors import ResultError, UserError
+from lmkit.inference import Dynamic, Evaluation
 from lmkit.inference.cache import Cache
+from lmkit.inference.dynamic import DivergedError
 from lmkit.inference.milestones import milestones
 from lmkit.inference.trained import TrainedModel
 from lmkit.run.checkpoints import AtomicCheckpointIO, load_checkpoint
@@ -109,6 +113,29 @@ def test_a_curve_says_what_was_evaluated(run, tmp_path, monkeypatch):
         assert result["config"] == {}
         names.add(result["curve"])
     assert len(names) == 2
+
+
+def test_a_checkpoint_whose_weights_diverge_leaves_the_others(run, monkeypatch, capsys):
+    read, number = Evaluation.read_dynamically, itertools.count()
+
+    def once(self, *arguments, **named):
+        if next(number) == 1:
+            raise DivergedError("dynamic: too far")
+        return read(self, *arguments, **named)
+
+    monkeypatch.setattr(Evaluation, "read_dynamically", once)
+    with pytest.raises(ResultError) as error:
+        evaluate(run, run.config(), checkpoint="all", dynamic=Dynamic("sgd", lr=0.01))
+    assert str(error.value) == "chck_2M: dynamic: too far, or take tune=true in its place"
+    result, out = error.value.result, capsys.readouterr().out
+    assert json.loads(Path(result["curve"]).with_suffix(".json").read_text()) == result
+    for point, name in zip(result["checkpoints"], NAMES, strict=True):
+        (measured,) = point["result"]["results"]
+        assert ("methods" in measured, "error" in measured) == (
+            name != "chck_2M",
+            name == "chck_2M",
+        )
+        assert f"{measured['perplexity']:,.2f}" in out
 
 
 def test_a_suite_and_its_curve(run, tmp_path):

@@ -16,6 +16,7 @@ from lmkit.inference import (
     tuned,
     tuning,
 )
+from lmkit.inference.dynamic import DivergedError
 from lmkit.inference.tuning import best_cache
 
 NAN, INF = np.nan, np.inf
@@ -144,6 +145,23 @@ def test_a_rate_that_makes_the_weights_diverge_is_not_chosen(trained, evaluation
     text = Text.of(TEST, trained.tokenizer)
     found = tuning.best_dynamic(evaluation, text, Dynamic("sgd", decay=0.0))
     assert found.lr == pytest.approx(0.25e-6)
+
+
+def test_where_every_rate_makes_them_diverge_none_is_chosen(trained, evaluation, monkeypatch):
+    monkeypatch.setattr(tuning, "LR_FACTORS", [1e38, 1e37])
+    text = Text.of(TEST, trained.tokenizer)
+    with pytest.raises(DivergedError) as error:
+        tuned(evaluation, text, Methods(dynamic=Dynamic("sgd")))
+    assert str(error.value) == (
+        "dynamic: the weights diverged with all that was tried, lr=2.5e+37, lr=2.5e+36: set a "
+        "lower lr"
+    )
+    with pytest.raises(DivergedError) as error:
+        tuned(evaluation, text, Methods(dynamic=Dynamic("sgd", lr=1e38)))
+    assert str(error.value) == (
+        "dynamic: the weights diverged with all that was tried, decay=0, decay=0.001, decay=0.01: "
+        "lr=1e+38 is too high: lower it"
+    )
 
 
 def test_what_has_nothing_to_choose_is_refused(trained, evaluation):
