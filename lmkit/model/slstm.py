@@ -42,7 +42,9 @@ class SLSTMLayer(InputLayer):
     ) -> None:
         super().__init__(hidden_size, input_size, [hidden_size] * 4, init)
         self.num_heads = num_heads
-        self.weight_hh = stacked([hidden_size] * 4, hidden_size // num_heads)
+        size = hidden_size // num_heads
+        # A gate's matrix is zero but for a square of each head, which is a block by itself.
+        self.weight_hh = stacked([size] * 4 * num_heads, size)
         self.norm = HeadNorm(hidden_size, num_heads) if head_norm else None
         with torch.no_grad():
             self.bias_ih.chunk(4)[1].fill_(forget_gate_bias)

@@ -227,7 +227,7 @@ GATES = {
     "qrnn": (QRNN, {"pooling": "ifo"}, {"weight_ih": [8] * 4}),
     "min_gru": (MinGRU, {"state_expansion": 2}, {"weight_ih": [16] * 2, "weight_ho": [8]}),
     "min_lstm": (MinLSTM, {}, {"weight_ih": [8] * 3}),
-    "slstm": (SLSTM, {"num_heads": 4}, {"weight_ih": [8] * 4, "weight_hh": [8] * 4}),
+    "slstm": (SLSTM, {"num_heads": 4}, {"weight_ih": [8] * 4, "weight_hh": [2] * 16}),
     "mlstm": (MLSTM, {"num_heads": 2}, {"weight_ih": [8] * 4 + [2] * 2}),
     "blocks": (
         *(LSTM, {"residual": "rms_norm", "expansion": 2}),
