@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import CyclicLR, OneCycleLR
 from lmkit import kernels
 from lmkit.config.inherited import without_init
 from lmkit.config.monitors import monitors
+from lmkit.config.refused_callbacks import refused_callbacks
 from lmkit.config.signatures import signature_keys
 from lmkit.config.targets import named_class
 from lmkit.config.trainer_keys import trainer_mistakes
@@ -34,34 +35,6 @@ LEAST = dict.fromkeys(("gamma", "factor", "eta_min", "min_lr", "base_lr", "max_l
 
 # Values logged of a training step, beside the terms of its loss.
 LOGGED = ("nll", "sampled_nll", "loss", "perplexity", "tokens_per_second", "grad_norm", "skipped")
-
-# Callbacks of Lightning that cannot work here, nor can their subclasses, with the reason.
-REFUSED = {
-    "BackboneFinetuning": "asks for a module `backbone`, which no model here has",
-    "BaseFinetuning": "is a base of others, of classes of your own",
-    "BatchSizeFinder": "would try batches in place of a training; set data.batch_size",
-    "GradientAccumulationScheduler": (
-        "would change how many windows an update has, whose tokens are what they are weighted by; "
-        "set trainer.accumulate_grad_batches"
-    ),
-    "LearningRateFinder": "would try rates in place of a training; lmkit sweep finds one",
-    "ModelCheckpoint": (
-        "would write states within a step, from which no run goes on exactly; callbacks.checkpoint "
-        "has every_n_train_steps, every_n_epochs, monitor, mode and keep"
-    ),
-    "ModelPruning": "makes new weights in each forward, which a window passes more than once",
-    "OnExceptionCheckpoint": (
-        "would write a state within a step, from which no run goes on exactly; a run that fails "
-        "goes on from its last checkpoint"
-    ),
-    "ProgressBar": "would draw over the bar that a run has",
-    "RichProgressBar": "would draw over the bar that a run has",
-    "StochasticWeightAveraging": (
-        "has no state in checkpoints, so that a run that goes on would be another; "
-        "averaging=swa has"
-    ),
-    "TQDMProgressBar": "would draw over the bar that a run has",
-}
 
 
 def contradictions(
@@ -91,7 +64,7 @@ def contradictions(
         *_lanes(data, trainer),
         *monitors(config, splits, lossless),
         *_rates_of_groups(config),
-        *_callbacks(callbacks),
+        *refused_callbacks(callbacks),
         *_terms(config.get("regularizers") or {}),
         *_head(config),
     ]
@@ -293,16 +266,6 @@ def _rates_of_groups(config: Mapping[str, Any]) -> Iterator[str]:
                     f"{path}={rate} but scheduler.{key}={scheduler[key]} is the rate of all "
                     f"groups: give a list with one for each, or set scheduler=one_cycle"
                 )
-
-
-def _callbacks(callbacks: Mapping[str, Any]) -> Iterator[str]:
-    """Callbacks that cannot work here."""
-    for key, node in callbacks.items():
-        named = named_class("callbacks", node)
-        bases = [each for each in named.__mro__ if each.__module__.startswith("lightning.")]
-        kind = next((each.__name__ for each in bases if each.__name__ in REFUSED), None)
-        if kind and (kind != "BaseFinetuning" or named is bases[0]):  # a subclass may work
-            yield f"callbacks.{key}: {kind} {REFUSED[kind]}; leave it out"
 
 
 def _terms(regularizers: Mapping[str, Any]) -> Iterator[str]:
