@@ -58,6 +58,11 @@ def reproduce(
             f"{recipe} needs data.path: {theirs['recipe']['text']}; "
             f"lmkit reproduce {recipe} data.path=PATH"
         )
+    if further and not recipes.methods_of(theirs):
+        raise UserError(
+            f"further=true: no effect with {recipe}, which has no number with a cache or dynamic "
+            "evaluation; leave it out"
+        )
     if not any(override.lstrip("+").startswith("name=") for override in overrides):
         composition.config["name"] = recipe  # one that begins with another has that one's
     config, _ = check(composition)
@@ -96,10 +101,9 @@ def _compared(
     )
     with run.holding():
         run.write(FILE, record)
-    if page:
-        recipes.update(page, recipes.recipes(config_dir), record)
+    stays = recipes.update(page, recipes.recipes(config_dir), record) if page else None
     Console().print(recipes.table(record))
-    print("\n".join(sentences(record)))
+    print("\n".join([*sentences(record), *([stays] if stays else [])]))
     if record["verdict"] == "fail":
         missed = [row for row in record["rows"] if row["reached"] is False]
         worst = "; ".join(

@@ -162,7 +162,8 @@ def _length(trainer: Mapping[str, Any], scheduler: Mapping[str, Any]) -> Iterato
             "training would never end; set one of them, or trainer.max_time"
         )
     warmup = scheduler.get("warmup_steps", 0)
-    if endless and "num_steps" in signature_keys(named_class("scheduler", scheduler)):
+    timed = endless and trainer.get("max_time") is not None
+    if timed and "num_steps" in signature_keys(named_class("scheduler", scheduler)):
         yield (
             "scheduler decays over the whole run but only trainer.max_time ends it: set "
             "trainer.max_steps or trainer.max_epochs too, or scheduler=constant"

@@ -74,7 +74,10 @@ def elsewhere(config: Mapping[str, Any], name: str, *, near: bool = False) -> li
     for path in node_keys(config):
         if "." in path:
             paths.setdefault(path.rpartition(".")[2], []).append(path)
-    close = get_close_matches(name, paths, n=1) if near else [name]
+    close = [name]
+    if near:
+        most = f"max_{name}"  # a length by its unit, as `epochs`
+        close = [most] if most in paths else get_close_matches(name, paths, n=1)
     return paths.get(close[0], []) if close else []
 
 

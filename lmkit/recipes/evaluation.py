@@ -33,7 +33,7 @@ METHODS = {
 def measured(run: Run, config: Mapping[str, Any], *, further: bool = False) -> dict[str, Any]:
     """The results of `measure` for the best checkpoint of a run, each with its split; with
     `further` the recipe's numbers by other methods, by name, as far as there are these methods; the
-    tokens of each split; and the precision.
+    tokens and the hash of each split; and the precision.
 
     The number of threads is chosen anew, as `lmkit evaluate` does.
     """
@@ -49,7 +49,7 @@ def measured(run: Run, config: Mapping[str, Any], *, further: bool = False) -> d
             lanes = recipe.get("test_lanes") if is_test else None
             result = measure(trained, store, protocol, lanes, split)
             results.append({"split": split, **result})
-    names = [name for name in recipe.get("further") or {} if name in METHODS and further]
+    names = methods_of(config) if further else []
     train = partial(_stores, run, config, trained, own, ("train",))
     evaluation = Evaluation(trained, own, train=lambda: train()["train"])
     by_methods = {}
@@ -62,8 +62,14 @@ def measured(run: Run, config: Mapping[str, Any], *, further: bool = False) -> d
         "results": results,
         "further": by_methods,
         "num_tokens": {split: store.num_tokens for split, store in stores[own].items()},
+        "sha256": {split: store.sha256 for split, store in stores[own].items()},
         "precision": trained.precision,
     }
+
+
+def methods_of(config: Mapping[str, Any]) -> list[str]:
+    """The other methods by which a recipe has numbers that can be measured."""
+    return [name for name in config["recipe"].get("further") or {} if name in METHODS]
 
 
 def _tuned(

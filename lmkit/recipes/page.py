@@ -42,15 +42,19 @@ def check_page(path: Path) -> None:
 
 def update(
     path: Path, recipes: Mapping[str, Mapping[str, Any]], record: Mapping[str, Any] | None = None
-) -> None:
+) -> str | None:
     """Write the page anew, and a record into the file of records beside it, `.json` by its suffix.
 
-    A record of a training that was not whole never replaces one of a whole training.
+    A record of a training that was not whole never replaces one of a whole training, of which then
+    a sentence tells.
     """
     beside = path.with_suffix(".json")
     records = read_records(beside)
     before = records.get(record["recipe"], {}) if record else {}
-    if record and (record["verdict"] in WHOLE or before.get("verdict") not in WHOLE):
+    stays = None
+    if record and record["verdict"] not in WHOLE and before.get("verdict") in WHOLE:
+        stays = f"{path} keeps the whole training {before['run']} ({before['verdict']})"
+    elif record:
         records[record["recipe"]] = dict(record)
     ordered = {name: records[name] for name in sorted(records)}
     try:
@@ -58,6 +62,7 @@ def update(
         write_atomically(path, rendered(recipes, records).encode())
     except OSError as error:
         raise cannot_write(f"cannot write {path}", path, error, "name another page") from error
+    return stays
 
 
 def read_records(path: Path) -> dict[str, dict[str, Any]]:

@@ -34,7 +34,8 @@ def reproduction(
     """
     facts = recipe["recipe"]
     step = run.read("summary.json").get("best/step")
-    further = {**_measured_before(run, step), **measured["further"]}
+    of = {"step": step, "sha256": measured["sha256"]}
+    further = {**_measured_before(run, of), **measured["further"]}
     own = str(config["data"].get("protocol", "document"))
     rows = list(_rows(facts, measured["results"], further, own))
     changed = changes(recipe, config)
@@ -56,7 +57,7 @@ def reproduction(
         "partly": {key: list(pair) for key, pair in otherwise.items()},
         "texts": texts,
         "seed": config["seed"],
-        "step": step,
+        **of,
         "further": further,
         "cost": cost(run, measured["precision"]),
         "at": time(),
@@ -88,13 +89,14 @@ def _texts(facts: Mapping[str, Any], num_tokens: Mapping[str, int]) -> list[str]
     return list(other_text(facts.get("tokens"), num_tokens))
 
 
-def _measured_before(run: Run, step: int | None) -> dict[str, dict[str, float]]:
-    """The numbers by other methods that the run's record has of its best checkpoint, that after an
-    update `step`: measuring them may take hours."""
+def _measured_before(run: Run, of: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """The numbers by other methods that the run's record has of the same: the best checkpoint, by
+    its step, and the texts, by their hashes. Measuring them may take hours."""
     record: dict[str, Any] = {}
     with suppress(UserError):  # damaged: as if there were none
         record = run.read(FILE)
-    return record.get("further", {}) if record.get("step") == step is not None else {}
+    same = of["step"] is not None and all(record.get(key) == of[key] for key in of)
+    return record.get("further", {}) if same else {}
 
 
 def _rows(

@@ -138,7 +138,7 @@ def test_what_was_measured_outlives_weights_that_diverge(lstm, capfd, protocols)
     """No sentence is longer than a segment, so that each is read with the trained weights."""
     words = ["evaluate", str(lstm.path), f"protocol=[{','.join(protocols)}]", *DIVERGES]
     message = (
-        "under stream: dynamic: the weights diverged at token 24 with rule=sgd, lr=1e+38, decay=0: "
+        "under stream: dynamic: the weights diverged at token 12 with rule=sgd, lr=1e+38, decay=0: "
         "lower lr, or take tune=true in its place"
     )
     assert main(words) == 1

@@ -88,6 +88,8 @@ def test_a_shorter_training_is_neither_and_can_go_on(place, capsys):
     # And what is cut short does not take the place of what is whole.
     assert reproduce("seed=3", "trainer.max_steps=3", "results=results.md") == 0
     assert "| pass: tiny/seed-2, seed 2; " in Path("results.md").read_text()
+    kept = "\nresults.md keeps the whole training tiny/seed-2 (pass)\n"
+    assert capsys.readouterr().out.endswith(kept)
     assert json.loads(Path("results.json").read_text())["tiny"]["run"] == "tiny/seed-2"
 
 
@@ -208,13 +210,19 @@ def test_a_cache_and_dynamic_evaluation_stand_beside_the_plain_numbers(
         ours = " / ".join(f"{rows[f'{split}, {name}']['ours']:.2f}" for split in ("valid", "test"))
         assert f" {name} {paper} (ours {ours})" in page
 
-    # They are kept while the best checkpoint is the same, and no longer.
+    # They are kept while the best checkpoint and the text are the same, and no longer.
     assert reproduce("seed=4", "results=again.md") == 0
     assert record("seed-4")["rows"] == found["rows"]
     assert Path("again.md").read_text() == page
     summary = Path("outputs/tiny/seed-4/summary.json")
     summary.write_text(json.dumps({**json.loads(summary.read_text()), "best/step": 1}))
     assert reproduce("seed=4") == 0
+    assert record("seed-4")["further"] == {}
+    assert reproduce("seed=4", "further=true") == 0
+    assert record("seed-4")["further"].keys() == {"cache", "dynamic_evaluation"}
+    other = own_recipe.write_text(place / "elsewhere")
+    (other / "ptb.test.txt").write_text(" the cat sat on the mat \n")
+    assert reproduce("seed=4", "data.path=elsewhere") == 0
     assert record("seed-4")["further"] == {}
 
     # Weights that diverge cost no other number.
@@ -223,6 +231,15 @@ def test_a_cache_and_dynamic_evaluation_stand_beside_the_plain_numbers(
     assert record("seed-4")["further"] == {"cache": found["further"]["cache"]}
     assert warned(caplog)[-1].startswith(
         "no number of dynamic_evaluation: dynamic: the weights diverged with all that was tried, "
+    )
+
+
+def test_further_numbers_are_those_of_the_recipe(place, capsys):
+    argv = ["wikitext2_ten_minutes", "data.path=ptb", "further=true"]
+    assert cli.main(["reproduce", *argv]) == 2
+    assert capsys.readouterr().err == (
+        "error: further=true: no effect with wikitext2_ten_minutes, which has no number with a "
+        "cache or dynamic evaluation; leave it out\n"
     )
 
 

@@ -222,6 +222,7 @@ def test_secrets_are_read_only_when_built(monkeypatch):
         ("lr=0.1", "lr is not a key; did you mean optimizer.lr=0.1?"),
         ("hiden_size=650", "hiden_size is not a key; did you mean model.hidden_size=650?"),
         ("max_epochs=3", "max_epochs is not a key; did you mean trainer.max_epochs=3?"),
+        ("epochs=3", "epochs is not a key; did you mean trainer.max_epochs=3?"),
         ("tie_weights=false", "tie_weights is not a key; did you mean model.tie_weights=false?"),
         ("modle=1", "modle is not a key; did you mean model?"),
         (

@@ -263,8 +263,20 @@ def test_weights_that_diverge_are_told(outputs):
     with pytest.raises(UserError) as error:
         read_dynamically(trained, text, "stream", Dynamic("sgd", lr=1e38), {})
     assert str(error.value) == (
-        "dynamic: the weights diverged at token 15 with rule=sgd, lr=1e+38, decay=0: lower lr"
+        "dynamic: the weights diverged at token 5 with rule=sgd, lr=1e+38, decay=0: lower lr"
     )
+
+
+@pytest.mark.parametrize("rule", ["sgd", "rms"])
+def test_weights_that_diverge_to_finite_numbers_are_told(outputs, rule):
+    """Perplexities of 1e300 and more are no result, whatever the mean of the nll is."""
+    trained = loaded(outputs)
+    text = Text.of(TEST, trained.tokenizer)
+    rms = {name: torch.ones_like(weight) for name, weight in weights_of(trained).items()}
+    with pytest.raises(
+        UserError, match=rf"^dynamic: the weights diverged .* rule={rule}, lr=1e\+06"
+    ):
+        read_dynamically(trained, text, "stream", Dynamic(rule, lr=1e6), rms)
 
 
 def test_a_model_without_weights_is_refused(outputs):
