@@ -287,7 +287,8 @@ def _settings_lines(result: Mapping[str, Any]) -> Iterator[str]:
     for each in result["results"]:
         chosen = f", chosen on {each['tuned']['split']}" if "tuned" in each else ""
         for row in each.get("methods", []):
-            values = ", ".join(f"{key}={_shown(value)}" for key, value in row["settings"].items())
+            given = {key: value for key, value in row["settings"].items() if value is not None}
+            values = ", ".join(f"{key}={_shown(value)}" for key, value in given.items())
             yield f"{row['method']} under {each['protocol']}: {values}{chosen}"
 
 

@@ -50,6 +50,7 @@ UPDATED = 2**17  # weights at a time, which stay in a processor's cache meanwhil
 # For each token of a segment: of rms the authors' 5e-5 and 2e-3 for 5 tokens.
 RMS_LR, RMS_DECAY = 1e-5, 4e-4
 SGD_LR = 5e-2
+EPSILON, WINDOWS = 2e-5, 500
 # Of a token, in nats: where it is more, and exp of it no number, the weights have diverged.
 LARGEST_NLL = math.log(sys.float_info.max)
 
@@ -64,26 +65,35 @@ class Dynamic:
     5), with sgd 5e-2.
     decay: share of the way back to the trained weights; null: with rms 4e-4 for each token of a
     segment (the authors' 2e-3 for 5), with sgd 0.
-    epsilon: is added to the root mean square.
+    epsilon: of rms, is added to the root mean square; null: 2e-5.
     segment: tokens between two updates; with more of them it is faster.
-    windows: of the training text, 100 segments each, from which rms has its root mean squares; the
-    authors read all of WikiText-2, some 4000.
+    windows: of the training text, 100 segments each, from which rms has its root mean squares;
+    null: 500. The authors read all of WikiText-2, some 4000.
     """
 
     rule: Rule = "rms"
     lr: Positive | None = None
     decay: NonNegative | None = None
-    epsilon: Positive = 2e-5
+    epsilon: Positive | None = None
     segment: Size = 5
-    windows: Size = 500
+    windows: Size | None = None
+
+    def check(self) -> None:
+        """Raise UserError for settings of rms that sgd does not have."""
+        of_rms = {"epsilon": self.epsilon, "windows": self.windows}
+        given = [f"dynamic.{key}={value:g}" for key, value in of_rms.items() if value is not None]
+        if self.rule == "sgd" and given:
+            raise UserError(f"{', '.join(given)}: no effect with dynamic.rule=sgd; leave it out")
 
     def complete(self) -> Dynamic:
-        """The same with the defaults of lr and decay."""
+        """The same with the defaults of its rule; sgd has neither epsilon nor windows."""
         rms = self.rule == "rms"
         return replace(
             self,
             lr=self.lr or self.segment * (RMS_LR if rms else SGD_LR),
             decay=self.segment * RMS_DECAY * rms if self.decay is None else self.decay,
+            epsilon=(self.epsilon or EPSILON) if rms else None,
+            windows=(self.windows or WINDOWS) if rms else None,
         )
 
 
@@ -179,6 +189,7 @@ def updates(settings: Dynamic, rms: Weights, names: list[str]) -> dict[str, Upda
     assert settings.decay is not None
     if settings.rule == "sgd":
         return {name: Update(settings.lr, settings.decay) for name in names}
+    assert settings.epsilon is not None
     mean = float(torch.stack([each.mean() for each in rms.values()]).mean())
     return {
         name: Update(
@@ -221,7 +232,7 @@ def root_mean_squares(
     loader = trained.loader(text, protocol, num_lanes, num_lanes * settings.segment)
     adapted = Adapted(trained)
     squares = {name: torch.zeros_like(each) for name, each in adapted.initial.items()}
-    num_tokens, num_windows = 0, min(settings.windows, len(loader))
+    num_tokens, num_windows = 0, min(settings.windows or WINDOWS, len(loader))
     expected = text.num_tokens * num_windows // len(loader)
     with progress("gradients", expected) as advance:
         for window in islice(trained.windows(loader), num_windows):

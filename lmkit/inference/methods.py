@@ -55,8 +55,9 @@ class Methods:
                 f"{alone[0]} with {others}: only cache and dynamic go together; "
                 "evaluate with each of the others by itself"
             )
-        if self.ensemble:
-            self.ensemble.check()
+        for settings in (self.dynamic, self.ensemble):
+            if settings:
+                settings.check()
 
 
 def methods_of(

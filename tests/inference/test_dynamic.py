@@ -279,6 +279,19 @@ def test_weights_that_diverge_to_finite_numbers_are_told(outputs, rule):
         read_dynamically(trained, text, "stream", Dynamic(rule, lr=1e6), rms)
 
 
+def test_sgd_has_no_settings_of_rms():
+    with pytest.raises(UserError) as error:
+        Methods(dynamic=Dynamic("sgd", epsilon=1e-3, windows=3)).check()
+    assert str(error.value) == (
+        "dynamic.epsilon=0.001, dynamic.windows=3: no effect with dynamic.rule=sgd; leave it out"
+    )
+    Methods(dynamic=Dynamic("rms", epsilon=1e-3, windows=3)).check()
+    assert Dynamic("sgd").complete() == Dynamic("sgd", lr=0.25, decay=0.0)
+    assert Dynamic("rms").complete() == Dynamic(
+        "rms", lr=pytest.approx(5e-5), decay=pytest.approx(2e-3), epsilon=2e-5, windows=500
+    )
+
+
 def test_a_model_without_weights_is_refused(outputs):
     trained = loaded(outputs)
     for weight in weights_of(trained).values():
