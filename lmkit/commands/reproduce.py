@@ -18,8 +18,11 @@ from lmkit.errors import ResultError, UserError
 from lmkit.recipes.report import FILE, NAMES, number, sentences
 from lmkit.run import Run
 from lmkit.store import Prepared
+from lmkit.system.redaction import redact
 from lmkit.training.estimate import lasting
 from lmkit.training.launch import launch
+
+LISTS = ("outputs=", "results=")  # the keys that a list of all recipes reads
 
 
 def reproduce(
@@ -51,6 +54,11 @@ def reproduce(
     if page:
         recipes.check_page(page)
     if not recipe:
+        if unread := [each for each in overrides if not each.startswith(LISTS)]:
+            raise UserError(
+                f"{', '.join(map(redact, unread))}: no effect without a RECIPE; name one before "
+                "it, or leave it out to list them all"
+            )
         return _list(composition, config_dir, page)
     theirs = recipes.config_of(recipe, config_dir)
     if not composition.mistakes and _lacks_text(composition.config):

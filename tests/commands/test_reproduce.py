@@ -287,6 +287,11 @@ def test_without_the_text_it_says_which(tmp_path, monkeypatch, capsys):
     assert "did you mean model.hidden_size?" in capsys.readouterr().err
     assert cli.main(["reproduce", "zaremba_small", "data.path=x", "results=page.txt"]) == 2
     assert "results=page.txt: name a page that ends in .md" in capsys.readouterr().err
+    assert cli.main(["reproduce", "data.path=x", "seed=2", "outputs=y"]) == 2
+    assert capsys.readouterr().err == (
+        "error: data.path=x, seed=2: no effect without a RECIPE; name one before it, or leave it "
+        "out to list them all\n"
+    )
     assert cli.main(["reproduce", "results=doc/results.md"]) == 2
     assert "results=doc/results.md: there is no directory doc" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
