@@ -64,7 +64,8 @@ class Source:
             case "table":
                 return table.read(path, self.good or "good", self.bad or "bad", self.group)
         if Path(path).is_file() and _format_of(path) not in (None, "lines"):
-            raise UserError(f"path={path} is not plain text")  # though its lines could be pairs
+            # Its lines might pass for pairs of sentences.
+            raise UserError(f"path={path}: suite=lines reads a plain text, as one ending in .txt")
         return lines.read(path)
 
 
