@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from functools import partial
@@ -23,6 +24,7 @@ from lmkit.inference.methods import methods_of
 from lmkit.inference.milestones import ALL, draw_curve, milestones
 from lmkit.ranges import Fraction, Positive, Size
 from lmkit.run import Run, no_checkpoint
+from lmkit.run.history import differences
 from lmkit.suite import Reading, Source, compare
 from lmkit.suite.blimp import Method
 from lmkit.suite.reading import Format
@@ -140,19 +142,15 @@ def evaluate(
 # The keys that say what is evaluated, and how.
 DEFAULTS: Mapping[str, Any] = evaluate.__kwdefaults__ or {}
 KEYS = frozenset(DEFAULTS) - {"checkpoint"}
+# Of the config.
+USED = re.compile(r"(data\.|trainer\.(accelerator|precision)$|kernels$)")
 
 
 def _changed(run: Run, config: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of a config on which figures depend and that the run was trained with otherwise."""
 
-    def used(config: Mapping[str, Any]) -> dict[str, Any]:
-        named = {f"data.{key}": value for key, value in config["data"].items()}
-        named |= {f"trainer.{key}": config["trainer"][key] for key in ("accelerator", "precision")}
-        return named | {"kernels": config.get("kernels")}
-
-    own = used(run.config())
-    others = {k: v for k, v in used(config).items() if k not in own or own[k] != v}
-    changed: dict[str, Any] = redacted(others)
+    pairs = differences(run.config(), config)
+    changed: dict[str, Any] = redacted({k: now for k, (_, now) in pairs.items() if USED.match(k)})
     return changed
 
 

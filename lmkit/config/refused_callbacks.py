@@ -7,7 +7,7 @@ from typing import Any
 
 from lmkit.config.targets import named_class
 
-# By name, nor can their subclasses, with the reason.
+# By name, with the reason; their subclasses cannot work either.
 REFUSED = {
     "BackboneFinetuning": "asks for a module `backbone`, which no model here has",
     "BaseFinetuning": "is a base of others, of classes of your own",

@@ -232,7 +232,9 @@ def root_mean_squares(
     loader = trained.loader(text, protocol, num_lanes, num_lanes * settings.segment)
     adapted = Adapted(trained)
     squares = {name: torch.zeros_like(each) for name, each in adapted.initial.items()}
-    num_tokens, num_windows = 0, min(settings.windows or WINDOWS, len(loader))
+    most = settings.complete().windows
+    assert most is not None
+    num_tokens, num_windows = 0, min(most, len(loader))
     expected = text.num_tokens * num_windows // len(loader)
     with progress("gradients", expected) as advance:
         for window in islice(trained.windows(loader), num_windows):

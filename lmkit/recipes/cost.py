@@ -7,7 +7,7 @@ from itertools import groupby
 from typing import Any
 
 from lmkit.run import Run
-from lmkit.run.history import earlier, stages
+from lmkit.run.history import flat_at, stages
 from lmkit.system.hardware import num_processes
 
 
@@ -32,14 +32,11 @@ def cost(run: Run, precision: str) -> dict[str, Any]:
 
 def _machines(run: Run, environments: list[dict[str, Any]]) -> Iterator[str]:
     """What the run computed on after each of its starts."""
-    now = run.config()["trainer"]
+    now = {"trainer": run.config()["trainer"]}
     record: Any = run.read("overrides.yaml")  # a list
     for environment in environments:
-        since = environment.get("at", "")
-        trainer = {
-            key: [*earlier(record, f"trainer.{key}", since), now.get(key, "absent")][0]
-            for key in ("accelerator", "devices", "num_nodes")
-        }
+        leaves = flat_at(record, now, environment.get("at", ""))
+        trainer = {key.removeprefix("trainer."): value for key, value in leaves.items()}
         yield _machine(environment["hardware"], trainer)
 
 
@@ -48,7 +45,7 @@ def _machine(hardware: Mapping[str, Any], trainer: Mapping[str, Any]) -> str:
     if trainer["accelerator"] == "cpu" or not gpus:
         number = hardware["num_cpus"]
         return f"{hardware['processor']}, {number} core{'s' * (number != 1)}"
-    number = num_processes({k: v for k, v in trainer.items() if v != "absent"})
+    number = num_processes(trainer)
     return gpus[0] if number == 1 else f"{number} x {gpus[0]}"
 
 

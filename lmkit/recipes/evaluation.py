@@ -61,8 +61,10 @@ def measured(run: Run, config: Mapping[str, Any], *, further: bool = False) -> d
     return {
         "results": results,
         "further": by_methods,
-        "num_tokens": {split: store.num_tokens for split, store in stores[own].items()},
-        "sha256": {split: store.sha256 for split, store in stores[own].items()},
+        "splits": {
+            split: {"num_tokens": store.num_tokens, "sha256": store.sha256}
+            for split, store in stores[own].items()
+        },
         "precision": trained.precision,
     }
 

@@ -34,16 +34,15 @@ def reproduction(
     """
     facts = recipe["recipe"]
     step = run.read("summary.json").get("best/step")
-    of = {"step": step, "sha256": measured["sha256"]}
+    splits = measured["splits"]
+    of = {"step": step, "sha256": {split: each["sha256"] for split, each in splits.items()}}
     further = {**_measured_before(run, of), **measured["further"]}
     own = str(config["data"].get("protocol", "document"))
     rows = list(_rows(facts, measured["results"], further, own))
     changed = changes(recipe, config)
     record: Any = run.read("overrides.yaml")  # a list
     otherwise = partly(recipe, record, {}, config)
-    texts = _texts(
-        facts, {**_num_tokens(recorded(run).get("splits", {})), **measured["num_tokens"]}
-    )
+    texts = _texts(facts, {**recorded(run).get("splits", {}), **splits})
     reached = [row["reached"] for row in rows if row["reached"] is not None]
     return {
         "recipe": recipe["name"],
@@ -68,7 +67,7 @@ def foretold(
     recipe: Mapping[str, Any], run: Run, config: Mapping[str, Any], prepared: Prepared
 ) -> Iterator[str]:
     """Why a training will be neither pass nor fail, as lines, known before it begins."""
-    texts = _texts(recipe["recipe"], _num_tokens(prepared.describe()["splits"]))
+    texts = _texts(recipe["recipe"], prepared.describe()["splits"])
     changed = changes(recipe, config)
     record: Any = run.read("overrides.yaml")  # a list
     otherwise = partly(recipe, record, run.config(), config)
@@ -79,13 +78,9 @@ def foretold(
             yield "  to train the recipe whole, begin another run: run_id=NAME"
 
 
-def _num_tokens(splits: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
-    """The tokens of splits that data.json describes."""
-    return {split: described["num_tokens"] for split, described in splits.items()}
-
-
-def _texts(facts: Mapping[str, Any], num_tokens: Mapping[str, int]) -> list[str]:
-    """How splits of so many tokens differ from those of the published text."""
+def _texts(facts: Mapping[str, Any], splits: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """How the splits, as data.json describes them, differ from those of the published text."""
+    num_tokens = {split: described["num_tokens"] for split, described in splits.items()}
     return list(other_text(facts.get("tokens"), num_tokens))
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from lmkit.config.signatures import signature_keys
 from lmkit.config.targets import named_class
-from lmkit.run.history import changes_by_resumes, differences, flat
+from lmkit.run.history import ABSENT, changes_by_resumes, differences, flat
 
 Verdict = Literal["pass", "fail", "cut short", "other settings", "other text"]
 
@@ -65,7 +65,7 @@ def partly(
     resumes: list[Mapping[str, Any]] = [*changes_by_resumes(record)]
     for changed in [*resumes, differences(then, config) if then else {}]:
         for key, (value, _) in changed.items():
-            before = _set({key: value}).get(key) if value != "absent" else None
+            before = None if value == ABSENT else _set({key: value}).get(key)
             harmless = FREE.match(key) or (ENDS.match(key) and key not in by_length)
             if not harmless and before != theirs.get(key):
                 found[key] = (theirs.get(key), before)
@@ -88,19 +88,22 @@ def reaches(ours: float, paper: float, tolerance: float) -> bool:
 
 def verdict(
     changed: Mapping[str, tuple[Any, Any]],
-    partly: Iterable[str],
+    otherwise: Iterable[str],
     texts: list[str],
     reached: list[bool],
 ) -> Verdict:
-    """The verdict on a run: pass and fail are kept for a whole training on the published text."""
-    return not_whole(changed, partly, texts) or ("pass" if all(reached) else "fail")
+    """The verdict on a run: pass and fail are kept for a whole training on the published text.
+
+    changed: of `changes`; otherwise: of `partly`; texts: of `other_text`.
+    """
+    return not_whole(changed, otherwise, texts) or ("pass" if all(reached) else "fail")
 
 
 def not_whole(
-    changed: Mapping[str, tuple[Any, Any]], partly: Iterable[str], texts: list[str]
+    changed: Mapping[str, tuple[Any, Any]], otherwise: Iterable[str], texts: list[str]
 ) -> Verdict | None:
     """The verdict on a run that may not be compared with its paper; None if it may."""
-    if any(partly) or any(not _shortens(key, pair) for key, pair in changed.items()):
+    if any(otherwise) or any(not _shortens(key, pair) for key, pair in changed.items()):
         return "other settings"
     if changed:
         return "cut short"

@@ -27,6 +27,9 @@ RATE = re.compile(r"optimizer\.(groups\..+\.)?lr$")  # of all parameters, or of 
 MENDS = re.compile(rf"{RATE.pattern}|trainer\.gradient_clip_(val|algorithm)$")
 
 
+ABSENT = "absent"  # stands for the value of a key that one of two configs does not have
+
+
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """The dotted keys in which two configs differ, with both values; one may be `absent`.
 
@@ -43,7 +46,7 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tu
         }
         for c in (then, now)
     )
-    pairs = {key: (one.get(key, "absent"), other.get(key, "absent")) for key in {**one, **other}}
+    pairs = {key: (one.get(key, ABSENT), other.get(key, ABSENT)) for key in {**one, **other}}
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 
 
@@ -130,10 +133,18 @@ def commanded(record: Sequence[Any]) -> list[str]:
     return [each for command in commands for each in command if isinstance(each, str)]
 
 
-def earlier(record: Sequence[Any], key: str, since: str = "") -> list[Any]:
-    """The values that a dotted key of the config had before resumes changed it; with a time, before
-    those after it."""
-    return [changed[key][0] for changed in changes_by_resumes(record, since) if key in changed]
+def earlier(record: Sequence[Any], key: str) -> list[Any]:
+    """The values that a dotted key of the config had before resumes changed it."""
+    return [changed[key][0] for changed in changes_by_resumes(record) if key in changed]
+
+
+def flat_at(record: Sequence[Any], config: Mapping[str, Any], since: str = "") -> dict[str, Any]:
+    """The leaves of a run's config as they were before the resumes after a time, by default before
+    all. config: that of now."""
+    leaves = flat(config)
+    for changed in reversed(changes_by_resumes(record, since)):
+        leaves |= {key: before for key, (before, _) in changed.items()}
+    return {key: value for key, value in leaves.items() if value != ABSENT}
 
 
 def changes_by_resumes(record: Sequence[Any], since: str = "") -> list[dict[str, list[Any]]]:

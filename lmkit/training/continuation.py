@@ -115,8 +115,7 @@ class Continuation(Callback):
             for number, group in enumerate(trainer.optimizers[0].param_groups):
                 now = known[number if number < len(known) else 0]  # a callback may have added one
                 # A run keeps the blocks of MuonWithAdam, which earlier versions divided otherwise.
-                own = {"params", "blocks"}
-                group.update({key: value for key, value in now.items() if key not in own})
+                group.update({k: v for k, v in now.items() if k not in ("params", "blocks")})
             self._warn_of_rise(before, known[0]["lr"])
 
     def _warn_of_rise(self, before: float, now: float) -> None:
