@@ -9,6 +9,7 @@ from typing import Any
 
 from lmkit.command import Command, commands
 from lmkit.errors import UserError
+from lmkit.overrides import key_of
 from lmkit.system.redaction import redact
 
 # These start from a config that must fit this machine; the others only read a run.
@@ -52,7 +53,7 @@ def invoke(command: Command, argv: list[str]) -> Any:
     words, argv = _take_words(command, argv)
     run = _find_run(argv, words.pop("run"), command.run_lacks) if "run" in words else None
     if run and "outputs" not in command.own:
-        argv = [argument for argument in argv if not argument.startswith("outputs=")]
+        argv = [argument for argument in argv if key_of(argument) != "outputs"]
     argv = [*(f"{CHOOSES[word]}={words[word]}" for word in words if word in CHOOSES), *argv]
     name = _config_name(words)
     if command.takes_config:
@@ -127,7 +128,7 @@ def _composed(command: Command, argv: list[str], name: str, run: Any) -> Any:
     from lmkit.config.compose import compose
 
     base = run.path / "config.yaml" if run else None
-    added = (READS_WITH.get((command.name, key), ()) for key in map(_key, argv))
+    added = (READS_WITH.get((command.name, key), ()) for key in map(key_of, argv))
     argv = [*READS.get(command.name, ()), *chain.from_iterable(added), *argv]
     types = {key: hint for key, (hint, _) in command.own.items()}
     composition = compose(argv, base, types if command.takes_config else None, name)
@@ -140,15 +141,10 @@ def _composed(command: Command, argv: list[str], name: str, run: Any) -> Any:
     return composition
 
 
-def _key(argument: str) -> str:
-    """The key of an argument: `a.b` of `++a.b=c`."""
-    return argument.partition("=")[0].lstrip("+~")
-
-
 def _renaming(run: Any, overrides: Sequence[str]) -> Iterator[str]:
     """The mistakes of keys that would rename an existing run."""
     for argument in overrides:
-        if _key(argument) in ("name", "run_id"):
+        if key_of(argument) in ("name", "run_id"):
             yield f"{redact(argument)}: the run stays {run.name}/{run.id}; leave it out"
 
 
@@ -157,7 +153,7 @@ def _unused(command: Command, overrides: Sequence[str]) -> Iterator[str]:
     uses = USES.get(command.name, ())
     others = ("model", "tokenizer", "outputs", *command.own)
     for argument in overrides if uses else ():
-        key = _key(argument)
+        key = key_of(argument)
         within = (f"{key}.".startswith(f"{used}.") for used in (*uses, *others))
         if not any(within) and not any(used.startswith(f"{key}.") for used in uses):
             yield f"{redact(argument)}: lmkit {command.name} reads {', '.join(uses)} of the config"
@@ -186,7 +182,7 @@ def _find_run(argv: list[str], which: str, lacks: str | None) -> Any:
     """The run that RUN names, looked up in `outputs=`; lacks: the name of a function in `run`."""
     from lmkit import run
 
-    places = [argument for argument in argv if argument.startswith("outputs=")]
+    places = [argument for argument in argv if key_of(argument) == "outputs"]
     outputs = places[-1].partition("=")[2] if places else "outputs"
     return run.Run.find(outputs, which, getattr(run, lacks) if lacks else None)
 

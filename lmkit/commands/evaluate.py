@@ -33,6 +33,7 @@ from lmkit.suite.spelling import Punctuation
 from lmkit.system.files import strict_json, write_atomically
 from lmkit.system.paths import readable
 from lmkit.system.redaction import redacted
+from lmkit.system.wording import counted
 from lmkit.windows.lanes import Protocol
 
 WIDEST = 10_000  # characters of a table
@@ -254,8 +255,7 @@ def _on_suite(
     if not console.is_terminal:  # a file has room for all columns
         options = console.options.update(max_width=WIDEST)
         console.width = max(Measurement.get(console, options, table).maximum, 80)
-    number = result["num_items"]
-    title = f"{result['suite']}: {number:,} item{'s' * (number != 1)} of {source.path}"
+    title = f"{result['suite']}: {counted(result['num_items'], 'item')} of {source.path}"
     console.print(title, highlight=False, markup=False, soft_wrap=True)
     console.print(table)
     print("\n".join(result["files"]))

@@ -39,6 +39,7 @@ from lmkit.foreign import (
     start_id,
     weights,
 )
+from lmkit.overrides import key_of, names
 from lmkit.run import IMPORTED, Run
 from lmkit.run.checkpoints import AtomicCheckpointIO
 from lmkit.system.files import strict_json
@@ -87,7 +88,7 @@ def import_model(
     """
     path = Path(file).expanduser()
     for line in overrides:
-        if line.lstrip("+~").partition("=")[0].partition(".")[0] in ("model", "head", "tokenizer"):
+        if key_of(line).partition(".")[0] in ("model", "head", "tokenizer"):
             raise UserError(f"{line}: {path} says what the model is; leave it out")
     said = {"bos": bos, "eos": eos, "unk": unk, "unit": unit, "nonlinearity": nonlinearity}
     layout = {"embedding": embedding, "rnn": rnn, "output": output}
@@ -100,7 +101,7 @@ def import_model(
     else:
         theirs = _foreign(path, vocabulary, layout, said)
     own = import_model.__kwdefaults__ or {}
-    kept = [line for line in overrides if line.partition("=")[0] not in own]
+    kept = [line for line in overrides if key_of(line) not in own]
     # In full precision, as what the other program says of a text, unless the user wants another.
     lines = ["name=imported", "trainer.precision=32-true", *kept, *theirs.lines]
     composition = compose(lines)
@@ -177,7 +178,7 @@ def _arpa(path: Path, overrides: Sequence[str]) -> Theirs:
     """The n-grams in an ARPA file; each line is a sentence, unless the user says otherwise."""
     found = read_arpa(path)
     lines = ["model=ngram", f"model.order={found.order}", "tokenizer=word"]
-    if not any(line.startswith("data.protocol=") for line in overrides):
+    if not names(overrides, "data.protocol"):
         lines.append("data.protocol=sentence")
     origin = {**_origin(path), "num_ngrams": found.sizes, "parameters": lines}
     return Theirs(lines, {}, found.tokenizer, found.weights, origin)

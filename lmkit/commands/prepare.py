@@ -14,6 +14,7 @@ from rich.table import Table
 from lmkit.assembly import text_and_tokenizer
 from lmkit.corpus.source import SPLITS
 from lmkit.errors import UserError
+from lmkit.overrides import key_of
 from lmkit.store import Prepared, Store, TokenStore
 from lmkit.store import prepare as prepare_stores
 from lmkit.store.pool import num_cores
@@ -124,7 +125,7 @@ def _show(
     console = Console()
     console.print(table)
     if store is None:
-        keys = [each for each in overrides if not each.startswith("workers=")]
+        keys = [each for each in overrides if key_of(each) != "workers"]
         command = shlex.join(["lmkit", "train", *keys])
     else:
         by_line = any(each.by_line for each in prepared.stores.values())

@@ -15,6 +15,7 @@ from lmkit.config.check import check
 from lmkit.config.compose import Composition
 from lmkit.config.loggers import grouped
 from lmkit.errors import ResultError, UserError
+from lmkit.overrides import key_of, names
 from lmkit.recipes.report import FILE, NAMES, number, sentences
 from lmkit.run import Run
 from lmkit.store import Prepared
@@ -22,7 +23,7 @@ from lmkit.system.redaction import redact
 from lmkit.training.estimate import lasting
 from lmkit.training.launch import launch
 
-LISTS = ("outputs=", "results=")  # the keys that a list of all recipes reads
+LISTS = ("outputs", "results")  # the keys that a list of all recipes reads
 
 
 def reproduce(
@@ -54,7 +55,7 @@ def reproduce(
     if page:
         recipes.check_page(page)
     if not recipe:
-        if unread := [each for each in overrides if not each.startswith(LISTS)]:
+        if unread := [each for each in overrides if key_of(each) not in LISTS]:
             raise UserError(
                 f"{', '.join(map(redact, unread))}: no effect without a RECIPE; name one before "
                 "it, or leave it out to list them all"
@@ -71,7 +72,7 @@ def reproduce(
             f"further=true: no effect with {recipe}, which has no number with a cache or dynamic "
             "evaluation; leave it out"
         )
-    if not any(override.lstrip("+").startswith("name=") for override in overrides):
+    if not names(overrides, "name"):
         composition.config["name"] = recipe  # one that begins with another has that one's
     config, _ = check(composition)
     run_id = config["run_id"] or f"seed-{config['seed']}"

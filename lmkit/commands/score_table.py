@@ -19,6 +19,7 @@ from lmkit.inference import TrainedModel, table_files
 from lmkit.inference.table import Layout, tabulate
 from lmkit.run import Run
 from lmkit.run.checkpoints import read_manifest
+from lmkit.system.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -97,8 +98,8 @@ def _beside(path: Path) -> str:
 def _report(result: Mapping[str, Any], path: Path, words: pa.ChunkedArray) -> None:
     """Print the counts and how pandas and R read the table."""
     print(
-        f"{path}: {_counted(result, 'word')} ({result['num_unknown']:,} unknown) in "
-        f"{_counted(result, 'row')}, {_counted(result, 'token')}, "
+        f"{path}: {counted(result['num_words'], 'word')} ({result['num_unknown']:,} unknown) in "
+        f"{counted(result['num_rows'], 'row')}, {counted(result['num_tokens'], 'token')}, "
         f"{result['tokens_per_second']:,.0f} tokens/s"
     )
     suffix = path.suffix.lower()
@@ -114,12 +115,6 @@ def _report(result: Mapping[str, Any], path: Path, words: pa.ChunkedArray) -> No
                 *("pandas and R" if "NA" in present else "pandas", " and ".join(present)),
             )
     print(f"  pandas: {for_pandas.format(quoted)}\n  R:      {for_r.format(quoted)}")
-
-
-def _counted(result: Mapping[str, Any], what: str) -> str:
-    """The text `1 row`, `2 rows`, .."""
-    number = result[f"num_{what}s"]
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def check_unused(layout: Layout, out: str | None) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lmkit.config.keys import class_keys, options_taking
+from lmkit.overrides import key_of
 from lmkit.run.renamed import TARGETS
 
 
@@ -17,12 +18,11 @@ def without_others_keys(config: Mapping[str, Any], overrides: Sequence[str]) -> 
     of lmkit's models; anything else, and every key of the command line, stays, to be a mistake.
     """
     model = config.get("model")
-    chosen = any(line.lstrip("+~").startswith("model=") for line in overrides)
-    if not chosen or not isinstance(model, Mapping):
+    named = set(map(key_of, overrides))
+    if "model" not in named or not isinstance(model, Mapping):
         return dict(config)
     target = str(model.get("_target_"))
     own = class_keys(TARGETS.get(target, target))
-    named = {line.lstrip("+~").partition("=")[0] for line in overrides}
     kept = {
         key: value
         for key, value in model.items()

@@ -9,6 +9,7 @@ from typing import Any
 from lmkit.run import Run
 from lmkit.run.history import flat_at, stages
 from lmkit.system.hardware import num_processes
+from lmkit.system.wording import counted
 
 
 def cost(run: Run, precision: str) -> dict[str, Any]:
@@ -43,8 +44,7 @@ def _machines(run: Run, environments: list[dict[str, Any]]) -> Iterator[str]:
 def _machine(hardware: Mapping[str, Any], trainer: Mapping[str, Any]) -> str:
     gpus = hardware.get("gpus") or []
     if trainer["accelerator"] == "cpu" or not gpus:
-        number = hardware["num_cpus"]
-        return f"{hardware['processor']}, {number} core{'s' * (number != 1)}"
+        return f"{hardware['processor']}, {counted(hardware['num_cpus'], 'core')}"
     number = num_processes(trainer)
     return gpus[0] if number == 1 else f"{number} x {gpus[0]}"
 

@@ -16,6 +16,7 @@ from lmkit.recipes.verdict import changes, not_whole, other_text, partly, reache
 from lmkit.run import Run
 from lmkit.run.history import time
 from lmkit.store import Prepared
+from lmkit.system.wording import counted
 
 FILE = "reproduction.json"  # in the run's directory
 NAMES = {"bits_per_character": "bits per character"}
@@ -138,10 +139,12 @@ def table(record: Mapping[str, Any]) -> Table:
     for row in record["rows"]:
         judged = row["reached"] is not None
         word = {True: "pass", False: "fail"}[bool(row["reached"])] if whole else record["verdict"]
-        lanes = f", {row['num_lanes']} lane{'s' * (row['num_lanes'] != 1)}"
+        protocol = row["protocol"]
+        if row["num_lanes"] and protocol == "stream":
+            protocol += f", {counted(row['num_lanes'], 'lane')}"
         shown.add_row(
             row["number"],
-            row["protocol"] + (lanes if row["num_lanes"] and row["protocol"] == "stream" else ""),
+            protocol,
             number(row["paper"], record["metric"]),
             number(row["ours"], record["metric"], "not measured"),
             f"{record['tolerance']:g}" if judged else "",

@@ -6,6 +6,7 @@ from lmkit.corpus.finding import find_files
 from lmkit.corpus.reading import text_lines
 from lmkit.errors import UserError
 from lmkit.suite.items import Item, Suite, pair, sentence
+from lmkit.system.wording import counted
 
 
 def read(path: str) -> Suite:
@@ -23,8 +24,8 @@ def read(path: str) -> Suite:
             )
         if len(texts) % 2 or not texts:
             raise UserError(
-                f"{file} has {len(texts)} line{'s' * (len(texts) != 1)}: suite=lines expects a "
-                "good sentence and a bad one in turn, an even number"
+                f"{file} has {counted(len(texts), 'line')}: suite=lines expects a good sentence "
+                "and a bad one in turn, an even number"
             )
         group = name.partition(".")[0]
         items += [

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 
 from lmkit.errors import MachineError, ResultError, UserError, exit_code
+from lmkit.overrides import key_of
 from lmkit.run import GROUP, Directory
 from lmkit.sweep.board import Board
 from lmkit.sweep.report import Shown, draw, identity, results, run_of, show
@@ -24,6 +25,7 @@ from lmkit.sweep.trial import TrialProcess
 from lmkit.system import hardware
 from lmkit.system.files import write_figure
 from lmkit.system.signals import SIGNALS, Stopped
+from lmkit.system.wording import counted
 
 Metric = Literal["val/nll", "val/bits_per_byte"]
 POLL_SECONDS = 0.2
@@ -170,8 +172,7 @@ class Sweep:
         if finished and (value := process.value()) is not None:
             self.study.tell(trial, "finished", value)
         elif process.pruned and code > 128:
-            number = len(process.values)
-            why = f"pruned after {number} validation{'s' * (number != 1)}"
+            why = f"pruned after {counted(len(process.values), 'validation')}"
             process.run.write_status("stopped", why, code)
             self.study.tell(trial, "pruned", why=why)
         elif process.out_of_room(code):  # other trials would fail too
@@ -226,7 +227,7 @@ class Sweep:
 
     def _command(self) -> str:
         search = self.search
-        fixed = [a for a in (*search.own, *search.fixed) if not a.startswith("run_id=")]
+        fixed = [a for a in (*search.own, *search.fixed) if key_of(a) != "run_id"]
         varied = [dimension.source for dimension in search.dimensions]
         words = [*search.flags, *fixed, *varied, f"run_id={self.identity}"]
         return shlex.join(["lmkit", "sweep", *words])

@@ -15,6 +15,7 @@ from lmkit.metrics import perplexity
 from lmkit.run import Directory, Run
 from lmkit.sweep.study import OUTCOMES, FrozenTrial, Study, interrupted
 from lmkit.system.files import strict_json
+from lmkit.system.wording import counted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -87,7 +88,7 @@ def show(result: Mapping[str, Any]) -> None:
         table.add_row(f"{trial['number']:03d}", value_text(trial["value"], metric), *values)
     console.print(table)
     counts = ", ".join(f"{n} {outcome}" for outcome, n in result["counts"].items())
-    console.print(f"{len(trials)} trial{'s' * (len(trials) != 1)}: {counts}", highlight=False)
+    console.print(f"{counted(len(trials), 'trial')}: {counts}", highlight=False)
     reasons = Counter((trial["outcome"], trial["why"]) for trial in trials if trial["why"])
     for (outcome, why), count in reasons.most_common(NUM_SHOWN):
         if outcome != "pruned":

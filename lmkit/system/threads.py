@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 import torch
 
+from lmkit.system.wording import counted
+
 BLOCK = 0.4  # seconds with one number of threads in a trial
 LOOK = 5.0  # seconds over which the speed is measured afterwards
 AGAIN = 120.0  # seconds until another trial if fewer threads than possible were chosen
@@ -122,12 +124,11 @@ class Threads:
         torch.set_num_threads(self.number)
         if not self.settled or self.number == (self._before or self.most):
             return None
-        return (
-            f"going on with {counted(self.number)} instead of {self._before or self.most}: {self}"
-        )
+        before = self._before or self.most
+        return f"going on with {counted(self.number, 'thread')} instead of {before}: {self}"
 
     def _fell(self, before: float, rate: float) -> str:
-        kept = f"; it stays at {counted(self.number)}" if self.fixed else ""
+        kept = f"; it stays at {counted(self.number, 'thread')}" if self.fixed else ""
         return (
             f"the speed fell from {before:,.0f} to {rate:,.0f} tokens/s: "
             f"other programs use these cores{kept}"
@@ -137,9 +138,5 @@ class Threads:
         """The measured speeds, as `5,900 tokens/s with 2 threads (3,700 with 1)`."""
         others = [n for n in sorted(self.rates, reverse=True) if n != self.number]
         speeds = ", ".join(f"{self.rates[n]:,.0f} with {n}" for n in others)
-        chosen = f"{self.rates[self.number]:,.0f} tokens/s with {counted(self.number)}"
+        chosen = f"{self.rates[self.number]:,.0f} tokens/s with {counted(self.number, 'thread')}"
         return f"{chosen} ({speeds})" if others else chosen
-
-
-def counted(number: int) -> str:
-    return f"{number} thread{'s' if number > 1 else ''}"

@@ -13,6 +13,7 @@ import numpy as np
 
 from lmkit.config.targets import named_class
 from lmkit.errors import UserError
+from lmkit.overrides import key_of, names
 from lmkit.run import Run
 from lmkit.run.checkpoints import AtomicCheckpointIO, link, load_checkpoint
 from lmkit.store.shard import MANIFEST, damaged
@@ -50,12 +51,12 @@ def check_counted(config: Mapping[str, Any], data: DataModule, overrides: Sequen
 def _unused(config: Mapping[str, Any], overrides: Sequence[str]) -> Iterator[str]:
     """Settings of the command line, and limits of a preset, that say how gradients are followed."""
     for line in overrides:
-        group, _, key = line.lstrip("+~").partition("=")[0].partition(".")
+        group, _, key = key_of(line).partition(".")
         if group in GRADIENTS or (group == "trainer" and key and key not in USED):
             yield line
     for key in ("limit_train_batches", "overfit_batches"):
         value = config["trainer"].get(key)
-        if value and not any(f"trainer.{key}=" in line for line in overrides):
+        if value and not names(overrides, f"trainer.{key}"):
             yield f"trainer.{key}={value}"
 
 

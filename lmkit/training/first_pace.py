@@ -6,10 +6,12 @@ import math
 import sys
 from typing import Any
 
+from lmkit.overrides import names
 from lmkit.run import Run
 from lmkit.run.checkpoints import newest_manifest
 from lmkit.run.history import commanded
-from lmkit.system.threads import Threads, counted
+from lmkit.system.threads import Threads
+from lmkit.system.wording import counted
 from lmkit.training.estimate import estimate, lasting
 from lmkit.training.pace import NAME as CHOICES
 from lmkit.training.pace import Pace
@@ -24,7 +26,7 @@ def first_pace(run: Run, config: dict[str, Any], overrides: list[str], data: Dat
     A run that resumes keeps a number that was set, and one on which its results depend.
     """
     before = run.config().get("threads")  # None for a new run
-    now_set = any(each.lstrip("+").startswith("threads=") for each in overrides)
+    now_set = names(overrides, "threads")
     is_set = now_set or (config["threads"] is not None and not (run.path / CHOICES).exists())
     _, manifest = newest_manifest(run.path / "checkpoints")
     if is_set and manifest:
@@ -47,7 +49,7 @@ def first_pace(run: Run, config: dict[str, Any], overrides: list[str], data: Dat
         )
     number, fixed = chosen.number, is_set or not measured.any_threads
     if not is_set and fixed and before not in (None, number):
-        message = f"{counted(before)} as before, so that the run goes on bit for bit"
+        message = f"{counted(before, 'thread')} as before, so that the run goes on bit for bit"
         if (slow := chosen.rates.get(before, 0.0)) and slow < rate:
             message += f"; threads={number} computed {rate / slow:.1f} times as fast here now"
         print(message, file=sys.stderr)
@@ -59,10 +61,9 @@ def _say_what_set(run: Run, threads: int | None, overrides: list[str]) -> None:
     """Tell the user where no command has set the number of threads: a config file may have, or the
     file of chosen numbers is lost."""
     record: Any = run.read("overrides.yaml")
-    every = [*overrides, *commanded(record)]
-    if threads is not None and not any(each.lstrip("+").startswith("threads=") for each in every):
+    if threads is not None and not names([*overrides, *commanded(record)], "threads"):
         print(
             f"{run.id} has no {CHOICES}, which would say that its threads were chosen: it keeps "
-            f"{counted(threads)}, as set; with threads=null they are chosen anew",
+            f"{counted(threads, 'thread')}, as set; with threads=null they are chosen anew",
             file=sys.stderr,
         )

@@ -284,6 +284,7 @@ def test_a_command_gets_its_run_its_config_and_its_own_keys(run, monkeypatch, tm
     for which, places in (
         ("latest", [f"outputs={tmp_path / 'outputs'}"]),
         ("a", [f"outputs={tmp_path / 'outputs'}"]),
+        ("a", [f"++outputs={tmp_path / 'outputs'}"]),
         (str(run), []),
     ):
         called.clear()

@@ -143,6 +143,9 @@ def test_an_arpa_file_and_back(run, capfd, place):
     trained = lmkit.load(Path(imported["run"]))
     assert [token.nll for token in trained.score(text, protocol="document")] == expected
     assert trained.protocol == "sentence"
+    said = ("run_id=articles", "++data.protocol=document")  # as Hydra writes a key that is there
+    imported = json_of(capfd, "import", str(path), outputs, *said)
+    assert lmkit.load(Path(imported["run"])).protocol == "document"
     assert cli.main(["import", str(path), outputs, "unk=x"]) == 2
     assert "unk=: " in capfd.readouterr().err
 
