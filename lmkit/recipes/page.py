@@ -17,9 +17,10 @@ MAX_RECORDS = 1 << 24  # bytes
 WHOLE = ("pass", "fail")  # verdicts on a whole training, which no other replaces
 HEAD = """# Published results, and ours
 
-Made by `lmkit reproduce RECIPE results=docs/results.md`: do not edit it. How a recipe is run and
-judged: [recipes.md](recipes.md). Numbers are validation / test, in the paper's own protocol; *by
-document* is the same checkpoint with its state reset before each document. Less is better.
+Made by `lmkit reproduce RECIPE results=FILE`, FILE being this page: do not edit it. How a recipe is
+run and judged is in lmkit's docs/recipes.md. Numbers are validation / test, in the paper's own
+protocol; *by document* is the same checkpoint with its state reset before each document. Less is
+better.
 
 | recipe | metric | paper | tolerance | ours | by document | status |
 |---|---|--:|--:|--:|--:|---|
