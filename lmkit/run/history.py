@@ -23,7 +23,7 @@ FREE = re.compile(
 # Keys that change the result of a run that has ended.
 AFRESH = re.compile(rf"({LENGTH}|logger|callbacks\.samples)(\.|$)")
 # Keys that may also change once a run has diverged, so that it does not diverge again.
-RATE = re.compile(r"optimizer\.(groups\..+\.)?lr$")  # of all parameters, or of a group
+RATE = re.compile(r"optimizer\.((groups\..+\.)?lr|adam_lr)$")  # of all parameters, or of some
 MENDS = re.compile(rf"{RATE.pattern}|trainer\.gradient_clip_(val|algorithm)$")
 
 

@@ -14,12 +14,14 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, ReduceLROnPlateau, StepLR
 
 from lmkit import cli
 from lmkit.assembly import build_model
 from lmkit.run import Run
 from lmkit.run.checkpoints import load_checkpoint, read_manifest
+from lmkit.run.history import refused
 from lmkit.training.callbacks import Checkpoint
 from lmkit.training.continuation import Continuation
 from lmkit.training.task import Task
@@ -256,6 +258,13 @@ def test_a_run_that_has_ended_stays_as_it_is(run, capsys, caplog, more):
     assert not [message for message in caplog.messages if "split" in message]
 
 
+def test_a_run_that_has_ended_is_entered_again_where_its_result_may_change(run):
+    before = rows(run)
+    resume(run, "callbacks.samples.prompt=a cat")
+    assert [{**r, "seconds": 0} for r in rows(run)] == [{**r, "seconds": 0} for r in before]
+    assert Run(run).config()["callbacks"]["samples"]["prompt"] == "a cat"
+
+
 def test_a_run_goes_on_in_another_precision_as_on_a_machine_that_has_not_that_of_before(
     run, caplog
 ):
@@ -320,8 +329,9 @@ def test_early_stopping_is_final_until_it_has_more_patience(tmp_path):
     assert [{**r, "seconds": 0} for r in rows(run)] == [{**r, "seconds": 0} for r in ended]
     again = json.loads((run / "summary.json").read_text())
     assert {k: again[k] for k in again if "/" in k} == {k: summary[k] for k in summary if "/" in k}
-    resume(run, "trainer.max_epochs=60")
-    assert rows(run)[-1]["step"] == ended[-1]["step"]
+    for longer in ("trainer.max_epochs=60", "callbacks.early_stopping.min_delta=1e-4"):
+        resume(run, longer)
+        assert rows(run)[-1]["step"] == ended[-1]["step"]
     resume(run, "callbacks.early_stopping.patience=2", "trainer.max_steps=2000")
     assert rows(run)[-1]["step"] > ended[-1]["step"]
 
@@ -431,6 +441,28 @@ def test_so_is_one_within_another(caplog):
     ]
 
 
+@pytest.mark.parametrize(
+    ("key", "is_said"),
+    [("trainer.max_epochs", True), ("scheduler.decay_share", True), ("optimizer.lr", False)],
+)
+def test_a_rate_that_rises_is_said_unless_it_was_set(caplog, key, is_said):
+    then, now = nested(key, 1), nested(key, 2)
+    continuation = Continuation({"config": then}, {"config": now, "splits": {}})
+    continuation._warn_of_rise(0.3, 0.2)
+    assert not caplog.messages
+    continuation._warn_of_rise(0.1, 0.2)
+    assert [message.partition(",")[0] for message in caplog.messages] == (
+        ["the learning rate goes back up"] * is_said
+    )
+
+
+def test_a_length_that_has_changed_too_is_not_said_to_stay(caplog):
+    then = {"trainer": {"max_epochs": 2}, "scheduler": {"T_max": 2}}
+    config = {"trainer": {"max_epochs": 4}, "scheduler": {"T_max": 4}}
+    Continuation({"config": then}, {"config": config, "splits": {}})._warn_of_lengths()
+    assert caplog.messages == []
+
+
 def test_what_was_best_on_other_validation_text_is_forgotten_by_all_that_watch_it():
     stopping, own = EarlyStopping("val/nll", patience=3), Checkpoint()
     other = EarlyStopping("train/nll")
@@ -472,6 +504,22 @@ def test_values_on_other_validation_text_are_no_longer_there_to_be_watched():
     assert (task.validated, task._unseen) == ({}, False)
 
 
+def test_early_stopping_at_a_threshold_is_final_too():
+    stopping = EarlyStopping("val/nll", patience=3, stopping_threshold=1.0)
+    ended = stopping.state_dict() | {
+        "stopping_reason": EarlyStoppingReason.STOPPING_THRESHOLD.value
+    }
+    for config, reason in (
+        ({}, EarlyStoppingReason.STOPPING_THRESHOLD),
+        ({"callbacks": {"early_stopping": {"patience": 4}}}, EarlyStoppingReason.NOT_STOPPED),
+    ):
+        checkpoint = {"callbacks": {stopping.state_key: dict(ended)}, "lr_schedulers": []}
+        continuation = Continuation({"config": {}}, {"config": config, "splits": {}})
+        continuation.on_load_checkpoint(SimpleNamespace(callbacks=[stopping]), None, checkpoint)
+        (state,) = checkpoint["callbacks"].values()
+        assert state["stopping_reason"] == reason.value
+
+
 # ---- diverged
 
 
@@ -502,6 +550,19 @@ def test_a_run_that_has_diverged_goes_on_as_its_message_says(tmp_path, capsys):
     (entry,) = yaml.safe_load((run / "overrides.yaml").read_text())[-1:]
     assert entry["changed"]["optimizer.lr"] == [1e10, 0.5]
     resume(run, "optimizer.weight_decay=0.1", code=2)
+
+
+@pytest.mark.parametrize("key", ["lr", "adam_lr", "groups.bias.lr"])
+def test_each_rate_may_be_lowered_after_a_divergence_and_at_no_other_time(key):
+    then, now = (nested(f"optimizer.{key}", rate) for rate in (1.0, 0.1))
+    assert not list(refused(then, now, diverged=True))
+    assert list(refused(then, now, diverged=False)) == [(f"optimizer.{key}", 1.0, 0.1)]
+
+
+def nested(path, value):
+    for key in reversed(path.split(".")):
+        value = {key: value}
+    return value
 
 
 def test_a_run_that_has_not_diverged_keeps_its_rate(run, capsys):

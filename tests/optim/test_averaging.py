@@ -66,6 +66,14 @@ def test_nt_asgd_begins_after_a_validation_at_the_latest(latest, begins):
     assert_near(averaging.weights, mean(seen[begins:]))
 
 
+def test_nt_asgd_does_not_begin_where_validations_are_alike():
+    averaging = NTASGD(1)
+    for nll in (5.0, 5.0, 5.0, 5.0, 5.1):
+        assert not averaging.begun
+        averaging.validated(nll, None)
+    assert averaging.begun
+
+
 def test_nt_asgd_forgets_the_validations_of_another_text():
     averaging = NTASGD(1)
     for nll in (1.0, 1.0):

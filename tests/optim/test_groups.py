@@ -160,6 +160,15 @@ def test_groups_that_change_nothing_change_no_bit(place, argv):
     assert all(torch.equal(grouped.weights[name], plain.weights[name]) for name in plain.weights)
 
 
+def test_a_decay_reaches_the_rows_of_an_embedding_that_no_window_reads(place):
+    """Gradients of an untied embedding are sparse under plain SGD only."""
+    argv = ("model.tie_weights=false", "optimizer.lr=0.5")
+    plain, decayed = place.fit(*argv), place.fit(*argv, "optimizer.weight_decay=0.1")
+    rows = (fitted.weights["model.embedding.weight"][0] for fitted in (plain, decayed))
+    first, found = rows  # of the byte 0
+    torch.testing.assert_close(found, first * (1 - 0.5 * 0.1) ** 36)
+
+
 def test_plain_sgd_has_its_rates_again_after_a_clipped_step(place):
     argv = ("optimizer.lr=0.3", "optimizer.groups.bias.lr=0.6", "trainer.gradient_clip_val=0.01")
     groups = place.fit(*argv).checkpoint["optimizer_states"][0]["param_groups"]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-LIMIT = 120  # seconds for any one process
+LIMIT = 240  # seconds for any one process
 TIMES = re.compile(r"seconds|tokens_per_second")
 
 
@@ -52,8 +52,11 @@ def start(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
 
 
 def lmkit(*arguments: str, cwd: Path, code: int = 0) -> subprocess.CompletedProcess[str]:
-    process = start(*arguments, cwd=cwd)
-    out, err = process.communicate(timeout=LIMIT)
+    with start(*arguments, cwd=cwd) as process:
+        try:
+            out, err = process.communicate(timeout=LIMIT)
+        finally:
+            process.kill()  # else a later test would be blamed for it
     assert process.returncode == code, err
     return subprocess.CompletedProcess(arguments, code, out, err)
 

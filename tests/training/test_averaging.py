@@ -66,6 +66,20 @@ def test_training_goes_on_from_the_weights_themselves(place, kind):
     assert all(torch.equal(found.weights[name], plain.weights[name]) for name in plain.weights)
 
 
+def test_both_averages_are_validated_on_the_same_windows(place, monkeypatch):
+    counts = []
+
+    def mean(sums):
+        nll_sum, num_tokens = sums.compute()
+        counts.append(num_tokens)
+        return nll_sum / num_tokens
+
+    monkeypatch.setattr("lmkit.training.callbacks.averaging._mean", mean)
+    fitted = place.train(*EVERY, *KINDS["two_tailed"], "trainer.limit_val_batches=1")
+    assert len(counts) > len(fitted.of("val/nll"))  # some are of the other average
+    assert len(set(counts)) == 1
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_validated_tested_and_loaded_is_the_average(place, kind):
     fitted = place.fit(*EVERY, *KINDS[kind], "trainer.max_epochs=3")

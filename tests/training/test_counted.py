@@ -150,6 +150,13 @@ def test_an_arpa_file_and_back(run, capfd, place):
     assert "unk=: " in capfd.readouterr().err
 
 
+def test_a_try_writes_no_model(settings, place):
+    assert cli.main(["train", *settings, "run_id=try", "debug=fast_dev_run"]) == 0
+    tried = place / "outputs" / "grams" / "try"
+    assert not (tried / "counted.json").exists()
+    assert not list(tried.glob("checkpoints/*.ckpt"))
+
+
 @pytest.mark.parametrize("format", ["huggingface", "onnx", "safetensors"])
 def test_formats_of_networks_refuse_it(run, format, capfd, tmp_path):
     outputs, path = f"outputs={run.path.parents[1]}", tmp_path / "model"

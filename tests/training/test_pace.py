@@ -92,6 +92,12 @@ def test_a_run_that_goes_on_keeps_its_number_where_its_bits_ask_for_it(
     )
 
 
+def test_a_slower_number_is_not_said_to_compute_faster(tmp_path, monkeypatch, capsys):
+    begin(tmp_path, monkeypatch, 2, any_threads=False, before=1)
+    said = "1 thread as before, so that the run goes on bit for bit\n"
+    assert capsys.readouterr().err.endswith(said)
+
+
 def test_a_run_that_goes_on_takes_the_fastest_where_no_bit_depends_on_it(tmp_path, monkeypatch):
     found, asked = begin(tmp_path, monkeypatch, 1, any_threads=True, before=2)
     assert (found, asked) == ((1, False, False), [None])

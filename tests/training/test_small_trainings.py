@@ -236,6 +236,7 @@ def test_more_lanes_than_tokens_are_refused(settings, capfd):
     said = capfd.readouterr().err.splitlines()[-1]
     assert said == "error: data.eval_batch_size=541: no split has more than 540 tokens; lower it"
     assert not Path("outputs/a").exists()
+    assert cli.main([*settings, "data.batch_size=540", "trainer.max_steps=1"]) == 0
 
 
 def test_a_tokenizer_that_makes_nothing_of_the_text_is_refused(settings, capfd, tmp_path):
@@ -261,3 +262,6 @@ def test_a_schedule_of_a_training_that_a_clock_ends_is_compared_too(settings, ca
 def test_a_schedule_by_epochs_is_compared_with_those_that_the_steps_make(settings):
     length = ["trainer.max_steps=20", "trainer.max_epochs=-1", "scheduler.interval=epoch"]
     assert cli.main([*settings, *CYCLE, "scheduler.total_steps=10", *length]) == 0
+    # Of two epochs and a part of a third, after which it makes no step.
+    length[0] = "trainer.max_steps=35"
+    assert cli.main([*settings, *CYCLE, "scheduler.total_steps=2", *length, "run_id=b"]) == 0

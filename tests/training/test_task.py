@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 from in_memory import EOS, VOCABULARY, Text, loader
+from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.plugins import MixedPrecision
 from quiet_trainer import Collected, make_trainer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.utils._pytree import tree_leaves, tree_map
 
 from lmkit.head import FullSoftmax
 from lmkit.model import LSTM, Window
@@ -203,6 +205,37 @@ def test_a_skipped_update_is_the_same_row_for_every_logger(tmp_path):
     (one,), (other,) = ([m for _, m in each.rows if "train/skipped" in m] for each in loggers)
     assert [step for step, m in loggers[0].rows if "train/nll" in m] == [1, 3]  # 2 has no tokens
     assert one is other  # by which JsonlLogger.row knows it, with the seconds of the first
+
+
+def test_after_a_skipped_update_the_state_has_no_number_of_its_window():
+    task, step = make_task(), Task.training_step
+
+    def training_step(window, batch_idx):
+        loss = step(task, window, batch_idx)
+        if batch_idx != 1:
+            return loss
+        reader = task._readers["train"]
+        reader.state = tree_map(lambda each: each * torch.nan, reader.state)
+        return loss * torch.nan
+
+    task.training_step = training_step
+    skipping = StopOnNonFinite(action="skip")
+    trainer = make_trainer(max_steps=5, limit_val_batches=0, callbacks=[skipping])
+    trainer.fit(task, loader(Text([40, 38]), protocol="stream", num_lanes=2), [])
+    assert skipping.skipped == 1
+    assert all(parameter.isfinite().all() for parameter in task.parameters())
+    assert all(each.isfinite().all() for each in tree_leaves(task._readers["train"].state))
+
+
+def test_validations_before_the_training_are_not_the_newest():
+    task, seen = make_task(), []
+    look = LambdaCallback(
+        on_sanity_check_end=lambda *_: seen.append((dict(task.validated), task._unseen))
+    )
+    trainer = make_trainer(max_steps=1, num_sanity_val_steps=2, callbacks=[look])
+    text = Text([9, 1, 4])
+    trainer.fit(task, loader(text), loader(text, seed=None))
+    assert seen == [({}, False)]
 
 
 def test_the_training_state_is_not_disturbed_by_validation():
