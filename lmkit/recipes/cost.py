@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from itertools import groupby
+from itertools import groupby, zip_longest
 from typing import Any
 
 from lmkit.run import Run
-from lmkit.run.history import flat_at, stages
+from lmkit.run.history import flat_at, resumes, stages
 from lmkit.system.hardware import num_processes
 from lmkit.system.wording import counted
 
@@ -35,8 +35,14 @@ def _machines(run: Run, environments: list[dict[str, Any]]) -> Iterator[str]:
     """What the run computed on after each of its starts."""
     now = {"trainer": run.config()["trainer"]}
     record: Any = run.read("overrides.yaml")  # a list
-    for environment in environments:
-        leaves = flat_at(record, now, environment.get("at", ""))
+    by_time = {each.get("at", ""): each for each in environments}
+    times = sorted({*by_time, *resumes(record)})
+    environment = environments[0]
+    for time, following in zip_longest(times, times[1:]):
+        if time not in by_time and following in by_time:
+            continue  # one resume writes its config, then its environment if that is another
+        environment = by_time.get(time, environment)
+        leaves = flat_at(record, now, time)
         trainer = {key.removeprefix("trainer."): value for key, value in leaves.items()}
         yield _machine(environment["hardware"], trainer)
 

@@ -41,7 +41,8 @@ def _tokens(config: Mapping[str, Any]) -> int:
     trainer, data = config["trainer"], config["data"]
     epochs, updates = (trainer.get(key) or 0 for key in ("max_epochs", "max_steps"))
     by_epochs = epochs * (config["recipe"].get("tokens") or {}).get("train", 0)
-    by_updates = updates * data.get("batch_size", 0) * data.get("bptt", 0)
+    by_batches = updates * trainer.get("accumulate_grad_batches", 1)
+    by_updates = by_batches * data.get("batch_size", 0) * data.get("bptt", 0)
     lengths = [length for length in (by_epochs, by_updates) if length > 0]
     return min(lengths, default=0)
 

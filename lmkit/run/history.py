@@ -162,6 +162,12 @@ def changes_by_resumes(record: Sequence[Any], since: str = "") -> list[dict[str,
     ]
 
 
+def resumes(record: Sequence[Any]) -> list[str]:
+    """The times of the resumes in overrides.yaml."""
+    times = [entry.get("resumed") for entry in record if isinstance(entry, Mapping)]
+    return [time for time in times if isinstance(time, str)]
+
+
 def last_changed(record: Sequence[Any]) -> dict[str, list[Any]]:
     """The config keys that the last resume has changed, with the values before and now."""
     return [{}, *changes_by_resumes(record)][-1]

@@ -114,6 +114,8 @@ def test_an_estimate_is_in_proportion():
     data = {"batch_size": 20, "bptt": 20}
     few = {**config, "data": data, "trainer": {"max_epochs": -1, "max_steps": 9}}
     assert seconds(few, 1e9) == pytest.approx(6 * weights * 9 * 400 / 1e9)
+    several = {**few, "trainer": {**few["trainer"], "accumulate_grad_batches": 4}}
+    assert seconds(several, 1e9) == pytest.approx(4 * seconds(few, 1e9))
     assert seconds({**config, "trainer": {"max_epochs": -1}}, 1e9) is None
     assert seconds({**few, "data": {}}, 1e9) is None  # sizes are the constructor's
 

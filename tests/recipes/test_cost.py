@@ -14,11 +14,16 @@ VERSIONS = {"torch": "2.13.0"}
 
 
 def run_of(place, trainer, starts, changes):
-    """A run's records after its starts on some hardware, whose resumes changed keys of trainer."""
+    """A run's records after its starts on some hardware, whose resumes changed keys of trainer; a
+    start whose hardware is None has found its environment as the one before."""
     run = Run.named(place, "some", "run")
     run.path.mkdir(parents=True)
     first, *resumed = [{"hardware": hardware, "versions": VERSIONS} for hardware in starts]
-    entries = [{"at": f"2026-01-0{n}T00:00:00.005", **each} for n, each in enumerate(resumed, 2)]
+    entries = [
+        {"at": f"2026-01-0{n}T00:00:00.005", **each}
+        for n, each in enumerate(resumed, 2)
+        if each["hardware"]
+    ]
     (run.path / "environment.json").write_text(json.dumps({**first, "resumed": entries}))
     record = [
         {
@@ -66,6 +71,28 @@ def test_each_machine_is_named_with_the_trainer_of_its_time(tmp_path):
         "8 x NVIDIA H200, then NVIDIA H200, then Core, 2 cores, then 2 x NVIDIA H200"
     )
     assert found["tokens_per_second"] is None
+
+
+@pytest.mark.parametrize(
+    ("starts", "trainer", "changes", "hardware"),
+    [
+        (
+            *([SEVERAL, None], {"accelerator": "cuda", "devices": 2}, [{"devices": [1, 2]}]),
+            "NVIDIA H200, then 2 x NVIDIA H200",
+        ),
+        (
+            *([SEVERAL, None, LAPTOP, None], {"accelerator": "cpu", "devices": 1}),
+            [{"devices": [2, 3]}, {"accelerator": ["cuda", "cpu"]}, {"devices": [3, 1]}],
+            "2 x NVIDIA H200, then 3 x NVIDIA H200, then Core, 2 cores",
+        ),
+    ],
+)
+def test_other_devices_count_also_where_the_environment_is_the_same(
+    tmp_path, starts, trainer, changes, hardware
+):
+    """As with the same command after the config file was edited."""
+    found = cost(run_of(tmp_path, trainer, starts, changes), "")
+    assert (found["hardware"], found["tokens_per_second"]) == (hardware, None)
 
 
 def test_starts_on_one_machine_are_one(tmp_path):
