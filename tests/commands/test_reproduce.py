@@ -1,6 +1,7 @@
 """`lmkit reproduce` on a tiny recipe that is trained for real: pass, fail, cut short, the list."""
 
 import json
+import math
 import os
 import re
 from pathlib import Path
@@ -58,7 +59,11 @@ def test_a_whole_training_passes_or_fails_by_its_numbers(place, capsys):
     run = Run.find("outputs", "seed-1")
     assert valid == run.read("summary.json")["best/val/perplexity"]
     by_document = [each for each in found["rows"] if each["protocol"] == "document"]
-    assert [each["number"] for each in by_document] == ["valid", "test"]
+    assert [(each["number"], each["num_lanes"]) for each in by_document] == [
+        ("valid", 36),
+        ("test", 36),
+    ]
+    assert len(re.findall(r"^ (?:valid|test) +document  ", out, re.MULTILINE)) == 2
     assert all(each["reached"] is None for each in by_document)
     assert found["cost"]["tokens"] == 2 * own_recipe.TOKENS["train"]
 
@@ -167,6 +172,7 @@ def test_other_settings_and_another_text_are_neither(place, capsys):
     assert reproduce("run_id=wide", "model.hidden_size=6", *few) == 0
     assert record("wide")["verdict"] == "other settings"
     shown = capsys.readouterr()
+    assert "begin another run" not in shown.err  # this one had nothing otherwise before
     why = (
         "  model.hidden_size is 4 in the recipe, 6 in the run\n"
         "  trainer.max_steps is not set in the recipe, 2 in the run\n"
@@ -214,10 +220,16 @@ def test_a_cache_and_dynamic_evaluation_stand_beside_the_plain_numbers(
     assert reproduce("seed=4", "results=again.md") == 0
     assert record("seed-4")["rows"] == found["rows"]
     assert Path("again.md").read_text() == page
-    summary = Path("outputs/tiny/seed-4/summary.json")
-    summary.write_text(json.dumps({**json.loads(summary.read_text()), "best/step": 1}))
-    assert reproduce("seed=4") == 0
-    assert record("seed-4")["further"] == {}
+    summary, kept = (Path("outputs/tiny/seed-4", f"{n}.json") for n in ("summary", "reproduction"))
+    for step, then in (
+        (1, json.dumps(found)),
+        (None, json.dumps({**found, "step": None})),  # which checkpoint, neither says
+        (found["step"], "{"),
+    ):
+        summary.write_text(json.dumps({**json.loads(summary.read_text()), "best/step": step}))
+        kept.write_text(then)
+        assert reproduce("seed=4") == 0
+        assert record("seed-4")["further"] == {}
     assert reproduce("seed=4", "further=true") == 0
     assert record("seed-4")["further"].keys() == {"cache", "dynamic_evaluation"}
     other = own_recipe.write_text(place / "elsewhere")
@@ -225,10 +237,12 @@ def test_a_cache_and_dynamic_evaluation_stand_beside_the_plain_numbers(
     assert reproduce("seed=4", "data.path=elsewhere") == 0
     assert record("seed-4")["further"] == {}
 
-    # Weights that diverge cost no other number.
+    # Weights that diverge cost no other number. All are in the recipe's metric.
     monkeypatch.setattr("lmkit.inference.tuning.LR_FACTORS", [1e42])
+    own_recipe.write_recipe(place / "conf", metric="bits_per_character")
     assert reproduce("seed=4", "further=true") == 0
-    assert record("seed-4")["further"] == {"cache": found["further"]["cache"]}
+    bits = {split: math.log2(number) for split, number in found["further"]["cache"].items()}
+    assert record("seed-4")["further"] == {"cache": pytest.approx(bits)}
     assert warned(caplog)[-1].startswith(
         "no number of dynamic_evaluation: dynamic: the weights diverged with all that was tried, "
     )

@@ -114,6 +114,9 @@ def test_an_estimate_is_in_proportion():
     data = {"batch_size": 20, "bptt": 20}
     few = {**config, "data": data, "trainer": {"max_epochs": -1, "max_steps": 9}}
     assert seconds(few, 1e9) == pytest.approx(6 * weights * 9 * 400 / 1e9)
+    for updates, whole in ((9, few), (10**9, config)):  # what ends first is the end
+        both = {**few, "trainer": {"max_epochs": 13, "max_steps": updates}}
+        assert seconds(both, 1e9) == seconds(whole, 1e9)
     several = {**few, "trainer": {**few["trainer"], "accumulate_grad_batches": 4}}
     assert seconds(several, 1e9) == pytest.approx(4 * seconds(few, 1e9))
     assert seconds({**config, "trainer": {"max_epochs": -1}}, 1e9) is None

@@ -10,15 +10,18 @@ from lmkit.run import Run
 
 SEVERAL = {"processor": "Xeon", "num_cpus": 16, "gpus": ["NVIDIA H200"] * 4}
 LAPTOP = {"processor": "Core", "num_cpus": 2, "gpus": []}
-VERSIONS = {"torch": "2.13.0"}
 
 
 def run_of(place, trainer, starts, changes):
     """A run's records after its starts on some hardware, whose resumes changed keys of trainer; a
-    start whose hardware is None has found its environment as the one before."""
+    start whose hardware is None has found its environment as the one before. The first has torch
+    2.1, the second 2.2."""
     run = Run.named(place, "some", "run")
     run.path.mkdir(parents=True)
-    first, *resumed = [{"hardware": hardware, "versions": VERSIONS} for hardware in starts]
+    first, *resumed = [
+        {"hardware": hardware, "versions": {"torch": f"2.{n}"}}
+        for n, hardware in enumerate(starts, 1)
+    ]
     entries = [
         {"at": f"2026-01-0{n}T00:00:00.005", **each}
         for n, each in enumerate(resumed, 2)
@@ -99,3 +102,4 @@ def test_starts_on_one_machine_are_one(tmp_path):
     trainer = {"accelerator": "cuda", "devices": 1}
     found = cost(run_of(tmp_path, trainer, [SEVERAL] * 3, [{"precision": ["32-true", "bf16"]}]), "")
     assert (found["hardware"], found["tokens_per_second"]) == ("NVIDIA H200", 10.0)
+    assert found["torch"] == "2.3"  # that of the last

@@ -11,7 +11,13 @@ RECIPE = {
     "seed": 1,
     "data": {"_target_": "Data", "path": "???", "bptt": 35},
     "model": {"_target_": "Model", "dropout": 0.5},
-    "trainer": {"_target_": "Trainer", "max_epochs": 40, "max_steps": -1, "precision": "auto"},
+    "trainer": {
+        "_target_": "Trainer",
+        "max_epochs": 40,
+        "max_steps": -1,
+        "precision": "auto",
+        "plugins": None,
+    },
     "scheduler": None,
     "recipe": {"valid": 1.0},
 }
@@ -34,7 +40,9 @@ def group(name: str, **keys: Any) -> dict[str, Any]:
         group("data", path="/there"),
         group("trainer", precision="bf16-mixed", accelerator="cuda", devices=2, max_steps=None),
         {"logger": {"csv": {"_target_": "Logger"}}},
-        {"callbacks": {"checkpoint": {"every_n_train_steps": 10}}},
+        {"callbacks": {"checkpoint": {"every_n_train_steps": 10}, "watchdog": {"minutes": 5}}},
+        group("data", train_path="/there", valid_paths=["/here"]),
+        group("trainer", num_sanity_val_steps=0, plugins=[]),
     ],
 )
 def test_these_change_no_result(run):
@@ -48,6 +56,7 @@ def test_these_change_no_result(run):
         (group("trainer", max_epochs=39), "trainer.max_epochs", (40, 39)),
         (group("trainer", max_steps=20), "trainer.max_steps", (None, 20)),
         (group("trainer", limit_test_batches=2), "trainer.limit_test_batches", (None, 2)),
+        (group("trainer", overfit_batches=2), "trainer.overfit_batches", (None, 2)),
         (group("trainer", max_time="00:00:01:00"), "trainer.max_time", (None, "00:00:01:00")),
     ],
 )
@@ -92,6 +101,7 @@ def resumed(*changed: dict[str, list[Any]]) -> list[Any]:
         # Other devices and places, and a training that was only stopped: those change nothing.
         (resumed({"threads": [1, 2], "data.path": ["/a", "/b"]}), {}, {}),
         (resumed({"trainer.max_epochs": [2, 40], "trainer.max_steps": [5, -1]}), {}, {}),
+        (resumed({"trainer.min_epochs": [3, "absent"]}), {}, {}),
         (resumed({"callbacks.early_stopping.patience": [2, "absent"]}), {}, {}),
         # The schedule is drawn over the length.
         (resumed({"trainer.max_epochs": [2, 40]}), ONE_CYCLE, {"trainer.max_epochs": (40, 2)}),

@@ -18,7 +18,11 @@ def write_text(directory: Path) -> Path:
 
 
 def write_recipe(
-    conf: Path, valid: float = 12.5, tolerance: float = 1.0, scheduler: str = "constant"
+    conf: Path,
+    valid: float = 12.5,
+    tolerance: float = 1.0,
+    scheduler: str = "constant",
+    metric: str = "perplexity",
 ) -> Path:
     """A folder of configs with the experiment `tiny`; returns the folder."""
     (conf / "experiment").mkdir(parents=True, exist_ok=True)
@@ -38,6 +42,7 @@ recipe:
   source: nobody 2026, table 0
   text: sentences that a test has drawn
   cost: a moment
+  metric: {metric}
   valid: {valid}
   test: 12.5
   tolerance: {tolerance}
