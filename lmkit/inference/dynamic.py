@@ -191,6 +191,11 @@ def updates(settings: Dynamic, rms: Weights, names: list[str]) -> dict[str, Upda
         return {name: Update(settings.lr, settings.decay) for name in names}
     assert settings.epsilon is not None
     mean = float(torch.stack([each.mean() for each in rms.values()]).mean())
+    if not mean:
+        raise UserError(
+            "dynamic: rule=rms divides by the gradients over the training text, and all of them "
+            "are 0; take rule=sgd, or another training text"
+        )
     return {
         name: Update(
             settings.lr / (each + settings.epsilon),

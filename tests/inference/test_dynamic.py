@@ -279,6 +279,17 @@ def test_weights_that_diverge_to_finite_numbers_are_told(outputs, rule):
         read_dynamically(trained, text, "stream", Dynamic(rule, lr=1e6), rms)
 
 
+def test_gradients_that_are_all_0_are_told(outputs):
+    trained = loaded(outputs)
+    rms = {name: torch.zeros_like(weight) for name, weight in weights_of(trained).items()}
+    with pytest.raises(UserError) as error:
+        read_dynamically(trained, Tokens([5]), "stream", Dynamic("rms"), rms)
+    assert str(error.value) == (
+        "dynamic: rule=rms divides by the gradients over the training text, and all of them are 0; "
+        "take rule=sgd, or another training text"
+    )
+
+
 def test_sgd_has_no_settings_of_rms():
     with pytest.raises(UserError) as error:
         Methods(dynamic=Dynamic("sgd", epsilon=1e-3, windows=3)).check()
