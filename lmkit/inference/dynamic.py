@@ -20,7 +20,6 @@ import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -239,17 +238,21 @@ def root_mean_squares(
     squares = {name: torch.zeros_like(each) for name, each in adapted.initial.items()}
     most = settings.complete().windows
     assert most is not None
-    num_tokens, num_windows = 0, min(most, len(loader))
-    expected = text.num_tokens * num_windows // len(loader)
+    num_tokens, left = 0, min(most, len(loader))
+    expected = text.num_tokens * left // len(loader)
     with progress("gradients", expected) as advance:
-        for window in islice(trained.windows(loader), num_windows):
-            if not window.num_targets:
+        for window in trained.windows(loader):
+            if not window.num_targets:  # one position, after which every state is zero
+                adapted.state = None
                 continue
             _, _, gradients = adapted.read(window)
             for name, gradient in gradients.items():
                 squares[name].addcmul_(gradient, gradient, value=window.num_targets)
             num_tokens += window.num_targets
             advance(num_tokens)
+            left -= 1
+            if not left:
+                break
     return {name: each.div_(num_tokens).sqrt_() for name, each in squares.items()}
 
 

@@ -152,16 +152,39 @@ def test_the_root_mean_squares_equal_the_slow_loop(outputs, kind, kernels, monke
         assert torch.allclose(each, expected[name], rtol=1e-3, atol=1e-6), name
 
 
-def test_the_root_mean_squares_of_documents_begin_each_from_zero(outputs, monkeypatch):
-    monkeypatch.setattr(dynamic, "NUM_LANES", 2)
-    trained = loaded(outputs)
-    text, eos_id = Tokens([9, 5]), trained.tokenizer.eos_id
-    found = root_mean_squares(trained, text, "document", Dynamic(segment=4))
+def document_lanes(text, eos_id, num_lanes):
+    """One lane of all documents, or a lane for each of them, as `slow_rms` takes them."""
     lanes = [
         ([eos_id, eos_id, *each[:-1]], [-1, *each], [True, *[False] * len(each)])
         for each in (document.tolist() for document in text.documents())
     ]
-    expected = slow_rms(loaded(outputs), lanes, 4)
+    assert num_lanes in (1, len(lanes))
+    return lanes if num_lanes > 1 else [tuple(map(sum, zip(*lanes, strict=True), [[]] * 3))]
+
+
+@pytest.mark.parametrize("kind", ["lstm", "window"])
+@pytest.mark.parametrize(
+    ("lengths", "num_lanes", "segment", "windows"),
+    [
+        ([9, 5], 2, 4, None),
+        ([9, 5, 3], 1, 2, None),
+        ([9, 5, 3], 1, 1, None),  # some windows have a reset alone
+        ([4, 4], 2, 1, None),
+        ([4, 4], 2, 1, 1),
+    ],
+)
+def test_the_root_mean_squares_of_documents_begin_each_from_zero(
+    outputs, lengths, num_lanes, segment, windows, kind, monkeypatch
+):
+    monkeypatch.setattr(dynamic, "NUM_LANES", num_lanes)
+    trained = loaded(outputs, kind)
+    text = Tokens(lengths)
+    settings = Dynamic(segment=segment, windows=windows)
+    found = root_mean_squares(trained, text, "document", settings)
+    lanes = document_lanes(text, trained.tokenizer.eos_id, num_lanes)
+    if windows:  # the first of them is after the reset
+        lanes = [tuple(column[: 1 + windows * segment] for column in lane) for lane in lanes]
+    expected = slow_rms(loaded(outputs, kind), lanes, segment)
     for name, each in found.items():
         assert torch.allclose(each, expected[name], rtol=1e-3, atol=1e-6), name
 
