@@ -93,11 +93,11 @@ class _Reader:
 
     def next(self) -> bytes:
         """The next line, without spaces around it."""
-        self.line = self.file.readline(MAX_LINE)
+        self.line = self.file.readline(MAX_LINE + 1)
         self.number += 1
         if not self.line:
             self.wrong(r"the file ends here, without \end\: it is not whole")
-        if len(self.line) == MAX_LINE:
+        if len(self.line) > MAX_LINE:
             self.wrong(f"more than {MAX_LINE:,} bytes")
         return self.line.strip()
 

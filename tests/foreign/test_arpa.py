@@ -6,7 +6,7 @@ import pytest
 from trained_run import warned
 
 from lmkit.errors import UserError
-from lmkit.foreign import is_arpa, read_arpa
+from lmkit.foreign import arpa, is_arpa, read_arpa
 
 # As SRILM writes: a heading of its own, an order without all backoff weights, no <unk>.
 SRILM = """
@@ -90,6 +90,25 @@ def test_a_beginning_within_a_sentence_is_left_out(tmp_path, caplog):
     found = read_arpa(written(tmp_path, SRILM.replace("-0.2\ta b", "-0.2\ta <s>")))
     assert len(found.weights["head.keys_2"]) == 2
     assert "1 2-grams have <s> after another word" in warned(caplog)[-1]
+
+
+def test_a_line_that_is_too_long_is_refused(tmp_path, monkeypatch):
+    path = written(tmp_path, SRILM)
+    longest = max(len(line) for line in path.read_bytes().splitlines(keepends=True))
+    monkeypatch.setattr(arpa, "MAX_LINE", longest)
+    assert read_arpa(path).sizes == [4, 3]
+    monkeypatch.setattr(arpa, "MAX_LINE", longest - 1)
+    with pytest.raises(UserError) as error:
+        read_arpa(path)
+    assert str(error.value) == f"{path}, line 2: more than {longest - 1} bytes"
+
+
+def test_a_heading_may_be_long_but_not_of_any_length(tmp_path, monkeypatch):
+    path = written(tmp_path, SRILM)
+    upto = len(SRILM[: SRILM.index("data") + 4])
+    for seen in (upto, upto - 1):
+        monkeypatch.setattr(arpa, "SEEN", seen)
+        assert is_arpa(path) == (seen == upto)
 
 
 @pytest.mark.parametrize("content", [b"PK\x03\x04", b"", b"\x1f\x8b damaged", b"words of a text"])
