@@ -130,6 +130,24 @@ def test_an_ensemble_of_runs(outputs, lstm):
     assert refused(lstm, ensemble="none").startswith("ensemble: ")
 
 
+@pytest.mark.parametrize("protocol", ["stream", "document"])
+def test_each_run_of_an_ensemble_is_read_in_its_own_lanes(tmp_path, protocol):
+    """With all the weight, a run has the figure that it has alone."""
+    runs = make_run(tmp_path, protocol="stream"), make_run(tmp_path, "gru", protocol=protocol)
+    for run, num_lanes in zip(runs, (2, 5), strict=True):
+        config = run.config()
+        config["data"] |= {"eval_batch_size": num_lanes, "bptt": 4}
+        run.write("config.yaml", config)
+    one, other = (
+        evaluate(run, run.config(), protocol="stream")["results"][0]["nll"] for run in runs
+    )
+    for weights, expected in (([1.0, 0.0], one), ([0.0, 1.0], other)):
+        together = {"ensemble": [runs[1].id], "ensemble_weights": weights}
+        (measured,) = evaluate(runs[0], runs[0].config(), **together)["results"]
+        assert measured["methods"][0]["num_lanes"] == 2
+        assert measured["methods"][0]["nll"] == pytest.approx(expected, abs=1e-6)
+
+
 DIVERGES = ["dynamic.rule=sgd", "dynamic.lr=1e38", "dynamic.segment=12"]
 
 

@@ -9,7 +9,7 @@ from trained_run import load, make_run, warned
 
 from lmkit.commands.export import export
 from lmkit.errors import UserError
-from lmkit.export import write_arpa
+from lmkit.export import arpa, write_arpa
 from lmkit.foreign import is_arpa, read_arpa
 
 TEXT = "the cat sat .\nthe dog sat on the cat .\n\na dog ran .\nthe cat ran .\n"
@@ -53,8 +53,15 @@ def test_another_program_computes_the_same_scores(order, tmp_path):
 
 
 @pytest.mark.parametrize("protocol", ["document", "sentence", "stream"])
-@pytest.mark.parametrize("name", ["model.arpa", "model.arpa.gz"])
-def test_what_is_read_back_is_the_same_to_the_last_bit(protocol, name, tmp_path, caplog):
+@pytest.mark.parametrize(
+    ("name", "at_once"),
+    [("model.arpa", 2**18), ("model.arpa.gz", 2**18), ("model.arpa", 1), ("model.arpa.gz", 5)],
+)
+def test_what_is_read_back_is_the_same_to_the_last_bit(
+    protocol, name, at_once, tmp_path, caplog, monkeypatch
+):
+    """However many lines are written at a time."""
+    monkeypatch.setattr(arpa, "CHUNK", at_once)
     model = trained(TEXT, 4, protocol)
     sizes = write_arpa(model, tmp_path / name)
     assert is_arpa(tmp_path / name)

@@ -126,21 +126,26 @@ def test_what_is_computed_at_a_time_is_bounded(lanes, remembered):
     assert lanes * (block + 2) * (remembered + block + 2) > cache.PRODUCTS
 
 
-def test_fewer_lanes_are_read_where_memory_would_not_do(trained, monkeypatch):
-    monkeypatch.setattr("lmkit.inference.methods.REMEMBERED", 2 * 5 * trained.model.hidden_size)
+@pytest.mark.parametrize(
+    ("vectors", "size", "asked", "expected"),
+    [
+        (2 * 5, 5, None, 2),
+        (1, 5, None, 1),
+        (2 * 5, 5, 3, 3),  # what is asked for stays
+        (2 * 36, 10**9, None, 2),  # no more is remembered than the text has
+    ],
+)
+def test_fewer_lanes_are_read_where_memory_would_not_do(
+    trained, vectors, size, asked, expected, monkeypatch
+):
+    remembered = vectors * trained.model.hidden_size
+    monkeypatch.setattr("lmkit.inference.methods.REMEMBERED", remembered)
     used = []
     loader = trained.loader
     monkeypatch.setattr(trained, "loader", lambda *a: used.append(a[2]) or loader(*a))
-    text = Tokens([9, 9, 9, 9])
-    evaluation = Evaluation(trained, "document")
-    evaluation.measure(_sized(text), Methods(cache=Cache(5)))
-    assert used == [2]
-
-
-def _sized(text):
-    text.num_documents = text.num_lines = len(text.document_ends)
-    text.num_bytes = 0
-    return text
+    evaluation = Evaluation(trained, "document", num_lanes=asked)
+    (row,) = evaluation.measure(Tokens([9, 9, 9, 9]), Methods(cache=Cache(size)))
+    assert used == [row["num_lanes"]] == [expected]
 
 
 def test_the_model_is_unchanged(trained):

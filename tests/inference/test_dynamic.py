@@ -1,17 +1,22 @@
 """Dynamic evaluation against the paper's update as plain loops over a model of their own."""
 
+from dataclasses import replace
+from itertools import groupby
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from compiled import needs_kernels
+from hypothesis import given
+from hypothesis import strategies as st
 from in_memory import Text as Tokens
 from slow_cache import slow_log_prob
 from trained_run import TEST, TRAIN, make_run
 
 from lmkit.errors import UserError
 from lmkit.inference import Cache, Dynamic, Evaluation, Methods, Text, TrainedModel, dynamic
-from lmkit.inference.dynamic import read_dynamically, root_mean_squares, stretches
+from lmkit.inference.dynamic import Stretch, read_dynamically, root_mean_squares, stretches
 
 MODELS = ["lstm", "gru", "tanh", "window"]  # lstm is tied, the others are not
 KERNELS = ["torch", pytest.param("compiled", marks=needs_kernels)]
@@ -189,6 +194,17 @@ def test_the_root_mean_squares_of_documents_begin_each_from_zero(
         assert torch.allclose(each, expected[name], rtol=1e-3, atol=1e-6), name
 
 
+@pytest.mark.parametrize(("num_tokens", "num_lanes"), [(3, 1), (4, 1), (11, 2), (40, 7)])
+def test_no_lane_is_shorter_than_a_segment(outputs, num_tokens, num_lanes, monkeypatch):
+    monkeypatch.setattr(dynamic, "NUM_LANES", 7)
+    trained, text = loaded(outputs), Tokens([num_tokens])
+    found = root_mean_squares(trained, text, "stream", Dynamic(segment=4))
+    lanes = as_lanes(text.tokens.astype(int), trained.tokenizer.eos_id, num_lanes)
+    expected = slow_rms(loaded(outputs), lanes, 4)
+    for name, each in found.items():
+        assert torch.allclose(each, expected[name], rtol=1e-3, atol=1e-6), name
+
+
 @pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 @pytest.mark.parametrize("kind", MODELS)
@@ -234,6 +250,22 @@ def test_a_reset_goes_back_to_the_trained_weights(outputs, protocol):
         {},
     )
     assert one[0] == pytest.approx(np.array(expected), abs=1e-4)
+
+
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=6), st.data())
+def test_a_stretch_has_the_ends_of_its_tokens(lengths, data):
+    text = Tokens(lengths)
+    more = data.draw(st.sets(st.integers(1, text.num_tokens)))
+    text.line_ends = np.array(sorted({*text.document_ends.tolist(), *more}))
+    begin = data.draw(st.integers(0, text.num_tokens - 1))
+    end = data.draw(st.integers(begin + 1, text.num_tokens))
+    stretch = Stretch(text, begin, end)
+    assert stretch.tokens.tolist() == text.tokens.tolist()[begin:end]
+    for name in ("document_ends", "line_ends"):
+        ends, found = (getattr(each, name).tolist() for each in (text, stretch))
+        units = [sum(each <= at for each in ends) for at in range(begin, end)]
+        expected = np.cumsum([len([*unit]) for _, unit in groupby(units)])
+        assert found == expected.tolist()
 
 
 def test_a_stream_goes_on_with_what_was_learnt(outputs):
@@ -334,8 +366,9 @@ def test_a_model_without_weights_is_refused(outputs):
         read_dynamically(trained, Tokens([5]), "stream", Dynamic("sgd"), {})
 
 
-def test_the_rows_of_an_evaluation(outputs):
+def test_the_rows_of_an_evaluation(outputs, monkeypatch):
     """The training text is read once, and only where the rule needs it."""
+    monkeypatch.setattr(dynamic, "NUM_LANES", 3)  # so that it has several windows
     trained = loaded(outputs)
     text, asked = Text.of(TEST, trained.tokenizer), []
 
@@ -356,3 +389,7 @@ def test_the_rows_of_an_evaluation(outputs):
     assert asked == [1]
     with pytest.raises(UserError, match=r"^dynamic: rule=rms needs the training text"):
         Evaluation(trained, "stream").measure(text, Methods(dynamic=settings))
+    for other in (replace(settings, segment=3), replace(settings, windows=1), settings):
+        (again,) = evaluation.measure(text, Methods(dynamic=other))
+        fresh = Evaluation(trained, "stream", train=train)
+        assert again["nll"] == fresh.measure(text, Methods(dynamic=other))[0]["nll"]

@@ -159,6 +159,24 @@ def test_a_document_knows_nothing_of_the_one_before(trained):
     assert not np.array_equal(one[:7], other[:7])
 
 
+@pytest.mark.parametrize("bptt", [3, None])
+def test_its_windows_are_those_of_the_training(outputs, bptt, monkeypatch):
+    """Where these are not known, they are of a fixed length."""
+    monkeypatch.setattr("lmkit.inference.methods.BPTT", 5)
+    run, text = make_run(outputs), Tokens([12, 8])
+    config = run.config()
+    if bptt:
+        config["data"]["bptt"] = bptt
+    trained = TrainedModel.load(run, config)
+    trained.model.output_dropout = 0.4
+    if not bptt:
+        trained.shape = None
+    settings = MCDropout(2)
+    (row,) = Evaluation(trained, "document").measure(text, Methods(mc_dropout=settings))
+    expected = mean_nll(trained, text, "document", 2, bptt or 5, settings)
+    assert row["nll"] == pytest.approx(expected.mean(), abs=1e-9)
+
+
 def test_it_depends_on_the_seed_alone(trained):
     text = Text.of(TEST, trained.tokenizer)
     evaluation = Evaluation(trained, "document")

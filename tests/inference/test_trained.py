@@ -140,6 +140,7 @@ def test_a_checkpoint_that_is_not_there(tmp_path, caplog):
     assert str(error.value) == (
         f"{run.id} has no checkpoint=step-3; it has best, last, step-000000007"
     )
+    save_callbacks(run, {"Checkpoint": {"best_step": None}, "Other": {"best_step": "none"}})
     (run.path / "checkpoints" / "best.ckpt").unlink()
     assert load(run).checkpoint == run.path / "checkpoints" / "last.ckpt"
     assert warned(caplog) == [
@@ -147,19 +148,25 @@ def test_a_checkpoint_that_is_not_there(tmp_path, caplog):
     ]
 
 
-def test_a_best_checkpoint_that_has_gone_is_not_the_last(tmp_path):
+def save_callbacks(run, callbacks):
+    """Record their states in the run's one checkpoint."""
+    path = run.path / "checkpoints" / "step-000000007.ckpt"
+    AtomicCheckpointIO().save_checkpoint(load_checkpoint(path) | {"callbacks": callbacks}, path)
+
+
+@pytest.mark.parametrize("step", [3, 0])
+def test_a_best_checkpoint_that_has_gone_is_not_the_last(tmp_path, step):
     run = make_run(tmp_path)
     folder = run.path / "checkpoints"
-    state = {"callbacks": {"Checkpoint": {"best_score": 1.0, "best_step": 3}}}
-    saved = load_checkpoint(folder / "last.ckpt") | state
-    AtomicCheckpointIO().save_checkpoint(saved, folder / "step-000000007.ckpt")
+    other = {"Other": {"best_step": "none"}, "Another": "none"}
+    save_callbacks(run, other | {"Checkpoint": {"best_score": 1.0, "best_step": step}})
     assert load(run).checkpoint == folder / "best.ckpt"
     (folder / "best.ckpt").unlink()
     with pytest.raises(UserError) as error:
         load(run)
     assert str(error.value) == (
-        f"{run.id} has lost its best checkpoint: that of step 3 is no longer in {folder}; put it "
-        "back, or take another (it has last, step-000000007)"
+        f"{run.id} has lost its best checkpoint: that of step {step} is no longer in {folder}; put "
+        "it back, or take another (it has last, step-000000007)"
     )
     assert TrainedModel.load(run, run.config(), "last").checkpoint == folder / "last.ckpt"
 

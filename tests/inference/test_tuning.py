@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from in_memory import Text as Tokens
 from trained_run import TEST, TRAIN, load, make_run
 
 from lmkit.errors import UserError
@@ -12,6 +13,7 @@ from lmkit.inference import (
     Evaluation,
     MCDropout,
     Methods,
+    Temperature,
     Text,
     tuned,
     tuning,
@@ -43,6 +45,25 @@ def test_a_cache_is_the_best_of_all(trained, evaluation):
         for weight in (0.0, 0.05, 0.1, 0.2, 0.4, 0.8):
             (other,) = evaluation.measure(text, Methods(cache=Cache(9, theta, weight)))
             assert row["nll"] <= other["nll"] + 1e-5
+
+
+@pytest.mark.parametrize(
+    ("methods", "num_lanes"),
+    [
+        (Methods(Cache(9)), [3]),
+        (Methods(ensemble=Ensemble(["itself"])), [4]),
+        (Methods(temperature=Temperature(1.0)), [4]),
+        (Methods(Cache(9), Dynamic("sgd", lr=0.01)), [1, 1]),
+    ],
+    ids=lambda value: ", ".join(value.names) if isinstance(value, Methods) else None,
+)
+def test_the_rows_name_the_lanes_that_were_read(trained, methods, num_lanes, monkeypatch):
+    monkeypatch.setattr("lmkit.inference.methods.REMEMBERED", 3 * 9 * trained.model.hidden_size)
+    text = Tokens([9, 9, 9, 9])
+    evaluation = Evaluation(trained, "document", others=[trained])
+    chosen, rows = tuned(evaluation, text, methods)
+    again = evaluation.measure(text, chosen)
+    assert [row["num_lanes"] for row in rows] == [row["num_lanes"] for row in again] == num_lanes
 
 
 def test_the_best_weight_of_a_cache():

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from slow_ngrams import FALLBACK, START, SlowKneserNey
 
-from lmkit.ngrams import counted, estimated, read_symbols
+from lmkit.ngrams import counted, estimated, kneser_ney, read_symbols
 from lmkit.ngrams import counts as counts_module
 from lmkit.ngrams.kneser_ney import discounts
 
@@ -78,12 +78,16 @@ def as_read(tables):
 prunings = st.lists(st.integers(0, 2), max_size=2).map(lambda more: [0, *sorted(more)])
 
 
-@given(texts, orders, protocols, prunings)
-def test_probabilities_are_those_of_the_formulas_and_sum_to_one(units, order, protocol, prune):
+@given(texts, orders, protocols, prunings, st.integers(1, 20))
+def test_probabilities_are_those_of_the_formulas_and_sum_to_one(
+    units, order, protocol, prune, at_once
+):
     prune = prune[:order]
     slow = SlowKneserNey(units, VOCABULARY, order, EOS, stream=protocol == "stream", prune=prune)
     levels = counted(symbols_of(units, order, protocol))
-    tables, found = estimated(levels, VOCABULARY, prune)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kneser_ney, "CHUNK", at_once)  # a few n-grams at a time
+        tables, found = estimated(levels, VOCABULARY, prune)
     assert [each[:3] for each in found] == [pytest.approx(each) for each in slow.discounts]
     log_prob = as_read(tables)
     contexts = {ngram[:-1] for ngram in slow.raw} | {(1, 1, 1)[: order - 1]}

@@ -20,6 +20,8 @@ class Text:
         rng = np.random.default_rng(self.seed)
         self.document_ends = self.line_ends = np.cumsum(self.lengths).astype(np.uint64)
         self.num_tokens = int(self.document_ends[-1])
+        self.num_documents = self.num_lines = len(self.lengths)
+        self.num_bytes = 0
         self.tokens = rng.integers(1, VOCABULARY, self.num_tokens).astype(np.uint16)
 
     def documents(self):
