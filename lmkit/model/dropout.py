@@ -139,7 +139,7 @@ class KeyedDropout(torch.autograd.Function):
         """first: index of the tensor's first element in the tensor of all lanes."""
         ctx.settings = (p, key, first)
         tensor = tensor.contiguous()
-        threshold, scale = round(p * 2**32), 1 / (1 - p)
+        threshold, scale = min(round(p * 2**32), 2**32 - 1), 1 / (1 - p)  # uint32 in C
         compiled = kernels.compiled(tensor.device, tensor.dtype)
         return (hashed if compiled else masked)(tensor, key, first, threshold, scale)
 

@@ -1,5 +1,6 @@
 """Masks by hash: the same with kernels and without, in forward and backward."""
 
+import math
 from itertools import pairwise, product
 
 import pytest
@@ -50,6 +51,14 @@ def test_dropout_has_the_mask_of_forward_in_backward(choice):
     assert dropout(tensor, 0.5, False, 0) is tensor
     assert dropout(tensor, 0.0, True, 0) is tensor
     assert not dropout(tensor, 1.0, True, 0).any()
+
+
+@pytest.mark.parametrize("choice", ["compiled", "torch"])
+@pytest.mark.parametrize("p", [1 - 2.0**-33, 1 - 2.0**-40, math.nextafter(1, 0)])
+def test_dropout_of_nearly_everything_leaves_nothing(p, choice):
+    """Though p * 2**32 rounds to 2**32, which no 32 bits hold."""
+    with kernels.use(choice):
+        assert not dropout(torch.ones(1000), p, True, 0).any()
 
 
 def test_dropout_draws_its_key_from_the_generator():
