@@ -105,10 +105,7 @@ class AdaptiveSoftmax(Head):
     @staticmethod
     def mistakes(config: Mapping[str, Any], at: str) -> list[str]:
         """Mistakes that show only when the values are compared with one another."""
-        cutoffs = config["cutoffs"] or []
-        if any(after <= before for before, after in pairwise(cutoffs)):
-            return [f"{at}.cutoffs={_listed(cutoffs)}: each must be above the one before"]
-        return []
+        return out_of_order(config["cutoffs"] or [], at)
 
     @staticmethod
     def misfits(config: Mapping[str, Any], vocabulary_size: int | None) -> list[str]:
@@ -281,15 +278,25 @@ class _Divided(NamedTuple):
 
 
 def check_cutoffs(cutoffs: Sequence[int] | None, vocabulary_size: int) -> list[int]:
-    """The cutoffs, which have their default for None; UserError if the vocabulary is smaller."""
+    """The cutoffs, which have their default for None; UserError if they do not rise, or if the
+    vocabulary is smaller."""
     if cutoffs is None:
         found = [max(vocabulary_size // 4, 1)] if vocabulary_size > 1 else []
         while found and found[0] // 4 >= SHORTEST:
             found.insert(0, found[0] // 4)
         return found
+    if wrong := out_of_order(cutoffs):
+        raise UserError(wrong[0])
     if cutoffs and cutoffs[-1] >= vocabulary_size:
         raise UserError(too_high(cutoffs, vocabulary_size))
     return list(cutoffs)
+
+
+def out_of_order(cutoffs: Sequence[int], at: str = "head") -> list[str]:
+    """The mistake of cutoffs that do not rise, if they do not."""
+    if any(after <= before for before, after in pairwise(cutoffs)):
+        return [f"{at}.cutoffs={_listed(cutoffs)}: each must be above the one before"]
+    return []
 
 
 def too_high(cutoffs: Sequence[int], vocabulary_size: int) -> str:

@@ -303,6 +303,15 @@ def test_a_vocabulary_below_the_cutoffs_is_refused():
         make(cutoffs=[11, 61])
 
 
+@pytest.mark.parametrize("cutoffs", [[8, 8], [12, 8]])
+def test_cutoffs_that_do_not_rise_are_refused_by_head_and_config_alike(cutoffs):
+    expected = f"head.cutoffs=[{cutoffs[0]},8]: each must be above the one before"
+    with pytest.raises(UserError) as refused:
+        make(cutoffs=cutoffs)
+    assert str(refused.value) == expected
+    assert AdaptiveSoftmax.mistakes({"cutoffs": cutoffs}, "head") == [expected]
+
+
 def test_a_projection_of_tied_rows_is_refused():
     with pytest.raises(UserError, match=r"head\.div_value=4 but model\.tie_weights=true: "):
         make(tied=True, div_value=4.0)
