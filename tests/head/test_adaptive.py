@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lmkit import cli, kernels
+from lmkit.config.check import check
+from lmkit.config.compose import compose
 from lmkit.errors import UserError
 from lmkit.head import AdaptiveSoftmax, FullSoftmax
 from lmkit.head.adaptive import check_cutoffs
@@ -288,6 +290,19 @@ def test_the_cutoffs_of_known_vocabularies():
     assert repr(head) == "AdaptiveSoftmax(cutoffs=[11,30], div_value=1, tied=True)"
 
 
+def test_matrices_of_clusters_begin_by_their_width_and_projections_by_what_they_read():
+    torch.manual_seed(0)
+    head = AdaptiveSoftmax(256, 4000, cutoffs=[1000, 2000])
+    assert [weight.shape[1] for weight in head.weights] == [256, 64, 16]
+    for weight in head.weights:
+        assert weight.std().item() == pytest.approx(weight.shape[1] ** -0.5, rel=0.03)
+    assert [len(projection) for projection in head.projections] == [64, 16]
+    for projection in head.projections:
+        assert projection.std().item() == pytest.approx(256**-0.5, rel=0.05)
+    for weight in AdaptiveSoftmax(256, 4000, cutoffs=[1000, 2000], init_range=0.2).weights:
+        assert weight.abs().max().item() == pytest.approx(0.2, rel=0.01)
+
+
 def test_it_has_fewer_parameters_than_the_full_softmax():
     full = sum(p.numel() for p in FullSoftmax(200, 33_278).parameters())
     adaptive = sum(p.numel() for p in AdaptiveSoftmax(200, 33_278).parameters())
@@ -312,7 +327,15 @@ def test_cutoffs_that_do_not_rise_are_refused_by_head_and_config_alike(cutoffs):
     assert AdaptiveSoftmax.mistakes({"cutoffs": cutoffs}, "head") == [expected]
 
 
+def test_the_last_cutoff_must_be_below_the_vocabulary_already_in_the_config():
+    config = {"head": {"cutoffs": [8, 61]}}
+    assert AdaptiveSoftmax.misfits(config, 62) == AdaptiveSoftmax.misfits(config, None) == []
+    (said,) = AdaptiveSoftmax.misfits(config, 61)
+    assert said.startswith("head.cutoffs=[8,61]: the vocabulary has 61 tokens")
+
+
 def test_a_projection_of_tied_rows_is_refused():
+    check(compose(["name=a", "head=adaptive", "model.tie_weights=true", "head.div_value=1"]))
     with pytest.raises(UserError, match=r"head\.div_value=4 but model\.tie_weights=true: "):
         make(tied=True, div_value=4.0)
 
@@ -364,6 +387,9 @@ def test_the_order_of_words_that_inference_has_moved_serves_gradients_too():
     learnt = [head.weight, head.bias]
     gradients = torch.autograd.grad(sum(tensor.sum() for tensor in parts), learnt)
     assert [each.shape for each in gradients] == [each.shape for each in learnt]
+    assert head._order()[0] is order
+    head.learn_counts(torch.rand(VOCABULARY, dtype=torch.float64))
+    assert head._order()[0] is not order
 
 
 @pytest.mark.parametrize("tied", [True, False])

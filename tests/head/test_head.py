@@ -88,6 +88,9 @@ def test_several_targets_at_a_position_are_those_one_by_one(choice, dtype, bias)
     assert (found.dtype, none.shape) == (torch.float32, (0,))
     tolerance = 1e-5 if dtype == torch.float32 else 3e-2
     torch.testing.assert_close(found, plain.float(), rtol=tolerance, atol=tolerance)
+    logits = F.linear(hidden[2].to(dtype).float(), head.weight.to(dtype).float(), head.bias)
+    expected = logits[targets[1]] - logits[targets[2:4]]  # which no normaliser has rounded
+    torch.testing.assert_close(found[2:4] - found[1], expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("choice", ["compiled", "torch"])

@@ -9,7 +9,7 @@ from torch import nn
 from lmkit.assembly import build_model
 from lmkit.config.check import check
 from lmkit.config.compose import compose
-from lmkit.head import ProjectedSoftmax
+from lmkit.head import FullSoftmax, MixtureOfSoftmaxes, ProjectedSoftmax
 from lmkit.model import Embedding, Masks
 from lmkit.model.dropout import dropout
 
@@ -97,6 +97,20 @@ def test_the_nll_with_dropout_has_the_masks_of_the_loss(settings):
 def test_the_projection_begins_orthogonal():
     projection = make()[0].projection
     torch.testing.assert_close(projection @ projection.T, torch.eye(SIZE), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("made", [ProjectedSoftmax, MixtureOfSoftmaxes])
+def test_a_matrix_of_its_own_begins_by_the_size_of_the_embedding(made):
+    torch.manual_seed(0)
+    embedding = Embedding(2000, 16, init_range=None, tied=False)
+    head = made(100, 2000, embedding=embedding)
+    assert head.weight.std().item() == pytest.approx(16**-0.5, rel=0.03)
+
+
+def test_only_in_kernels_do_threads_change_no_bit():
+    """The product with P is PyTorch's."""
+    assert FullSoftmax.any_threads
+    assert not ProjectedSoftmax.any_threads
 
 
 def test_hidden_vectors_of_another_size_than_the_tied_embedding_are_no_mistake():

@@ -70,13 +70,28 @@ def test_dropout_draws_its_key_from_the_generator():
     assert not torch.equal(first, second)
 
 
+class Card(str):
+    """The CPU as a device that names itself otherwise."""
+
+    type = "card"
+
+
+class OnCard(torch.Tensor):
+    """A tensor on the CPU whose masks are drawn as on an accelerator."""
+
+    device = Card("cpu")
+
+
+@pytest.mark.parametrize("kind", [torch.Tensor, OnCard])
 @given(
     *(st.integers(1, 4), st.integers(1, 5), st.integers(1, 9), st.integers(1, 40)),
     st.sampled_from([(), (1,), (2,), (1, 2)]),
 )
-def test_masks_are_those_of_all_lanes_cut_to_the_process(world_size, share, time, size, shared):
+def test_masks_are_those_of_all_lanes_cut_to_the_process(
+    kind, world_size, share, time, size, shared
+):
     num_lanes = world_size * share
-    tensor = torch.randn(num_lanes, time, size)
+    tensor = torch.randn(num_lanes, time, size).as_subclass(kind)
 
     def twice(first, rows):
         with Masks(5, 2, 9, first, num_lanes).use():

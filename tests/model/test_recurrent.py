@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scanned_cells import ROUNDING
@@ -11,7 +12,7 @@ from slow_cells import SLOW_CELLS
 from slow_models import KINDS, VOCABULARY, build, slow_hidden
 from torch import nn
 
-from lmkit.model import Reader
+from lmkit.model import LSTMP, LayerNormLSTM, Reader
 
 
 def laid_out(documents, num_lanes):
@@ -130,12 +131,34 @@ def test_the_state_of_a_reset_is_exactly_zero(kind):
 
 
 @pytest.mark.parametrize("kind", SLOW_CELLS)
-def test_the_state_is_of_float32_under_autocast(kind):
+def test_state_and_gradients_are_of_float32_under_autocast(kind):
+    """Backward runs after it."""
     model = build(kind)
     tokens, resets, _ = laid_out([[1, 2, 3], [4, 5, 6]], 1)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        _, _, state = model(tokens, resets, model.initial_state(1))
-    assert {s.dtype for layer in state for s in layer} == {torch.float32}
+    gradients = []
+    for mixed in (True, False):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
+            hidden, _, state = model(tokens, resets, model.initial_state(1))
+        assert {s.dtype for layer in state for s in layer} == {torch.float32}
+        loss = hidden[~resets].float().square().sum()
+        gradients.append(torch.autograd.grad(loss, list(model.parameters())))
+    for found, expected in zip(*gradients, strict=True):
+        assert found.dtype == torch.float32
+        assert F.cosine_similarity(found.flatten(), expected.flatten(), dim=0) > 0.99
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_state_is_a_view_of_no_window(kind, dtype):
+    """Else a checkpoint would have the window."""
+    model = build(kind)
+    sizes = []
+    for time in (1, 30):
+        tokens = torch.ones(2, time, dtype=torch.int64)
+        with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
+            state = model(tokens, tokens < 0, model.initial_state(2)).state
+        sizes.append([part.untyped_storage().nbytes() for layer in state for part in layer])
+    assert sizes[0] == sizes[1]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -175,6 +198,32 @@ def test_gates_of_a_mogrifier_begin_as_random_as_whole_matrices():
         for matrices in model.layers[0].rounds:
             matrix = matrices[0] if not rank else matrices[1] @ matrices[0]
             assert matrix.var().item() == pytest.approx(1 / 300, rel=0.1)
+
+
+@pytest.mark.parametrize("init", ["uniform", "xavier", 0.3])
+def test_gains_and_biases_of_a_normalised_lstm_begin_whatever_its_weights_do(init):
+    for layer in LayerNormLSTM(VOCABULARY, recurrent_init=init).layers:
+        begins = {"gain_ih": 1.0, "gain_hh": 0.1, "gain_c": 1.0}
+        begins |= {"bias_ih": 0.0, "bias_hh": 0.0, "bias_c": 0.0}
+        for name, value in begins.items():
+            parameter = getattr(layer, name)
+            assert torch.equal(parameter, torch.full_like(parameter, value)), name
+
+
+@pytest.mark.parametrize(
+    ("init", "bound"), [("uniform", 160**-0.5), ("xavier", (6 / 200) ** 0.5), (0.3, 0.3)]
+)
+def test_weights_of_many_cells_and_a_small_projection_begin_within_one_bound(init, bound):
+    """By the number of cells; with xavier by rows and columns of each gate's block."""
+    torch.manual_seed(1)
+    sizes = {"embedding_size": 40, "hidden_size": 160, "projection_size": 40}
+    for layer in LSTMP(VOCABULARY, recurrent_init=init, **sizes).layers:
+        for weight in (layer.weight_ih, layer.weight_hh, layer.weight_hr):
+            assert weight.abs().max().item() == pytest.approx(bound, rel=0.01)
+            assert weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.03)
+        for bias in (layer.bias_ih, layer.bias_hh):
+            expected = 0.0 if init == "xavier" else bound
+            assert bias.abs().max().item() == pytest.approx(expected, rel=0.03)
 
 
 @pytest.mark.parametrize("init", ["xavier", "orthogonal"])

@@ -3,6 +3,7 @@ of their own, against loops with masks by hand."""
 
 import pytest
 import torch
+from scanned_cells import SCANNED
 from slow_cells import SLOW_CELLS, build_cell, slow_lstm
 from torch import nn
 
@@ -21,7 +22,7 @@ BLOCKS = [f"residual {kind}" for kind in KINDS]
 LSTMS = ["lstm", "compiled lstm", *SLOW_CELLS]
 EACH = [
     *((kind, setting) for kind in (*KINDS, *BLOCKS) for setting in SETTINGS),
-    *((kind, "state_dropout") for kind in LSTMS),
+    *((f"{block}{kind}", "state_dropout") for block in ("", "residual ") for kind in LSTMS),
 ]
 
 
@@ -33,6 +34,8 @@ def build(kind, **settings):
     settings = {"embedding_size": SIZE, "hidden_size": SIZE, "init_range": 1.0, **settings}
     if kind in SLOW_CELLS:
         return build_cell(kind, VOCABULARY, **settings)
+    if kind in SCANNED:
+        return SCANNED[kind](VOCABULARY, **settings)
     if kind == "lstm":
         model = LSTM(VOCABULARY, **settings)
         model.forward = kernels.use("torch")(model.forward)
@@ -202,6 +205,16 @@ def test_outputs_of_other_layers_are_added_too(kind):
     assert_by_hand(kind, build(kind, num_layers=3, sum_layers=True).train(), [0.0], True)
 
 
+def test_raw_is_the_sum_of_all_layers_before_dropout():
+    tokens, resets = windows()
+    dropped = output(build("lstm", sum_layers=True, output_dropout=0.5).train(), tokens, resets)
+    kept = dropped.hidden != 0
+    assert 0.3 < kept.float().mean() < 0.7
+    assert torch.equal(dropped.hidden[kept], 2 * dropped.raw[kept])
+    plain = output(build("lstm", sum_layers=True).train(), tokens, resets)
+    assert plain.raw is plain.hidden
+
+
 def assert_by_hand(kind, model, rates, training):
     tokens, resets = windows()
     found = output(model, tokens, resets).hidden
@@ -225,6 +238,20 @@ def test_zoneout_does_not_depend_on_the_windows_in_evaluation(kind):
     reader = Reader(model)
     parts = [reader.read(tokens[:, w], resets[:, w]).hidden for w in (slice(0, 4), slice(4, 9))]
     torch.testing.assert_close(torch.cat(parts, 1), whole)
+
+
+@pytest.mark.parametrize("block", ["", "residual "])
+@pytest.mark.parametrize("kind", ["lstm", "lstmp", "mogrifier"])
+@pytest.mark.parametrize("value", [0.5, 0.0])  # 0 is another value than none
+def test_settings_of_lstms_reach_every_cell_also_in_blocks(kind, block, value):
+    shares = {"zoneout": 0.3, "cell_zoneout": value, "state_dropout": 0.4}
+    model = build(block + kind, cap_input_gate=True, forget_gate_bias=value, **shares)
+    assert len(model.cells) == 2
+    for cell in model.cells:
+        assert (cell.cap_input_gate, cell.state_dropout) == (True, 0.4)
+        assert cell.zoneout == (0.3, value)
+        forget = (cell.bias_ih + cell.bias_hh).chunk(4)[1]
+        assert forget.tolist() == [value] * len(forget)
 
 
 @pytest.mark.parametrize("kind", LSTMS)
@@ -263,7 +290,7 @@ def test_only_layers_of_one_size_are_added(settings, what):
     )
 
 
-@pytest.mark.parametrize("kind", [*KINDS, *BLOCKS])
+@pytest.mark.parametrize("kind", [*KINDS, *BLOCKS, *SCANNED])
 def test_a_window_begins_from_the_zero_state_in_a_share_of_the_lanes(kind):
     """The others go on, all tensors of a lane's state together; an evaluation always does."""
     model = build(kind, fresh_state=0.5)
@@ -275,7 +302,10 @@ def test_a_window_begins_from_the_zero_state_in_a_share_of_the_lanes(kind):
     )
     kept = mask((12,), 0.5, "state") != 0
     assert 2 < kept.sum() < 10
-    begun = tuple(tuple(part * kept[:, None] for part in layer) for layer in state)
+    begun = tuple(
+        tuple(torch.stack([part[lane] * kept[lane] for lane in range(12)]) for part in layer)
+        for layer in state
+    )
     with Masks(*PLACE).use():
         found = model.train()(tokens, none, state).hidden
         goes_on = model.eval()(tokens, none, state).hidden

@@ -63,9 +63,10 @@ def test_branches_begin_smaller_the_more_there_are_and_tied_outputs_with_a_lengt
 ):
     sizes = {"embedding_size": 64, "hidden_size": 64, "num_layers": num_layers}
     model = build(expansion=4, tie_weights=tied, **sizes)
-    assert model.layers[0].down.weight.std().item() == pytest.approx(
-        (3 * 256 * 2 * num_layers) ** -0.5, rel=0.05
-    )
+    for block in model.layers:
+        for parameter, rel in ((block.down.weight, 0.05), (block.down.bias, 0.3)):
+            std = (3 * 256 * 2 * num_layers) ** -0.5
+            assert parameter.std().item() == pytest.approx(std, rel=rel)
     tokens = torch.randint(11, (4, 5))
     raw = model(tokens, tokens < 0, model.initial_state(4)).raw
     assert raw.norm(dim=-1).flatten().tolist() == pytest.approx(
@@ -74,6 +75,10 @@ def test_branches_begin_smaller_the_more_there_are_and_tied_outputs_with_a_lengt
     assert [block.final_norm is not None for block in model.layers] == [
         number == num_layers - 1 for number in range(num_layers)
     ]
+
+
+def test_a_feed_forward_layer_has_at_least_one_unit():
+    assert [len(block.up.weight) for block in build(expansion=0.01).layers] == [1, 1]
 
 
 def test_a_sigmoid_cell_reads_normalised_inputs_from_the_first_layer_on():
@@ -93,11 +98,13 @@ def test_an_expansion_without_blocks_is_refused():
     )
 
 
-def test_a_rank_that_saves_nothing_is_refused():
+@pytest.mark.parametrize("rank", [90, 80])
+def test_a_rank_that_saves_nothing_is_refused(rank):
+    sizes = [f"model.rank={rank}", "model.embedding_size=80"]
     with pytest.raises(UserError) as refused:
-        check(compose(["name=a", "model=mogrifier", "model.rank=90", "model.embedding_size=80"]))
+        check(compose(["name=a", "model=mogrifier", *sizes]))
     assert str(refused.value).partition("\n  ")[2] == (
-        "model.rank=90 but the smallest size is 80: factors save nothing from there on; set a rank "
-        "below it, or model.rank=0 for whole matrices"
+        f"model.rank={rank} but the smallest size is 80: factors save nothing from there on; "
+        "set a rank below it, or model.rank=0 for whole matrices"
     )
     check(compose(["name=a", "model=mogrifier", "model.rank=200", "model.rounds=0"]))

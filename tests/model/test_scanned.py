@@ -45,6 +45,9 @@ def test_zoneout_keeps_units_and_in_evaluation_a_share_of_them(make, compiled):
         with Masks(1, 0, 0).use():
             zoned = [layer(inputs[:, :time], resets[:, :time], start)[1][0] for time in (1, 40)]
             again = layer(inputs, resets, start)[1][0]
+            layer.number = 1
+            next_layer = layer(inputs, resets, start)[1][0]
+            layer.number = 0
         with Masks(1, 0, 1).use():
             other = layer(inputs, resets, start)[1][0]
         layer.eval()
@@ -54,6 +57,7 @@ def test_zoneout_keeps_units_and_in_evaluation_a_share_of_them(make, compiled):
     torch.testing.assert_close(zoned[0][~kept], updates[0][~kept])
     assert torch.equal(zoned[1], again)
     assert not torch.equal(zoned[1], other)
+    assert not torch.equal(zoned[1], next_layer)
     torch.testing.assert_close(mean, 0.75 * updates[0])
 
 
@@ -83,10 +87,11 @@ def test_the_update_gate_of_a_minimal_lstm_is_never_zero_by_zero():
     assert gate.grad.isfinite().all()
 
 
-def test_forget_gates_of_a_minimal_lstm_begin_as_told():
-    model = MinLSTM(10, embedding_size=6, hidden_size=5, state_expansion=2, forget_gate_bias=1.0)
+@pytest.mark.parametrize("bias", [1.0, 0.0])
+def test_forget_gates_of_a_minimal_lstm_begin_as_told(bias):
+    model = MinLSTM(10, embedding_size=6, hidden_size=5, state_expansion=2, forget_gate_bias=bias)
     for layer in model.layers:
-        assert layer.bias_ih[:10].tolist() == [1.0] * 10
+        assert layer.bias_ih[:10].tolist() == [bias] * 10
         assert layer.bias_ih[10:].abs().max() < 1
 
 
@@ -115,6 +120,17 @@ def test_with_a_number_all_weights_begin_between_minus_this_and_this(cell):
             if name != "norm.weight":
                 assert 0.28 < parameter.max() <= 0.3, name
                 assert -0.3 <= parameter.min() < -0.28, name
+
+
+@pytest.mark.parametrize("cell", STARTS)
+def test_with_xavier_each_block_begins_by_its_own_rows_and_columns(cell):
+    made, settings, _ = STARTS[cell]
+    torch.manual_seed(1)
+    settings = {"embedding_size": 40, "hidden_size": 40, **settings}
+    for layer in made(10, recurrent_init="xavier", **settings).layers:
+        for block in layer.weight_ih.split(layer.weight_ih.blocks):
+            bound = (6 / sum(block.shape)) ** 0.5
+            assert block.abs().max().item() == pytest.approx(bound, rel=0.02)
 
 
 @pytest.mark.parametrize("cell", [MinGRU, MinLSTM])

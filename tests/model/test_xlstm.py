@@ -4,9 +4,12 @@ import pytest
 import torch
 from scanned_cells import mistake, slow_mlstm, slow_slstm, window
 
+from lmkit.config.check import check
+from lmkit.config.compose import compose
 from lmkit.model import MLSTM, SLSTM, mlstm
 from lmkit.model.mlstm import MLSTMLayer
 from lmkit.model.slstm import SLSTMLayer
+from lmkit.model.state import finite
 
 LAYERS = {"slstm": (SLSTMLayer, slow_slstm), "mlstm": (MLSTMLayer, slow_mlstm)}
 
@@ -103,6 +106,17 @@ def test_states_are_float32_under_autocast_and_views_of_no_window(cell):
         assert part.untyped_storage().nbytes() == part.nbytes
 
 
+@pytest.mark.parametrize("cell", LAYERS)
+def test_a_tensor_of_the_state_is_zero_in_lanes_where_it_is_not_finite(cell):
+    state = tuple(torch.randn_like(part) for part in made(cell).initial_state(3))
+    for part in state:
+        spoilt = part.clone()
+        spoilt[1].view(-1)[-1] = torch.nan
+        ((found, whole),) = finite(((spoilt, part),))
+        assert torch.equal(whole, part)
+        assert torch.equal(found, torch.stack([part[0], torch.zeros_like(part[1]), part[2]]))
+
+
 def test_heads_of_an_slstm_do_not_mix_within_a_layer():
     """The recurrent matrix is one for each gate and head; a head's outputs see its own alone."""
     layer = made("slstm", head_norm=False)
@@ -133,6 +147,7 @@ def test_weight_dropout_of_an_slstm_leaves_out_recurrent_connections():
         (SLSTM, {"forget_gate_bias": -2.0}, [-2.0] * 8),
         (MLSTM, {"num_heads": 4}, [3.0, 4.0, 5.0, 6.0]),
         (MLSTM, {"forget_gate_bias": 1.0}, [1.0] * 2),
+        (MLSTM, {"forget_gate_bias": 0.0}, [0.0] * 2),
     ],
 )
 def test_forget_gates_begin_as_told(model, told, expected):
@@ -153,11 +168,13 @@ def test_recurrent_matrices_of_an_slstm_begin_head_by_head(init):
 
 @pytest.mark.parametrize("cell", LAYERS)
 def test_mistakes_name_the_sizes_that_do_not_divide(cell):
-    said = mistake(f"model={cell}", "model.num_heads=3", "model.hidden_size=30")
+    settings = ["model.num_heads=3", "model.hidden_size=30"]
+    said = mistake(f"model={cell}", *settings)
     assert (
         "model.num_heads=3 does not divide the size of a layer (model.embedding_size: 200): "
         "set model.num_heads to a divisor, or another size"
     ) in said
+    check(compose(["name=a", f"model={cell}", *settings, "model.tie_weights=false"]))
     said = mistake(f"model={cell}", "model.num_heads=3", "model.hidden_sizes=[30,200]")
     assert "(model.hidden_sizes: 200)" in said
     said = mistake(f"model={cell}", "model.zoneout=0.1")

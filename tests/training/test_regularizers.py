@@ -37,6 +37,11 @@ def make_task(**model):
     return Task(lstm, head, lambda parameters: sgd(parameters, lr=0.5), regularizers=terms)
 
 
+def test_without_a_weight_terms_have_those_of_the_paper():
+    assert ActivationRegularization().weight == 2.0
+    assert TemporalActivationRegularization().weight == 1.0
+
+
 def slow_sums(task, documents):
     """Of the nll and of both terms, by a loop over the tokens of one document after another."""
     nll, ar, tar, count = 0.0, 0.0, 0.0, 0
