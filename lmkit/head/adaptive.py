@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Annotated, Any, NamedTuple
 
 import torch
@@ -152,6 +153,17 @@ class AdaptiveSoftmax(Head):
         return self._orders[str(device)]
 
     # ---- matrices
+
+    def num_multiplied(self) -> float:
+        """The weights of a cluster count in the share of targets that it has by Zipf's law."""
+        matrices = self.weight.split(self.sizes) if self.tied else tuple(self.weights)
+        projections = () if self.tied else tuple(self.projections)
+        number, ends = float(matrices[0].numel()), list(accumulate(self.sizes))
+        for index, (start, stop) in enumerate(pairwise(ends)):
+            share = math.log((stop + 1) / (start + 1)) / math.log(ends[-1] + 1)
+            projection = projections[index].numel() if projections else 0
+            number += share * (matrices[index + 1].numel() + projection)
+        return number
 
     def _parts(self) -> list[tuple[Tensor, Tensor | None]]:
         """The matrix (rows, width) and bias (rows) of the shortlist, with a row for each cluster at

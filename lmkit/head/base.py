@@ -54,6 +54,10 @@ class Head(nn.Module):
         """Take note, before any weights are loaded, of how often each token is in the train split;
         counts: float64 (vocabulary)."""
 
+    def num_multiplied(self) -> float:
+        """The number of weights that each position is multiplied with in training, on average."""
+        return float(sum(parameter.numel() for parameter in self.parameters()))
+
     def loss(self, hidden: Tensor, targets: Tensor, weight: Tensor) -> Loss:
         """The sum of weight * nll, or another loss, and the unweighted sum of nll, which is logged;
         weight is float32 (lanes, time), 0 where masked."""

@@ -56,6 +56,9 @@ class MixtureOfSoftmaxes(MatrixHead):
         self.latent_dropout = latent_dropout
         self.locked_latent = locked_latent
 
+    def num_multiplied(self) -> float:
+        return super().num_multiplied() + (self.num_experts - 1) * self.weight.numel()
+
     def _latent(self, hidden: Tensor) -> Tensor:
         """hidden (.., hidden_size) -> the experts' vectors, side by side, (.., experts * size)."""
         return torch.tanh(self.experts(hidden))

@@ -72,6 +72,10 @@ class SampledSoftmax(FullSoftmax):
     def _make_sampler(self, counts: Any) -> None:
         self._sampler = Sampler(probabilities(self.distribution, counts), self.num_samples)
 
+    def num_multiplied(self) -> float:
+        vocabulary_size, size = self.weight.shape
+        return float(min(self.num_samples, vocabulary_size) * size)
+
     def loss(self, hidden: Tensor, targets: Tensor, weight: Tensor) -> Loss:
         if self._sampler is None:
             raise UserError(

@@ -47,13 +47,13 @@ def _tokens(config: Mapping[str, Any]) -> int:
     return min(lengths, default=0)
 
 
-def num_multiplied(config: Mapping[str, Any], vocabulary_size: int) -> int:
-    """The number of weights that each token is multiplied with: all but those looked up."""
+def num_multiplied(config: Mapping[str, Any], vocabulary_size: int) -> float:
+    """The number of weights that each token is multiplied with, on average: those of an embedding
+    are looked up, and a head may use some of its own, or some several times."""
     with torch.device("meta"):
         model, head = build_model(config, vocabulary_size)
-    parameters = {id(each): each.numel() for each in (*model.parameters(), *head.parameters())}
-    looked_up = 0 if model.embedding.tied else model.embedding.weight.numel()
-    return sum(parameters.values()) - looked_up
+    every = sum(parameter.numel() for parameter in model.parameters())
+    return every - model.embedding.weight.numel() + head.num_multiplied()
 
 
 @cache

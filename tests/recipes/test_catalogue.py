@@ -1,11 +1,14 @@
 """The recipes that ship: their facts, their settings, the page of their results."""
 
+import math
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from lmkit.assembly import build_model
 from lmkit.config.check import check
 from lmkit.config.compose import compose
 from lmkit.config.groups import CONF, group_options
@@ -101,9 +104,10 @@ def test_the_settings_of_zaremba_are_theirs_for_a_mean_over_tokens():
 )
 def test_the_sizes_are_the_published_ones(name, millions):
     config = recipes()[name]
-    size = config["recipe"]["vocabulary_size"]
-    looked_up = 0 if config["model"]["tie_weights"] else size * config["model"]["embedding_size"]
-    assert round((num_multiplied(config, size) + looked_up) / 1e6) == millions
+    with torch.device("meta"):
+        parts = build_model(config, config["recipe"]["vocabulary_size"])
+    parameters = {each for part in parts for each in part.parameters()}
+    assert round(sum(each.numel() for each in parameters) / 1e6) == millions
 
 
 def test_an_estimate_is_in_proportion():
@@ -121,6 +125,32 @@ def test_an_estimate_is_in_proportion():
     assert seconds(several, 1e9) == pytest.approx(4 * seconds(few, 1e9))
     assert seconds({**config, "trainer": {"max_epochs": -1}}, 1e9) is None
     assert seconds({**few, "data": {}}, 1e9) is None  # sizes are the constructor's
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_estimate_counts_what_a_head_multiplies(tied):
+    """By Zipf's law the words from the first to the n-th of V have a share of log(n+1)/log(V+1)."""
+    model = {"_target_": "lmkit.model.LSTM", "embedding_size": 8, "hidden_size": 8}
+    model |= {"num_layers": 1, "tie_weights": tied}
+    lstm, size = 4 * 8 * (8 + 8 + 2), 999
+
+    def counted(head, **keys):
+        config = {"model": model, "head": {"_target_": f"lmkit.head.{head}", "bias": False, **keys}}
+        return num_multiplied(config, size) - lstm
+
+    assert counted("FullSoftmax") == size * 8
+    assert counted("SampledSoftmax", num_samples=50) == 50 * 8
+    assert counted("SampledSoftmax", num_samples=5000) == size * 8
+    experts = 8 * 3 + 8 * 8 * 3 + 8 * 3  # the prior, and what makes the vectors
+    assert counted("MixtureOfSoftmaxes", num_experts=3) == 3 * size * 8 + experts
+    shares = [
+        (math.log(b + 1) - math.log(a + 1)) / math.log(1000) for a, b in ((99, 399), (399, 999))
+    ]
+    weights = [300 * 8, 600 * 8] if tied else [(300 + 8) * 4, (600 + 8) * 2]
+    first = 99 * 8 if tied else 101 * 8  # untied, the clusters as wholes are rows of it
+    expected = first + sum(s * w for s, w in zip(shares, weights, strict=True))
+    found = counted("AdaptiveSoftmax", cutoffs=[99, 399], div_value=1 if tied else 2)
+    assert found == pytest.approx(expected)
 
 
 def test_the_page_of_results_is_in_step():
