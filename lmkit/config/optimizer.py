@@ -77,12 +77,18 @@ def other_names(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _without_memory(config: Mapping[str, Any]) -> tuple[nn.Module, nn.Module]:
-    """A config's model and head on the device `meta`, with a vocabulary of two."""
+    """A config's model and head on the device `meta`, with a vocabulary of two, or of as many more
+    as there are `cutoffs` of the head, whose number says which parameters it has."""
+    node, cutoffs = config["head"], config["head"].get("cutoffs")
+    vocabulary_size = 2
+    if isinstance(cutoffs, list):
+        node = {**node, "cutoffs": list(range(1, len(cutoffs) + 1))}
+        vocabulary_size += len(cutoffs)
     with torch.device("meta"):
-        model = build("model", config["model"], vocabulary_size=2)
-        known = {"hidden_size": model.hidden_size, "vocabulary_size": 2}
+        model = build("model", config["model"], vocabulary_size=vocabulary_size)
+        known = {"hidden_size": model.hidden_size, "vocabulary_size": vocabulary_size}
         known |= {"embedding": model.embedding, "init_range": model.init_range}
-        return model, build("head", config["head"], **known)
+        return model, build("head", node, **known)
 
 
 def make_optimizer(node: Mapping[str, Any], named: Iterable[tuple[str, nn.Parameter]]) -> Optimizer:

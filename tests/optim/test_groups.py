@@ -347,6 +347,21 @@ def test_a_mistake_in_groups(argv, expected):
     assert mistakes(*argv) == expected
 
 
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(
+    "optimizer",
+    [("optimizer=muon",), ("optimizer=adam", "optimizer.groups={head: {weight_decay: 0.1}}")],
+)
+def test_names_are_those_of_a_head_with_clusters(place, optimizer, tied):
+    head = ("head=adaptive", "head.cutoffs=[50,200]", f"model.tie_weights={str(tied).lower()}")
+    fitted = place.fit(*head, *optimizer, "optimizer.lr=0.01", "trainer.max_epochs=1")
+    assert len(fitted.of("train/nll")) == 18
+    cluster = "head.tombstones" if tied else "head.weights.2"
+    check(compose([*place.settings, *head, f"optimizer.groups={{{cluster}: {{lr: 1}}}}"]))
+    said = mistakes(*place.settings, *head, "optimizer.groups={head.weights.3: {lr: 1}}")
+    assert said[0].startswith("optimizer.groups.head.weights.3: no parameter has such a name")
+
+
 def test_rates_of_a_schedule_may_be_one_for_each_group():
     check(
         compose(
