@@ -182,8 +182,8 @@ def _find_run(argv: list[str], which: str, lacks: str | None) -> Any:
     """The run that RUN names, looked up in `outputs=`; lacks: the name of a function in `run`."""
     from lmkit import run
 
-    places = [argument for argument in argv if key_of(argument) == "outputs"]
-    outputs = places[-1].partition("=")[2] if places else "outputs"
+    places = [each.partition("=")[2] for each in argv if key_of(each) == "outputs" and "=" in each]
+    outputs = places[-1] if places else "outputs"
     return run.Run.find(outputs, which, getattr(run, lacks) if lacks else None)
 
 

@@ -280,11 +280,13 @@ def test_a_command_gets_its_run_its_config_and_its_own_keys(run, monkeypatch, tm
         called.update(run=run.path, config=config, prompt=prompt, num_tokens=num_tokens, seed=seed)
 
     monkeypatch.setattr("lmkit.commands.generate.generate", fake)
+    monkeypatch.chdir(tmp_path)
     argv = ["prompt=It's, [so]", "num_tokens=1e1", "seed=7", "kernels=torch", "format=text"]
     for which, places in (
         ("latest", [f"outputs={tmp_path / 'outputs'}"]),
         ("a", [f"outputs={tmp_path / 'outputs'}"]),
         ("a", [f"++outputs={tmp_path / 'outputs'}"]),
+        ("a", ["~outputs"]),
         (str(run), []),
     ):
         called.clear()
